@@ -1,0 +1,49 @@
+"""Write the demo world: drawn scenes with captions and boxes, in the official formats of COCO."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vlkit.config import run
+from vlkit.demo.make import make_world
+from vlkit.demo.preview import write_contact_sheet
+from vlkit.demo.world import COUNTS
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Config:
+    """Write the demo world: drawn scenes with captions and boxes, in the official formats of COCO."""
+
+    output: Path
+    """Folder to make; it appears at the end, complete."""
+    seed: int = 0
+    """The same seed writes the same files; another one, other scenes of the same statistics."""
+    size: Literal["small", "medium", "large"] = "medium"
+    """Scenes (train/val/test): small 400/50/100, medium 2,000/200/500, large 10,000/500/1,000."""
+    side: int = 96
+    """Width and height of the pictures in pixels."""
+    workers: int = os.cpu_count() or 1
+    """Processes that draw; 0 = no other than this one. The result does not depend on it."""
+    preview: Path | None = None
+    """Also write a contact sheet of both domains to this PNG."""
+
+
+def main(config: Config) -> None:
+    """Make the world, then say what is there."""
+    if config.preview is not None:
+        write_contact_sheet(config.preview, config.seed)
+        log.info("contact sheet: %s", config.preview)
+    make_world(config.output, config.seed, config.size, config.side, config.workers)
+    for split, count in COUNTS[config.size].items():
+        log.info("%s: %s pictures", split, f"{count:,}")
+    log.info("demo world: %s", config.output)
+
+
+if __name__ == "__main__":
+    run(main, Config)

@@ -1,0 +1,41 @@
+"""Flickr30k captions -> a prepared dataset for retrieval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from vlkit.config import run
+from vlkit.data.sources import flickr30k
+from vlkit.data.sources.prepare import prepare
+
+
+@dataclass
+class Config:
+    """Prepare Flickr30k captions for retrieval."""
+
+    annotations: Path
+    """Karpathy file (dataset_flickr30k.json), results_20130124.token, or results.csv."""
+    images: Path
+    """Folder with the pictures (flickr30k-images)."""
+    output: Path
+    """Folder to write the prepared dataset to."""
+    split: str = "train"
+    """Token file and CSV, which state no splits: the split for all images when --split_lists is not given."""
+    split_lists: Path | None = None
+    """Token file and CSV: folder with train.txt, val.txt, test.txt (an image a line), or a Karpathy file."""
+    partial: bool = False
+    """Leave out images that are not there, and list them in missing.txt, instead of stopping."""
+
+
+def main(config: Config) -> None:
+    with Console(stderr=True).status(f"reading {config.annotations}"):
+        source = flickr30k.read(config.annotations, split=config.split, split_lists=config.split_lists)
+        prepared = prepare(source, config.output, config.images, partial=config.partial)
+    print(prepared.summary())
+
+
+if __name__ == "__main__":
+    run(main, Config)

@@ -1,0 +1,262 @@
+"""Pre-train the tiny bases on the drawn pre-training domain; nothing is downloaded, scenes are drawn as needed.
+
+    python tasks/pretrain/train.py --model clip --output runs/pretrain/clip
+    python tasks/pretrain/train.py --model t5 --output runs/pretrain/t5 --steps 4000 --batch_size 128 --lr 0.003
+
+The same command again goes on from the last checkpoint. Sample n depends on seed and n alone, so a run that was stopped
+sees what an unbroken one sees.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from vlkit.config import run
+from vlkit.demo.samples import TRAIN, VALIDATION, PretrainingPairs, PretrainingTexts
+from vlkit.encoders.stage import stage_text
+from vlkit.encoders.tiny import SENTINELS, TinyTokenizer, new_tiny_clip, new_tiny_t5, tiny_t5_tokenizer, vocabulary
+from vlkit.errors import UserError
+from vlkit.files import whole_file, write_json
+from vlkit.hardware import attention_for, keep_freed_memory
+
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+
+@dataclass
+class Config:
+    """Pre-train a tiny base."""
+
+    model: Literal["clip", "t5"] = "clip"
+    """Which base."""
+    output: Path = Path("runs/pretrain/clip")
+    """Run folder: weights, log, resume state."""
+    steps: int = 3600
+    """Optimizer steps in all."""
+    batch_size: int = 128
+    """Samples a step."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW: linear warm-up over 5 % of the steps, then cosine to zero."""
+    weight_decay: float = 0.05
+    """Weight decay on matrices."""
+    seed: int = 2024
+    """Seed of world, order and initial weights."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; bf16 autocast on both."""
+    evaluate_every: int = 200
+    """Steps between evaluations, each with a checkpoint."""
+    workers: int = 1
+    """Processes that draw."""
+
+
+@dataclass
+class Job:
+    """What differs between the two bases."""
+
+    model: nn.Module
+    loss: Callable[[Any], Tensor]
+    train: Callable[[int], DataLoader]
+    evaluate: Callable[[], dict[str, float]]
+
+
+def clip_job(config: Config, device: torch.device) -> Job:
+    """Contrastive pre-training on (picture, caption); every caption of the batch is a candidate."""
+    tokenizer = TinyTokenizer(vocabulary())
+    model = new_tiny_clip(tokenizer).to(device)
+    text_tower = stage_text(model)
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
+
+    def collate(samples: list[tuple[Tensor, str]]) -> tuple[Tensor, Tensor]:
+        return torch.stack([picture for picture, _ in samples]), tokenizer([text for _, text in samples])
+
+    def embed(pictures: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = (pictures.to(device) / 255 - mean) / std
+        with torch.autocast(device.type, torch.bfloat16):
+            images = model.encode_image(pixels, normalize=True)
+            texts = text_tower(text_tower.trim(ids).to(device))
+        return images.float(), F.normalize(texts.float(), dim=-1)
+
+    def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, texts = embed(*batch)
+        logits = model.logit_scale.exp().clamp(max=100) * images @ texts.T
+        target = torch.arange(len(logits), device=device)
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+    def loader(dataset: PretrainingPairs, workers: int) -> DataLoader:
+        return DataLoader(dataset, config.batch_size, num_workers=workers, collate_fn=collate, prefetch_factor=4 if workers else None)
+
+    @torch.no_grad()
+    def evaluate() -> dict[str, float]:
+        held_out = PretrainingPairs(config.seed, VALIDATION, 1000, detail=3)
+        images, texts = (torch.cat(parts) for parts in zip(*(embed(*b) for b in loader(held_out, 0)), strict=True))
+        scores, captions = images @ texts.T, [text for _, text in (held_out[i] for i in range(1000))]
+        partner = scores.diagonal()
+        # Scenes whose full captions are equal cannot be told apart: one of each such set is the best that can be found.
+        ceiling = 100 * len(set(captions)) / len(captions)
+        return {
+            "i2t_r1": 100 * ((scores >= partner.unsqueeze(1)).sum(1) == 1).float().mean().item(),
+            "t2i_r1": 100 * ((scores >= partner).sum(0) == 1).float().mean().item(),
+            "ceiling_r1": ceiling,
+        }
+
+    def train(first: int) -> DataLoader:
+        return loader(
+            PretrainingPairs(config.seed, TRAIN, config.steps * config.batch_size, first), config.workers
+        )
+
+    return Job(model, loss, train, evaluate)
+
+
+def t5_job(config: Config, device: torch.device) -> Job:
+    """Span-corruption denoising (T5, section 3.1.4): 15 % of the tokens in spans of about three become sentinels."""
+    tokenizer = tiny_t5_tokenizer()
+    model = new_tiny_t5(tokenizer).to(device)
+    sentinels = tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(SENTINELS)])
+
+    def corrupt(ids: list[int], rng: np.random.Generator) -> tuple[list[int], list[int]]:
+        spans = max(1, round(len(ids) * 0.15 / 3))
+        starts = np.sort(rng.choice(len(ids), spans, replace=False))
+        source, target, position = [], [], 0
+        for sentinel, start in zip(sentinels, starts, strict=False):
+            if start < position:
+                continue
+            stop = min(len(ids), start + int(rng.integers(1, 6)))
+            source += [*ids[position:start], sentinel]
+            target += [sentinel, *ids[start:stop]]
+            position = stop
+        end = tokenizer.eos_token_id
+        return [*source, *ids[position:], end], [*target, end]
+
+    def collate(texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        # The corruption is drawn from the texts, so it is the same whoever draws it, in whatever process.
+        rng = np.random.default_rng(np.frombuffer("".join(texts).encode(), dtype=np.uint8)[:4096])
+        pairs = [corrupt(tokenizer(text, add_special_tokens=False).input_ids, rng) for text in texts]
+        source, target = (nn.utils.rnn.pad_sequence([torch.tensor(p[i]) for p in pairs], True, v) for i, v in ((0, 0), (1, -100)))
+        return source, source != 0, target
+
+    def loss(batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        source, mask, target = (tensor.to(device) for tensor in batch)
+        with torch.autocast(device.type, torch.bfloat16):
+            return model(input_ids=source, attention_mask=mask, labels=target).loss
+
+    def train(first: int) -> DataLoader:
+        texts = PretrainingTexts(config.seed, TRAIN, config.steps * config.batch_size, first)
+        return DataLoader(texts, config.batch_size, num_workers=config.workers, collate_fn=collate)
+
+    @torch.no_grad()
+    def evaluate() -> dict[str, float]:
+        held_out = DataLoader(PretrainingTexts(config.seed, VALIDATION, 2000), 200, collate_fn=collate)
+        total, tokens = 0.0, 0
+        for batch in held_out:
+            count = int((batch[2] != -100).sum())
+            total, tokens = total + loss(batch).item() * count, tokens + count
+        return {"denoising_perplexity": math.exp(total / tokens)}
+
+    return Job(model, loss, train, evaluate)
+
+
+def main(config: Config) -> None:
+    torch.manual_seed(config.seed)
+    name = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    keep_freed_memory()
+    job = (clip_job if config.model == "clip" else t5_job)(config, device)
+    decayed = [p for p in job.model.parameters() if p.dim() > 1]
+    rest = [p for p in job.model.parameters() if p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+    done, seconds = resume(config, job.model, optimizer)
+    console, start, metrics = Console(stderr=True), time.perf_counter() - seconds, {}
+    for step, batch in enumerate(job.train(done * config.batch_size), start=done):
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * schedule(step, config.steps)
+        with attention_for(device):
+            loss = job.loss(batch)
+            loss.backward()
+        nn.utils.clip_grad_norm_(job.model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if (step + 1) % 20 == 0:
+            rate = config.batch_size * (step + 1) / (time.perf_counter() - start)
+            console.print(f"step {step + 1}/{config.steps} loss {loss.item():.3f} {rate:.0f} samples/s", highlight=False)
+        if (step + 1) % config.evaluate_every == 0 or step + 1 == config.steps:
+            job.model.eval()
+            metrics = job.evaluate()
+            job.model.train()
+            console.print(f"step {step + 1}: {metrics}", highlight=False)
+            save(config, job.model, optimizer, step + 1, time.perf_counter() - start, metrics)
+    print(json.dumps(json.loads((config.output / "metrics.json").read_text()), indent=2))
+
+
+def schedule(step: int, steps: int, warmup: float = 0.05) -> float:
+    """Factor on the peak learning rate: linear warm-up, then cosine to zero."""
+    start = max(1, round(warmup * steps))
+    return (step + 1) / start if step < start else 0.5 * (1 + math.cos(math.pi * (step - start) / max(1, steps - start)))
+
+
+def save(
+    config: Config, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float, metrics: dict
+) -> None:
+    """Write weights (half precision, what ships), resume state and metrics, each whole."""
+    half = {name: tensor.half().contiguous() for name, tensor in unique_state(model).items()}
+    with whole_file(config.output / "model.safetensors") as path:
+        save_file(half, path)
+    state = {f"model.{name}": tensor.contiguous() for name, tensor in unique_state(model).items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        state |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+    facts = {"step": str(step), "seconds": str(seconds), "settings": settings(config)}
+    with whole_file(config.output / "resume.safetensors") as path:
+        save_file(state, path, metadata=facts)
+    samples = {"steps": step, "samples": step * config.batch_size, "seconds": round(seconds)}
+    write_json(config.output / "metrics.json", {"config": json.loads(settings(config)), **samples, **metrics})
+
+
+def unique_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict without second names of shared tensors (T5 ties its embeddings)."""
+    seen: dict[int, str] = {}
+    return {n: t for n, t in model.state_dict().items() if seen.setdefault(t.data_ptr(), n) == n}
+
+
+def settings(config: Config) -> str:
+    """The settings that decide the weights, as JSON; where and how fast they are made is left out."""
+    chosen = asdict(config)
+    return json.dumps({k: v for k, v in chosen.items() if k not in ("output", "device", "workers", "evaluate_every")})
+
+
+def resume(config: Config, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    """Load the resume state if there is one; returns the steps done and the seconds they took."""
+    path = config.output / "resume.safetensors"
+    if not path.exists():
+        return 0, 0.0
+    with safe_open(path, "pt") as file:
+        facts = file.metadata()
+        if facts["settings"] != settings(config):
+            raise UserError(f"{path}: made with other settings ({facts['settings']}); give another --output")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    model.load_state_dict(weights, strict=False)
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            moments.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    return int(facts["step"]), float(facts["seconds"])
+
+
+if __name__ == "__main__":
+    run(main, Config)

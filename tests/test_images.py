@@ -1,0 +1,191 @@
+"""Opening pictures: every kind becomes upright RGB, every broken one a MediaError that says why."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile, ImageOps, features
+
+from vlkit.data import images
+from vlkit.data.images import MediaError, open_image, to_rgb
+
+
+def blocks(width: int = 48, height: int = 32) -> Image.Image:
+    """Blocks of 8 pixels in random colours: survives JPEG nearly unchanged and shows every flip."""
+    colours = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3))
+    return Image.fromarray(np.kron(colours, np.ones((8, 8, 1))).astype(np.uint8))
+
+
+def reason(path: Path, **options) -> str:
+    with pytest.raises(MediaError) as error:
+        open_image(path, **options)
+    assert error.value.path == str(path)
+    assert str(error.value) == f"{path}: {error.value.reason}"
+    return error.value.reason
+
+
+def png_of_size(path: Path, width: int, height: int) -> Path:
+    """A valid PNG header that promises far more pixels than the few bytes behind it."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0" * 100)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tiff", "ppm"])
+def test_every_format_gives_the_same_rgb_picture(tmp_path, suffix):
+    options = {"jpg": {"quality": 100, "subsampling": 0}, "webp": {"lossless": True}}
+    blocks().save(tmp_path / f"a.{suffix}", **options.get(suffix, {}))
+    image = open_image(tmp_path / f"a.{suffix}")
+    assert (image.mode, image.size) == ("RGB", (48, 32))
+    assert np.abs(np.asarray(image, int) - np.asarray(blocks(), int)).mean() < 4
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
+def test_every_pixel_type_becomes_rgb(tmp_path, mode):
+    suffix = "jpg" if mode in ("CMYK", "YCbCr") else "png"
+    level = 255 if mode == "1" else 130
+    if mode == "I;16":
+        picture = Image.fromarray(np.full((8, 8), level * 257, np.uint16))
+    else:
+        picture = Image.new("RGB", (8, 8), (level, level, level)).convert(mode, palette=Image.Palette.ADAPTIVE)
+    picture.save(tmp_path / f"a.{suffix}")
+    assert Image.open(tmp_path / f"a.{suffix}").mode == ("RGB" if mode == "YCbCr" else mode)
+    pixels = np.asarray(open_image(tmp_path / f"a.{suffix}"), int)
+    assert pixels.shape == (8, 8, 3)
+    assert np.abs(pixels - level).max() <= 3
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "pgm"])
+def test_sixteen_bit_greys_keep_their_range(tmp_path, suffix):
+    ramp = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+    if suffix == "pgm":
+        (tmp_path / "a.pgm").write_bytes(b"P5 16 16 65535\n" + ramp.astype(">u2").tobytes())
+    else:
+        Image.fromarray(ramp).save(tmp_path / f"a.{suffix}")
+    pixels = np.asarray(open_image(tmp_path / f"a.{suffix}"))
+    assert np.array_equal(pixels[..., 0].ravel(), np.arange(256))
+
+
+def test_transparent_pixels_are_white(tmp_path):
+    rgba = np.zeros((8, 8, 4), np.uint8)
+    rgba[:, 4:] = (200, 10, 10, 255)
+    Image.fromarray(rgba).save(tmp_path / "rgba.png")
+    palette = Image.new("P", (8, 8))
+    palette.putpalette([0, 0, 0, 200, 10, 10])
+    palette.paste(1, (4, 0, 8, 8))
+    palette.save(tmp_path / "palette.png", transparency=0)
+    palette.save(tmp_path / "palette.gif", transparency=0)
+    Image.fromarray(rgba[..., :3]).save(tmp_path / "key.png", transparency=(0, 0, 0))
+    for name in ("rgba.png", "palette.png", "palette.gif", "key.png"):
+        pixels = np.asarray(open_image(tmp_path / name))
+        assert (pixels[:, :4] == 255).all(), name
+        assert (pixels[:, 4:] == (200, 10, 10)).all(), name
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_once(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    blocks().save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    upright = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    assert upright.size == ((48, 32) if orientation < 5 else (32, 48))
+    assert np.array_equal(np.asarray(open_image(path)), np.asarray(upright))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_does_not_spoil_the_picture(tmp_path):
+    blocks().save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert open_image(tmp_path / "a.jpg").size == (48, 32)
+
+
+def test_animation_gives_its_first_frame(tmp_path):
+    blocks().save(tmp_path / "a.webp", save_all=True, append_images=[Image.new("RGB", (48, 32))], lossless=True)
+    assert np.array_equal(np.asarray(open_image(tmp_path / "a.webp")), np.asarray(blocks()))
+
+
+def test_missing_empty_and_other_files_are_named(tmp_path):
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "page.jpg").write_text("<html>404 not found</html>")
+    (tmp_path / "script.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
+    assert reason(tmp_path / "none.jpg") == "missing"
+    assert reason(tmp_path / "page.jpg" / "x.jpg") == "missing"
+    assert reason(tmp_path / "empty.jpg") == "empty file"
+    assert reason(tmp_path / "page.jpg") == "not an image"
+    assert reason(tmp_path / "script.jpg") == "not an image"
+    assert reason(tmp_path) == "a folder, not a file"
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tiff", "ppm"])
+@pytest.mark.parametrize("share", [0.05, 0.4, 0.9])
+@pytest.mark.parametrize("lenient", [False, True])
+def test_truncated_files_are_refused(tmp_path, monkeypatch, suffix, share, lenient):
+    # Other libraries switch this on for the whole process.
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    noise.save(tmp_path / f"a.{suffix}")
+    data = (tmp_path / f"a.{suffix}").read_bytes()
+    (tmp_path / f"a.{suffix}").write_bytes(data[: int(len(data) * share)])
+    assert "truncated" in reason(tmp_path / f"a.{suffix}")
+
+
+def test_unstated_pixel_range_is_refused(tmp_path):
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "a.tiff")
+    assert reason(tmp_path / "a.tiff").startswith("unsupported 32-bit")
+
+
+@pytest.mark.filterwarnings("error")
+def test_size_is_checked_before_decoding(tmp_path, monkeypatch):
+    bomb = png_of_size(tmp_path / "bomb.png", 60000, 60000)
+    monkeypatch.setattr(images, "_decode", lambda *_: pytest.fail("decoded"))
+    before = Image.MAX_IMAGE_PIXELS
+    assert reason(bomb).startswith("too large: 60000 x 60000 pixels exceeds")
+    blocks().save(tmp_path / "a.png")
+    assert reason(tmp_path / "a.png", max_pixels=48 * 32 - 1) == "too large: 48 x 32 pixels exceeds 1535 pixels"
+    assert before == Image.MAX_IMAGE_PIXELS  # the limit of others stays
+    monkeypatch.undo()
+    assert open_image(tmp_path / "a.png", max_pixels=48 * 32).size == (48, 32)
+
+
+def test_raised_limit_goes_beyond_that_of_pillow(tmp_path, monkeypatch):
+    blocks().save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert open_image(tmp_path / "a.png").size == (48, 32)
+
+
+def test_min_side_decodes_a_smaller_jpeg(tmp_path):
+    blocks(1600, 960).save(tmp_path / "a.jpg")
+    blocks(1600, 960).save(tmp_path / "a.png")
+    assert open_image(tmp_path / "a.jpg").size == (1600, 960)
+    assert open_image(tmp_path / "a.jpg", min_side=224).size == (400, 240)
+    assert open_image(tmp_path / "a.jpg", min_side=2000).size == (1600, 960)
+    assert open_image(tmp_path / "a.png", min_side=224).size == (1600, 960)
+
+
+def test_error_survives_a_worker_process(tmp_path):
+    error = pickle.loads(pickle.dumps(MediaError(tmp_path / "a.jpg", "missing")))
+    assert (error.path, error.reason) == (str(tmp_path / "a.jpg"), "missing")
+    # A data loader joins the traceback of its worker into one text and builds the exception from that.
+    assert str(MediaError("a.jpg: missing")) == "a.jpg: missing"
+
+
+def test_to_rgb_leaves_plain_pictures_alone():
+    image = blocks()
+    assert to_rgb(image) is image
+
+
+def test_suffixes_are_those_pillow_can_open():
+    known = Image.registered_extensions()
+    wanted = images.IMAGE_SUFFIXES - (set() if features.check("avif") else {".avif"})
+    assert {known[suffix] for suffix in wanted} <= {*images.FORMATS}

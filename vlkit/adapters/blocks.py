@@ -1,0 +1,177 @@
+"""The pieces SHERL is made of: reducers, the redundancy aggregation, output heads and the late gate."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LinearNormReducer(nn.Module):
+    """[..., D] -> [..., H]: linear, then layer norm (published flavours ``text`` and ``mdetr``)."""
+
+    def __init__(self, width: int, hidden: int, norm_eps: float = 1e-5) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, hidden)
+        self.norm = nn.LayerNorm(hidden, eps=norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.proj(x))
+
+
+class GatedReducer(nn.Module):
+    """[..., D] -> [..., H]: ReLU MLP with a skip and a sigmoid gate (published flavours ``t5`` and ``clipvil``)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, hidden)
+        self.up = nn.Linear(hidden, hidden)
+        self.gate = nn.Linear(hidden, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.proj(x))
+        return (self.up(h) + h) * torch.sigmoid(self.gate(h))
+
+
+class ConvReducer(nn.Module):
+    """[B, C, h, w] -> [B, n * n, H]: max plus average pooling to the deepest grid, 1x1 convolution, batch norm (``cnn``)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(width, hidden, kernel_size=1)
+        self.norm = nn.BatchNorm2d(hidden)
+
+    def pool(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Sum, not mean, of both poolings, as published: where no pooling is needed the map is doubled."""
+        return F.adaptive_max_pool2d(x, size) + F.adaptive_avg_pool2d(x, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.proj(x)).flatten(2).transpose(1, 2)
+
+
+class PostMLP(nn.Module):
+    """The MLP on the aggregate in flavour ``mdetr``: H -> D -> H with ReLU between, then layer norm."""
+
+    def __init__(self, hidden: int, width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(hidden, width)
+        self.down = nn.Linear(width, hidden)
+        self.norm = nn.LayerNorm(hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.down(F.relu(self.up(x))))
+
+
+class RedundancyAggregator(nn.Module):
+    """Merge K candidates of width H under a guide; candidates that say the same thing share one vote.
+
+    With ``U = F / (|F| + eps)``: redundancy ``R = sum relu(U U^T)``, score ``s = (F * g) w + b``, weights
+    ``p = l1(relu(s) / R)`` over the candidates (not a softmax: all may be zero), result ``post(sum p F) + g``
+    (SHERL, section 3.2). The product is over candidates, never over tokens.
+
+    Args:
+        hidden: H.
+        eps: added after the root in the unit vectors and to the sum in the L1 norm.
+        post: module on the aggregate before the guide is added; None = identity.
+    """
+
+    def __init__(self, hidden: int, eps: float, post: nn.Module | None = None) -> None:
+        super().__init__()
+        self.score = nn.Linear(hidden, 1)
+        self.post = post
+        self.eps = eps
+
+    def forward(self, guide: Tensor, candidates: Tensor) -> Tensor:
+        """Aggregate.
+
+        Args:
+            guide: [..., H].
+            candidates: [..., K, H].
+
+        Returns:
+            [..., H].
+        """
+        weights = self.weights(guide, candidates)  # [..., K]
+        merged = (weights.unsqueeze(-2) @ candidates).squeeze(-2)
+        return (merged if self.post is None else self.post(merged)) + guide
+
+    def weights(self, guide: Tensor, candidates: Tensor) -> Tensor:
+        """The share of each candidate, [..., K]; non-negative, sums to at most 1."""
+        # The score is F (g * w) rather than (F * g) w and the Gram matrix is normalised after the product: equal, and
+        # backward then needs the candidates once instead of three more tensors of their size.
+        query = guide * self.score.weight[0]
+        score = (candidates @ query.unsqueeze(-1)).squeeze(-1) + self.score.bias
+        gram = candidates @ candidates.transpose(-1, -2)  # [..., K, K]
+        square = gram.diagonal(dim1=-2, dim2=-1)
+        # A candidate of exact zeros has norm 0: the clamp keeps the root's gradient finite and changes nothing else.
+        norm = square.clamp_min(torch.finfo(gram.dtype).tiny).sqrt() + self.eps
+        redundancy = F.relu(gram / (norm.unsqueeze(-1) * norm.unsqueeze(-2))).sum(-1)
+        # The diagonal alone gives about 1, unless every candidate is zero: then 0 / 0 is kept from happening.
+        return l1_normalise(F.relu(score) / redundancy.clamp_min(1e-6), self.eps)
+
+
+def l1_normalise(x: Tensor, eps: float) -> Tensor:
+    """``x / (sum |x| + eps)`` over the last dimension."""
+    return x / (x.abs().sum(-1, keepdim=True) + eps)
+
+
+class LinearHead(nn.Module):
+    """[..., H] -> [..., D]: ReLU, linear, and if ``norm_eps`` is given layer norm and dropout."""
+
+    def __init__(self, hidden: int, width: int, norm_eps: float | None = None, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.proj = nn.Linear(hidden, width)
+        self.norm = None if norm_eps is None else nn.LayerNorm(width, eps=norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.proj(F.relu(x))
+        return self.dropout(x if self.norm is None else self.norm(x))
+
+    def zero(self) -> None:
+        """Make the output exactly 0. Behind a norm its gain is zeroed: a zero vector would explode in its backward."""
+        owner = self.proj if self.norm is None else self.norm
+        nn.init.zeros_(owner.weight)
+        nn.init.zeros_(owner.bias)
+
+
+class ConvHead(nn.Module):
+    """[B, H, n, n] -> [B, C, n, n]: 1x1 convolution, batch norm, ReLU (``cnn``: no ReLU in front).
+
+    Args:
+        hidden: H.
+        width: C.
+        scaled: add a per-channel factor behind the ReLU (needed to start at zero: a ReLU at 0 passes no gradient).
+    """
+
+    def __init__(self, hidden: int, width: int, scaled: bool = False) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(hidden, width, kernel_size=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.scale = nn.Parameter(torch.ones(width, 1, 1)) if scaled else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.proj(x)))
+        return x if self.scale is None else x * self.scale
+
+    def zero(self) -> None:
+        """Make the output exactly 0 (needs ``scaled``)."""
+        nn.init.zeros_(self.scale)
+
+
+class LateGate(nn.Module):
+    """``offset + tanh(gamma / temperature)`` times the state that the side feature joins.
+
+    Published: offset 0 and gamma 0, so the late block first sees the side feature alone. With offset 1 training starts
+    at the base's own state. ``gamma`` has shape [1]; at 0 its gradient is ``1 / temperature`` times that of the factor.
+    """
+
+    def __init__(self, temperature: float = 0.1, offset: float = 0.0) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1))
+        self.temperature = temperature
+        self.offset = offset
+
+    def forward(self, side: Tensor, last: Tensor) -> Tensor:
+        """``side + factor * last``; both of one shape."""
+        return side + (self.offset + torch.tanh(self.gamma / self.temperature)) * last

@@ -1,0 +1,143 @@
+"""Open every medium of a prepared dataset and say what is wrong, by manifest file and line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from vlkit.data.images import MediaError, open_image
+from vlkit.data.manifest import Dataset, write_dataset
+from vlkit.data.records import MEDIA_FIELD, Record, box_problem
+from vlkit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong: the manifest file and line (0 = the whole file), the medium if it is about one, and why."""
+
+    file: str
+    line: int
+    media: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        return ": ".join(
+            filter(None, (f"{self.file}:{self.line}" if self.line else self.file, self.media, self.reason))
+        )
+
+
+@dataclass
+class Report:
+    """What :func:`check_dataset` found. ``good`` holds the records without a problem, by split."""
+
+    dataset: Dataset
+    records: int = 0
+    media: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    good: dict[str, list[Record]] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON value with ``dataset``, ``task``, ``records``, ``media`` (counts) and ``problems``."""
+        problems = [asdict(problem) for problem in self.problems]
+        counts = {"records": self.records, "media": self.media}
+        return {"dataset": str(self.dataset.root), "task": self.dataset.task, **counts, "problems": problems}
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """Result of opening one medium: why it failed, or the size of a picture in pixels."""
+
+    reason: str | None = None
+    size: tuple[int, int] | None = None
+
+
+def check_dataset(dataset: Dataset, *, workers: int) -> Report:
+    """Check every record and open every medium once, in ``workers`` threads; progress on stderr if it is a terminal.
+
+    Pictures are decoded completely, so a truncated file is found. Boxes are compared with the real picture size.
+    """
+    report = Report(dataset)
+    scanned = {split: list(dataset.scan(split)) for split in dataset.splits}
+    media_field = MEDIA_FIELD[dataset.task]
+    good = (record for lines in scanned.values() for _, record, problem in lines if problem is None)
+    media = sorted({record[media_field] for record in good})
+    opened = _open_all(dataset, media, workers)
+    report.media = len(media)
+    for split, lines in scanned.items():
+        file = str(dataset.split_file(split))
+        kept = report.good[split] = []
+        for line, record, problem in lines:
+            report.records += line > 0
+            path = record.get(media_field) if isinstance(record, dict) else None
+            if problem is None:
+                problem = opened[path].reason or _size_problem(record, opened[path].size)
+            if problem is None:
+                kept.append(record)
+            else:
+                report.problems.append(Problem(file, line, path if isinstance(path, str) else None, problem))
+    return report
+
+
+def write_clean(report: Report, output: str | Path) -> Dataset:
+    """Write a copy of the dataset with the good records only; splits without any are left out."""
+    dataset = report.dataset
+    output = Path(output)
+    if output.resolve() == dataset.root.resolve():
+        raise UserError(f"--write_clean {output}: is the dataset itself; give another folder")
+    splits = {split: records for split, records in report.good.items() if records}
+    if not splits:
+        raise UserError(f"{dataset.root}: no good record is left to write")
+    return write_dataset(
+        output,
+        name=dataset.name,
+        task=dataset.task,
+        splits=splits,
+        media_root=dataset.media_root.resolve(),
+        source={"cleaned": str(dataset.root.resolve()), "source": dataset.source},
+        extra=dataset.extra,
+    )
+
+
+def _open_all(dataset: Dataset, media: list[str], workers: int) -> dict[str, _Opened]:
+    opener = _video_opener() if dataset.task == "video_retrieval" else _open_picture
+    console = Console(stderr=True)
+    pool = ThreadPoolExecutor(workers)
+    try:
+        results = pool.map(opener, [dataset.path(path) for path in media])
+        bar = track(results, "checking", len(media), console=console, transient=True, disable=not console.is_terminal)
+        return dict(zip(media, bar, strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C the files that wait are not opened any more
+
+
+def _open_picture(path: Path) -> _Opened:
+    try:
+        return _Opened(size=open_image(path).size)
+    except MediaError as error:
+        return _Opened(error.reason)
+
+
+def _video_opener() -> Callable[[Path], _Opened]:
+    try:
+        from vlkit.data.video import probe  # heavy decoders; pictures do not need them
+    except ImportError as error:
+        raise UserError(f"videos cannot be checked: {error}; install the video decoders of vlkit") from error
+
+    def open_video(path: Path) -> _Opened:
+        try:
+            probe(path)
+        except MediaError as error:
+            return _Opened(error.reason)
+        return _Opened()
+
+    return open_video
+
+
+def _size_problem(record: Record, size: tuple[int, int] | None) -> str | None:
+    return box_problem(record["box"], *size) if size and "box" in record else None

@@ -1,0 +1,160 @@
+"""What one record of a prepared dataset must hold, by task. Plain checks, quick enough for 10**5 records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+Record = dict[str, Any]
+
+MEDIA_FIELD = {"retrieval": "image", "video_retrieval": "video", "vqa": "image", "grounding": "image"}
+TASKS = tuple(MEDIA_FIELD)
+ANSWERS = 10  # the VQA metric is defined over ten human answers
+BOX_SLACK = 1.0  # pixels; annotated boxes end up to a rounding step outside their picture
+
+
+def unique_fields(task: str) -> tuple[str, ...]:
+    """Fields whose value may occur once in a split."""
+    return ("id", "question_id") if task == "vqa" else ("id",)
+
+
+def record_problem(record: Any, task: str) -> str | None:
+    """Say what is wrong with a record of ``task``: one phrase with the field and the mend; None if it is good."""
+    if not isinstance(record, dict):
+        return "not a JSON object; write one {...} a line"
+    media = MEDIA_FIELD[task]
+    problem = _text_problem(record, "id") or _text_problem(record, media)
+    if problem:
+        return problem
+    problem = path_problem(record[media])
+    if problem:
+        return f'field "{media}": {record[media]!r} {problem}'
+    return _CHECKS[task](record)
+
+
+def path_problem(path: str) -> str | None:
+    """Why a media path is not safely inside the media root, judged by the text alone; None if it is.
+
+    Any ``..`` is refused, also one that seems to stay inside: behind a symbolic link it need not.
+    """
+    if path.startswith("/") or path[1:3] == ":/":
+        return "is absolute; write it relative to the media root"
+    if "\\" in path:
+        return 'contains "\\"; separate folders by "/"'
+    if "\0" in path:
+        return "contains a NUL character; correct it"
+    if ".." in path and ".." in path.split("/"):
+        return 'leaves the media root by ".."; write it without'
+    return None
+
+
+def _text_problem(record: Record, field: str) -> str | None:
+    value = record.get(field)
+    if _is_text(value):
+        return None
+    if value is None:
+        return f'field "{field}" is missing; add it'
+    return f'field "{field}" is {_shown(value)}; expected is a text (valid Unicode, not empty)'
+
+
+def _texts_problem(record: Record) -> str | None:
+    texts = record.get("texts")
+    if texts is None:
+        return 'field "texts" is missing; add a list of captions'
+    if not isinstance(texts, list) or not texts:
+        return f'field "texts" is {_shown(texts)}; expected is a list of at least one caption'
+    for index, text in enumerate(texts):
+        if not _is_text(text):
+            return f'field "texts[{index}]" is {_shown(text)}; give a caption that is not empty, or remove it'
+    return None
+
+
+def _video_problem(record: Record) -> str | None:
+    problem = _texts_problem(record)
+    if problem:
+        return problem
+    for field in ("start", "end"):
+        value = record.get(field)
+        if value is not None and (not _is_number(value) or value < 0):
+            return f'field "{field}" is {_shown(value)}; expected are seconds, 0 or more'
+    start, end = record.get("start") or 0, record.get("end")
+    if end is not None and end <= start:
+        return f'field "end" is {end}, not after "start" ({start}); correct the times'
+    return None
+
+
+def _vqa_problem(record: Record) -> str | None:
+    problem = _text_problem(record, "question")
+    if problem:
+        return problem
+    question_id = record.get("question_id")
+    if question_id is None:
+        return 'field "question_id" is missing; add it'
+    if isinstance(question_id, bool) or not isinstance(question_id, (int, str)) or question_id == "":
+        return f'field "question_id" is {_shown(question_id)}; expected is a whole number or a text'
+    answers = record.get("answers")
+    if answers is None:  # a test set whose answers are hidden
+        return None
+    if not isinstance(answers, list) or len(answers) != ANSWERS:
+        got = f"{len(answers)} answers" if isinstance(answers, list) else _shown(answers)
+        return f'field "answers": got {got}, expected a list of {ANSWERS}; repeat a single answer {ANSWERS} times'
+    for index, answer in enumerate(answers):
+        if not isinstance(answer, str):
+            return f'field "answers[{index}]" is {_shown(answer)}; expected is a text'
+    return None
+
+
+def _grounding_problem(record: Record) -> str | None:
+    problem = _text_problem(record, "text")
+    if problem:
+        return problem
+    box = record.get("box")
+    if box is None:
+        return 'field "box" is missing; add [x1, y1, x2, y2] in pixels'
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
+        return f'field "box" is {_shown(box)}; expected are four numbers [x1, y1, x2, y2] in pixels'
+    size = []
+    for field in ("width", "height"):
+        value = record.get(field)
+        if value is not None and (not _is_number(value) or value <= 0):
+            return f'field "{field}" is {_shown(value)}; expected is a size in pixels'
+        size.append(math.inf if value is None else value)
+    return box_problem(box, size[0], size[1])
+
+
+def box_problem(box: list[float], width: float, height: float) -> str | None:
+    """Why an xyxy box (pixels) is no box of a ``width`` x ``height`` picture; None if it is one."""
+    x1, y1, x2, y2 = box
+    if x2 <= x1 or y2 <= y1:
+        return f'field "box": {box} is empty or inverted; write [left, top, right, bottom]'
+    if min(x1, y1) < -BOX_SLACK or x2 > width + BOX_SLACK or y2 > height + BOX_SLACK:
+        size = "" if math.isinf(width) or math.isinf(height) else f" of {width} x {height} pixels"
+        return f'field "box": {box} lies outside the picture{size}; is it xyxy in pixels?'
+    return None
+
+
+def _is_text(value: Any) -> bool:
+    """True for a text that is not blank and can be written as UTF-8 (JSON may smuggle in half of a character)."""
+    if not isinstance(value, str) or not value or value.isspace():
+        return False
+    return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _is_number(value: Any) -> bool:
+    """True for a finite number of a magnitude that can be pixels or seconds."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e12 < value < 1e12
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, cut to one short line."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+_CHECKS: dict[str, Callable[[Record], str | None]] = {
+    "retrieval": _texts_problem,
+    "video_retrieval": _video_problem,
+    "vqa": _vqa_problem,
+    "grounding": _grounding_problem,
+}

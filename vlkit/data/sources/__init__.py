@@ -1,0 +1,1 @@
+"""Official dataset files -> records by split. One module a dataset; :mod:`.prepare` writes what they return."""

@@ -1,0 +1,191 @@
+"""The common end of every source: look whether the media are there, compare counts, write the prepared dataset."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlkit.data.manifest import Dataset, write_dataset
+from vlkit.data.records import MEDIA_FIELD, Record
+from vlkit.errors import UserError, some
+from vlkit.files import write_text
+
+MISSING_LIST = "missing.txt"
+Counts = dict[str, tuple[int, int]]  # split -> (media, texts)
+
+
+@dataclass
+class Source:
+    """What was read from official files; no media file has been looked at yet.
+
+    Attributes:
+        splits: split -> records, in the order of the annotation file; media paths as the files state them.
+        inputs: JSON value for the field ``source`` of ``dataset.json``.
+        counts: split -> (media, texts) as read, before anything was left out.
+        notes: what the user should know, one line each.
+        blank_texts: number of captions that were blank and left out.
+        without_text: ids of records that had no caption left and were left out.
+        elsewhere: other relative paths at which a medium may lie when it is not at the stated one.
+    """
+
+    name: str
+    task: str
+    splits: dict[str, list[Record]]
+    inputs: Any
+    counts: Counts = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    blank_texts: int = 0
+    without_text: list[str] = field(default_factory=list)
+    elsewhere: Callable[[str], Iterable[str]] | None = None
+
+
+@dataclass
+class Prepared:
+    """A written dataset, the media that were not there (relative paths) and notes for the user, one line each."""
+
+    dataset: Dataset
+    missing: list[str]
+    notes: list[str]
+
+    def summary(self) -> str:
+        """Counts per split as a small table, then the notes."""
+        dataset = self.dataset
+        media = f"{MEDIA_FIELD[dataset.task]}s"
+        lines = [
+            f"{dataset.name} ({dataset.task}) -> {dataset.root}",
+            f"{'split':<10} {media:>9} {'records':>9} {'texts':>9}",
+        ]
+        for split, entry in dataset.splits.items():
+            counts = (
+                f"{entry['media']:,}",
+                f"{entry['records']:,}",
+                f"{entry['texts']:,}" if "texts" in entry else "-",
+            )
+            lines.append(f"{split:<10} " + " ".join(f"{count:>9}" for count in counts))
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+
+def prepare(source: Source, output: str | Path, media_root: str | Path, *, partial: bool = False) -> Prepared:
+    """Check that the media exist and write ``source`` as a prepared dataset.
+
+    Args:
+        media_root: the folder with the media, as the user gave it; stored as an absolute path, or relative to
+            ``output`` if it lies in there.
+        partial: leave out records whose medium is missing and list the paths in ``missing.txt`` of ``output``.
+
+    Raises:
+        UserError: no media folder, media missing without ``partial``, nothing left, or ``output`` cannot be written.
+    """
+    media_root = Path(media_root)
+    if not media_root.is_dir():
+        raise UserError(f"{media_root}: no such folder; give the folder with the {MEDIA_FIELD[source.task]}s")
+    splits, missing, moved = _locate(source, MediaFolder(media_root))
+    notes = list(source.notes)
+    if source.blank_texts:
+        notes.append(f"{source.blank_texts} blank texts were left out")
+    if source.without_text:
+        notes.append(f"{len(source.without_text)} records have no text and were left out: {some(source.without_text)}")
+    if missing:
+        what = f"{len(missing)} of {_distinct(source)} {MEDIA_FIELD[source.task]}s are not in {media_root}"
+        names = some(missing)
+        if not partial:
+            raise UserError(f"{what}: {names}; correct the folder, or add --partial to leave them out")
+        if not any(splits.values()):
+            raise UserError(f"{what}: {names}; nothing is left, correct the folder")
+        notes.append(f"{what}; left out and listed in {MISSING_LIST}")
+    if moved:
+        notes.append(f"{moved} {MEDIA_FIELD[source.task]}s were found under another path than the annotations state")
+    for split in [split for split, records in splits.items() if not records]:
+        del splits[split]
+        notes.append(f'split "{split}" is empty and was left out')
+    root, output = media_root.resolve(), Path(output)
+    if root.is_relative_to(output.resolve()):
+        root = root.relative_to(output.resolve())  # such a folder can be moved as a whole
+    dataset = write_dataset(
+        output, name=source.name, task=source.task, splits=splits, media_root=root, source=source.inputs
+    )
+    if missing:
+        write_text(dataset.root / MISSING_LIST, "".join(f"{path}\n" for path in missing))
+    else:
+        (dataset.root / MISSING_LIST).unlink(missing_ok=True)  # of an earlier run
+    return Prepared(dataset, missing, notes)
+
+
+class MediaFolder:
+    """Which files lie under a folder. Each sub-folder is listed once: 10**5 questions cost a few system calls."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self._listed: dict[str, frozenset[str]] = {}
+
+    def __contains__(self, relative: str) -> bool:
+        folder, name = posixpath.split(relative)
+        if folder not in self._listed:
+            try:
+                self._listed[folder] = frozenset(os.listdir(self.root / folder))
+            except (OSError, ValueError):  # ValueError: a NUL character in the path
+                self._listed[folder] = frozenset()
+        return name in self._listed[folder]
+
+
+def compare_counts(source: Source, official: Counts) -> list[str]:
+    """Notes where a file that must be the official one (over half of its media) has other counts than that."""
+    total = sum(media for media, _ in official.values())
+    if 2 * sum(media for media, _ in source.counts.values()) <= total:
+        return []
+    notes = []
+    for split, expected in official.items():
+        found = source.counts.get(split, (0, 0))
+        if found != expected:
+            counts = f"{found[0]:,} images and {found[1]:,} texts"
+            notes.append(f'split "{split}" has {counts}, the official file {expected[0]:,} and {expected[1]:,}')
+    return notes
+
+
+def add_record(source: Source, split: str, record: Record, texts: Iterable[str]) -> None:
+    """Append a record with its captions, stripped of blanks around them, and count it; blank captions are dropped.
+
+    A record without any caption left is left out and noted, because nothing can be retrieved by it.
+    """
+    texts = list(texts)
+    media, captions = source.counts.get(split, (0, 0))
+    source.counts[split] = (media + 1, captions + len(texts))
+    record["texts"] = [text for text in map(_clean, texts) if text]
+    if record["texts"]:
+        source.splits.setdefault(split, []).append(record)
+    else:
+        source.without_text.append(record["id"])
+    source.blank_texts += len(texts) - len(record["texts"])
+
+
+def _clean(text: str) -> str:
+    """Strip blanks around a caption; halves of characters (lone surrogates of JSON escapes) become "?"."""
+    return text.strip().encode("utf-8", "replace").decode("utf-8")
+
+
+def _locate(source: Source, folder: MediaFolder) -> tuple[dict[str, list[Record]], list[str], int]:
+    """Return the records whose medium exists, the missing paths, and how many were found at another path."""
+    media = MEDIA_FIELD[source.task]
+    found: dict[str, str | None] = {}
+    splits: dict[str, list[Record]] = {}
+    for split, records in source.splits.items():
+        kept = splits[split] = []
+        for record in records:
+            stated = record[media]
+            if stated not in found:
+                paths = [stated, *(source.elsewhere(stated) if source.elsewhere else ())]
+                found[stated] = next((path for path in paths if path in folder), None)
+            if found[stated] is not None:
+                kept.append(record if found[stated] == stated else {**record, media: found[stated]})
+    missing = [path for path, actual in found.items() if actual is None]
+    moved = sum(actual is not None and actual != path for path, actual in found.items())
+    return splits, missing, moved
+
+
+def _distinct(source: Source) -> int:
+    media = MEDIA_FIELD[source.task]
+    return len({record[media] for records in source.splits.values() for record in records})

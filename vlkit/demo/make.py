@@ -1,0 +1,76 @@
+"""Making the demo world on disk: which writers there are, and that it is complete or not there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vlkit.demo.coco import write_coco, write_scenes
+from vlkit.demo.folder import whole_folder
+from vlkit.demo.world import COUNTS, World, WorldSize, draw_world
+from vlkit.errors import UserError
+from vlkit.files import read_json, write_json
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Goes up when the same seed gives other files."""
+MARKER = "world.json"
+
+WRITERS: tuple[Callable[[World, Path], None], ...] = (write_scenes, write_coco)
+"""What is written from the drawn world, each given (world, folder)."""
+
+
+def make_world(output: str | Path, seed: int = 0, size: WorldSize = "medium", side: int = 96, workers: int = 0) -> Path:
+    """Write the demo world to ``output``; a complete one of the same settings is left as it is.
+
+    Args:
+        output: folder to make. It appears at the end, whole.
+        seed: not negative; the same seed gives the same files, another one other scenes of the same statistics.
+        size: number of scenes (:data:`vlkit.demo.world.COUNTS`).
+        side: width and height of the pictures in pixels.
+        workers: processes to draw with; 0 = this one alone. More need a main module that can be imported.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        UserError: a setting is out of range, or ``output`` holds something else.
+    """
+    output = Path(output)
+    if seed < 0:
+        raise UserError(f"seed {seed}: is negative; use 0 or more")
+    if not 32 <= side <= 512:
+        raise UserError(f"side {side}: pictures have 32 to 512 pixels a side")
+    settings = {"format": "vlkit-demo-world", "version": VERSION, "seed": seed, "size": size, "side": side}
+    if is_complete(output, settings):
+        log.info("%s: this demo world is already complete", output)
+        return output
+    with whole_folder(output, lambda: is_complete(output, settings)) as folder:
+        if folder is not None:
+            world = draw_world(seed, COUNTS[size], folder, side, workers)
+            for write in WRITERS:
+                write(world, folder)
+            write_json(folder / MARKER, {**settings, "counts": COUNTS[size]})
+    return output
+
+
+def is_complete(output: Path, settings: dict[str, Any]) -> bool:
+    """Whether ``output`` is a complete world of these settings.
+
+    Raises:
+        UserError: it is neither that nor free for a new one.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return False
+    marker = output / MARKER
+    if not marker.is_file():
+        raise UserError(f"{output}: exists and is no demo world; choose another --output or remove it")
+    found = read_json(marker)
+    other = [key for key in settings if found.get(key) != settings[key]]
+    if other:
+        got = ", ".join(f"{key} {found.get(key)}" for key in other)
+        raise UserError(f"{output}: holds another demo world ({got}); choose another --output or remove it")
+    return True

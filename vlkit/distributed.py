@@ -1,0 +1,147 @@
+"""One process or many: the Fabric of a run, and the few collectives that training and evaluation need."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+from torch import Tensor, nn
+
+from vlkit.errors import UserError
+
+
+class _NothingToSkip:
+    """Fabric's switch for skipping gradient synchronisation, where backward synchronises nothing."""
+
+    def no_backward_sync(self, module: nn.Module, enabled: bool = True) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+class AveragingStrategy(DDPStrategy):
+    """Processes that share gradients once a step (:func:`average_gradients`) instead of during backward.
+
+    Only the adapter trains, so one small all-reduce replaces the hooks of DistributedDataParallel. A step may then run
+    any number of forwards and backwards, call any method of the model and leave parameters unused.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._backward_sync_control = _NothingToSkip()
+
+    def setup_module(self, module: nn.Module) -> nn.Module:
+        """Leave the module as it is."""
+        return module
+
+
+def make_fabric(device: str = "auto", precision: str = "auto", seed: int = 0) -> Fabric:
+    """Set up device, precision and processes, and seed every generator.
+
+    The number of processes comes from the launcher: ``torchrun --nproc_per_node N script.py …`` or
+    ``fabric run --devices N script.py …``; without one it is a single process on a single device.
+
+    Args:
+        device: ``auto`` (CUDA if there is a device), ``cpu`` or ``cuda``.
+        precision: a precision of Fabric, or ``auto``: mixed on CUDA (bfloat16 where the device has it, else float16
+            with loss scaling), float32 on CPU.
+        seed: seed of the run; the same on every process.
+
+    Raises:
+        UserError: no such device here, or flags that contradict the launcher's.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device here; use --device cpu (or auto)")
+    accelerator = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if precision == "auto":
+        has_bfloat16 = accelerator == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "32-true" if accelerator == "cpu" else "bf16-mixed" if has_bfloat16 else "16-mixed"
+    if precision == "16-mixed" and accelerator == "cpu":
+        raise UserError("--precision 16-mixed needs CUDA; use 32-true or bf16-mixed on the CPU")
+    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    try:
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices="auto" if "LT_DEVICES" in os.environ else local,
+            num_nodes=max(1, world // local),
+            precision=precision,  # type: ignore[arg-type]
+            strategy=AveragingStrategy() if world > 1 else "auto",
+        )
+    except ValueError as error:
+        raise UserError(f"launcher and flags disagree: {error}") from None
+    fabric.launch()
+    fabric.seed_everything(seed, workers=False, verbose=False)
+    return fabric
+
+
+def make_equal(fabric: Fabric, tensors: list[Tensor]) -> None:
+    """Overwrite ``tensors`` with those of process 0, in place."""
+    if fabric.world_size > 1:
+        for tensor in tensors:
+            torch.distributed.broadcast(tensor.detach(), src=0)
+
+
+def average_numbers(fabric: Fabric, numbers: dict[str, Any]) -> dict[str, float]:
+    """Mean over the processes of numbers or scalar tensors; the keys must be the same everywhere."""
+    packed = torch.stack([torch.as_tensor(n, device=fabric.device).detach().double() for n in numbers.values()])
+    if fabric.world_size > 1:
+        torch.distributed.all_reduce(packed)
+    return dict(zip(numbers, (packed / fabric.world_size).tolist(), strict=True))
+
+
+@torch.no_grad()
+def average_gradients(fabric: Fabric, parameters: list[nn.Parameter], buffers: list[Tensor]) -> None:
+    """Replace gradients (and floating point ``buffers``) by their mean over the processes, in place.
+
+    A parameter that no process used keeps no gradient, as with one process; one that some used counts as zero
+    elsewhere.
+    """
+    if fabric.world_size == 1 or not parameters:
+        return
+    used = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+    torch.distributed.all_reduce(used)
+    shared: list[Tensor] = [buffer for buffer in buffers if buffer.is_floating_point()]
+    for parameter, count in zip(parameters, used.tolist(), strict=True):
+        if count:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            shared.append(parameter.grad)
+    for dtype in dict.fromkeys(tensor.dtype for tensor in shared):  # no set: every process needs the same order
+        _average_flat([tensor for tensor in shared if tensor.dtype == dtype], fabric.world_size)
+
+
+def _average_flat(tensors: list[Tensor], world: int) -> None:
+    """Average tensors of one dtype with one collective."""
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    torch.distributed.all_reduce(flat)
+    flat /= world
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def my_share(fabric: Fabric, count: int) -> range:
+    """The indices 0 .. count - 1 that this process evaluates: every ``world_size``-th one."""
+    return range(fabric.global_rank, count, fabric.world_size)
+
+
+def gather_shares(fabric: Fabric, rows: Tensor, count: int) -> Tensor:
+    """Bring the rows of every process's :func:`my_share` together, in the order of the indices, none twice.
+
+    Args:
+        fabric: the run's Fabric.
+        rows: [len(my_share), ...], result i for index ``my_share[i]``; at least the trailing sizes must agree between
+            processes.
+        count: number of indices in all.
+
+    Returns:
+        [count, ...] on every process.
+    """
+    if fabric.world_size == 1:
+        return rows
+    longest = -(-count // fabric.world_size)
+    padded = rows.new_zeros((longest, *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    everywhere = fabric.all_gather(padded)  # [W, longest, ...]; index i lies at [i % W, i // W]
+    return everywhere.transpose(0, 1).flatten(0, 1)[:count]

@@ -1,0 +1,43 @@
+"""``python -m vlkit.encoders [--json FILE]``: which bases can be staged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from vlkit.config import run
+from vlkit.files import write_json
+
+
+@dataclass
+class Config:
+    """List every architecture with, per tower, "staged" or the reason why it cannot be; nothing is downloaded."""
+
+    json: Path | None = None
+    """Also write the list to this file: objects with name, library, vision, text."""
+
+
+def main(config: Config) -> None:
+    """Print the list as a table, and what share of open_clip is staged on both sides."""
+    from vlkit.encoders.catalog import STAGED, catalog
+
+    errors = Console(stderr=True)
+    rows = list(track(catalog(), "reading architectures", console=errors, transient=True))
+    if config.json:
+        write_json(config.json, rows)
+    table = Table("name", "library", "vision", "text")
+    for row in rows:
+        table.add_row(row["name"], row["library"], row["vision"], row["text"])
+    console = Console()
+    console.print(table)
+    pairs = [row for row in rows if row["library"] == "open_clip"]
+    both = sum(row["vision"] == row["text"] == STAGED for row in pairs)
+    console.print(f"{both} of {len(pairs)} open_clip architectures are staged on both sides")
+
+
+if __name__ == "__main__":
+    run(main, Config)

@@ -1,0 +1,184 @@
+"""A loaded base: its staged towers, what feeds them, and who it is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlkit.encoders.stage import stage_hf, stage_t5_decoder, stage_text, stage_vision
+from vlkit.encoders.staged import StagedEncoder
+from vlkit.encoders.t5 import T5Decoder
+from vlkit.encoders.text import TextEncoder
+
+# Values looked at per tensor for a fingerprint.
+SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a base expects of its pictures; plain values, ready for JSON (:meth:`to_dict`).
+
+    Attributes:
+        size: (height, width) in pixels.
+        mean: per channel, of values in 0..1.
+        std: per channel, of values in 0..1.
+        interpolation: ``bicubic`` or ``bilinear``.
+        resize_mode: ``shortest`` (then centre crop), ``longest`` (then padding) or ``squash``.
+        fill_color: 0..255, of the padding.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+    fill_color: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers for JSON."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocess:
+        """Inverse of :meth:`to_dict`; also takes open_clip's preprocess configuration, whose size may be one number."""
+        known = {key: values[key] for key in cls.__dataclass_fields__ if key in values}
+        size = known["size"]
+        known["size"] = (size, size) if isinstance(size, int) else tuple(size)
+        return cls(**{**known, "mean": tuple(known["mean"]), "std": tuple(known["std"])})
+
+
+@dataclass
+class ClipBase:
+    """A contrastive base: two staged towers with one joint space.
+
+    Attributes:
+        name: what the user asked for (``--base``).
+        image: tower for pictures [B, 3, H, W] float, prepared as ``preprocess`` says.
+        text: tower for ids [B, L] int64 from ``tokenize``.
+        preprocess: how pictures are prepared.
+        tokenize: list of texts -> ids [B, context length] int64.
+        logit_scale: log of the factor on cosine similarities.
+        logit_bias: what is added to the scaled similarities, for bases trained with a sigmoid loss; else None.
+        identity: per tower (``image``, ``text``): ``library``, ``name``, ``weights``, ``fingerprint``.
+    """
+
+    name: str
+    image: StagedEncoder
+    text: TextEncoder
+    preprocess: Preprocess
+    tokenize: Callable[[list[str]], Tensor]
+    logit_scale: float
+    logit_bias: float | None
+    identity: dict[str, dict[str, str]]
+
+
+@dataclass
+class TextBase:
+    """A text base: a staged encoder and, for T5, a staged decoder.
+
+    Attributes:
+        name: what the user asked for (``--text_base``).
+        encoder: tower for ids [B, L] int64.
+        decoder: T5's decoder, or None.
+        tokenizer: the transformers tokenizer.
+        start_id: id the decoder starts with, or None.
+        identity: per tower (``encoder`` and ``decoder`` if any): ``library``, ``name``, ``weights``, ``fingerprint``.
+    """
+
+    name: str
+    encoder: TextEncoder
+    decoder: T5Decoder | None
+    tokenizer: Any
+    start_id: int | None
+    identity: dict[str, dict[str, str]]
+
+    def tokenize(self, texts: list[str], max_length: int | None = None) -> Tensor:
+        """Texts -> ids [B, L] int64, padded to the longest; longer ones are cut at ``max_length`` tokens."""
+        batch = self.tokenizer(
+            texts, padding=True, truncation=max_length is not None, max_length=max_length, return_tensors="pt"
+        )
+        return batch["input_ids"]
+
+
+def clip_base(
+    model: nn.Module,
+    name: str,
+    tokenize: Callable[[list[str]], Tensor],
+    preprocess: Preprocess,
+    identity: dict[str, str],
+    pad_id: int | None = None,
+) -> ClipBase:
+    """Stage both towers of an open_clip model. The model itself is not kept.
+
+    Args:
+        model: ``CLIP``, ``CustomTextCLIP`` or ``CoCa``.
+        name: what the user asked for.
+        tokenize: texts -> ids.
+        preprocess: how pictures are prepared.
+        identity: ``library``, ``name`` and ``weights`` of the base; the fingerprints are added here.
+        pad_id: id of the tokenizer's padding, where the text tower does not know it.
+
+    Raises:
+        UserError: a tower cannot be staged.
+    """
+    image, text = stage_vision(model.eval()), stage_text(model, pad_id)
+    bias = model.logit_bias
+    return ClipBase(
+        name=name,
+        image=image,
+        text=text,
+        preprocess=preprocess,
+        tokenize=tokenize,
+        logit_scale=float(model.logit_scale.detach()),
+        logit_bias=None if bias is None else float(bias.detach()),
+        identity={
+            "image": {**identity, "fingerprint": fingerprint(image.model)},
+            "text": {**identity, "fingerprint": fingerprint(text.model)},
+        },
+    )
+
+
+def text_base(model: nn.Module, name: str, tokenizer: Any, identity: dict[str, str]) -> TextBase:
+    """Stage a transformers model: BERT, RoBERTa, XLM-R, or T5/mT5 with or without decoder.
+
+    Args:
+        model: the model.
+        name: what the user asked for.
+        tokenizer: its transformers tokenizer.
+        identity: ``library``, ``name`` and ``weights``; the fingerprints are added here.
+
+    Raises:
+        UserError: the model cannot be staged.
+    """
+    encoder = stage_hf(model.eval())
+    decoder = stage_t5_decoder(model) if hasattr(model, "lm_head") else None
+    towers: dict[str, StagedEncoder] = {"encoder": encoder} | ({"decoder": decoder} if decoder else {})
+    return TextBase(
+        name=name,
+        encoder=encoder,
+        decoder=decoder,
+        tokenizer=tokenizer,
+        start_id=model.config.decoder_start_token_id if decoder else None,
+        identity={key: {**identity, "fingerprint": fingerprint(tower.model)} for key, tower in towers.items()},
+    )
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Short hash that tells weights apart: name, shape and up to 64 spread values of every saved tensor.
+
+    The same weights give the same hash in every process and on every device. Take it as loaded: a later cast to
+    another precision changes values. Costs milliseconds even for towers of gigabytes.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        if tensor.numel():
+            flat = tensor.detach().reshape(-1)
+            sample = flat[:: max(1, flat.numel() // SAMPLES)][: SAMPLES + 1]
+            digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()[:32]

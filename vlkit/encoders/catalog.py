@@ -1,0 +1,108 @@
+"""Which architectures can be staged, found out from their shapes alone: no weights are made, nothing is downloaded."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.model import _build_text_tower, _build_vision_tower
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from transformers import AutoModel, AutoModelForSeq2SeqLM
+
+from vlkit.encoders.hf_configs import KNOWN, known_config, offline_text_cfg
+from vlkit.encoders.hub import quiet
+from vlkit.encoders.stage import stage_t5_decoder, stage_text, stage_vision
+from vlkit.errors import UserError
+
+STAGED = "staged"
+NO_VISION = "none (text model)"
+
+
+def catalog() -> Iterator[dict[str, str]]:
+    """One row per base that can be named: every open_clip architecture, then the text families.
+
+    Yields:
+        ``name``, ``library``, and ``vision`` and ``text``: ``"staged"`` or the reason why not.
+    """
+    verdicts: dict[str, str] = {}
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+        row = {"name": name, "library": "open_clip"}
+        for tower, judge in (("vision", judge_vision), ("text", judge_text)):
+            # Many architectures share a tower: one verdict serves them all.
+            key = tower + json.dumps([config[f"{tower}_cfg"], config["embed_dim"]], sort_keys=True)
+            if key not in verdicts:
+                verdicts[key] = judge(config)
+            row[tower] = verdicts[key]
+        yield row
+    for name in text_families():
+        yield {"name": name, "library": "transformers", "vision": NO_VISION, "text": judge_text_family(name)}
+
+
+def text_families() -> list[str]:
+    """Names of T5, mT5, BERT, RoBERTa and XLM-R models whose sizes are known here (others of these families work too)."""
+    return [name for name in KNOWN if known_config(name).model_type != "m2m_100"]
+
+
+def judge_vision(config: dict[str, Any]) -> str:
+    """``"staged"``, or why the vision tower of an open_clip configuration cannot be."""
+
+    def build() -> None:
+        stage_vision(_build_vision_tower(config["embed_dim"], copy.deepcopy(config["vision_cfg"])))
+
+    return _verdict(build)
+
+
+def judge_text(config: dict[str, Any]) -> str:
+    """``"staged"``, or why the text tower of an open_clip configuration cannot be."""
+    name = config["text_cfg"].get("hf_model_name")
+    if name and name not in KNOWN:
+        return f"built from {name!r} of the hub, whose sizes are not known here"
+    with offline_text_cfg(config["text_cfg"]) as text_cfg:
+        return _verdict(lambda: stage_text(_build_text_tower(config["embed_dim"], text_cfg)))
+
+
+def judge_text_family(name: str) -> str:
+    """``"staged"``, or why a transformers text model known by name cannot be; for T5 that includes its decoder."""
+    config = known_config(name)
+
+    def build() -> None:
+        if config.is_encoder_decoder:
+            model: nn.Module = AutoModelForSeq2SeqLM.from_config(config)
+            stage_t5_decoder(model)
+        else:
+            model = AutoModel.from_config(config)
+        stage_text(model)
+
+    return _verdict(build)
+
+
+def _verdict(build: Callable[[], None]) -> str:
+    try:
+        with quiet(), torch.device("meta"), _NoFilling():
+            build()
+    except UserError as error:
+        return str(error)
+    except Exception as error:  # a library that cannot build its own architecture: that is the reason to report
+        return f"its library cannot build it ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+    return STAGED
+
+
+class _NoFilling(TorchFunctionMode):
+    """Skip the filling in of initial weights: meta tensors have no values, and going through the motions takes long."""
+
+    NAMES = frozenset(("uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "zero_", "fill_", "copy_"))
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        filled = args[0] if args else kwargs.get("tensor")
+        if getattr(func, "__name__", "") in self.NAMES and isinstance(filled, torch.Tensor) and filled.is_meta:
+            return filled
+        return func(*args, **kwargs)

@@ -1,0 +1,227 @@
+"""Names of bases -> loaded bases: ``--base`` (:func:`load_base`) and ``--text_base`` (:func:`load_text_base`)."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import logging
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.factory import load_checkpoint
+from safetensors import SafetensorError
+from torch import nn
+
+from vlkit.encoders.bases import ClipBase, Preprocess, TextBase, clip_base, text_base
+from vlkit.encoders.hf_configs import offline_text_cfg
+from vlkit.encoders.hub import hub_access, quiet
+from vlkit.encoders.tokenizer import ClipTokenizer, has_tokenizer
+from vlkit.errors import UserError, some
+
+logger = logging.getLogger(__name__)
+
+FORMS = "tiny, ARCH (random weights), ARCH:TAG, ARCH:FILE, hf-hub:ORG/NAME or local-dir:FOLDER"
+# Padding ids of tokenizers whose text towers do not record them (the towers attend to padding).
+PAD_IDS = {"timm/ViT-B-16-SigLIP": 1, "timm/ViT-B-16-SigLIP-i18n-256": 1}
+# What reading or converting a file that holds something else can raise.
+_BAD_FILE = (
+    *(OSError, EOFError, pickle.UnpicklingError, SafetensorError, RuntimeError),
+    *(AssertionError, AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError),
+)
+
+
+def load_base(name: str, tokenizer: str | Path | None = None) -> ClipBase:
+    """Load a contrastive base by name.
+
+    Args:
+        name: ``tiny``, ``ARCH`` (random but always the same weights), ``ARCH:TAG``, ``ARCH:FILE`` (a state dict:
+            .safetensors, .pt, .pth, .bin; .npz of big_vision), ``hf-hub:ORG/NAME`` or ``local-dir:FOLDER``.
+        tokenizer: folder with the files of a transformers tokenizer, for architectures that do not use CLIP's own;
+            default: the folder of FILE if it has them, else the hub.
+
+    Raises:
+        UserError: unknown name, weights that cannot be had or do not fit, a tower that cannot be staged.
+    """
+    if name == "tiny":
+        from vlkit.encoders.tiny import load_tiny_clip
+
+        return load_tiny_clip()
+    scheme, _, rest = name.partition(":")
+    if scheme in ("hf-hub", "local-dir"):
+        return _load_published(name, scheme, rest, tokenizer)
+    arch, weights = scheme.replace("/", "-"), rest
+    if arch not in open_clip.list_models():
+        raise UserError(f"base {name!r}: open_clip has no architecture {arch!r}{_close_to(arch)}; a base is {FORMS}")
+    if not weights:
+        logger.warning(
+            "base %s: RANDOM WEIGHTS, nothing is pre-trained; for real use give %s:TAG or %s:FILE", *[arch] * 3
+        )
+        model, weights = _build(arch), "random"
+    elif weights in open_clip.list_pretrained_tags_by_model(arch):
+        model = _build_with_tag(arch, weights)
+    elif Path(weights).is_file():
+        model = _build(arch)
+        _load_file(model, arch, Path(weights))
+        if tokenizer is None and has_tokenizer(Path(weights).parent):
+            tokenizer = Path(weights).parent
+    else:
+        tags = some(open_clip.list_pretrained_tags_by_model(arch), 12) or "none"
+        raise UserError(f"base {name!r}: {weights!r} is no file and no tag of {arch} (tags: {tags})")
+    text_cfg = open_clip.get_model_config(arch)["text_cfg"]
+    return clip_base(
+        model,
+        name,
+        ClipTokenizer(arch, text_cfg, tokenizer),
+        Preprocess.from_dict(model.visual.preprocess_cfg),
+        {"library": "open_clip", "name": arch, "weights": weights},
+        PAD_IDS.get(text_cfg.get("hf_tokenizer_name", "")),
+    )
+
+
+def _close_to(arch: str) -> str:
+    lower = {known.lower(): known for known in open_clip.list_models()}
+    close = difflib.get_close_matches(arch.lower(), lower, n=3, cutoff=0.5)
+    return f"; close: {', '.join(lower[match] for match in close)}" if close else ""
+
+
+def _build(arch: str) -> nn.Module:
+    """An architecture with random weights, the same ones each time, without any look-up on the hub."""
+    config = open_clip.get_model_config(arch)
+    with offline_text_cfg(config["text_cfg"]) as text_cfg, quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return open_clip.create_model(
+            arch, pretrained_text=False, text_cfg=text_cfg, force_preprocess_cfg=_usual_preprocess(arch)
+        )
+
+
+def _usual_preprocess(arch: str) -> dict[str, Any]:
+    """What all published weights of an architecture agree on about pictures; a bare state dict does not say."""
+    configs = [open_clip.get_pretrained_cfg(arch, tag) for tag in open_clip.list_pretrained_tags_by_model(arch)]
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    return {
+        key: configs[0][key]
+        for key in keys
+        if configs and all(key in config and config[key] == configs[0].get(key) for config in configs)
+    }
+
+
+def _build_with_tag(arch: str, tag: str) -> nn.Module:
+    """An architecture with published weights, from the cache or the hub."""
+    config = open_clip.get_model_config(arch)
+    # Weights know their activation; an architecture's plain name says GELU even where they need QuickGELU.
+    quick_gelu = bool(open_clip.get_pretrained_cfg(arch, tag).get("quick_gelu", False))
+    if quick_gelu != config.get("quick_gelu", False):
+        logger.info(
+            "base %s:%s: using %s, as these weights were trained", arch, tag, "QuickGELU" if quick_gelu else "GELU"
+        )
+    try:
+        with offline_text_cfg(config["text_cfg"]) as text_cfg, hub_access():
+            return open_clip.create_model(arch, pretrained=tag, text_cfg=text_cfg, quick_gelu=quick_gelu)
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"base {arch}:{tag}: weights could not be fetched or read ({_first_line(error)}); "
+            f"without network access give a file: {arch}:FILE"
+        ) from error
+
+
+def _load_file(model: nn.Module, arch: str, path: Path) -> None:
+    """Load a state dict into ``model``; every key must fit."""
+    try:
+        with quiet():
+            result = load_checkpoint(model, str(path), strict=False, weights_only=True)
+    except _BAD_FILE as error:
+        shapes = re.findall(r"size mismatch for (\S+): .*?(\[[^]]*\]).*?(\[[^]]*\])", str(error))
+        if not shapes:
+            raise UserError(
+                f"{path}: cannot be read as a state dict of {arch} ({_first_line(error)}); "
+                "give a .safetensors file, or a .pt, .pth or .bin file that holds nothing but tensors"
+            ) from error
+        wrong = some([f"{key} is {got}, expected {expected}" for key, got, expected in shapes], 3)
+        raise UserError(f"{path}: not weights of {arch}: {wrong}; give the file of this architecture") from None
+    missing, unexpected = getattr(result, "missing_keys", []), getattr(result, "unexpected_keys", [])
+    if missing or unexpected:
+        parts = [f"{what} {some(keys, 3)}" for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
+        raise UserError(f"{path}: not weights of {arch}: {'; '.join(parts)}; give the file of this architecture")
+
+
+def _load_published(name: str, scheme: str, place: str, tokenizer: str | Path | None) -> ClipBase:
+    """A model with its own ``open_clip_config.json``, from the hub or a local folder."""
+    try:
+        overrides = contextlib.nullcontext(None)
+        if scheme == "local-dir":
+            config = json.loads((Path(place) / "open_clip_config.json").read_text(encoding="utf-8"))
+            overrides = offline_text_cfg(config["model_cfg"]["text_cfg"])
+        with overrides as text_cfg, hub_access() if scheme == "hf-hub" else quiet():
+            options = {} if text_cfg is None else {"text_cfg": text_cfg}
+            model = open_clip.create_model(name, require_pretrained=True, pretrained_text=False, **options)
+    except _BAD_FILE as error:
+        raise UserError(
+            f"base {name!r}: cannot be loaded ({_first_line(error)}); "
+            "it needs open_clip_config.json and weights that fit it, as open_clip publishes them"
+        ) from error
+    preprocess = Preprocess.from_dict(model.visual.preprocess_cfg)
+    identity = {"library": "open_clip", "name": name, "weights": place}
+    return clip_base(model, name, ClipTokenizer(name, {}, tokenizer), preprocess, identity)
+
+
+def load_text_base(name: str) -> TextBase:
+    """Load a T5, mT5, BERT, RoBERTa or XLM-R base.
+
+    Args:
+        name: ``tiny`` (embedded T5), a name on the hub, or a folder written by ``save_pretrained`` with its tokenizer.
+
+    Raises:
+        UserError: the model or tokenizer cannot be had, or is of a family that cannot be staged.
+    """
+    if name == "tiny":
+        from vlkit.encoders.tiny import load_tiny_t5
+
+        return load_tiny_t5()
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        with quiet() if Path(name).is_dir() else hub_access():
+            config = AutoConfig.from_pretrained(name)
+            kind = _text_model_class(name, config)
+            model, info = kind.from_pretrained(name, output_loading_info=True)
+            tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"text base {name!r}: cannot be loaded ({_first_line(error)}); give a T5 or BERT name of the hub, "
+            "or a folder with config.json, model.safetensors and tokenizer files"
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing and all(key.startswith("pooler.") for key in missing):
+        model.pooler = None
+    elif missing:
+        raise UserError(f"text base {name!r}: its weights lack {some(missing, 3)}; give a complete checkpoint")
+    return text_base(model, name, tokenizer, {"library": "transformers", "name": name, "weights": name})
+
+
+def _text_model_class(name: str, config: Any) -> type[nn.Module]:
+    import transformers
+
+    encoder_only = any("EncoderModel" in architecture for architecture in config.architectures or ())
+    classes = {
+        "bert": transformers.BertModel,
+        "roberta": transformers.RobertaModel,
+        "xlm-roberta": transformers.XLMRobertaModel,
+        "t5": transformers.T5EncoderModel if encoder_only else transformers.T5ForConditionalGeneration,
+        "mt5": transformers.MT5EncoderModel if encoder_only else transformers.MT5ForConditionalGeneration,
+    }
+    if config.model_type not in classes:
+        known = ", ".join(classes)
+        raise UserError(f"text base {name!r}: family {config.model_type!r} cannot be staged; these can: {known}")
+    return classes[config.model_type]
+
+
+def _first_line(error: BaseException) -> str:
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds more than tensors, and nothing else is unpickled"
+    text = str(error).strip() or type(error).__name__
+    return " ".join(text.splitlines()[0].split())[:200]

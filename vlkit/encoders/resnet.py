@@ -1,0 +1,64 @@
+"""open_clip's own ResNet (RN50 ... RN50x64) as a staged encoder."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+from open_clip.modified_resnet import ModifiedResNet
+from torch import Tensor, nn
+
+from vlkit.encoders.staged import StagedEncoder, Stream
+
+
+class ClipResNet(StagedEncoder):
+    """open_clip ``ModifiedResNet``: a block is one bottleneck, ``hidden`` is a grid [B, C, H, W].
+
+    Args:
+        model: the tower; its attention pooling fixes the picture size it was built for.
+    """
+
+    spatial = True
+
+    def __init__(self, model: ModifiedResNet) -> None:
+        super().__init__()
+        self.model = model
+        bottlenecks = [block for stage in self._stages() for block in stage]
+        self.depth = len(bottlenecks)
+        self.widths = (model.conv3.out_channels, *(block.conv3.out_channels for block in bottlenecks))
+        self.stages = stage_taps([len(stage) for stage in self._stages()])
+        self.token_dim = self.widths[-1]
+        self.out_dim = model.attnpool.c_proj.out_features
+
+    def _stages(self) -> tuple[nn.Sequential, ...]:
+        return self.model.layer1, self.model.layer2, self.model.layer3, self.model.layer4
+
+    def embed(self, x: Tensor) -> Stream:
+        """Pictures [B, 3, H, W] -> stream with hidden [B, C, H / 4, W / 4]."""
+        return Stream(self.model.stem(x))
+
+    def block(self, i: int, stream: Stream) -> Stream:
+        """Run bottleneck ``i``, counted over all four stages."""
+        for stage in self._stages():
+            if i < len(stage):
+                return stream.replace(hidden=stage[i](stream.hidden))
+            i -= len(stage)
+        raise IndexError(f"block {i + self.depth} of {self.depth}")
+
+    def pool(self, stream: Stream) -> Tensor:
+        """Attention-pooled image embedding, [B, out_dim]."""
+        return self.model.attnpool(stream.hidden)
+
+    def tokens(self, stream: Stream) -> Tensor:
+        """Grid cells row by row, [B, H * W, C]; a ResNet has no final norm."""
+        return stream.hidden.flatten(2).transpose(1, 2)
+
+
+def stage_taps(lengths: list[int]) -> tuple[int, ...]:
+    """Depths worth tapping in a tower of stages: the end of every stage but the last, and all blocks of the last.
+
+    Args:
+        lengths: blocks per stage, shallow to deep.
+    """
+    ends = list(accumulate(lengths))
+    before_last = ends[-2] if len(ends) > 1 else 0
+    return (*ends[:-1], *range(before_last + 1, ends[-1] + 1))

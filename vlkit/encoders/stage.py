@@ -1,0 +1,109 @@
+"""Turn a library's model into staged encoders, or say why it cannot be."""
+
+from __future__ import annotations
+
+from open_clip.hf_model import HFTextEncoder
+from open_clip.model import CLIP
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import TextTransformer, VisionTransformer
+from torch import nn
+
+from vlkit.encoders.clip_text import ClipText, text_half
+from vlkit.encoders.clip_vision import ClipVision
+from vlkit.encoders.hf_text import TRUNKS, Bert, ClipHfText
+from vlkit.encoders.resnet import ClipResNet
+from vlkit.encoders.staged import StagedEncoder
+from vlkit.encoders.t5 import T5Decoder, T5Encoder
+from vlkit.encoders.text import TextEncoder
+from vlkit.encoders.timm_vision import stage_timm
+from vlkit.errors import UserError
+
+VISION_TOWERS = (
+    "open_clip vision transformers and ResNets, and timm trunks: ViT, EVA, BEiT, ConvNeXt, FastViT, Swin, ResNet"
+)
+TEXT_TOWERS = "open_clip text transformers; BERT, RoBERTa, XLM-R, T5, mT5 and NLLB/M2M100 encoders of transformers"
+
+
+def stage_vision(model: nn.Module) -> StagedEncoder:
+    """Stage the vision tower of an open_clip model.
+
+    Args:
+        model: an open_clip model (``CLIP``, ``CustomTextCLIP``, ``CoCa``) or its ``visual``.
+
+    Raises:
+        UserError: the tower cannot be staged; the message says which ones can.
+    """
+    tower = getattr(model, "visual", model)
+    if isinstance(tower, VisionTransformer):
+        contrastive = tower.attn_pool is not None and tower.attn_pool_contrastive is not None
+        if tower.pool_type == "none" and not contrastive:
+            raise UserError("vision tower with pool_type none: it has no pooled embedding; choose one that pools")
+        return ClipVision(tower)
+    if isinstance(tower, ModifiedResNet):
+        return ClipResNet(tower)
+    if isinstance(tower, TimmModel):
+        return stage_timm(tower)
+    raise UserError(f"vision tower {type(tower).__name__}: cannot be staged; these can: {VISION_TOWERS}")
+
+
+def stage_text(model: nn.Module, pad_id: int | None = None) -> TextEncoder:
+    """Stage the text tower of an open_clip model, or a transformers encoder.
+
+    Args:
+        model: an open_clip model, its ``text``, or a BERT/RoBERTa/T5 encoder of transformers.
+        pad_id: id of the tokenizer's padding, where the tower does not know it.
+
+    Raises:
+        UserError: the tower cannot be staged; the message says which ones can.
+    """
+    if isinstance(model, CLIP):
+        tower: nn.Module = text_half(model)
+    else:
+        tower = getattr(model, "text", model)
+    if isinstance(tower, TextTransformer):
+        if tower.pool_type == "none" and tower.cls_emb is None:
+            raise UserError("text tower with pool_type none: it has no pooled embedding; choose one that pools")
+        return ClipText(tower, pad_id)
+    if isinstance(tower, HFTextEncoder):
+        return _stage_clip_hf(tower)
+    return stage_hf(tower)
+
+
+def _stage_clip_hf(tower: HFTextEncoder) -> TextEncoder:
+    trunk = type(tower.transformer).__name__
+    if trunk not in TRUNKS:
+        raise UserError(f"text tower {trunk}: cannot be staged; these can: {TEXT_TOWERS}")
+    if type(tower.pooler).__name__ == "MaxPooler":
+        raise UserError("text tower with max_pooler: open_clip's own forward fails on it; choose mean or cls pooling")
+    return ClipHfText(tower)
+
+
+def stage_hf(model: nn.Module) -> TextEncoder:
+    """Stage a transformers encoder: BERT, RoBERTa, XLM-R, or the encoder of T5/mT5.
+
+    Args:
+        model: the model, or a T5 model that has an ``encoder`` (its decoder is staged by :func:`stage_t5_decoder`).
+
+    Raises:
+        UserError: the model cannot be staged; the message says which ones can.
+    """
+    name = type(model).__name__
+    if name in ("BertModel", "RobertaModel", "XLMRobertaModel"):
+        return Bert(model)
+    stack = model if name.endswith("Stack") else getattr(model, "encoder", None)
+    if type(stack).__name__ in ("T5Stack", "MT5Stack"):
+        return T5Encoder(stack)
+    raise UserError(f"text tower {name}: cannot be staged; these can: {TEXT_TOWERS}")
+
+
+def stage_t5_decoder(model: nn.Module) -> T5Decoder:
+    """Stage the decoder of a ``T5ForConditionalGeneration`` or ``MT5ForConditionalGeneration``.
+
+    Raises:
+        UserError: the model has no such decoder.
+    """
+    stack = getattr(model, "decoder", None)
+    if type(stack).__name__ not in ("T5Stack", "MT5Stack") or not hasattr(model, "lm_head"):
+        raise UserError(f"{type(model).__name__}: has no T5 decoder to stage; use a T5ForConditionalGeneration")
+    return T5Decoder(stack, model.lm_head)

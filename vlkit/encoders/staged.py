@@ -1,0 +1,148 @@
+"""Frozen bases as staged encoders: ``embed -> block(0) -> ... -> block(depth - 1) -> pool``.
+
+A staged encoder wraps a library's own model (open_clip, transformers) and calls its submodules one block at a time, so
+that an adapter can tap hidden states and hand a changed one to the last blocks. It never copies model code: a staged run
+equals the library's own forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What flows from block to block.
+
+    Attributes:
+        hidden: [B, L, D] tokens, or [B, C, H, W] for convolutional towers; floating point.
+        mask: [B, L] bool, True = real token; None = every token is real (pictures, convolutional grids).
+        summary: [B] int64, position of the token that sums up the sequence (class token, end of text); None if the
+            tower has none and pools over its tokens.
+        extras: what else the tower's blocks need (attention masks, position biases); private to the tower.
+    """
+
+    hidden: Tensor
+    mask: Tensor | None = None
+    summary: Tensor | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def replace(self, **changes: Any) -> Stream:
+        """Return a copy with the given fields changed."""
+        return replace(self, **changes)
+
+
+class StagedEncoder(nn.Module):
+    """One tower of a frozen base.
+
+    Subclasses set the attributes in their constructor and implement :meth:`embed`, :meth:`block`, :meth:`pool` and
+    :meth:`tokens`. All of them are differentiable; who calls them decides what carries gradient.
+
+    Attributes:
+        model: the library's module that owns the weights (the object a state dict of the base loads into).
+        depth: number of blocks.
+        widths: depth + 1 channel counts; ``widths[0]`` after :meth:`embed`, ``widths[k]`` after block k - 1.
+        out_dim: width of :meth:`pool`'s output.
+        token_dim: width of :meth:`tokens`' output.
+        spatial: True if ``hidden`` is a grid [B, C, H, W].
+        stages: depths after which a tap is worth taking: every depth for transformers, stage ends and all of the last
+            stage for convolutional towers.
+    """
+
+    model: nn.Module
+    depth: int
+    widths: tuple[int, ...]
+    out_dim: int
+    token_dim: int
+    spatial: bool = False
+    stages: tuple[int, ...]
+    _frozen: bool = False
+
+    def embed(self, x: Any) -> Stream:
+        """Turn a batch (pictures [B, 3, H, W] float, or token ids [B, L] int64) into the stream before block 0."""
+        raise TypeError(f"{type(self).__name__} has no embed")
+
+    def block(self, i: int, stream: Stream) -> Stream:
+        """Run block ``i`` (0-based)."""
+        raise TypeError(f"{type(self).__name__} has no block")
+
+    def pool(self, stream: Stream) -> Tensor:
+        """The base's own pooled and projected embedding, [B, out_dim], not normalised."""
+        raise TypeError(f"{type(self).__name__} has no pool")
+
+    def tokens(self, stream: Stream) -> Tensor:
+        """Per-token features after the tower's final norm, [B, L, token_dim]; grids are flattened row by row."""
+        raise TypeError(f"{type(self).__name__} has no tokens")
+
+    def forward(self, x: Any) -> Tensor:
+        """Embed, run every block and pool: [B, out_dim], equal to the library's own forward."""
+        return self.pool(run_blocks(self, self.embed(x), 0, self.depth))
+
+    def train(self, mode: bool = True) -> StagedEncoder:
+        """Switch to training mode, unless frozen: a frozen base stays in eval (no dropout, fixed batch norm)."""
+        return super().train(mode and not self._frozen)
+
+
+def freeze(encoder: StagedEncoder) -> StagedEncoder:
+    """Freeze every parameter of ``encoder`` and hold it in eval mode through later ``.train()`` calls; returns it."""
+    encoder.requires_grad_(False)
+    encoder._frozen = True
+    encoder.eval()
+    return encoder
+
+
+def unfreeze(encoder: StagedEncoder) -> StagedEncoder:
+    """Let every parameter train again (full fine-tuning); returns ``encoder``."""
+    encoder.requires_grad_(True)
+    encoder._frozen = False
+    return encoder
+
+
+def run_blocks(encoder: StagedEncoder, stream: Stream, start: int, stop: int) -> Stream:
+    """Run blocks ``start .. stop - 1``; gradient passes if the caller lets it (the late route)."""
+    for i in range(start, stop):
+        stream = encoder.block(i, stream)
+    return stream
+
+
+def run_early(encoder: StagedEncoder, x: Any, layers: tuple[int, ...], stop: int) -> Iterator[tuple[int, Stream]]:
+    """The early route: run blocks ``0 .. stop - 1`` without gradient and hand out the tapped states as they come.
+
+    Args:
+        encoder: the frozen base.
+        x: what :meth:`StagedEncoder.embed` takes.
+        layers: depths to tap; 0 = embeddings, k = output of block k - 1; each at most ``stop``.
+        stop: number of blocks to run.
+
+    Yields:
+        ``(k, stream)`` at each depth in ``layers``, shallow to deep, and always at ``stop`` (the last item). Nothing
+        else is kept alive: what the consumer does not hold is freed before the next block runs.
+    """
+    wanted = check_layers(layers, stop)
+    # The context is entered per call, never across a yield: the consumer's code must run with its own gradient mode.
+    with torch.no_grad():
+        stream = encoder.embed(x)
+    for k in range(stop + 1):
+        if k in wanted or k == stop:
+            yield k, stream
+        if k < stop:
+            with torch.no_grad():
+                stream = encoder.block(k, stream)
+
+
+def check_layers(layers: tuple[int, ...], stop: int) -> frozenset[int]:
+    """Return ``layers`` as a set.
+
+    Raises:
+        ValueError: a depth is negative, repeated, out of order or beyond ``stop``.
+    """
+    if any(not 0 <= k <= stop for k in layers):
+        raise ValueError(f"taps {list(layers)} must lie in 0..{stop} (0 = embeddings, k = output of block k - 1)")
+    if list(layers) != sorted(set(layers)):
+        raise ValueError(f"taps {list(layers)} must rise without repeats")
+    return frozenset(layers)

@@ -1,0 +1,208 @@
+"""timm trunks inside open_clip's ``TimmModel`` as staged encoders: plain transformers and towers of stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from open_clip.timm_model import TimmModel
+from timm.models.beit import Beit
+from timm.models.convnext import ConvNeXt
+from timm.models.eva import Eva
+from timm.models.fastvit import FastVit
+from timm.models.resnet import ResNet
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
+from torch import Tensor, nn
+
+from vlkit.encoders.capture import inputs_of, watch
+from vlkit.encoders.resnet import stage_taps
+from vlkit.encoders.staged import StagedEncoder, Stream
+from vlkit.errors import UserError
+
+# Trunks whose forward is: embed, a list ``blocks`` that all get the same extra arguments, ``norm``, ``forward_head``.
+TRANSFORMERS = (VisionTransformer, VisionTransformerRelPos, Eva, Beit)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a tower of stages is put together, by attribute name.
+
+    Attributes:
+        stem: modules before the first stage.
+        stages: the stages, or the one list that holds them.
+        tail: modules after the last stage, before ``forward_head``.
+        channels_last: the trunk keeps its grid as [B, H, W, C].
+    """
+
+    stem: tuple[str, ...]
+    stages: tuple[str, ...]
+    tail: tuple[str, ...] = ()
+    channels_last: bool = False
+
+
+HIERARCHIES: dict[type[nn.Module], Layout] = {
+    ConvNeXt: Layout(("stem",), ("stages",), ("norm_pre",)),
+    FastVit: Layout(("stem",), ("stages",), ("final_conv",)),
+    SwinTransformer: Layout(("patch_embed",), ("layers",), ("norm",), channels_last=True),
+    ResNet: Layout(("conv1", "bn1", "act1", "maxpool"), ("layer1", "layer2", "layer3", "layer4")),
+}
+
+
+def stage_timm(model: TimmModel) -> StagedEncoder:
+    """Stage open_clip's wrapper of a timm trunk.
+
+    Raises:
+        UserError: the trunk is of a family that is not known here.
+    """
+    trunk = model.trunk
+    if isinstance(trunk, TRANSFORMERS):
+        if getattr(trunk, "rope_mixed", False):
+            raise UserError(
+                "timm trunk with mixed rotary positions: each block has its own; choose one with shared ones"
+            )
+        return TimmTransformer(model)
+    layout = next((layout for kind, layout in HIERARCHIES.items() if isinstance(trunk, kind)), None)
+    if layout is None:
+        families = ", ".join(kind.__name__ for kind in (*TRANSFORMERS, *HIERARCHIES))
+        raise UserError(f"timm trunk {type(trunk).__name__}: cannot be staged; these can: {families}")
+    return TimmStages(model, layout)
+
+
+class TimmTransformer(StagedEncoder):
+    """A timm transformer (ViT, EVA, BEiT, ViTamin, SigLIP, PE ...) with open_clip's head; tokens [B, L, D].
+
+    Args:
+        model: open_clip's wrapper; its trunk is one of :data:`TRANSFORMERS`.
+    """
+
+    def __init__(self, model: TimmModel) -> None:
+        super().__init__()
+        self.model = model
+        trunk = model.trunk
+        watch(trunk.blocks[0])
+        self.depth = len(trunk.blocks)
+        self.widths = (trunk.embed_dim,) * (self.depth + 1)
+        self.stages = tuple(range(self.depth + 1))
+        self.token_dim = trunk.embed_dim
+        self.out_dim = output_width(model)
+
+    def embed(self, x: Tensor) -> Stream:
+        """Pictures [B, 3, H, W] -> stream with hidden [B, L, D], class and register tokens first."""
+        trunk = self.model.trunk
+        arguments = inputs_of(trunk.blocks[0], lambda: trunk.forward_features(x))
+        hidden = arguments.pop("x")
+        summary = None
+        if trunk.global_pool == "token" and getattr(trunk, "attn_pool", None) is None:
+            summary = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+        return Stream(hidden, summary=summary, extras=arguments)
+
+    def block(self, i: int, stream: Stream) -> Stream:
+        """Run transformer block ``i``; [B, L, D] in and out."""
+        return stream.replace(hidden=self.model.trunk.blocks[i](stream.hidden, **stream.extras))
+
+    def pool(self, stream: Stream) -> Tensor:
+        """Pooled and projected image embedding, [B, out_dim]."""
+        trunk = self.model.trunk
+        return self.model.head(trunk.forward_head(trunk.norm(stream.hidden)))
+
+    def tokens(self, stream: Stream) -> Tensor:
+        """[B, L, D] after the final norm (where a trunk norms after pooling, that norm on every token)."""
+        trunk = self.model.trunk
+        norm = trunk.fc_norm if isinstance(trunk.norm, nn.Identity) else trunk.norm
+        return norm(stream.hidden)
+
+
+class TimmStages(StagedEncoder):
+    """A timm tower of stages (ConvNeXt, FastViT, Swin, ResNet) with open_clip's head; ``hidden`` is [B, C, H, W].
+
+    A block is one block of a stage; the first of each stage takes along what the stage does before it (downsampling).
+
+    Args:
+        model: open_clip's wrapper.
+        layout: how its trunk is put together.
+    """
+
+    spatial = True
+
+    def __init__(self, model: TimmModel, layout: Layout) -> None:
+        super().__init__()
+        self.model = model
+        self._layout = layout
+        lengths = [len(_blocks(stage)) for stage in self._stages()]
+        channels = [info["num_chs"] for info in model.trunk.feature_info[-len(lengths) :]]
+        self.depth = sum(lengths)
+        self.widths = (
+            model.trunk.feature_info[0]["num_chs"],
+            *(width for width, length in zip(channels, lengths, strict=True) for _ in range(length)),
+        )
+        self.stages = stage_taps(lengths)
+        self.token_dim = model.trunk.num_features
+        self.out_dim = output_width(model)
+
+    def _stages(self) -> list[nn.Module]:
+        modules = [self.model.trunk.get_submodule(name) for name in self._layout.stages]
+        return list(modules[0]) if len(modules) == 1 else modules
+
+    def embed(self, x: Tensor) -> Stream:
+        """Pictures [B, 3, H, W] -> stream with the stem's grid [B, C, h, w]."""
+        for name in self._layout.stem:
+            x = self.model.trunk.get_submodule(name)(x)
+        return Stream(self._channels_first(x))
+
+    def block(self, i: int, stream: Stream) -> Stream:
+        """Run block ``i``, counted over all stages; [B, C, H, W] in and out."""
+        hidden = stream.hidden.permute(0, 2, 3, 1) if self._layout.channels_last else stream.hidden
+        return stream.replace(hidden=self._channels_first(self._run(i, hidden)))
+
+    def _run(self, i: int, hidden: Tensor) -> Tensor:
+        for stage in self._stages():
+            blocks = _blocks(stage)
+            if i >= len(blocks):
+                i -= len(blocks)
+                continue
+            if i == 0 and blocks is not stage:
+                for name, module in stage.named_children():
+                    if name != "blocks":
+                        hidden = module(hidden)
+            return blocks[i](hidden)
+        raise IndexError(f"block {i + self.depth} of {self.depth}")
+
+    def pool(self, stream: Stream) -> Tensor:
+        """Pooled and projected image embedding, [B, out_dim]."""
+        return self.model.head(self.model.trunk.forward_head(self._after_stages(stream)))
+
+    def tokens(self, stream: Stream) -> Tensor:
+        """Grid cells row by row, [B, H * W, token_dim], after the trunk's last modules and the norm of its head."""
+        hidden = self._channels_first(self._after_stages(stream))
+        norm = getattr(getattr(self.model.trunk, "head", None), "norm", None)
+        if norm is not None:
+            hidden = norm(hidden)
+        return hidden.flatten(2).transpose(1, 2)
+
+    def _after_stages(self, stream: Stream) -> Tensor:
+        hidden = stream.hidden.permute(0, 2, 3, 1) if self._layout.channels_last else stream.hidden
+        for name in self._layout.tail:
+            hidden = self.model.trunk.get_submodule(name)(hidden)
+        return hidden
+
+    def _channels_first(self, hidden: Tensor) -> Tensor:
+        return hidden.permute(0, 3, 1, 2) if self._layout.channels_last else hidden
+
+
+def _blocks(stage: nn.Module) -> nn.Module:
+    """The blocks of a stage: its list ``blocks``, or the stage itself where it is nothing but a list."""
+    return getattr(stage, "blocks", stage)
+
+
+def output_width(model: TimmModel) -> int:
+    """Width of the embedding that open_clip's wrapper of a timm trunk puts out."""
+    children = dict(model.head.named_children())
+    if "proj" in children:
+        return children["proj"].out_features
+    if "mlp" in children:
+        return children["mlp"].fc2.out_features
+    if "pool" in children:
+        return children["pool"].proj.out_features
+    return model.trunk.num_classes or model.trunk.head_hidden_size

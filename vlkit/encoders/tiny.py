@@ -1,0 +1,89 @@
+"""The embedded ``tiny`` bases: a CLIP and a T5 pre-trained on drawn scenes that ship with the package.
+
+They are ordinary open_clip and transformers models, small enough for a laptop, made by ``tasks/pretrain/train.py``; the
+model card beside the weights (``vlkit/encoders/assets/README.md``) records the command and the figures.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import open_clip
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+ASSETS = Path(__file__).with_name("assets")
+IMAGE_SIZE = 96
+CONTEXT = 48
+SENTINELS = 32
+CLIP_VISION = {"image_size": IMAGE_SIZE, "patch_size": 12, "width": 192, "layers": 6, "head_width": 64}
+CLIP_TEXT = {"context_length": CONTEXT, "width": 192, "heads": 3, "layers": 4}
+T5_SIZES = {"d_model": 192, "d_kv": 32, "num_heads": 6, "d_ff": 512, "num_layers": 4, "num_decoder_layers": 4}
+
+
+class TinyTokenizer:
+    """Byte-level BPE for the tiny CLIP: any text works, nothing is unknown.
+
+    Ids 0 .. n - 1 are the shared vocabulary (0 = padding), n starts a text and n + 1 ends it, so that the end is the
+    largest id: CLIP pools at the arg-max.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context_length: int = CONTEXT) -> None:
+        self._tokenizer = tokenizer
+        self.context_length = context_length
+        self.start = tokenizer.get_vocab_size()
+        self.end = self.start + 1
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, start and end included."""
+        return self.end + 1
+
+    def __call__(self, texts: str | list[str]) -> Tensor:
+        """Texts -> ids [B, context_length] int64, zero padded; longer texts lose their end, never the end token."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        ids = torch.zeros(len(texts), self.context_length, dtype=torch.int64)
+        for row, encoding in zip(ids, self._tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
+            tokens = [self.start, *encoding.ids[: self.context_length - 2], self.end]
+            row[: len(tokens)] = torch.tensor(tokens)
+        return ids
+
+
+@cache
+def vocabulary() -> Tokenizer:
+    """The byte-level BPE vocabulary that both tiny bases share."""
+    return Tokenizer.from_file(str(ASSETS / "tokenizer.json"))
+
+
+def new_tiny_clip(tokenizer: TinyTokenizer) -> open_clip.CLIP:
+    """The tiny CLIP with random weights."""
+    text = CLIP_TEXT | {"vocab_size": tokenizer.vocab_size}
+    return open_clip.CLIP(embed_dim=192, vision_cfg=CLIP_VISION, text_cfg=text)
+
+
+def new_tiny_t5(tokenizer: PreTrainedTokenizerFast) -> T5ForConditionalGeneration:
+    """The tiny T5 with random weights."""
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+        relative_attention_num_buckets=32,
+        dropout_rate=0.0,
+        **T5_SIZES,
+    )
+    return T5ForConditionalGeneration(config)
+
+
+def tiny_t5_tokenizer() -> PreTrainedTokenizerFast:
+    """The tiny T5's tokenizer: the shared vocabulary with padding, end and sentinel tokens."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=vocabulary(),
+        pad_token="<pad>",
+        eos_token="</s>",
+        extra_special_tokens=[f"<extra_id_{i}>" for i in range(SENTINELS)],
+    )

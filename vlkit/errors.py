@@ -1,0 +1,17 @@
+"""The one exception that means "the user's input is wrong"."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Wrong input: a flag, a file, a record.
+
+    The message is one line that says what is wrong, where (file, line, field) and how to mend it. Scripts print it
+    on stderr and exit with 2, without a traceback (:func:`vlkit.config.run`).
+    """
+
+
+def some(names: list[str], limit: int = 5) -> str:
+    """Join the first ``limit`` names for a message and count the rest: ``a, b and 7 more``."""
+    shown = ", ".join(str(name) for name in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -1,0 +1,31 @@
+"""Devices, and two habits that make CPU training about twice as fast."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import platform
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's mallopt numbers
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep freed blocks for the next step instead of giving their pages back to the kernel.
+
+    A training step allocates the same large blocks again and again; by default each comes as fresh pages that the
+    kernel first fills with zeros, which costs more time than small models compute. Returns False where there is no
+    glibc (nothing changes).
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL("libc.so.6")
+    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20))
+    return all(libc.mallopt(name, value) == 1 for name, value in settings)
+
+
+def attention_for(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Attention kernel for training many short sequences: on CPU plain matrix products beat the fused backward."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()

@@ -1,0 +1,73 @@
+"""What a running script shows: a progress bar with loss, speed and memory."""
+
+from __future__ import annotations
+
+import logging
+import math
+import resource
+import sys
+import time
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+log = logging.getLogger(__name__)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Bytes: allocator peak since the last reset on CUDA, else the peak resident size of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
+
+
+class ProgressBar:
+    """Step, loss, speed and memory on stderr: a bar on a terminal, now and then a line in a file."""
+
+    LINE_SECONDS = 30.0
+
+    def __init__(self, steps: int, shown: bool) -> None:
+        console = Console(stderr=True)
+        self._lines = shown and not console.is_terminal
+        self._line_at = time.monotonic()
+        self._steps = steps
+        columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+        # No refresh thread: a forked worker would inherit its locks.
+        self._progress = Progress(
+            *columns,
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            auto_refresh=False,
+            disable=not shown or self._lines,
+        )
+        self._task = self._progress.add_task("train", total=steps, text="")
+        self._shown_at = -math.inf
+
+    def __enter__(self) -> ProgressBar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def pause(self) -> None:
+        """Clear the bar, so that an evaluation may show its own."""
+        self._progress.stop()
+
+    def go_on(self) -> None:
+        """Show the bar again."""
+        self._progress.start()
+
+    def advance(self, step: int, loss: float, speed: float, memory: int) -> None:
+        """Show where the run is."""
+        text = f"loss {loss:.4f}  {speed:.1f} examples/s  {memory / 2**20:.0f} MiB"
+        self._progress.update(self._task, completed=step, text=text)
+        if time.monotonic() - self._shown_at > 0.2:
+            self._progress.refresh()
+            self._shown_at = time.monotonic()
+        if self._lines and time.monotonic() - self._line_at > self.LINE_SECONDS:
+            log.info("step %d of %d: %s", step, self._steps, text)
+            self._line_at = time.monotonic()
