@@ -1,4 +1,4 @@
-"""A tiny training script for the tests of the engine. Every source of randomness that a resume could forget is in it."""
+"""A tiny training script for the tests of the engine, with every source of randomness that a resume could forget."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def main(config: ToyConfig) -> None:
     model = fabric.setup_module(ToyModel(config.noise))
     seen = 0
 
-    def step(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def step(batch: tuple[Tensor, Tensor], epoch: float) -> dict[str, Tensor]:
         nonlocal seen
         features, target = batch
         loss = nn.functional.mse_loss(model(features), target)

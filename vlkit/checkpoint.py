@@ -140,9 +140,8 @@ def load_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
         raise UserError(f"{folder / CONFIG_FILE}: field 'format' is not {ADAPTER_FORMAT!r}; this is no vlkit adapter")
     version = config.get("format_version")
     if version != ADAPTER_VERSION:
-        raise UserError(
-            f"{folder / CONFIG_FILE}: format_version {version!r}, this vlkit reads {ADAPTER_VERSION}; update"
-        )
+        mend = "install the vlkit that wrote it"
+        raise UserError(f"{folder / CONFIG_FILE}: format_version {version!r}, known is {ADAPTER_VERSION}; {mend}")
     try:
         return config, load_file(folder / MODEL_FILE)
     except FileNotFoundError:

@@ -121,7 +121,7 @@ def fit(
     Args:
         model: as returned by ``fabric.setup_module``, on the device.
         loader: the training batches.
-        step: batch (on the device) -> named scalars, among them ``loss``. Computes the loss and calls
+        step: batch (on the device) and epochs done so far (fractional) -> named scalars, among them ``loss``. Computes the loss and calls
             ``fabric.backward``, once or more often; gradients are averaged over batches and processes afterwards.
         evaluate: -> metrics, the larger the better. Called without gradient, with the model in eval mode, on every
             process; the numbers of process 0 count. None: the last weights are the best.
@@ -144,6 +144,7 @@ def fit(
         while True:
             if run.asked_to_stop:
                 run.save()
+                log.info("stopped after step %d of %d; go on with --resume", run.now["step"], run.steps)
                 stop.leave()
             if run.evaluation_due():
                 run.evaluate(stop)

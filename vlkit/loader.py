@@ -6,8 +6,10 @@ time of a kill and what ran in between change no number.
 
 from __future__ import annotations
 
+import os
 import random
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -128,7 +130,7 @@ class EpochLoader:
         loader = DataLoader(
             self._examples,  # type: ignore[arg-type]
             batch_sampler=self.keys(start, stop),  # type: ignore[arg-type]
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=_obey_parent_only,
             **self._options,
         )
         try:
@@ -138,7 +140,18 @@ class EpochLoader:
             raise UserError(str(error).rstrip().rpartition("UserError: ")[2]) from None
 
 
-def _ignore_signals(worker: int) -> None:
-    """Let the main process decide when to stop: Ctrl-C and a scheduler's SIGTERM reach the workers as well."""
+def _obey_parent_only(worker: int) -> None:
+    """Let the main process decide when to stop: Ctrl-C and a scheduler's SIGTERM reach the workers as well.
+
+    The parent's own SIGTERM must still end the worker, or the parent would wait for it for ever when it exits.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_leave_when_parent_says, args=(os.getppid(),), daemon=True).start()
+
+
+def _leave_when_parent_says(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

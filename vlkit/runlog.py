@@ -232,9 +232,8 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 def model_card(report: Report, data: Mapping[str, Any]) -> str:
     """The Markdown card of an adapter: base, data, metrics table, memory, the exact command and versions."""
     values = report.as_json()
-    kind = (
-        values["adapter"].get("kind", values["adapter"]) if isinstance(values["adapter"], dict) else values["adapter"]
-    )
+    adapter = values["adapter"]
+    kind = adapter.get("kind", "") if isinstance(adapter, dict) else adapter
     rows = [
         f"| {key} | {_number(values['before'].get(key))} | {_number(values['after'].get(key))} |"
         for key in dict.fromkeys([*values["before"], *values["after"]])
@@ -243,7 +242,7 @@ def model_card(report: Report, data: Mapping[str, Any]) -> str:
     facts = {
         "Task": report.task,
         "Base": _inline(values["base"]),
-        "Adapter": _inline(values["adapter"]),
+        "Adapter": _inline(adapter),
         "Data": _inline(finite(dict(data))),
         "Trained": f"{report.trainable_parameters:,} of {report.total_parameters:,} parameters ({share:.2f} %)",
         "Kept for backward": f"{report.saved_activation_bytes / 2**20:.1f} MiB in one step, parameters excluded",
@@ -282,7 +281,7 @@ def command() -> str:
 
 
 def _number(value: Any) -> str:
-    return "–" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def _inline(value: Any) -> str:

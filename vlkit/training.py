@@ -1,4 +1,4 @@
-"""The moving parts of a training run: one step, one evaluation, one checkpoint. The loop is :func:`vlkit.engine.fit`."""
+"""The parts of a training run: one step, one evaluation, one checkpoint. The loop is :func:`vlkit.engine.fit`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 60.0  # longest time between two checkpoints
 CURVES_SECONDS = 20.0  # drawing takes half a second; not after each of many short epochs
 
-Step = Callable[[Any], Mapping[str, "Tensor | float"]]
+Step = Callable[[Any, float], Mapping[str, "Tensor | float"]]
 Evaluate = Callable[[], Mapping[str, float]]
 
 
@@ -152,7 +152,7 @@ class Run:
         for place in places:
             batch = fabric.to_device(next(batches))
             seed_batch(config.seed, place, fabric.global_rank)
-            numbers.append(self.step(batch))
+            numbers.append(self.step(batch, place / len(self.loader)))
         means = {k: sum(torch.as_tensor(n[k]).detach() for n in numbers) / len(numbers) for k in numbers[0]}
         for parameter in self.parameters.values():
             if parameter.grad is not None and len(places) > 1:
@@ -236,10 +236,8 @@ class Run:
         old, new = state.values["identity"], self.now["identity"]
         changed = [f"{k} was {old.get(k)}, now {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
         if changed:
-            where = self.folder.checkpoint
-            raise UserError(
-                f"--resume: {some(changed, 12)} since {where} was written; go on with the same or start anew"
-            )
+            mend = "go on with the same or start anew in another --output"
+            raise UserError(f"--resume: {some(changed, 12)} since {self.folder.checkpoint} was written; {mend}")
         self.fabric.strategy.precision.load_state_dict(state.values.pop("loss_scaler"))
         self.now = state.values
         self.best = state.best
@@ -251,10 +249,9 @@ class Run:
         scaled = bool(self.fabric.strategy.precision.state_dict())
         bad = [f"{k} is {v}" for k, v in values.items() if not math.isfinite(v) and not (scaled and k != "loss")]
         if bad:
-            raise UserError(
-                f"step {self.now['step'] + 1}: {', '.join(bad)}; the step was not applied and the weights before it are "
-                f"kept; start anew with a lower --lr (now {self.config.lr:g}) or a smaller --clip ({self.config.clip:g})"
-            )
+            mend = f"start anew with a lower --lr (now {self.config.lr:g}) or --clip (now {self.config.clip:g})"
+            what = f"step {self.now['step'] + 1}: {', '.join(bad)}"
+            raise UserError(f"{what}; the step was not applied and the weights before it are kept; {mend}")
 
     def _log_step(self, values: dict[str, float]) -> None:
         step, seconds = self.now["step"], self.now["train_seconds"]

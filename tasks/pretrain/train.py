@@ -29,12 +29,18 @@ from torch.utils.data import DataLoader
 from vlkit.config import run
 from vlkit.demo.samples import TRAIN, VALIDATION, PretrainingPairs, PretrainingTexts
 from vlkit.encoders.stage import stage_text
-from vlkit.encoders.tiny import SENTINELS, TinyTokenizer, new_tiny_clip, new_tiny_t5, tiny_t5_tokenizer, vocabulary
+from vlkit.encoders.tiny import (
+    PREPROCESS,
+    SENTINELS,
+    TinyTokenizer,
+    new_tiny_clip,
+    new_tiny_t5,
+    tiny_t5_tokenizer,
+    vocabulary,
+)
 from vlkit.errors import UserError
 from vlkit.files import whole_file, write_json
 from vlkit.hardware import attention_for, keep_freed_memory
-
-MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
 @dataclass
@@ -78,7 +84,7 @@ def clip_job(config: Config, device: torch.device) -> Job:
     tokenizer = TinyTokenizer(vocabulary())
     model = new_tiny_clip(tokenizer).to(device)
     text_tower = stage_text(model)
-    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (PREPROCESS.mean, PREPROCESS.std))
 
     def collate(samples: list[tuple[Tensor, str]]) -> tuple[Tensor, Tensor]:
         return torch.stack([picture for picture, _ in samples]), tokenizer([text for _, text in samples])

@@ -1,0 +1,17 @@
+"""Adaptation methods: one file each, all used the same way: ``options.build(encoder)(x) -> Encoded``."""
+
+from vlkit.adapters.base import AdaptedEncoder, Adapter, Encoded, trained_state
+from vlkit.adapters.linear import LinearOptions
+from vlkit.adapters.sherl import SherlOptions
+from vlkit.adapters.tuning import BitfitOptions, FullOptions, LoraOptions
+
+ADAPTERS = {
+    "sherl": SherlOptions,
+    "linear": LinearOptions,
+    "bitfit": BitfitOptions,
+    "lora": LoraOptions,
+    "full": FullOptions,
+}
+"""Name for ``--adapter.kind`` -> its options, which build the adapted encoder."""
+
+__all__ = ["ADAPTERS", "AdaptedEncoder", "Adapter", "Encoded", "trained_state"]

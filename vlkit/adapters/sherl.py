@@ -57,6 +57,8 @@ class SherlAdapter(Adapter):
         dropout: on the output of flavour ``text`` (published: 0.1).
         init: ``"published"``: the gate is 0, the late block first sees the side feature alone. ``"identity"``: residual
             1 and output 0, training starts exactly at the base's own answer.
+        gate_temperature: of the late gate.
+        init_std: spread of the initial linear weights of flavour ``gated`` (published: CLIP-ViL 0.02, T5 0.01).
     """
 
     handoff = "tokens"
@@ -72,6 +74,7 @@ class SherlAdapter(Adapter):
         dropout: float = 0.1,
         init: Literal["published", "identity"] = "published",
         gate_temperature: float = 0.1,
+        init_std: float = 0.02,
     ) -> None:
         super().__init__()
         if len(widths) != len(layers) or len(layers) < 2:
@@ -87,13 +90,13 @@ class SherlAdapter(Adapter):
             norm_eps = {"text": 1e-12, "mdetr": 1e-5}.get(flavour)
             self.head = LinearHead(hidden, width, norm_eps, dropout if flavour == "text" else 0.0)
         self.gate = LateGate(gate_temperature, offset=1.0 if init == "identity" else 0.0)
-        self._initialise(init)
+        self._initialise(init, init_std)
 
-    def _initialise(self, init: str) -> None:
-        # Published: CLIP-ViL draws from N(0, 0.02) (T5: 0.01), MDETR uses Xavier, the others PyTorch's default.
+    def _initialise(self, init: str, std: float) -> None:
+        # Published: CLIP-ViL and T5 draw from a normal distribution, MDETR uses Xavier, the others PyTorch's default.
         for module in self.modules():
             if isinstance(module, nn.Linear) and self.flavour == "gated":
-                nn.init.normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=std)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Linear) and self.flavour == "mdetr":
                 nn.init.xavier_uniform_(module.weight)

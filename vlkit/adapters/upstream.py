@@ -17,6 +17,13 @@ _TOKEN = [
     ("gate_params", "gate.gamma"),
     ("guide_block.fc_attn", "aggregator.score"),
 ]
+_GATED = [
+    *_TOKEN,
+    ("hor_block.*.fc1", "reducers.*.proj"),
+    ("hor_block.*.fc2", "reducers.*.up"),
+    ("hor_block.*.fc3", "reducers.*.gate"),
+    ("fc_out", "head.proj"),
+]
 TABLES: dict[str, list[tuple[str, str]]] = {
     "sherl/text": [
         *_TOKEN,
@@ -25,12 +32,10 @@ TABLES: dict[str, list[tuple[str, str]]] = {
         ("fc_out.1", "head.proj"),
         ("fc_out.2", "head.norm"),
     ],
-    "sherl/gated": [
-        *_TOKEN,
-        ("hor_block.*.fc1", "reducers.*.proj"),
-        ("hor_block.*.fc2", "reducers.*.up"),
-        ("hor_block.*.fc3", "reducers.*.gate"),
-        ("fc_out", "head.proj"),
+    "sherl/gated": _GATED,
+    "sherl/t5": [
+        *[(f"side_mtsa_block.{published}", f"adapter.{own}") for published, own in _GATED],
+        ("final_side_layer_norm", "norm"),
     ],
     "sherl/mdetr": [
         *_TOKEN,

@@ -1,15 +1,15 @@
-"""Making the demo world on disk: which writers there are, and that it is complete or not there."""
+"""Making the demo world on disk: which parts there are, and that each is complete or not there."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from vlkit.demo.coco import write_coco, write_scenes
 from vlkit.demo.folder import whole_folder
-from vlkit.demo.world import COUNTS, World, WorldSize, draw_world
+from vlkit.demo.world import COUNTS, World, WorldSize, draw_world, read_world
 from vlkit.errors import UserError
 from vlkit.files import read_json, write_json
 
@@ -19,19 +19,30 @@ VERSION = 1
 """Goes up when the same seed gives other files."""
 MARKER = "world.json"
 
-WRITERS: tuple[Callable[[World, Path], None], ...] = (write_scenes, write_coco)
-"""What is written from the drawn world, each given (world, folder)."""
+Writer = Callable[[World, Path], None]
+WRITERS: tuple[Writer, ...] = (write_scenes, write_coco)
+"""What every world holds beside its pictures, each given (world, folder)."""
+PARTS: dict[str, Writer] = {}
+"""What a world may hold besides: a part is a sub-folder of that name, written by (world, sub-folder)."""
 
 
-def make_world(output: str | Path, seed: int = 0, size: WorldSize = "medium", side: int = 96, workers: int = 0) -> Path:
-    """Write the demo world to ``output``; a complete one of the same settings is left as it is.
+def make_world(
+    output: str | Path,
+    seed: int = 0,
+    size: WorldSize = "medium",
+    side: int = 96,
+    workers: int = 0,
+    parts: Iterable[str] | None = None,
+) -> Path:
+    """Write the demo world to ``output``; what is there already, of the same settings, is left as it is.
 
     Args:
-        output: folder to make. It appears at the end, whole.
+        output: folder to make. It appears at the end, whole; a part that is added later does so too.
         seed: not negative; the same seed gives the same files, another one other scenes of the same statistics.
         size: number of scenes (:data:`vlkit.demo.world.COUNTS`).
         side: width and height of the pictures in pixels.
         workers: processes to draw with; 0 = this one alone. More need a main module that can be imported.
+        parts: keys of :data:`PARTS` to have besides pictures, captions and instances; None = all.
 
     Returns:
         ``output``.
@@ -40,25 +51,43 @@ def make_world(output: str | Path, seed: int = 0, size: WorldSize = "medium", si
         UserError: a setting is out of range, or ``output`` holds something else.
     """
     output = Path(output)
+    wanted = tuple(PARTS if parts is None else parts)
     if seed < 0:
         raise UserError(f"seed {seed}: is negative; use 0 or more")
     if not 32 <= side <= 512:
         raise UserError(f"side {side}: pictures have 32 to 512 pixels a side")
     settings = {"format": "vlkit-demo-world", "version": VERSION, "seed": seed, "size": size, "side": side}
-    if is_complete(output, settings):
+    if not is_complete(output, settings):
+        with whole_folder(output, lambda: is_complete(output, settings)) as folder:
+            if folder is not None:
+                world = draw_world(seed, COUNTS[size], folder, side, workers)
+                for write in WRITERS:
+                    write(world, folder)
+                for part in wanted:
+                    (folder / part).mkdir()
+                    PARTS[part](world, folder / part)
+                write_json(folder / MARKER, {**settings, "counts": COUNTS[size]})
+                return output
+    missing = [part for part in wanted if not (output / part).is_dir()]
+    if missing:
+        add_parts(output, missing, seed, side, workers)
+    else:
         log.info("%s: this demo world is already complete", output)
-        return output
-    with whole_folder(output, lambda: is_complete(output, settings)) as folder:
-        if folder is not None:
-            world = draw_world(seed, COUNTS[size], folder, side, workers)
-            for write in WRITERS:
-                write(world, folder)
-            write_json(folder / MARKER, {**settings, "counts": COUNTS[size]})
     return output
 
 
+def add_parts(output: Path, parts: Iterable[str], seed: int, side: int, workers: int = 0) -> None:
+    """Write parts that a complete world lacks; arguments as :func:`make_world`."""
+    world = read_world(output, seed, side, workers)
+    for part in parts:
+        target = output / part
+        with whole_folder(target, target.is_dir) as folder:
+            if folder is not None:
+                PARTS[part](world, folder)
+
+
 def is_complete(output: Path, settings: dict[str, Any]) -> bool:
-    """Whether ``output`` is a complete world of these settings.
+    """Whether ``output`` is a complete world of these settings, whatever its parts.
 
     Raises:
         UserError: it is neither that nor free for a new one.

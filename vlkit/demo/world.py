@@ -6,6 +6,7 @@ many processes draw it, and any one picture can be made again alone.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +21,8 @@ from rich.progress import track
 
 from vlkit.demo.captions import captions
 from vlkit.demo.draw import mask_boxes, render
-from vlkit.demo.scenes import Scene, sample_scene
+from vlkit.demo.scenes import Scene, sample_scene, scene_from_json
+from vlkit.files import read_json
 
 WorldSize = Literal["small", "medium", "large"]
 Split = Literal["train", "val", "test"]
@@ -149,6 +151,30 @@ def _draw_picture(item: tuple[str, int, Scene], seed: int, folder: Path, side: i
         boxes=tuple(mask_boxes(ids, len(scene.things))),
         areas=tuple(areas.tolist()),
         captions=tuple(sentences),
+    )
+
+
+def read_world(folder: Path, seed: int, side: int, workers: int = 0) -> World:
+    """The world that was drawn into ``folder``, read back from its scene and caption files."""
+    pictures: dict[str, list[Picture]] = {}
+    for split in read_json(folder / "world.json")["counts"]:
+        sentences: dict[int, list[str]] = {}
+        for entry in read_json(folder / "annotations" / f"captions_{split_folder(split)}.json")["annotations"]:
+            sentences.setdefault(entry["image_id"], []).append(entry["caption"])
+        lines = (folder / f"scenes_{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        pictures[split] = [_read_picture(json.loads(line), split, sentences) for line in lines]
+    return World(seed, side, workers, pictures)
+
+
+def _read_picture(record: dict[str, Any], split: str, sentences: dict[int, list[str]]) -> Picture:
+    return Picture(
+        split=split,
+        image_id=record["image_id"],
+        file_name=record["file_name"].rpartition("/")[2],
+        scene=scene_from_json(record["scene"]),
+        boxes=tuple(None if box is None else tuple(box) for box in record["boxes"]),
+        areas=tuple(record["areas"]),
+        captions=tuple(sentences[record["image_id"]]),
     )
 
 

@@ -45,7 +45,7 @@ def catalog() -> Iterator[dict[str, str]]:
 
 
 def text_families() -> list[str]:
-    """Names of T5, mT5, BERT, RoBERTa and XLM-R models whose sizes are known here (others of these families work too)."""
+    """Names of the T5, mT5, BERT, RoBERTa and XLM-R models whose sizes are known here; others of the kind work too."""
     return [name for name in KNOWN if known_config(name).model_type != "m2m_100"]
 
 
@@ -89,7 +89,9 @@ def _verdict(build: Callable[[], None]) -> str:
     except UserError as error:
         return str(error)
     except Exception as error:  # a library that cannot build its own architecture: that is the reason to report
-        return f"its library cannot build it ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+        return (
+            f"its library cannot build it ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+        )
     return STAGED
 
 

@@ -188,6 +188,9 @@ def load_text_base(name: str) -> TextBase:
         with quiet() if Path(name).is_dir() else hub_access():
             config = AutoConfig.from_pretrained(name)
             kind = _text_model_class(name, config)
+            if Path(name).is_dir() and not has_tokenizer(Path(name)):
+                # transformers would make up a tokenizer without words.
+                raise UserError(f"text base {name!r}: no tokenizer files; save its tokenizer to the same folder")
             model, info = kind.from_pretrained(name, output_loading_info=True)
             tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, SafetensorError) as error:

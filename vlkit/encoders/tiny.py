@@ -13,8 +13,11 @@ import open_clip
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+from vlkit.encoders.bases import ClipBase, Preprocess, TextBase, clip_base, text_base
 
 ASSETS = Path(__file__).with_name("assets")
 IMAGE_SIZE = 96
@@ -22,6 +25,7 @@ CONTEXT = 48
 SENTINELS = 32
 CLIP_VISION = {"image_size": IMAGE_SIZE, "patch_size": 12, "width": 192, "layers": 6, "head_width": 64}
 CLIP_TEXT = {"context_length": CONTEXT, "width": 192, "heads": 3, "layers": 4}
+PREPROCESS = Preprocess((IMAGE_SIZE, IMAGE_SIZE), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bicubic", "shortest")
 T5_SIZES = {"d_model": 192, "d_kv": 32, "num_heads": 6, "d_ff": 512, "num_layers": 4, "num_decoder_layers": 4}
 
 
@@ -80,10 +84,38 @@ def new_tiny_t5(tokenizer: PreTrainedTokenizerFast) -> T5ForConditionalGeneratio
 
 
 def tiny_t5_tokenizer() -> PreTrainedTokenizerFast:
-    """The tiny T5's tokenizer: the shared vocabulary with padding, end and sentinel tokens."""
+    """The tiny T5's tokenizer: the shared vocabulary with padding, end and sentinel tokens; texts get an end token."""
+    tokenizer = Tokenizer.from_str(vocabulary().to_str())
+    end = tokenizer.token_to_id("</s>")
+    tokenizer.post_processor = TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", end)]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=vocabulary(),
+        tokenizer_object=tokenizer,
         pad_token="<pad>",
         eos_token="</s>",
         extra_special_tokens=[f"<extra_id_{i}>" for i in range(SENTINELS)],
     )
+
+
+def load_tiny_clip() -> ClipBase:
+    """The pre-trained tiny CLIP."""
+    tokenizer = TinyTokenizer(vocabulary())
+    model = new_tiny_clip(tokenizer)
+    model.load_state_dict(_weights("clip.safetensors"))
+    return clip_base(model, "tiny", tokenizer, PREPROCESS, {"library": "vlkit", "name": "tiny", "weights": "embedded"})
+
+
+def load_tiny_t5() -> TextBase:
+    """The pre-trained tiny T5."""
+    tokenizer = tiny_t5_tokenizer()
+    model = new_tiny_t5(tokenizer)
+    # Shared tensors are stored once; transformers ties them again.
+    model.load_state_dict(_weights("t5.safetensors"), strict=False)
+    model.tie_weights()
+    return text_base(model, "tiny", tokenizer, {"library": "vlkit", "name": "tiny-t5", "weights": "embedded"})
+
+
+def _weights(name: str) -> dict[str, Tensor]:
+    """Shipped in half precision, used in single."""
+    return {key: tensor.float() for key, tensor in load_file(ASSETS / name).items()}

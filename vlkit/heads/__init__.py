@@ -1,0 +1,1 @@
+"""Task heads: from encoder outputs to task outputs."""

@@ -1,0 +1,116 @@
+"""Run golden files against vlkit: ``python tests/parity.py FILE.safetensors … | FOLDER …``.
+
+A file is one published module (see ``parity_file.py``); its JSON says which. A folder with an ``index.json`` holds
+golden metric files; any other folder is taken for the golden files in it. For each file the largest relative error of
+outputs and of gradients is printed.
+
+Exit codes: 0 all passed; 1 a file or a metric is off, or is of a method that no case here covers; 2 wrong input.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import parity_heads
+import parity_joint
+import parity_mdetr
+import parity_sherl
+import parity_t5
+from parity_file import Golden, Rebuilt, Report, compare, read_golden
+
+from vlkit.errors import UserError
+
+Case = Callable[[Golden], Rebuilt]
+
+# (method, word in the project's name, published class or function) -> case
+CASES: dict[tuple[str, str, str], Case] = {
+    ("sherl", "VSE-infty", "sherl_for_transformer"): partial(parity_sherl.token_block, flavour="text"),
+    ("sherl", "VSE-infty", "sherl_for_resnet"): partial(parity_sherl.token_block, flavour="conv"),
+    ("sherl", "T5", "MTSAdapter"): partial(parity_sherl.token_block, flavour="gated"),
+    ("sherl", "CLIP-ViL", "Sherl_Block"): partial(parity_sherl.token_block, flavour="gated"),
+    ("sherl", "MDETR", "Sherl_Block"): partial(parity_sherl.token_block, flavour="mdetr"),
+    ("sherl", "CLIP4Clip", "Sherl_Block"): parity_sherl.pooled_block,
+    ("sherl", "CLIP-ViL", "LXRTEncoder"): parity_joint.joint_encoder,
+    ("sherl", "MDETR", "Transformer"): parity_mdetr.encoder_decoder,
+    ("sherl", "T5", "T5StackEnc"): parity_t5.encoder_stack,
+    ("sherl", "T5", "T5StackDec"): parity_t5.decoder_stack,
+    ("retrieval head", "VSE-infty", "GPO"): parity_heads.generalised_pooling,
+    ("loss", "VSE-infty", "ContrastiveLoss"): parity_heads.hinge,
+    ("loss", "CLIP4Clip", "_loose_similarity"): parity_heads.video_text,
+}
+
+
+def find_case(about: dict[str, Any]) -> Case | None:
+    """The case for a golden file's JSON, or None."""
+    source = about["upstream"]
+    for (method, project, name), case in CASES.items():
+        if about["method"] == method and project in source["project"] and source["cls"].split()[0] == name:
+            return case
+    return None
+
+
+def check_file(path: str | Path) -> Report:
+    """Run one golden file.
+
+    Raises:
+        UserError: the file or its JSON cannot be read.
+    """
+    golden = read_golden(path)
+    case = find_case(golden.about)
+    if case is None:
+        what = f"{golden.about['method']}, {golden.about['flavour']}"
+        return Report(golden.name, problems=[f"not covered: no case for {what}"])
+    try:
+        return compare(golden, case(golden))
+    except (KeyError, TypeError, ValueError, RuntimeError, UserError) as error:
+        # A file that cannot even be rebuilt must not keep the others from being checked.
+        return Report(golden.name, problems=[f"{type(error).__name__}: {error}"])
+
+
+def main(paths: list[str]) -> int:
+    """Check every path, print what was found, and return the exit code."""
+    failed = False
+    try:
+        for path in paths or _usage():
+            if (Path(path) / "index.json").is_file():
+                failed |= _metrics(path)
+                continue
+            for file in _golden_files(Path(path)):
+                report = check_file(file)
+                print("\n    ".join([report.line(), *report.problems]))
+                failed |= bool(report.problems)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return int(failed)
+
+
+def _metrics(folder: str) -> bool:
+    from metric_fixtures import check_folder
+
+    checks = check_folder(folder)
+    for check in checks:
+        verdict = "ok" if check.ok else "FAILED"
+        print(f"{check.case}: largest error {check.worst:.1e} (limit {check.tolerance:.1e}): {verdict}")
+    return not all(check.ok for check in checks)
+
+
+def _golden_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{path}: holds neither index.json nor golden files (*.safetensors); name another folder")
+    return files
+
+
+def _usage() -> list[str]:
+    raise UserError("nothing to check; usage: python tests/parity.py FILE.safetensors … | FOLDER …")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

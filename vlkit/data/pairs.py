@@ -1,0 +1,91 @@
+"""Image-text records as examples for training and evaluation."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlkit.data.images import MediaError, open_image
+from vlkit.data.manifest import Dataset
+from vlkit.errors import UserError
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+class ImageTextPairs:
+    """(picture, caption) examples; the group number marks captions of one picture.
+
+    Args:
+        dataset: a prepared dataset.
+        split: which split.
+        transform: picture -> [3, H, W].
+        every_caption: each caption is an example of its own; else each picture is one, with a caption drawn anew
+            whenever it is asked for.
+    """
+
+    def __init__(self, dataset: Dataset, split: str, transform: Transform, every_caption: bool = True) -> None:
+        self.dataset, self.transform = dataset, transform
+        self.records = dataset.records(split)
+        counts = [len(r["texts"]) if every_caption else 1 for r in self.records]
+        self.examples = [(group, k) for group, count in enumerate(counts) for k in range(count)]
+        self.every_caption = every_caption
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str, int]:
+        """Pixels [3, H, W], a caption and the group number."""
+        group, k = self.examples[index]
+        record = self.records[group]
+        text = record["texts"][k] if self.every_caption else random.choice(record["texts"])
+        return self.transform(read_image(self.dataset, record)), text, group
+
+
+class PairCollate:
+    """Examples of :class:`ImageTextPairs` -> pixels [B, 3, H, W], ids [B, L], groups [B].
+
+    Args:
+        tokenize: texts -> ids [B, L].
+        trim: cuts padding that changes no output (:meth:`vlkit.encoders.text.TextEncoder.trim`).
+    """
+
+    def __init__(self, tokenize: Callable[[list[str]], Tensor], trim: Callable[[Tensor], Tensor]) -> None:
+        self.tokenize, self.trim = tokenize, trim
+
+    def __call__(self, examples: list[tuple[Tensor, str, int]]) -> tuple[Tensor, Tensor, Tensor]:
+        pixels, texts, groups = zip(*examples, strict=True)
+        return torch.stack(pixels), self.trim(self.tokenize(list(texts))), torch.tensor(groups)
+
+
+def read_image(dataset: Dataset, record: dict[str, Any]) -> Image.Image:
+    """The record's picture as RGB.
+
+    Raises:
+        UserError: it cannot be read; names the file, the reason and the script that finds all such files.
+    """
+    try:
+        return open_image(dataset.path(record))
+    except MediaError as error:
+        raise UserError(
+            f"{error} (record {record['id']!r} of {dataset.root}); run data_prep/check.py {dataset.root} to list every "
+            "bad file, and --write_clean there to leave them out"
+        ) from None
+
+
+def image_batches(paths: list[Any], open_one: Callable[[Any], Tensor], size: int, threads: int = 4) -> Iterator[Tensor]:
+    """Load pictures with a few threads, a batch ahead: yields [b, 3, H, W] in the order of ``paths``."""
+    with ThreadPoolExecutor(threads) as pool:
+        ahead = None
+        for start in range(0, len(paths), size):
+            batch = [pool.submit(open_one, path) for path in paths[start : start + size]]
+            if ahead:
+                yield torch.stack([future.result() for future in ahead])
+            ahead = batch
+        if ahead:
+            yield torch.stack([future.result() for future in ahead])

@@ -1,0 +1,127 @@
+"""Flickr30k Entities: phrases of sentences and the boxes they speak of, from the official release.
+
+The release is a folder of ``<split>.txt`` (image ids, one a line), ``Sentences/<image>.txt`` (one sentence a line) and
+``Annotations/<image>.xml``. Its splits are not the Karpathy splits.
+"""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vlkit.errors import UserError, some
+
+# [/EN#<entity id>/<category>[/<category> ...] word word ...]
+_PHRASE = re.compile(r"\[/EN#([^/\]\s]+)((?:/[^/\]\s]+)+) ([^\]]*)\]")
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """One annotated phrase that has at least one box.
+
+    Attributes:
+        image: image id, as in the file names.
+        sentence: zero-based line of the sentence in the image's file.
+        entity: entity id, shared by all phrases of the image that speak of the same thing.
+        categories: one or more of people, clothing, bodyparts, animals, vehicles, instruments, scene, other.
+        text: the words of the phrase.
+        boxes: float32 [G, 4], absolute x1, y1, x2, y2 pixels.
+    """
+
+    image: str
+    sentence: int
+    entity: str
+    categories: tuple[str, ...]
+    text: str
+    boxes: np.ndarray
+
+
+def read_phrases(folder: str | Path, split: str) -> list[Phrase]:
+    """All phrases of a split that have a box, by image, sentence and position in the sentence.
+
+    Left out are phrases without a box: entity 0 ("not visual") and scenes marked ``nobndbox``. The same entity named
+    twice in a sentence gives two phrases.
+
+    Raises:
+        UserError: a file is missing or cannot be read; the message names file and line.
+    """
+    folder = Path(folder)
+    phrases = []
+    for image in _read(folder / f"{split}.txt").split():
+        boxes = _read_boxes(folder / "Annotations" / f"{image}.xml")
+        path = folder / "Sentences" / f"{image}.txt"
+        for sentence, line in enumerate(_read(path).splitlines()):
+            if line.count("[/EN#") != len(_PHRASE.findall(line)):
+                raise UserError(f"{path}: line {sentence + 1}: a phrase is not of the form [/EN#id/category words]")
+            phrases += [
+                Phrase(image, sentence, entity, tuple(categories[1:].split("/")), text, boxes[entity])
+                for entity, categories, text in _PHRASE.findall(line)
+                if entity in boxes
+            ]
+    if not phrases:
+        raise UserError(f"{folder / f'{split}.txt'}: no phrase of this split has a box; is this the right folder?")
+    return phrases
+
+
+def match_predictions(phrases: Iterable[Phrase], predictions: Iterable[Mapping]) -> list[np.ndarray]:
+    """Ranked boxes of every phrase, from predictions made by sentence.
+
+    Args:
+        phrases: as :func:`read_phrases` returns them.
+        predictions: mappings with ``image_id``, ``sentence_id`` and ``boxes``: for every phrase of the sentence that has
+            a box, in text order, its [Q, 4] boxes, best first. Of several predictions of a sentence the first counts.
+
+    Returns:
+        One float32 [Q, 4] array a phrase, in the order of ``phrases``.
+
+    Raises:
+        UserError: a sentence has no prediction, or one of another number of phrases.
+    """
+    wanted: dict[tuple[str, int], int] = {}
+    for phrase in phrases:
+        key = (phrase.image, phrase.sentence)
+        wanted[key] = wanted.get(key, 0) + 1
+    given: dict[tuple[str, int], list] = {}
+    for prediction in predictions:
+        given.setdefault((str(prediction["image_id"]), int(prediction["sentence_id"])), prediction["boxes"])
+    missing = [f"{image} sentence {sentence}" for image, sentence in wanted if (image, sentence) not in given]
+    if missing:
+        raise UserError(f"predictions: {len(missing)} sentences have none ({some(missing)}); predict every one")
+    for (image, sentence), count in wanted.items():
+        if len(given[image, sentence]) != count:
+            got = len(given[image, sentence])
+            raise UserError(f"predictions: image {image}, sentence {sentence}: {got} phrases, expected {count}")
+    return [np.asarray(boxes, dtype=np.float32).reshape(-1, 4) for key in wanted for boxes in given[key]]
+
+
+def _read_boxes(path: Path) -> dict[str, np.ndarray]:
+    """Entity id -> float32 [G, 4] boxes; an object with several names gives its box to each of them."""
+    try:
+        root = ElementTree.fromstring(_read(path))
+        boxes: dict[str, list[list[float]]] = {}
+        for item in root.iter("object"):
+            corners = item.find("bndbox")
+            if corners is None:
+                continue
+            box = [float(corners.find(side).text) for side in ("xmin", "ymin", "xmax", "ymax")]
+            for name in item.findall("name"):
+                boxes.setdefault(name.text.strip(), []).append(box)
+    except ElementTree.ParseError as error:
+        raise UserError(f"{path}: line {error.position[0]}: not valid XML ({error}); is the file complete?") from None
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(f"{path}: an <object> lacks a name or a number in its <bndbox>; is the file complete?") from None
+    return {entity: np.array(values, dtype=np.float32) for entity, values in boxes.items()}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected a Flickr30k Entities folder") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); is this the right file?") from None

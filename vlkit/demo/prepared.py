@@ -1,0 +1,90 @@
+"""The prepared demo dataset of each task: made on first use in the user's cache, by the ordinary converters."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vlkit.data.manifest import Dataset
+from vlkit.data.sources import coco
+from vlkit.data.sources.prepare import Source, prepare
+from vlkit.demo.folder import whole_folder
+from vlkit.demo.make import VERSION, make_world
+from vlkit.demo.world import WorldSize
+from vlkit.errors import UserError
+from vlkit.files import cache_folder
+
+log = logging.getLogger(__name__)
+
+Task = Literal["retrieval", "video_retrieval", "vqa", "grounding"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a task's dataset comes from the demo world.
+
+    Attributes:
+        parts: what the world must hold besides pictures and captions (:data:`vlkit.demo.make.PARTS`).
+        read: the converter, given the folder of the world.
+        media: folder in the world that media paths start from.
+    """
+
+    parts: tuple[str, ...]
+    read: Callable[[Path], Source]
+    media: str = "."
+
+
+RECIPES: dict[str, Recipe] = {
+    "retrieval": Recipe((), lambda world: coco.read(world / "dataset_coco.json")),
+}
+"""Task -> recipe."""
+
+
+def demo_dataset(task: Task, size: WorldSize = "medium", seed: int = 0) -> Path:
+    """The prepared demo dataset of a task, below ``cache_folder()/demo``; made on first use, then reused.
+
+    The tasks share the pictures of one world. A killed run leaves nothing that a later one would take for complete,
+    and of several processes at once one does the work.
+
+    Args:
+        task: what the dataset is for.
+        size: number of scenes (:data:`vlkit.demo.world.COUNTS`).
+        seed: of the world.
+
+    Returns:
+        The folder with ``dataset.json``.
+
+    Raises:
+        UserError: the cache cannot be written, or ``seed`` is negative.
+    """
+    recipe = RECIPES[task]
+    home = cache_folder().absolute() / "demo" / f"v{VERSION}-{size}-seed{seed}"
+    world, output = home / "world", home / task
+    if _is_ready(output, task):
+        return output
+    log.info("making the demo dataset for %s (%s, seed %d) in %s", task.replace("_", " "), size, seed, output)
+    try:
+        make_world(world, seed, size, parts=recipe.parts)
+        with whole_folder(output, lambda: _is_ready(output, task)) as folder:
+            if folder is not None:
+                source = dataclasses.replace(recipe.read(world), name="demo")
+                prepare(source, folder, world / recipe.media)
+                shutil.rmtree(output, ignore_errors=True)  # an earlier one that lost its media
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{home}: cannot write ({reason}); set VLKIT_CACHE to a folder with free space") from error
+    return output
+
+
+def _is_ready(output: Path, task: str) -> bool:
+    """Whether the dataset is there; one whose media are gone (a cleared or moved cache) is not."""
+    try:
+        Dataset.open(output, task)
+    except UserError:
+        return False
+    return True

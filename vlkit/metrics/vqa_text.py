@@ -1,0 +1,74 @@
+"""Normalisation of VQA answers, exactly as the official evaluator does it, quirks included."""
+
+from __future__ import annotations
+
+import re
+
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
+# Meant to also look at the character before the period; a typo in the official pattern makes that part always true.
+_PERIOD = re.compile(r"\.(?!\d)")
+# A flag of value 32 is passed where the official code means no limit, so that many periods go at most.
+_PERIODS_REMOVED = 32
+
+_NUMBERS = {
+    word: str(number)
+    for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
+} | {"none": "0"}
+_ARTICLES = frozenset(("a", "an", "the"))
+
+# Written without its apostrophe, each of these gets it back. Not in the table: its, shes, im, ive, lets, id, well, …
+_CONTRACTED = """
+    ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't
+    it'd it'll ma'am mightn't might've must've mustn't needn't not've o'clock oughtn't shan't should've shouldn't
+    somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd there're there's
+    they'd they'll they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's
+    where've who'd who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
+""".split()
+# Of these only one of the two apostrophes may be missing.
+_CONTRACTED_TWICE = [
+    f"{word}'ve"
+    for word in """couldn't hadn't mightn't shouldn't wouldn't he'd it'd she'd somebody'd someone'd something'd there'd
+    they'd we'd who'd you'd""".split()
+]
+
+
+def _contractions() -> dict[str, str]:
+    table = {word.replace("'", ""): word for word in _CONTRACTED}
+    for word in _CONTRACTED_TWICE:
+        first, second = word.index("'"), word.rindex("'")
+        table[word[:first] + word[first + 1 :]] = word
+        table[word[:second] + word[second + 1 :]] = word
+    table |= {"yall'll": "y'all'll", "y'allll": "y'all'll"}
+    table |= {"yall'd've": "y'all'd've", "y'alld've": "y'all'd've", "y'all'dve": "y'all'd've"}
+    table |= {"ow's'at": "'ow's'at", "'ows'at": "'ow's'at", "'ow'sat": "'ow's'at"}
+    table["somebody'd"] = "somebodyd"  # The official table takes this apostrophe away.
+    return table
+
+
+_CONTRACTIONS = _contractions()
+
+
+def normalize_answer(text: str) -> str:
+    """Punctuation, then numbers, articles and contractions: ``"The Two t-shirts."`` becomes ``"2 t shirts"``."""
+    return normalize_words(normalize_punctuation(text))
+
+
+def normalize_punctuation(text: str) -> str:
+    """The punctuation step alone.
+
+    A punctuation character is deleted if it stands next to a space anywhere in ``text``, or if ``text`` holds
+    digit-comma-digit; otherwise it becomes a space. Periods are deleted unless a digit follows.
+    """
+    grouped_number = _DIGIT_COMMA_DIGIT.search(text) is not None
+    result = text
+    for character in _PUNCTUATION:
+        delete = grouped_number or f"{character} " in text or f" {character}" in text
+        result = result.replace(character, "" if delete else " ")
+    return _PERIOD.sub("", result, count=_PERIODS_REMOVED)
+
+
+def normalize_words(text: str) -> str:
+    """The word step alone: lower case, number words to digits, articles out, apostrophes of contractions restored."""
+    words = (_NUMBERS.get(word, word) for word in text.lower().split())
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
