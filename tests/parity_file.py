@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -31,11 +32,13 @@ class Golden:
         name: the file's name without its ending.
         about: the JSON beside it.
         tensors: everything in the file; ``weight.…``, ``input.…``, ``output``, ``probe``, ``grad.…`` and so on.
+        dtype: of the tensors, and so of the module to rebuild.
     """
 
     name: str
     about: dict[str, Any]
     tensors: dict[str, Tensor]
+    dtype: torch.dtype
 
     @property
     def config(self) -> dict[str, Any]:
@@ -45,9 +48,10 @@ class Golden:
     def training(self) -> bool:
         return self.about["mode"] == "train"
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return getattr(torch, self.about["dtype"])
+    def double(self) -> Golden:
+        """The same file in double precision; its limits stay those of the precision it was made in."""
+        tensors = {name: t.double() if t.is_floating_point() else t for name, t in self.tensors.items()}
+        return replace(self, tensors=tensors, dtype=torch.float64)
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names start with ``prefix``, without it."""
@@ -110,17 +114,21 @@ class Report:
 
 
 def read_golden(path: str | Path) -> Golden:
-    """Read a golden file and its JSON.
+    """Read a golden file and the JSON beside it; ``path`` is the one or the other.
 
     Raises:
         UserError: one of the two is not there or cannot be read.
     """
     path = Path(path)
-    about = path.with_suffix(".json")
-    for file in (path, about):
-        if not file.is_file():
-            raise UserError(f"{file}: no such file; a golden file is NAME.safetensors with NAME.json beside it")
-    return Golden(path.stem, json.loads(about.read_text(encoding="utf-8")), load_file(path))
+    try:
+        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        tensors = load_file(path.with_suffix(".safetensors"))
+        return Golden(path.stem, about, tensors, getattr(torch, about["dtype"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: cannot be read ({reason}); a golden file is NAME.safetensors with NAME.json beside it"
+        ) from None
 
 
 def compare(golden: Golden, rebuilt: Rebuilt) -> Report:
@@ -151,9 +159,9 @@ def compare(golden: Golden, rebuilt: Rebuilt) -> Report:
 def _check_constants(golden: Golden, rebuilt: Rebuilt, report: Report) -> None:
     """Every number of the config that no size of a tensor can betray must be the one in use here."""
     for key, value in golden.config.items():
-        if any(word in key for word in ("eps", "temperature", "momentum", "clamp", "masked")):
-            if key not in rebuilt.constants:
-                report.problems.append(f"config {key} = {value} is not compared with anything")
+        hidden = any(word in key for word in ("eps", "temperature", "momentum", "clamp", "masked"))
+        if hidden and key not in rebuilt.constants:
+            report.problems.append(f"config {key} = {value} is not compared with anything")
         if rebuilt.constants.get(key, value) not in (None, value):
             report.problems.append(f"config {key} is {value}, here it is {rebuilt.constants[key]}")
 

@@ -27,7 +27,8 @@ def hinge(golden: Golden) -> Rebuilt:
     """Bidirectional hinge ranking loss on image and text embeddings."""
     inputs = golden.leaves()
     pairs = gather_pairs(inputs["image"], inputs["text"], torch.arange(len(inputs["image"])))
-    return Rebuilt(triplet(pairs, golden.config["margin"], golden.config["max_violation"]), inputs=inputs)
+    loss = triplet(pairs, golden.config["margin"], golden.config["max_violation"])
+    return Rebuilt(loss.view_as(golden.tensors["output"]), inputs=inputs)
 
 
 def video_text(golden: Golden) -> Rebuilt:
@@ -37,7 +38,5 @@ def video_text(golden: Golden) -> Rebuilt:
     texts = F.normalize(inputs["text"].flatten(1), dim=-1, eps=NORM_EPS)
     scale = torch.tensor(golden.config["logit_scale_log"], dtype=golden.dtype).exp()
     similarity = scale * texts @ videos.T
-    return Rebuilt(
-        symmetric_cross_entropy(similarity), inputs=inputs, aux={"similarity": similarity},
-        constants={"norm_clamp": NORM_EPS},
-    )
+    loss = symmetric_cross_entropy(similarity).view_as(golden.tensors["output"])
+    return Rebuilt(loss, inputs=inputs, aux={"similarity": similarity}, constants={"norm_clamp": NORM_EPS})

@@ -71,8 +71,11 @@ def joint_encoder(golden: Golden) -> Rebuilt:
     base.to(golden.dtype).model.load_state_dict({n: t for n, t in weights.items() if not n.startswith("side_block.")})
     load_block(model.adapter, "sherl/gated", golden.part("weight.side_block."), golden)
     encoded = model((inputs["lang"], inputs["lang_mask"], inputs["visual"]))
-    constants = {**sherl_constants(model.adapter), "backbone_ln_eps": 1e-12, "side_ln_eps": None}
+    constants = {**sherl_constants(model.adapter), "side_ln_eps": None}
+    constants["backbone_ln_eps"] = base.model["visn_fc"]["visn_layer_norm"].eps
     return Rebuilt(
-        encoded.tokens, published(model.adapter.named_parameters(), "sherl/gated", "side_block."), inputs,
+        encoded.tokens,
+        published(model.adapter.named_parameters(), "sherl/gated", "side_block."),
+        inputs,
         constants=constants,
     )

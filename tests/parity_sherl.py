@@ -52,8 +52,12 @@ def pooled_block(golden: Golden) -> Rebuilt:
     load_block(block, "sherl/pooled", golden.part("weight."), golden)
     output = block(taps, inputs["last"].squeeze(1))
     constants = {"l1_eps": block.eps, "l2_eps": block.aggregator.eps, "gate_temperature": block.gate_temperature}
-    return Rebuilt(output.view_as(golden.tensors["output"]), published(block.named_parameters(), "sherl/pooled"),
-                   inputs, constants=constants)
+    return Rebuilt(
+        output.view_as(golden.tensors["output"]),
+        published(block.named_parameters(), "sherl/pooled"),
+        inputs,
+        constants=constants,
+    )
 
 
 def load_block(module: nn.Module, table: str, weights: dict[str, Tensor], golden: Golden) -> None:

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-import torch
 from parity_file import Golden, Rebuilt
 from parity_sherl import load_block, published, sherl_constants
 from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from vlkit.adapters.sherl_t5 import Memory, SherlT5Decoder, SherlT5Encoder
+from vlkit.encoders.hf_text import start_trunk
 from vlkit.encoders.staged import Stream
 from vlkit.encoders.t5 import DecoderInput, T5Decoder, T5Encoder
 
-WORD, PADDING = 1, 0
-
 
 class EmbeddedEncoder(T5Encoder):
-    """The staged encoder, fed embeddings [B, L, D] and a mask [B, L] instead of ids."""
+    """The staged encoder, fed embeddings [B, L, D] and their mask [B, L] in place of ids."""
 
     def embed(self, x: tuple[Tensor, Tensor]) -> Stream:
-        hidden, mask = x
-        return super().embed(torch.where(mask != 0, WORD, PADDING)).replace(hidden=hidden)
+        hidden, arguments = start_trunk(self.trunk, inputs_embeds=x[0], attention_mask=x[1])
+        return Stream(hidden, x[1] != 0, extras={"arguments": arguments})
 
 
 class EmbeddedDecoder(T5Decoder):
-    """The staged decoder, fed embeddings in place of ids; every position is real."""
+    """The staged decoder, fed embeddings [B, L, D] and their mask [B, L] in place of ids."""
 
     def embed(self, x: DecoderInput) -> Stream:
-        ids = torch.full(x.ids.shape[:2], WORD)
-        return super().embed(DecoderInput(ids, x.memory, x.memory_mask)).replace(hidden=x.ids)
+        embeds, mask = x.ids
+        hidden, arguments = start_trunk(
+            self.trunk,
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            encoder_hidden_states=x.memory,
+            encoder_attention_mask=x.memory_mask.long(),
+            use_cache=False,
+        )
+        return Stream(hidden, mask != 0, extras={"arguments": arguments})
 
 
 def encoder_stack(golden: Golden) -> Rebuilt:
@@ -45,8 +51,6 @@ def encoder_stack(golden: Golden) -> Rebuilt:
 def decoder_stack(golden: Golden) -> Rebuilt:
     """Output: the last block's state behind the side norm. ``aux.backbone``: behind the frozen final norm."""
     config, inputs = golden.config, golden.leaves()
-    if not inputs["mask"].bool().all():
-        raise ValueError("input.mask has padding; the decoder of a golden file is expected to have none")
     t5 = _t5(config)
     base = EmbeddedDecoder(t5.decoder, t5.lm_head)
     layers = (0, *(i + 1 for i in config["side_layers"] if i + 1 < config["layers"]))
@@ -54,8 +58,8 @@ def decoder_stack(golden: Golden) -> Rebuilt:
     _load(model, golden)
     late: list[Tensor] = []
     model.norm.register_forward_pre_hook(lambda module, args: late.append(args[0]))
-    mask = inputs["encoder_mask"] != 0
-    output = model(inputs["embeds"], Memory(inputs["encoder_hidden"], inputs["side_encoder_hidden"], mask))
+    memory = Memory(inputs["encoder_hidden"], inputs["side_encoder_hidden"], inputs["encoder_mask"] != 0)
+    output = model((inputs["embeds"], inputs["mask"]), memory)
     return _rebuilt(model, output, base.tokens(Stream(late[0])), inputs)
 
 
@@ -73,7 +77,6 @@ def _t5(config: dict) -> T5ForConditionalGeneration:
             layer_norm_epsilon=config["ln_eps"],
             feed_forward_proj=config["ffn_activation"],
             dropout_rate=0.0,
-            pad_token_id=PADDING,
         )
     )
 
@@ -85,6 +88,7 @@ def _load(model: SherlT5Encoder | SherlT5Decoder, golden: Golden) -> None:
     frozen = {name: tensor for name, tensor in weights.items() if name not in side}
     embedding = {"embed_tokens.weight": model.base.model.embed_tokens.weight}
     model.base.model.load_state_dict({**frozen, **embedding})
+    model.base.to(golden.dtype)
     load_block(nn.ModuleDict({"adapter": model.adapter, "norm": model.norm}), "sherl/t5", side, golden)
 
 

@@ -1,18 +1,25 @@
-"""A tiny training script for the tests of the engine, with every source of randomness that a resume could forget."""
+"""A tiny training script for the tests of the engine, with every source of randomness that a resume could forget.
+
+``launch`` runs it in a process of its own. What only slows it down comes from the environment and not from the config,
+so that a run may be continued at another pace.
+"""
 
 from __future__ import annotations
 
+import os
 import random
+import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlkit import checkpoint
 from vlkit.config import run
+from vlkit.distributed import gather_shares, my_share
 from vlkit.engine import RunConfig, fit, make_fabric, make_loader, open_run
 from vlkit.errors import UserError
 
@@ -25,19 +32,15 @@ class ToyConfig(RunConfig):
     batch_size: int = 8
     lr: float = 0.05
     log_every: int = 1
+    workers: int | None = 0
     examples: int = 43
     """Number of training examples; 43 leaves some over at the end of an epoch."""
     noise: bool = True
-    """Augmentation, dropout and batch norm; off: nothing depends on how a batch is split between processes."""
-    delay: float = 0.0
-    """Seconds to sleep in each step."""
-    evaluation_delay: float = 0.0
-    """Seconds to sleep in each evaluation."""
+    """Augmentation, dropout and batch norm; off: nothing depends on how a batch is split."""
     break_at: int = -1
-    """Batch whose loss is not a number."""
+    """Epoch whose losses are no numbers."""
     bad_example: int = -1
     """Example that cannot be read."""
-    workers: int | None = 0
 
 
 class ToyData:
@@ -60,7 +63,7 @@ class ToyData:
 
 
 class ToyModel(nn.Module):
-    """A frozen layer, a trained one, and a parameter that no step uses."""
+    """A frozen layer, trained ones, and a parameter that no step uses."""
 
     def __init__(self, noise: bool) -> None:
         super().__init__()
@@ -83,30 +86,36 @@ def main(config: ToyConfig) -> None:
     folder = open_run(config, "toy", fabric)
     loader = make_loader(ToyData(config), config, fabric)
     model = fabric.setup_module(ToyModel(config.noise))
-    seen = 0
 
     def step(batch: tuple[Tensor, Tensor], epoch: float) -> dict[str, Tensor]:
-        nonlocal seen
         features, target = batch
         loss = nn.functional.mse_loss(model(features), target)
-        if seen == config.break_at:
+        if int(epoch) == config.break_at:
             loss = loss * torch.nan
-        seen += 1
         fabric.backward(loss)
-        time.sleep(config.delay)
+        time.sleep(float(os.environ.get("TOY_STEP_SECONDS", 0)))
         return {"loss": loss}
 
     def evaluate() -> dict[str, float]:
-        time.sleep(config.evaluation_delay)
-        random.random(), np.random.rand(), torch.rand(3)  # an evaluation may draw; training must not notice
-        features = torch.sin(torch.arange(60).reshape(10, 6) * 1.7)
-        error = nn.functional.mse_loss(model(features), features[:, :3].sum(1))
-        return {"score": -float(error)}
+        time.sleep(float(os.environ.get("TOY_EVALUATION_SECONDS", 0)))
+        random.random(), np.random.rand(), torch.rand(3)  # training must not notice what an evaluation draws
+        features = torch.sin(torch.arange(54).reshape(9, 6) * 1.7).to(fabric.device)
+        mine = features[list(my_share(fabric, 9))]
+        predicted = gather_shares(fabric, model(mine), 9)
+        return {"score": -float(nn.functional.mse_loss(predicted, features[:, :3].sum(1)))}
 
     result = fit(model, loader, step, evaluate, primary="score", config=config, folder=folder, fabric=fabric)
+    save_file(checkpoint.copy_trained(model), folder.path / f"weights-{fabric.global_rank}.safetensors")
     if fabric.is_global_zero:
-        checkpoint.save_adapter(folder.path, model, {"metrics": result.metrics, "task": "toy"})
-        Path(folder.path, "result.txt").write_text(f"{result.best_step} {result.steps} {result.metrics}")
+        checkpoint.save_adapter(folder.path, model, {"task": "toy", "metrics": result.metrics})
+
+
+def launch(arguments: list[str], messages: str, environment: dict[str, str]) -> None:
+    """Be the script: run with ``arguments``, with stderr in the file ``messages``."""
+    os.environ.update(environment)
+    os.dup2(os.open(messages, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    run(main, ToyConfig, arguments)
 
 
 if __name__ == "__main__":

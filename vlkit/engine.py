@@ -121,8 +121,9 @@ def fit(
     Args:
         model: as returned by ``fabric.setup_module``, on the device.
         loader: the training batches.
-        step: batch (on the device) and epochs done so far (fractional) -> named scalars, among them ``loss``. Computes the loss and calls
-            ``fabric.backward``, once or more often; gradients are averaged over batches and processes afterwards.
+        step: (batch on the device, epochs done so far, a fraction) -> named scalars, among them ``loss``. Computes the
+            loss and calls ``fabric.backward``, once or more often; gradients are averaged over batches and processes
+            afterwards.
         evaluate: -> metrics, the larger the better. Called without gradient, with the model in eval mode, on every
             process; the numbers of process 0 count. None: the last weights are the best.
         primary: name of the metric that decides.

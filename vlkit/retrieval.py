@@ -24,7 +24,8 @@ from vlkit.distributed import gather_shares, my_share
 from vlkit.encoders.bases import ClipBase
 from vlkit.errors import UserError
 from vlkit.heads.embedding import EmbeddingHead, HeadOptions, TwoTower
-from vlkit.metrics.retrieval import fold_metrics, image_text_metrics
+from vlkit.index.approximate import trained_index
+from vlkit.metrics.retrieval import RECALL_AT, fold_metrics, image_text_metrics
 
 CAPTIONS = 5  # captions an image that the COCO and Flickr30K protocols use
 
@@ -141,22 +142,53 @@ def embed_split(embedder: Embedder, dataset: Dataset, split: str) -> tuple[Tenso
     return gather_shares(fabric, images, len(records)), gather_shares(fabric, captions, len(texts)), owner
 
 
-def evaluate_split(embedder: Embedder, dataset: Dataset, split: str, folds: int = 1) -> dict[str, float]:
-    """Recalls of a split (:func:`vlkit.metrics.retrieval.image_text_metrics`).
+def evaluate_split(embedder: Embedder, dataset: Dataset, split: str) -> dict[str, float]:
+    """Recalls of a split; see :func:`vlkit.metrics.retrieval.metrics_of_ranks` for the keys."""
+    return retrieval_metrics(*embed_split(embedder, dataset, split))
+
+
+def retrieval_metrics(images: Tensor, texts: Tensor, owner: np.ndarray, folds: int = 1) -> dict[str, float]:
+    """Recalls of embeddings.
 
     Args:
-        embedder: model, base, device.
-        dataset: a prepared retrieval dataset.
-        split: which split.
+        images: [N, E].
+        texts: [M, E].
+        owner: int [M], the picture of each text.
         folds: also report ``fold_*``, the mean over that many consecutive folds (5 on COCO's 5,000 test images is the
             "COCO 1K" protocol); 1 = no folds.
+
+    Raises:
+        UserError: the pictures do not divide into ``folds``.
     """
-    images, captions, owner = embed_split(embedder, dataset, split)
-    metrics = image_text_metrics(images, captions, owner)
+    metrics = image_text_metrics(images, texts, owner)
     if folds > 1:
         try:
-            means = fold_metrics(images, captions, owner, folds)
+            means = fold_metrics(images, texts, owner, folds)
         except ValueError as error:
             raise UserError(f"--folds {folds}: {error}; give a divisor of the number of pictures") from None
         metrics |= {f"fold_{key}": value for key, value in means.items()}
+    return metrics
+
+
+def index_recalls(images: np.ndarray, texts: np.ndarray, owner: np.ndarray, factory: str) -> dict[str, float]:
+    """Recalls when candidates are found through a FAISS index instead of by comparing all.
+
+    Args:
+        images: [N, E] float32.
+        texts: [M, E] float32.
+        owner: int [M], the picture of each text.
+        factory: FAISS factory string.
+
+    Returns:
+        ``index_i2t_r1`` … ``index_t2i_r10`` in percent.
+    """
+    deepest = max(RECALL_AT)
+    metrics: dict[str, float] = {}
+    sides = (("i2t", images, texts, owner, np.arange(len(images))), ("t2i", texts, images, np.arange(len(images)), owner))
+    for direction, queries, candidates, candidate_owner, query_owner in sides:
+        index = trained_index(candidates, factory)
+        rows = index.search(np.ascontiguousarray(queries), min(deepest, len(candidates)))[1]
+        hit = (candidate_owner[rows] == query_owner[:, None]) & (rows >= 0)
+        for k in RECALL_AT:
+            metrics[f"index_{direction}_r{k}"] = 100 * float(hit[:, :k].any(1).mean())
     return metrics

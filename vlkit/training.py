@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -123,7 +124,8 @@ class Run:
 
     def start(self, identity: dict[str, Any]) -> None:
         """Go to where the last checkpoint was, or write the first one."""
-        self.now["identity"] = {"processes": self.fabric.world_size, "examples": self.loader.count, **identity}
+        identity = {"processes": self.fabric.world_size, "examples": self.loader.count, **identity}
+        self.now["identity"] = json.loads(json.dumps(identity))  # as it will be read back: tuples are lists
         state = checkpoint.load(self.folder.checkpoint)
         if state is not None:
             self._restore(state)

@@ -34,7 +34,7 @@ class GatedReducer(nn.Module):
 
 
 class ConvReducer(nn.Module):
-    """[B, C, h, w] -> [B, n * n, H]: max plus average pooling to the deepest grid, 1x1 convolution, batch norm (``cnn``)."""
+    """[B, C, h, w] -> [B, n * n, H]: max plus average pooling to the deepest grid, 1x1 convolution, batch norm."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()

@@ -78,7 +78,9 @@ class SherlAdapter(Adapter):
     ) -> None:
         super().__init__()
         if len(widths) != len(layers) or len(layers) < 2:
-            raise ValueError(f"SHERL merges candidates under the deepest tap: it needs 2 taps or more, got {list(layers)}")
+            raise ValueError(
+                f"SHERL merges candidates under the deepest tap: it needs 2 taps or more, got {list(layers)}"
+            )
         self.layers, self.late, self.flavour = tuple(layers), late, flavour
         reducer = {"conv": ConvReducer, "gated": GatedReducer}.get(flavour, LinearNormReducer)
         self.reducers = nn.ModuleList(reducer(w, hidden) for w in widths)
@@ -239,11 +241,15 @@ class SherlOptions:
                 PooledSherlAdapter(widths, encoder.out_dim, hidden, layers, self.base_gate, self.init),
             )
         if not 0 <= self.late < encoder.depth:
-            raise UserError(f"--adapter.late {self.late}: this tower has {encoder.depth} blocks; give 0..{encoder.depth - 1}")
+            raise UserError(
+                f"--adapter.late {self.late}: this tower has {encoder.depth} blocks; give 0..{encoder.depth - 1}"
+            )
         stop = encoder.depth - self.late
         layers = self._layers(encoder, stop)
         if len(layers) < 2:
-            raise UserError(f"--adapter.taps {list(layers)}: SHERL needs 2 taps or more; give two depths from 0..{stop}")
+            raise UserError(
+                f"--adapter.taps {list(layers)}: SHERL needs 2 taps or more; give two depths from 0..{stop}"
+            )
         width = encoder.widths[stop]
         flavour = "conv" if encoder.spatial else ("text" if self.flavour == "auto" else self.flavour)
         adapter = SherlAdapter(

@@ -1,7 +1,7 @@
-"""SHERL on an encoder-decoder: T5 with a side memory beside the frozen encoder's (SHERL, section 4.4).
+"""SHERL on an encoder-decoder: T5 with a side memory beside the frozen encoder's (SHERL, ECCV 2024).
 
-Encoder: the frozen stack runs on untouched; its taps are merged into a second, *side* memory. Decoder: all blocks but the
-last run without gradient on the frozen memory; the last one re-consumes the merged feature and attends to the side
+Encoder: the frozen stack runs on untouched; its taps are merged into a second, *side* memory. Decoder: all blocks but
+the last run without gradient on the frozen memory; the last one re-consumes the merged feature and attends to the side
 memory. A trained RMS norm stands behind each of the two merged streams.
 """
 

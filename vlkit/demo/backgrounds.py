@@ -46,7 +46,11 @@ def background_image(background: Background, side: int) -> Image.Image:
     if background.style == "flat":
         return Image.new("RGB", (side, side), FLAT_COLOURS[background.colour])
     rng = np.random.Generator(np.random.PCG64(background.seed))
-    image = STYLES[background.style].paint(background.colour, side, rng)
+    style = STYLES[background.style]
+    image = style.paint(background.colour, side, rng)
+    if not style.dark:
+        # Washed out, as illustrators do: what stands in front keeps its colour and its outline.
+        image = Image.blend(image, Image.new("RGB", image.size, (240, 240, 240)), 0.5)
     _scatter_marks(image, background.clutter, rng)
     return image
 

@@ -12,6 +12,7 @@ from vlkit.demo.graph import Scene, Thing, place, relation
 from vlkit.demo.scenes import choose
 from vlkit.demo.words import FAMILIAR, SHADES, SYNONYMS, plural, with_article
 
+SYNONYM_SHARE = 0.4  # of the names of things and colours; the others are the familiar ones
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "medium": ("medium-sized",), "large": ("large", "big", "huge")}
 PATTERN_WORDS = {
@@ -210,12 +211,12 @@ def colour_word(thing: Thing, rng: np.random.Generator) -> str:
     """The basic name of a thing's colour or one that fits its shade."""
     shade = "dark" if thing.shade < -0.4 else "light" if thing.shade > 0.4 else "mid"
     names = SHADES[thing.colour].get(shade, ())
-    return choose(rng, names) if names and rng.random() < 0.6 else thing.colour
+    return choose(rng, names) if names and rng.random() < SYNONYM_SHARE else thing.colour
 
 
 def kind_word(kind: str, rng: np.random.Generator) -> str:
     """The basic name of a kind or another one."""
-    return choose(rng, FAMILIAR.get(kind, ()) + SYNONYMS[kind]) if rng.random() < 0.6 else kind
+    return choose(rng, FAMILIAR.get(kind, ()) + SYNONYMS[kind]) if rng.random() < SYNONYM_SHARE else kind
 
 
 def join(phrases: list[str]) -> str:

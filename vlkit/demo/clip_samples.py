@@ -160,8 +160,13 @@ def _pair(rng: np.random.Generator, scene: Scene, cast: list[Thing], seconds: fl
     if len(cast) < 2:
         return None
     thing, other = cast[:2]
-    actions = [action for action in PAIRS if action != "land" or KINDS[other.kind].top is not None]
-    action = choose(rng, [action for action in actions if action != "behind" or other.kind not in SLIM])
+    action = choose(rng, PAIRS)
+    kinds = {
+        "land": [name for name, kind in KINDS.items() if kind.top is not None],
+        "behind": [name for name in KINDS if name not in SLIM],
+    }.get(action, [other.kind])
+    if other.kind not in kinds:
+        other = dataclasses.replace(other, kind=choose(rng, [name for name in kinds if name != thing.kind]))
     begin, other, event = PAIRS[action](rng, thing, other, _slot(action, rng, seconds, 0.15, 0.85))
     if action != "behind":
         # Things are numbered back to front: what moves is in front.

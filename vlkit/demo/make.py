@@ -9,20 +9,23 @@ from typing import Any
 
 from vlkit.demo.coco import write_coco, write_scenes
 from vlkit.demo.folder import whole_folder
+from vlkit.demo.msrvtt import write_msrvtt
+from vlkit.demo.refcoco import write_refcoco
+from vlkit.demo.vqa import write_vqa
 from vlkit.demo.world import COUNTS, World, WorldSize, draw_world, read_world
 from vlkit.errors import UserError
 from vlkit.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Goes up when the same seed gives other files."""
 MARKER = "world.json"
 
 Writer = Callable[[World, Path], None]
 WRITERS: tuple[Writer, ...] = (write_scenes, write_coco)
 """What every world holds beside its pictures, each given (world, folder)."""
-PARTS: dict[str, Writer] = {}
+PARTS: dict[str, Writer] = {"vqa": write_vqa, "refcoco": write_refcoco, "msrvtt": write_msrvtt}
 """What a world may hold besides: a part is a sub-folder of that name, written by (world, sub-folder)."""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from vlkit.data.manifest import Dataset
-from vlkit.data.sources import coco
+from vlkit.data.sources import coco, refcoco, vqav2
 from vlkit.data.sources.prepare import Source, prepare
 from vlkit.demo.folder import whole_folder
 from vlkit.demo.make import VERSION, make_world
@@ -41,6 +41,8 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "retrieval": Recipe((), lambda world: coco.read(world / "dataset_coco.json")),
+    "vqa": Recipe(("vqa",), lambda world: _read_vqa(world / "vqa")),
+    "grounding": Recipe(("refcoco",), lambda world: refcoco.read_refs(world / "refcoco")),
 }
 """Task -> recipe."""
 
@@ -88,3 +90,7 @@ def _is_ready(output: Path, task: str) -> bool:
     except UserError:
         return False
     return True
+
+
+def _read_vqa(folder: Path) -> Source:
+    return vqav2.read(sorted(folder.glob("*_questions.json")), sorted(folder.glob("*_annotations.json")))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 
@@ -20,8 +20,8 @@ from vlkit.demo.words import FAMILIAR, SHADES, SYNONYMS
 Truth = bool | None
 
 BROAD = frozenset(
-    "vehicle fruit light dot block pyramid pointer fungus".split()
-    + ["round spot", "four-sided shape", "leafy plant", "sea animal", "desert plant", "orchard fruit", "new moon"]
+    ("vehicle", "fruit", "light", "dot", "block", "pyramid", "pointer", "fungus", "round spot", "four-sided shape")
+    + ("leafy plant", "sea animal", "desert plant", "orchard fruit", "new moon")
 )
 """Other names that would fit a second kind as well."""
 BASIC = 0.7
@@ -150,8 +150,8 @@ def named(scene: Scene, i: int, rng: np.random.Generator, without: str = "") -> 
 SIDES: dict[str, tuple[str, int, tuple[str, ...], tuple[str, ...]]] = {
     "left": ("x", 1, ("{} on the left", "left {}", "{} to the left"), ("leftmost {}", "{} furthest left")),
     "right": ("x", -1, ("{} on the right", "right {}", "{} to the right"), ("rightmost {}", "{} furthest right")),
-    "top": ("y", 1, ("{} at the top", "top {}", "upper {}"), ("topmost {}", "highest {}")),
-    "bottom": ("y", -1, ("{} at the bottom", "bottom {}", "lower {}"), ("bottommost {}", "lowest {}")),
+    "top": ("y", 1, ("{} at the top", "upper {}"), ("topmost {}", "highest {}")),
+    "bottom": ("y", -1, ("{} at the bottom", "lower {}"), ("bottommost {}", "lowest {}")),
 }
 """Side -> coordinate, direction, words for one of two, words for one of several."""
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
@@ -187,7 +187,7 @@ def _at_side(
 def _in_order(scene: Scene, i: int, base: Phrase, members: list[int], side: str) -> Phrase | None:
     """``second star from the left``; only where the whole row has clear gaps."""
     row = sorted(members, key=lambda j: scene.things[j].x, reverse=side == "right")
-    if any(abs(scene.things[a].x - scene.things[b].x) < APART for a, b in zip(row, row[1:], strict=False)):
+    if any(abs(scene.things[a].x - scene.things[b].x) < APART for a, b in pairwise(row)):
         return None
     return _only(scene, i, f"{ORDINALS[row.index(i)]} {base.words} from the {side}", base)
 
@@ -198,9 +198,10 @@ def _in_corner(scene: Scene, i: int, base: Phrase, rng: np.random.Generator) -> 
     column = "left" if thing.x < 0.38 else "right" if thing.x > 0.62 else ""
     if not row or not column:
         return None
-    there = both([_on_side(t.y, row == "top") for t in scene.things], [_on_side(t.x, column == "left") for t in scene.things])
+    in_row = [_on_side(t.y, row == "top") for t in scene.things]
+    in_column = [_on_side(t.x, column == "left") for t in scene.things]
     words = choose(rng, ("in the {} {} corner", "at the {} {}", "{} {}")).format(row, column)
-    return Phrase(f"{base.words} {words}", both(base.fits, there), base.head)
+    return Phrase(f"{base.words} {words}", both(base.fits, both(in_row, in_column)), base.head)
 
 
 def _on_side(at: float, low: bool) -> Truth:

@@ -44,7 +44,7 @@ def ranks_from_embeddings(
     """
     images, texts = as_array(image_embeddings), as_array(text_embeddings)
     if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1]:
-        raise ValueError(f"embeddings have shapes {images.shape} and {texts.shape}, expected [images, D] and [texts, D]")
+        raise ValueError(f"embeddings have shapes {images.shape} and {texts.shape}, expected [N, D] and [M, D]")
     owner = check_owners(text_to_image, len(images), len(texts))
     counter = _Counter(images, texts, owner)
     images32 = np.ascontiguousarray(images, dtype=np.float32)

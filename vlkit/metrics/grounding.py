@@ -23,7 +23,7 @@ def box_iou(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def box_giou(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Generalised IoU = IoU - (hull - union) / hull, hull the smallest enclosing box; in (-1, 1], never above the IoU."""
+    """Generalised IoU = IoU - (hull - union) / hull, hull the smallest enclosing box; in (-1, 1], at most the IoU."""
     iou, union = _overlap(left, right)
     left, right = np.asarray(left, dtype=np.float32), np.asarray(right, dtype=np.float32)
     hull = _area(np.concatenate([np.minimum(left, right)[..., :2], np.maximum(left, right)[..., 2:]], axis=-1))
@@ -103,7 +103,8 @@ def phrase_recall(
     if protocol not in ("any_box", "merged_boxes"):
         raise ValueError(f"protocol is {protocol!r}, expected 'any_box' or 'merged_boxes'")
     if not len(ranked) == len(target) == len(categories) > 0:
-        raise ValueError(f"{len(ranked)} predictions, {len(target)} targets, {len(categories)} categories do not pair up")
+        lengths = f"{len(ranked)} predictions, {len(target)} targets and {len(categories)} categories"
+        raise ValueError(f"{lengths} do not pair up")
     groups: dict[str, list[float]] = {}
     for phrase, (boxes, right, names) in enumerate(zip(ranked, target, categories, strict=True)):
         boxes, right = _boxes(boxes, f"ranked boxes of phrase {phrase}"), _boxes(right, f"boxes of phrase {phrase}")
@@ -139,8 +140,9 @@ def _divided(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
 
 def _boxes(values: np.ndarray, name: str) -> np.ndarray:
     boxes = np.asarray(values, dtype=np.float32).reshape(-1, 4)
-    if not np.isfinite(boxes).all():
-        raise UserError(f"{name}: not finite at row {np.argwhere(~np.isfinite(boxes))[0][0]}; the model's output is broken")
+    broken = np.flatnonzero(~np.isfinite(boxes).all(1))
+    if len(broken):
+        raise UserError(f"{name}: row {broken[0]} is not finite; the model's output is broken")
     return boxes
 
 

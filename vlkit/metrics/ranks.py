@@ -38,7 +38,9 @@ class RetrievalRanks:
     t2i_tied: np.ndarray
 
     @classmethod
-    def from_counts(cls, i2t: np.ndarray, t2i: np.ndarray, i2t_tied: np.ndarray, t2i_tied: np.ndarray, ties: Ties):
+    def from_counts(
+        cls, i2t: np.ndarray, t2i: np.ndarray, i2t_tied: np.ndarray, t2i_tied: np.ndarray, ties: Ties
+    ) -> RetrievalRanks:
         """Ranks from the candidates strictly above the best positive and those tied with it."""
         if ties not in ("pessimistic", "optimistic"):
             raise ValueError(f"ties is {ties!r}, expected 'pessimistic' or 'optimistic'")
@@ -87,7 +89,7 @@ def ranks_from_similarity(
 def _refuse_nan(block: np.ndarray, start: int) -> None:
     if np.isnan(block).any():
         row, column = np.argwhere(np.isnan(block))[0]
-        raise UserError(f"similarity: NaN at row {start + row}, column {column}; the model's output is broken (diverged?)")
+        raise UserError(f"similarity: NaN at row {start + row}, column {column}; the model's output is broken")
 
 
 def check_owners(text_to_image: Array | list[int], images: int, texts: int) -> np.ndarray:
@@ -96,12 +98,14 @@ def check_owners(text_to_image: Array | list[int], images: int, texts: int) -> n
     if not images or not texts:
         raise UserError(f"nothing to rank: {images} images and {texts} texts; is the split empty?")
     if owner.shape != (texts,) or not np.issubdtype(owner.dtype, np.integer):
-        raise ValueError(f"text_to_image is {owner.dtype} of shape {owner.shape}, expected integers of shape ({texts},)")
+        raise ValueError(f"text_to_image is {owner.dtype} {owner.shape}, expected integers of shape ({texts},)")
     if owner.min() < 0 or owner.max() >= images:
         raise ValueError(f"text_to_image runs from {owner.min()} to {owner.max()}; there are {images} images")
     lonely = np.flatnonzero(np.bincount(owner, minlength=images) == 0)
     if len(lonely):
-        raise UserError(f"{len(lonely)} of {images} images have no text, the first is number {lonely[0]}; leave them out")
+        raise UserError(
+            f"{len(lonely)} of {images} images have no text, the first is image {lonely[0]}; leave them out"
+        )
     return owner.astype(np.int64, copy=False)
 
 

@@ -76,8 +76,8 @@ def build_vocabulary(answers: Iterable[tuple[Hashable, str]], min_questions: int
     """Answers a classifier can give, in order of first occurrence.
 
     Args:
-        answers: (question id, ``multiple_choice_answer``) of every annotation, train and val. Strings are normalised and
-            lose any remaining comma.
+        answers: (question id, ``multiple_choice_answer``) of every annotation, train and val. Strings are normalised
+            and lose any remaining comma.
         min_questions: an answer is kept if at least so many distinct questions have it. 9 gives the usual 3,129 answers
             on VQA v2 train + val.
     """

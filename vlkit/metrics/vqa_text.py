@@ -11,10 +11,8 @@ _PERIOD = re.compile(r"\.(?!\d)")
 # A flag of value 32 is passed where the official code means no limit, so that many periods go at most.
 _PERIODS_REMOVED = 32
 
-_NUMBERS = {
-    word: str(number)
-    for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
-} | {"none": "0"}
+_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {word: str(number) for number, word in enumerate(_NUMBER_WORDS)} | {"none": "0"}
 _ARTICLES = frozenset(("a", "an", "the"))
 
 # Written without its apostrophe, each of these gets it back. Not in the table: its, shes, im, ive, lets, id, well, …
@@ -24,18 +22,17 @@ _CONTRACTED = """
     somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd there're there's
     they'd they'll they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's
     where've who'd who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
-""".split()
+"""
 # Of these only one of the two apostrophes may be missing.
-_CONTRACTED_TWICE = [
-    f"{word}'ve"
-    for word in """couldn't hadn't mightn't shouldn't wouldn't he'd it'd she'd somebody'd someone'd something'd there'd
-    they'd we'd who'd you'd""".split()
-]
+_CONTRACTED_TWICE = """
+    couldn't've hadn't've mightn't've shouldn't've wouldn't've he'd've it'd've she'd've somebody'd've someone'd've
+    something'd've there'd've they'd've we'd've who'd've you'd've
+"""
 
 
 def _contractions() -> dict[str, str]:
-    table = {word.replace("'", ""): word for word in _CONTRACTED}
-    for word in _CONTRACTED_TWICE:
+    table = {word.replace("'", ""): word for word in _CONTRACTED.split()}
+    for word in _CONTRACTED_TWICE.split():
         first, second = word.index("'"), word.rindex("'")
         table[word[:first] + word[first + 1 :]] = word
         table[word[:second] + word[second + 1 :]] = word

@@ -73,8 +73,9 @@ def match_predictions(phrases: Iterable[Phrase], predictions: Iterable[Mapping])
 
     Args:
         phrases: as :func:`read_phrases` returns them.
-        predictions: mappings with ``image_id``, ``sentence_id`` and ``boxes``: for every phrase of the sentence that has
-            a box, in text order, its [Q, 4] boxes, best first. Of several predictions of a sentence the first counts.
+        predictions: mappings with ``image_id``, ``sentence_id`` and ``boxes``: for every phrase of the sentence that
+            has a box, in text order, its [Q, 4] boxes, best first. Of several predictions of a sentence the first
+            counts.
 
     Returns:
         One float32 [Q, 4] array a phrase, in the order of ``phrases``.
@@ -114,7 +115,7 @@ def _read_boxes(path: Path) -> dict[str, np.ndarray]:
     except ElementTree.ParseError as error:
         raise UserError(f"{path}: line {error.position[0]}: not valid XML ({error}); is the file complete?") from None
     except (AttributeError, TypeError, ValueError):
-        raise UserError(f"{path}: an <object> lacks a name or a number in its <bndbox>; is the file complete?") from None
+        raise UserError(f"{path}: an <object> lacks a name or a corner of its box; is the file complete?") from None
     return {entity: np.array(values, dtype=np.float32) for entity, values in boxes.items()}
 
 

@@ -1,8 +1,4 @@
-"""How much memory a training step keeps and peaks at, counted by storage as tensors come and go.
-
-:class:`LiveBytes` watches every operation and knows at each moment how many bytes are alive that were not before, on any
-device and under fake tensors alike. What an operation uses inside itself and frees again is not seen.
-"""
+"""Count bytes as tensors come and go, and what of them a forward keeps for its backward."""
 
 from __future__ import annotations
 
@@ -18,10 +14,11 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Count the storages made inside the ``with`` block that are still alive.
+    """Count the storages made inside the ``with`` block that are still alive, on any device and of fake tensors too.
 
     A storage counts once and whole, however many tensors and views share it. Storages that were there before
-    (parameters, inputs) do not count; gradients and optimizer state made inside do.
+    (parameters, inputs) do not count; gradients and optimizer state made inside do. What an operation uses inside
+    itself and frees again is not seen.
 
     Attributes:
         current: bytes alive now.
@@ -44,10 +41,11 @@ class LiveBytes(TorchDispatchMode):
                 self._add(storage)
         return result
 
-    def bytes_of(self, tensors: Any) -> int:
-        """How much of ``current`` belongs to the given tensors (any nest of lists, tuples and dicts)."""
-        keys = {id(tensor.untyped_storage()) for tensor in _tensors(tensors)}
-        return sum(size for key, (_, size) in self._alive.items() if key in keys)
+    def kept_for(self, loss: Tensor, model: nn.Module) -> int:
+        """What of ``current`` is there for the backward of ``loss``: all but the loss itself and the model's tensors."""
+        gc.collect()  # garbage in reference cycles is alive, but not for backward
+        own = {id(tensor.untyped_storage()) for tensor in (loss, *model.parameters(), *model.buffers())}
+        return sum(size for key, (_, size) in self._alive.items() if key not in own)
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         key, size = id(storage), storage.nbytes()
@@ -80,9 +78,7 @@ def saved_bytes(model: nn.Module, backward_of: Callable[[], Tensor]) -> int:
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.device.type == "cuda"}
     with torch.random.fork_rng(devices=list(devices)), LiveBytes() as live:
-        loss = backward_of()
-        gc.collect()  # garbage in reference cycles is alive, but not for backward
-        kept = live.current - live.bytes_of([loss, *model.parameters(), *model.buffers()])
+        kept = live.kept_for(backward_of(), model)
     with torch.no_grad():
         for buffer, value in buffers:
             buffer.copy_(value)

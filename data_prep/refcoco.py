@@ -1,0 +1,49 @@
+"""RefCOCO, RefCOCO+ or RefCOCOg -> a prepared dataset for grounding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from vlkit.config import run
+from vlkit.data.sources import refcoco
+from vlkit.data.sources.prepare import prepare
+from vlkit.errors import UserError
+
+
+@dataclass
+class Config:
+    """Prepare RefCOCO, RefCOCO+ or RefCOCOg for grounding."""
+
+    images: Path
+    """Folder that holds train2014/ (or the pictures themselves)."""
+    output: Path
+    """Folder to write the prepared dataset to."""
+    refs: Path | None = None
+    """refs(unc).p, refs(umd).p or refs(google).p (or the same list as JSON), or the folder that holds it."""
+    instances: Path | None = None
+    """instances.json; default: beside the refs file."""
+    split_by: str | None = None
+    """Whose split to take when a folder holds several: unc, umd or google."""
+    mdetr: list[Path] = field(default_factory=list)
+    """MDETR's finetune_refcoco*_*.json, one file a split; instead of --refs."""
+    partial: bool = False
+    """Leave out expressions whose picture is not there, and list the pictures in missing.txt, instead of stopping."""
+
+
+def main(config: Config) -> None:
+    if (config.refs is None) == (not config.mdetr):
+        raise UserError("give either --refs (with --instances) or --mdetr FILE...")
+    with Console(stderr=True).status(f"reading {config.refs or 'expressions'}"):
+        if config.mdetr:
+            source = refcoco.read_mdetr(config.mdetr)
+        else:
+            source = refcoco.read_refs(config.refs, config.instances, config.split_by)
+        prepared = prepare(source, config.output, config.images, partial=config.partial)
+    print(prepared.summary())
+
+
+if __name__ == "__main__":
+    run(main, Config)

@@ -1,0 +1,245 @@
+"""RefCOCO, RefCOCO+, RefCOCOg: ``refs(*.p)`` with ``instances.json``, or MDETR's ``finetune_refcoco*_*.json``."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlkit.data.records import Record, box_problem
+from vlkit.data.restricted_pickle import read_pickle
+from vlkit.data.sources.ids import other_places, take_id, with_folder
+from vlkit.data.sources.karpathy import take
+from vlkit.data.sources.prepare import Counts, Source, compare_counts
+from vlkit.errors import UserError, some
+from vlkit.files import read_json
+
+SPLITS = ("train", "val", "test", "testA", "testB")
+OFFICIAL: dict[tuple[str, str], Counts] = {
+    ("refcoco", "unc"): {
+        "train": (16_994, 120_624),
+        "val": (1_500, 10_834),
+        "testA": (750, 5_657),
+        "testB": (750, 5_095),
+    },
+    ("refcoco+", "unc"): {
+        "train": (16_992, 120_191),
+        "val": (1_500, 10_758),
+        "testA": (750, 5_726),
+        "testB": (750, 4_889),
+    },
+    ("refcocog", "umd"): {"train": (21_899, 80_512), "val": (1_300, 4_896), "test": (2_600, 9_602)},
+}
+"""(dataset, split by) -> images and expressions a split."""
+_REFS_NAME = re.compile(r"refs\((\w+)\)\.(?:p|pkl|json)")
+_SUFFIX = re.compile(r"_\d+(?=\.\w+$)")
+_MDETR_NAME = re.compile(r"(?:finetune_)?(?P<name>.+)_(?P<split>train|val|testA|testB|test)")
+
+
+def read_refs(refs: str | Path, instances: str | Path | None = None, split_by: str | None = None) -> Source:
+    """Read a dataset in its official form: a record a sentence.
+
+    Args:
+        refs: ``refs(unc).p`` or the like (a JSON file of the same list will do), or the folder that holds it.
+        instances: ``instances.json``; None = beside ``refs``.
+        split_by: which of a folder's refs files (``unc``, ``umd``, ``google``); a file must agree with it.
+
+    Raises:
+        UserError: a file is missing, damaged or holds code; a reference without its image or box, a wrong box, an
+            unknown split; the file and the record are named.
+    """
+    path = _refs_file(Path(refs), split_by)
+    instances = path.parent / "instances.json" if instances is None else Path(instances)
+    content = read_json(path) if path.suffix == ".json" else read_pickle(path)
+    if not isinstance(content, list) or not content:
+        raise UserError(f"{path}: not a list of references; is this the official file?")
+    boxes = _Instances(instances)
+    match = _REFS_NAME.fullmatch(path.name)
+    protocol = match[1] if match else split_by or ""
+    inputs = {"refs": str(path.resolve()), "instances": str(instances.resolve()), "split_by": protocol}
+    source = _new_source(_dataset_name(path), inputs)
+    for index, ref in enumerate(content):
+        where = f"{path}: [{index}]"
+        for split, record in _sentences(ref, boxes, where):
+            _add(source, split, record)
+    return _finished(source, protocol)
+
+
+def read_mdetr(files: Sequence[str | Path]) -> Source:
+    """Read MDETR's files, one a split (``finetune_refcoco_train.json``): a record an expression.
+
+    Raises:
+        UserError: a file name without a split, two files for one split, an expression without exactly one box, a wrong
+            box; the file and the record are named.
+    """
+    names, given = set(), {}
+    for path in map(Path, files):
+        match = _MDETR_NAME.fullmatch(path.stem)
+        if not match:
+            raise UserError(f"{path}: its name says no split; rename it, as in finetune_refcoco_train.json")
+        if match["split"] in given:
+            raise UserError(f'{path}: split "{match["split"]}" comes from {given[match["split"]].name} too')
+        given[match["split"]] = path
+        names.add(match["name"])
+    if len(names) > 1:
+        raise UserError(f"{some(sorted(names))}: these are files of different datasets; prepare one at a time")
+    source = _new_source(names.pop(), {"mdetr": [str(path.resolve()) for path in given.values()]})
+    for split in sorted(given, key=SPLITS.index):
+        content = read_json(given[split])
+        for record in _expressions(content, f"{given[split]}"):
+            _add(source, split, record)
+    return _finished(source, "umd" if source.name == "refcocog" else "unc")
+
+
+def _new_source(name: str, inputs: dict[str, Any]) -> Source:
+    source = Source(name, "grounding", {}, inputs)
+    source.elsewhere = other_places
+    return source
+
+
+def _dataset_name(path: Path) -> str:
+    """``refcoco+`` for ``.../refcoco+/refs(unc).p``; ``refcoco`` where the folder says nothing."""
+    folder = path.resolve().parent.name
+    return folder if folder.startswith("refcoco") else "refcoco"
+
+
+def _refs_file(path: Path, split_by: str | None) -> Path:
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if _REFS_NAME.fullmatch(file.name))
+        chosen = [file for file in found if split_by in (None, _REFS_NAME.fullmatch(file.name)[1])]
+        if len(chosen) != 1:
+            held = some([file.name for file in found]) if found else "no refs(*).p"
+            raise UserError(f"{path}: holds {held}; give one file, or choose by --split_by")
+        return chosen[0]
+    match = _REFS_NAME.fullmatch(path.name)
+    if match and split_by not in (None, match[1]):
+        raise UserError(
+            f"{path}: is split by {match[1]}, not by {split_by}; give refs({split_by}).p or correct --split_by"
+        )
+    return path
+
+
+class _Instances:
+    """``instances.json`` by id."""
+
+    def __init__(self, path: Path) -> None:
+        content = read_json(path)
+        self.path = path
+        self.images: dict[int, tuple[str, dict[str, Any]]] = {}
+        self.boxes: dict[int, tuple[str, dict[str, Any]]] = {}
+        for field, target in (("images", self.images), ("annotations", self.boxes)):
+            for index, entry in enumerate(take(content, field, list, f"{path}")):
+                where = f"{path}: {field}[{index}]"
+                target[take_id(entry, "id", where)] = (where, entry)
+        self.categories = {
+            take_id(entry, "id", f"{path}: categories"): entry.get("name") for entry in content.get("categories", [])
+        }
+
+    def find(self, field: str, number: int, where: str) -> tuple[str, dict[str, Any]]:
+        """Place and content of an image or annotation that a reference at ``where`` asks for."""
+        found = (self.images if field == "image_id" else self.boxes).get(number)
+        if found is None:
+            raise UserError(
+                f'{where}: field "{field}": {number} is not in {self.path}; do the two files belong together?'
+            )
+        return found
+
+
+def _sentences(ref: Any, instances: _Instances, where: str) -> Iterator[tuple[str, Record]]:
+    """Split and record of every sentence of a reference."""
+    split = take(ref, "split", str, where)
+    if split not in SPLITS:
+        raise UserError(f'{where}: field "split" is "{split}"; known are {", ".join(SPLITS)}')
+    image_id, ann_id = take_id(ref, "image_id", where), take_id(ref, "ann_id", where)
+    image_where, image = instances.find("image_id", image_id, where)
+    box_where, annotation = instances.find("ann_id", ann_id, where)
+    if take_id(annotation, "image_id", box_where) != image_id:
+        raise UserError(
+            f'{where}: field "ann_id": {ann_id} is a box of another image than {image_id}; correct the file'
+        )
+    common = {"ref_id": take_id(ref, "ref_id", where), "ann_id": ann_id}
+    category = instances.categories.get(annotation.get("category_id"))
+    if category is not None:
+        common["category"] = category
+    picture = _picture(image, image_where, ref.get("file_name"))
+    box = _box(annotation, picture, box_where)
+    for index, sentence in enumerate(take(ref, "sentences", list, where)):
+        at = f"{where}.sentences[{index}]"
+        text = _clean(take(sentence, "sent" if "sent" in sentence else "raw", str, at))
+        yield split, {"id": f"ref/{take_id(sentence, 'sent_id', at)}", **picture, "text": text, "box": box, **common}
+
+
+def _expressions(content: Any, path: str) -> Iterator[Record]:
+    """Record of every expression of an MDETR file."""
+    boxes: dict[int, list[tuple[str, dict[str, Any]]]] = {}
+    for index, annotation in enumerate(take(content, "annotations", list, path)):
+        where = f"{path}: annotations[{index}]"
+        boxes.setdefault(take_id(annotation, "image_id", where), []).append((where, annotation))
+    for index, image in enumerate(take(content, "images", list, path)):
+        where = f"{path}: images[{index}]"
+        number = take_id(image, "id", where)
+        own = boxes.pop(number, [])
+        if len(own) != 1:
+            raise UserError(f"{where}: {len(own)} boxes for one expression; is this a file for referring expressions?")
+        box_where, annotation = own[0]
+        picture = _picture(image, where)
+        caption = take(image, "caption", str, where)
+        record = {"id": f"ref/{number}", **picture, "text": _clean(caption)}
+        record["box"] = _box(annotation, picture, box_where)
+        if "original_id" in annotation:
+            record["ann_id"] = take_id(annotation, "original_id", box_where)
+        if (
+            annotation.get("tokens_positive") and record["text"] == caption
+        ):  # else the positions are not those of the text
+            record["tokens_positive"] = annotation["tokens_positive"]
+        yield record
+    if boxes:
+        where = next(iter(boxes.values()))[0][0]
+        raise UserError(f'{where}: field "image_id": no such image in {path}; is the file complete?')
+
+
+def _picture(image: dict[str, Any], where: str, file_name: Any = None) -> dict[str, Any]:
+    """``image`` (path), ``width`` and ``height`` of a record. ``file_name`` of a reference may know the folder: its own
+    suffix ``_<n>`` is not part of the name.
+    """
+    name = take(image, "file_name", str, where)
+    if isinstance(file_name, str) and "/" in file_name and "/" not in name:
+        name = posixpath.join(posixpath.dirname(file_name), posixpath.basename(_SUFFIX.sub("", file_name)))
+    size = {field: take(image, field, (int, float), where) for field in ("width", "height")}
+    return {"image": with_folder(name), **size}
+
+
+def _box(annotation: dict[str, Any], picture: dict[str, Any], where: str) -> list[float]:
+    """``bbox`` (xywh) as xyxy, as annotated: nothing is clipped, the metric asks for it so."""
+    bbox = take(annotation, "bbox", list, where)
+    if len(bbox) != 4 or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in bbox):
+        raise UserError(f'{where}: field "bbox" is {str(bbox)[:60]}; expected are four numbers [x, y, width, height]')
+    left, top, width, height = bbox
+    box = [left, top, round(left + width, 4), round(top + height, 4)]
+    problem = box_problem(box, picture["width"], picture["height"])
+    if problem:
+        raise UserError(f"{where}: bbox {bbox} (xywh) gives {problem}")
+    return box
+
+
+def _clean(text: str) -> str:
+    """Single blanks between words, none around; halves of characters become "?"."""
+    return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
+
+
+def _add(source: Source, split: str, record: Record) -> None:
+    if record["text"]:
+        source.splits.setdefault(split, []).append(record)
+    else:
+        source.blank_texts += 1
+
+
+def _finished(source: Source, protocol: str) -> Source:
+    """Splits in their usual order, counted and compared with the official ones."""
+    source.splits = {split: source.splits[split] for split in SPLITS if split in source.splits}
+    for split, records in source.splits.items():
+        source.counts[split] = (len({record["image"] for record in records}), len(records))
+    source.notes += compare_counts(source, OFFICIAL.get((source.name, protocol), {}))
+    return source

@@ -1,0 +1,57 @@
+"""Predict memory with tensors that have a shape and no values: no weights are made, nothing is computed.
+
+Inside :func:`fake_tensors`, build what trains (:func:`vlkit.memory.shape_base` gives a base to build on) and
+call :func:`vlkit.memory.measure_step` as with real tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@contextlib.contextmanager
+def fake_tensors() -> Iterator[None]:
+    """Within it, every tensor made is fake: it claims a device and a shape and takes no memory."""
+    # A library may keep a table as a plain tensor instead of a buffer; those few stay real.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+def fake_copy(module: M, device: torch.device) -> M:
+    """A copy of ``module``, whose tensors are on the meta device, with fake tensors that claim ``device``.
+
+    To be called within :func:`fake_tensors`.
+    """
+    memo: dict[int, Any] = {id(buffer): torch.empty_like(buffer, device=device) for buffer in module.buffers()}
+    for parameter in module.parameters():
+        values = torch.empty_like(parameter, device=device)
+        memo[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
+    return copy.deepcopy(module, memo)
+
+
+def largest_batch(total_bytes_of: Callable[[int], int], budget: int, limit: int = 1 << 16) -> int:
+    """The largest batch size whose step fits, to within 1.5 %; 0 if not even one example does.
+
+    Args:
+        total_bytes_of: batch size -> bytes; grows with the batch size.
+        budget: bytes.
+        limit: largest batch size to look at.
+    """
+    fits, too_large = 0, limit + 1
+    trial = 1
+    while too_large - fits > max(1, fits // 64):
+        if total_bytes_of(trial) <= budget:
+            fits = trial
+        else:
+            too_large = trial
+        trial = min(fits * 2, limit) if too_large > limit else (fits + too_large) // 2
+    return fits

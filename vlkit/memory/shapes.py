@@ -1,0 +1,53 @@
+"""A base as shapes alone, for predictions about models whose weights would not fit or would take long to make."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+
+from vlkit.encoders.bases import ClipBase, Preprocess
+from vlkit.encoders.hf_configs import offline_text_cfg
+from vlkit.encoders.hub import quiet
+from vlkit.encoders.load import load_base
+from vlkit.encoders.stage import stage_text, stage_vision
+from vlkit.encoders.tokenizer import ClipTokenizer
+
+
+def shape_base(name: str) -> ClipBase:
+    """The base that :func:`vlkit.encoders.load.load_base` would load, with every tensor on the meta device.
+
+    Neither makes nor reads weights, if ``name`` is an architecture of open_clip (with or without weights behind the
+    colon); any other base is loaded first. It has no fingerprints.
+
+    Raises:
+        UserError: as ``load_base``.
+    """
+    arch, _, weights = name.partition(":")
+    arch = arch.replace("/", "-")
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    if arch not in open_clip.list_models() or (weights and weights not in tags and not Path(weights).is_file()):
+        base = load_base(name)  # also says what is wrong with a wrong name
+        base.image.to("meta")
+        base.text.to("meta")
+        return base
+    config = open_clip.get_model_config(arch)
+    # Weights know their activation, and QuickGELU keeps more for backward than GELU.
+    options: dict[str, Any] = {}
+    if weights in tags:
+        options["quick_gelu"] = bool(open_clip.get_pretrained_cfg(arch, weights).get("quick_gelu", False))
+    with offline_text_cfg(config["text_cfg"]) as text_cfg, quiet(), torch.device("meta"):
+        model = open_clip.create_model(arch, pretrained_text=False, text_cfg=text_cfg, device="meta", **options).eval()
+    return ClipBase(
+        name=name,
+        image=stage_vision(model),
+        text=stage_text(model),
+        preprocess=Preprocess.from_dict(model.visual.preprocess_cfg),
+        tokenize=ClipTokenizer(arch, config["text_cfg"]),
+        logit_scale=math.log(1 / 0.07),
+        logit_bias=None,
+        identity={},
+    )

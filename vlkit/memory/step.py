@@ -1,0 +1,137 @@
+"""Memory and time of one training step, against a forward without gradient (inference) of the same batch."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.optim import Optimizer
+
+from vlkit.memory.live import LiveBytes
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """What a training step takes, in bytes.
+
+    Attributes:
+        trainable_parameters: number of values that train.
+        total_parameters: number of values.
+        parameter_bytes: parameters and buffers.
+        optimizer_bytes: state of the optimizer.
+        saved_bytes: kept for backward when the forward is done (:func:`vlkit.memory.saved_bytes`).
+        peak_bytes: most there is at once beyond parameters, optimizer state and inputs; gradients are included.
+        inference_peak_bytes: the same for a forward without gradient.
+    """
+
+    trainable_parameters: int
+    total_parameters: int
+    parameter_bytes: int
+    optimizer_bytes: int
+    saved_bytes: int
+    peak_bytes: int
+    inference_peak_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Parameters, optimizer state and the step's peak together."""
+        return self.parameter_bytes + self.optimizer_bytes + self.peak_bytes
+
+
+def measure_step(model: nn.Module, loss_of: Callable[[], Tensor], optimizer: Optimizer) -> StepMemory:
+    """Take two training steps and measure the second: the first one makes the optimizer's state.
+
+    Peaks come from the allocator on CUDA; on the CPU, and for fake tensors, from the storages alive
+    (:class:`vlkit.memory.LiveBytes`). Weights move: measure a copy where that matters.
+
+    Args:
+        model: in training mode, without gradients.
+        loss_of: the forward of one step: -> the loss.
+        optimizer: over what trains in ``model``.
+    """
+
+    def infer() -> None:
+        with torch.no_grad():
+            loss_of()
+
+    train_step(loss_of, optimizer)
+    device = next(model.parameters()).device
+    saved: list[int] = []
+    peak = _peak_of(
+        lambda live: train_step(loss_of, optimizer, lambda loss: saved.append(live.kept_for(loss, model))), device
+    )
+    state = (value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor))
+    return StepMemory(
+        trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        total_parameters=sum(p.numel() for p in model.parameters()),
+        parameter_bytes=_bytes_of([*model.parameters(), *model.buffers()]),
+        optimizer_bytes=_bytes_of(state),
+        saved_bytes=saved[0],
+        peak_bytes=peak,
+        inference_peak_bytes=_peak_of(lambda _: infer(), device),
+    )
+
+
+def train_step(
+    loss_of: Callable[[], Tensor], optimizer: Optimizer, before_backward: Callable[[Tensor], Any] | None = None
+) -> None:
+    """Forward, backward, update, and gradients freed; ``before_backward`` is called with the loss."""
+    loss = loss_of()
+    if before_backward:
+        before_backward(loss)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _peak_of(run: Callable[[LiveBytes], Any], device: torch.device) -> int:
+    """Most bytes alive at once in ``run`` beyond those alive before it."""
+    if device.type != "cuda" or isinstance(torch.empty(0, device=device), FakeTensor):
+        with LiveBytes() as live:
+            run(live)
+        return live.peak
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    with LiveBytes() as live:
+        run(live)
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _bytes_of(tensors: Iterable[Tensor]) -> int:
+    storages = {id(s): s for s in (tensor.untyped_storage() for tensor in tensors)}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def time_over_inference(loss_of: Callable[[], Tensor], optimizer: Optimizer, repeats: int = 3) -> float:
+    """Time of a training step as a multiple of a forward without gradient; the median of ``repeats`` ratios.
+
+    Steps and forwards take turns, so that a machine that slows down slows both.
+    """
+
+    def infer() -> None:
+        with torch.no_grad():
+            loss_of()
+
+    infer()
+    ratios = []
+    for _ in range(repeats):
+        before = _seconds(infer)
+        step = _seconds(lambda: train_step(loss_of, optimizer))
+        ratios.append(step / ((before + _seconds(infer)) / 2))
+    return statistics.median(ratios)
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began

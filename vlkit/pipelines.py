@@ -1,0 +1,101 @@
+"""Load what training saved and use it: ``vlkit.load(folder)`` gives the task's pipeline."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning_fabric import Fabric
+from PIL import Image
+
+from vlkit.checkpoint import check_base, load_adapter, load_trained
+from vlkit.data.images import open_image, to_rgb
+from vlkit.distributed import make_fabric
+from vlkit.encoders.bases import ClipBase
+from vlkit.encoders.load import load_base
+from vlkit.errors import UserError
+from vlkit.files import sha256_of
+from vlkit.heads.embedding import HeadOptions
+from vlkit.retrieval import Embedder, adapter_options, build_model, zero_shot
+
+Picture = str | Path | Image.Image
+
+
+class RetrievalPipeline:
+    """An adapted two-tower model: pictures and texts to unit vectors in one space. Safe to call from several threads.
+
+    Args:
+        embedder: model, base and device.
+        name: what to call it in messages.
+        identity: short text that tells models apart; an index is bound to it.
+        metrics: what the adapter's config recorded.
+    """
+
+    def __init__(self, embedder: Embedder, name: str, identity: str, metrics: dict[str, float]) -> None:
+        self.embedder, self.name, self.identity, self.metrics = embedder, name, identity, metrics
+        self._lock = threading.Lock()
+
+    @property
+    def dim(self) -> int:
+        """Width E of the joint space."""
+        return self.embedder.model.image_head.out_dim
+
+    def embed_images(self, images: Sequence[Picture]) -> np.ndarray:
+        """Paths or PIL pictures -> float32 [n, E], unit norm.
+
+        Raises:
+            vlkit.data.images.MediaError: a file is no readable picture; names it and the reason.
+        """
+        with self._lock:
+            return self.embedder.images(list(images), _as_rgb).numpy()
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts -> float32 [n, E], unit norm."""
+        with self._lock:
+            return self.embedder.texts(list(texts)).numpy()
+
+
+def _as_rgb(picture: Picture) -> Image.Image:
+    return to_rgb(picture) if isinstance(picture, Image.Image) else open_image(picture)
+
+
+def load(folder: str | Path, device: str = "auto", base: ClipBase | None = None) -> RetrievalPipeline:
+    """Load an adapter folder onto its base.
+
+    Args:
+        folder: a run folder, or any folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        device: auto, cpu or cuda.
+        base: the base if it is loaded already (it is used as it is; load one per pipeline for LoRA and full
+            fine-tuning, which change it).
+
+    Raises:
+        UserError: no adapter there, another base than it was trained on, or weights that do not fit.
+    """
+    config, tensors = load_adapter(folder)
+    if config.get("task") != "retrieval":
+        raise UserError(f"{folder}: adapter for task {config.get('task')!r}; this vlkit serves retrieval")
+    base = base or load_base(config["base"]["image"]["load"])
+    check_base(config, base.identity, folder)
+    model = build_model(base, adapter_options(config["adapters"]["image"]), HeadOptions(**config["head"]))
+    load_trained(model, tensors, folder)
+    fingerprint = sha256_of(Path(folder) / "adapter_model.safetensors")[:16]
+    return _pipeline(base, model, make_fabric(device), Path(folder).name, fingerprint, config.get("metrics", {}))
+
+
+def load_zero_shot(base_name: str, device: str = "auto") -> RetrievalPipeline:
+    """The base alone, unadapted, as a pipeline."""
+    base = load_base(base_name)
+    return _pipeline(base, zero_shot(base), make_fabric(device), base.name, "zero-shot", {})
+
+
+def _pipeline(
+    base: ClipBase, model: Any, fabric: Fabric, name: str, adapter: str, metrics: dict[str, float]
+) -> RetrievalPipeline:
+    fabric.setup_module(model.requires_grad_(False)).eval()
+    prints = "".join(base.identity[tower]["fingerprint"] for tower in ("image", "text"))
+    identity = f"{name} on {base.name} ({hashlib.sha256((prints + adapter).encode()).hexdigest()[:16]})"
+    return RetrievalPipeline(Embedder(model, base, fabric), name, identity, metrics)
