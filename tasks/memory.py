@@ -5,6 +5,7 @@ One step is contrastive: both towers, InfoNCE, AdamW. Weights and data do not ma
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import platform
@@ -19,7 +20,7 @@ from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlkit.adapters import ADAPTERS
 from vlkit.adapters.sherl import SherlOptions
@@ -92,13 +93,11 @@ class Config:
 def main(config: Config) -> None:
     """Measure or predict every chosen method, one row each."""
     console = Console()
-    estimated = config.estimate or config.gpu_memory is not None
-    bench = Bench(config, estimated)
-    # Full tuning is the yardstick, so it comes first where every method is asked for.
+    bench = Bench(config)
     table: dict[str, Any] = {
         **{key: getattr(config, key) for key in ("base", "batch_size", "gpu_memory")},
         **{"text_length": bench.text_length, "image_size": list(bench.base.preprocess.size)},
-        **{"device": str(bench.device), "precision": bench.precision, "estimated": estimated},
+        **{"device": str(bench.device), "precision": bench.precision, "estimated": bench.predicts},
         **{"machine": machine(bench.device), "versions": versions(), "rows": []},
     }
     errors = Console(stderr=True)
@@ -134,36 +133,38 @@ def label(options: Any) -> str:
 
 
 class Bench:
-    """Builds the step of any method on one base, with real or with fake tensors.
+    """Builds the step of any method on one base.
 
     Attributes:
-        base: never changed; every method gets a copy.
-        text_length: tokens a text.
-        device: where tensors are, or claim to be.
+        base: never changed, every method gets a copy; on the meta device if steps are only predicted.
+        device: where steps run, or are predicted to run.
         precision: number format of the step.
+        text_length: tokens a text.
     """
 
-    def __init__(self, config: Config, estimated: bool) -> None:
+    def __init__(self, config: Config) -> None:
         self._fabric = make_fabric(config.device, config.precision)
         self.device = self._fabric.device
         self.precision = self._fabric._precision.precision
-        self.estimated = estimated
-        self.base: ClipBase = shape_base(config.base) if estimated else load_base(config.base)
-        if not estimated:
-            self.base.image.to(self.device)
-            self.base.text.to(self.device)
+        self.predicts = config.estimate or config.gpu_memory is not None
+        self.base: ClipBase = shape_base(config.base) if self.predicts else load_base(config.base)
         self.text_length = config.text_length or context_length(self.base)
 
-    def step(self, options: Any, batch_size: int) -> tuple[nn.Module, Callable[[], Tensor], torch.optim.Optimizer]:
-        """A model with the method in both towers, the forward of a step, and its optimizer."""
+    def model(self, options: Any) -> TwoTower:
+        """Both towers with the method in them."""
         base = self.base
-        with self.device:
-            image, text = options.build(self._copy(base.image)), options.build(self._copy(base.text))
+        with torch.device("meta") if self.predicts else contextlib.nullcontext():
+            image, text = options.build(copy.deepcopy(base.image)), options.build(copy.deepcopy(base.text))
             heads = EmbeddingHead(base.image, HeadOptions()), EmbeddingHead(base.text, HeadOptions())
             model = TwoTower(image, text, *heads, base.logit_scale, 0.0).train()
-            model.logit_bias.requires_grad_(False)  # InfoNCE has no bias
-            pixels = torch.zeros(batch_size, 3, *base.preprocess.size)
-            ids = made_up_ids(base, batch_size, self.text_length)
+        model.logit_bias.requires_grad_(False)  # InfoNCE has no bias
+        return model if self.predicts else model.to(self.device)
+
+    def step(self, model: TwoTower, batch_size: int) -> tuple[TwoTower, Callable[[], Tensor], torch.optim.Optimizer]:
+        """The model, the forward of one training step on a made-up batch, and the optimizer."""
+        with self.device:
+            pixels = torch.zeros(batch_size, 3, *self.base.preprocess.size)
+            ids = made_up_ids(self.base, batch_size, self.text_length)
             groups = torch.arange(batch_size)
 
         def loss_of() -> Tensor:
@@ -174,13 +175,10 @@ class Bench:
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         return model, loss_of, make_optimizer(parameters, 1e-4, 0.01)
 
-    def predict(self, options: Any, batch_size: int) -> StepMemory:
-        """The memory of a step, without computing it."""
+    def predict(self, model: TwoTower, batch_size: int) -> StepMemory:
+        """The memory of a step of a model on the meta device."""
         with fake_tensors():
-            return measure_step(*self.step(options, batch_size))
-
-    def _copy(self, tower: Any) -> Any:
-        return fake_copy(tower, self.device) if self.estimated else copy.deepcopy(tower)
+            return measure_step(*self.step(fake_copy(model, self.device), batch_size))
 
 
 def context_length(base: ClipBase) -> int:
@@ -201,12 +199,12 @@ def made_up_ids(base: ClipBase, batch_size: int, length: int) -> Tensor:
 
 def row_of(bench: Bench, options: Any, config: Config) -> dict[str, Any]:
     """Measure or predict one method."""
-    ratio = None
-    if bench.estimated:
-        memory = bench.predict(options, config.batch_size)
+    model, ratio = bench.model(options), None
+    if bench.predicts:
+        memory = bench.predict(model, config.batch_size)
     else:
-        step = bench.step(options, config.batch_size)
         try:
+            step = bench.step(model, config.batch_size)
             memory = measure_step(*step)
             ratio = time_over_inference(*step[1:], config.repeats) if config.repeats else None
         except torch.cuda.OutOfMemoryError:
@@ -225,7 +223,7 @@ def row_of(bench: Bench, options: Any, config: Config) -> dict[str, Any]:
     }
     if config.gpu_memory is not None:
         budget = int((parse_size(config.gpu_memory) - CUDA_CONTEXT_BYTES) / (1 + CUDA_GAPS))
-        row["largest_batch"] = largest_batch(lambda size: bench.predict(options, size).total_bytes, budget)
+        row["largest_batch"] = largest_batch(lambda size: bench.predict(model, size).total_bytes, budget)
     return row
 
 

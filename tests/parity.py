@@ -1,7 +1,7 @@
 """Run golden files against vlkit: ``python tests/parity.py FILE.safetensors … | FOLDER …``.
 
-A file is one published module (see ``parity_file.py``); its JSON says which one, and :data:`CASES` who rebuilds it here.
-A folder with an ``index.json`` holds golden metric files; any other folder is taken for the golden files in it. For each
+A file is one published module (see ``parity_file.py``); its JSON says which one, :data:`CASES` who rebuilds it here. A
+folder with an ``index.json`` holds golden metric files; any other folder is taken for the golden files in it. For each
 file the largest relative error of outputs and of gradients is printed.
 
 Exit codes: 0 all passed; 1 a file or a metric is off, or is of a method that no case here covers; 2 wrong input.

@@ -40,6 +40,7 @@ class Child:
 
     def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
         self.messages = folder.with_suffix(".stderr")
+        self.messages.unlink(missing_ok=True)
         arguments = ("--output", str(folder), *arguments)
         self.process = SERVER.Process(target=toy_run.launch, args=(list(arguments), str(self.messages), environment))
         self.process.start()
@@ -47,14 +48,14 @@ class Child:
     def signal(self, number: int) -> None:
         os.kill(self.process.pid, number)
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = 200) -> int:
         self.process.join(seconds)
         assert self.process.exitcode is not None, "the run hangs"
         return self.process.exitcode
 
     @property
     def text(self) -> str:
-        return self.messages.read_text()
+        return self.messages.read_text() if self.messages.exists() else ""
 
 
 def finish(folder: Path, *arguments: str, **environment: str) -> Child:
@@ -63,7 +64,7 @@ def finish(folder: Path, *arguments: str, **environment: str) -> Child:
     return child
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 200) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -110,11 +111,11 @@ def test_killed_at_random_moments_and_resumed(reference, tmp_path):
     kills = 0
     for _ in range(40):
         child = Child(
-            folder, "--resume", "--checkpoint_every", "2", TOY_STEP_SECONDS="0.05", TOY_EVALUATION_SECONDS="0.05"
+            folder, "--resume", "--checkpoint_every", "2", TOY_STEP_SECONDS="0.06", TOY_EVALUATION_SECONDS="0.06"
         )
         # Some kills while the run still starts, most somewhere in a step, an evaluation or a write.
-        wait_until(lambda child=child: "parameters train" in child.text if child.messages.exists() else False)
-        child.process.join(moments.uniform(0, 0.45))
+        wait_until(lambda child=child: "parameters train" in child.text)
+        child.process.join(moments.uniform(0, 0.2))
         if kills >= 12 or not child.process.is_alive():
             break
         child.signal(signal.SIGKILL)
@@ -154,7 +155,7 @@ def test_interrupt_writes_a_checkpoint_and_the_run_goes_on(tmp_path, number, cod
     folder = tmp_path / "run"
     child = Child(folder, *options, "--workers", "2", TOY_STEP_SECONDS="0.1")
     wait_until(lambda: len(log_of(folder)) >= 2)
-    for process in [*Path(f"/proc/{child.process.pid}/task").glob("*/children")]:
+    for process in Path(f"/proc/{child.process.pid}/task").glob("*/children"):
         for worker in process.read_text().split():
             os.kill(int(worker), number)
     child.signal(number)
@@ -172,7 +173,7 @@ def test_interrupt_does_not_wait_for_an_evaluation(reference, tmp_path):
     wait_until(lambda: any(line["step"] == 5 for line in log_of(folder)))
     time.sleep(0.3)
     child.signal(signal.SIGINT)
-    assert child.wait(20) == 130
+    assert child.wait(50) == 130
     values = checkpoint.load(folder / "checkpoint").values
     assert (values["step"], values["evaluated"]) == (5, 0)
     finish(folder, "--resume")
@@ -186,7 +187,7 @@ def test_second_signal_leaves_at_once(tmp_path):
     child.signal(signal.SIGINT)
     wait_until(lambda: "stopping" in child.text)
     child.signal(signal.SIGINT)
-    assert child.wait(20) == 130
+    assert child.wait(50) == 130
 
 
 def test_loss_that_is_no_number_stops_the_run(tmp_path):
@@ -218,9 +219,8 @@ def test_what_changes_no_number(reference, tmp_path):
 
 def test_another_seed_gives_other_weights(reference, tmp_path):
     finish(tmp_path / "run", "--seed", "1")
-    assert not torch.equal(
-        everything(tmp_path / "run")["trained/out.weight"], everything(reference)["trained/out.weight"]
-    )
+    actual, expected = everything(tmp_path / "run"), everything(reference)
+    assert not torch.equal(actual["trained/out.weight"], expected["trained/out.weight"])
 
 
 def test_batches_accumulate_to_the_large_batch(tmp_path):
@@ -331,11 +331,11 @@ def test_as_a_script(tmp_path):
     path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     slow = subprocess.Popen(command, env={**environment, "TOY_STEP_SECONDS": "0.2"}, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: len(log_of(tmp_path / "run")) >= 2, seconds=60)
+    wait_until(lambda: len(log_of(tmp_path / "run")) >= 2)
     slow.send_signal(signal.SIGINT)
-    messages = slow.communicate(timeout=60)[1]
+    messages = slow.communicate(timeout=200)[1]
     assert slow.returncode == 130 and "go on with --resume" in messages and "Traceback" not in messages
-    again = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=120)
+    again = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=200)
     assert again.returncode == 0 and "going on at step" in again.stderr
     assert [line["step"] for line in log_of(tmp_path / "run") if "split" not in line] == list(range(1, 11))
 
@@ -347,7 +347,7 @@ def test_schedule():
     factors = [cosine_with_warmup(step, 10, 2) for step in range(11)]
     assert factors[:3] == [0.5, 1.0, 1.0]
     assert factors[6] == pytest.approx(0.5) and factors[10] == pytest.approx(0)
-    assert all(later < earlier for earlier, later in zip(factors[2:], factors[3:], strict=False))
+    assert factors[2:] == sorted(factors[2:], reverse=True)
     assert cosine_with_warmup(0, 1, 0) == 1.0 and cosine_with_warmup(0, 1, 1) == 1.0
 
 
@@ -387,7 +387,7 @@ def test_loader_order():
 def test_loader_splits_batches_between_processes():
     whole = EpochLoader(range(22), batch_size=6, seed=0)
     parts = [EpochLoader(range(22), batch_size=6, seed=0, rank=rank, world=3) for rank in range(3)]
-    joined = [sum(part, []) for part in zip(*(loader.keys(0, 9) for loader in parts), strict=True)]
+    joined = [a + b + c for a, b, c in zip(*(loader.keys(0, 9) for loader in parts), strict=True)]
     assert joined == list(whole.keys(0, 9))
 
 

@@ -123,7 +123,6 @@ def backward_in_chunks(
     encode: Callable[[Any], tuple[Tensor, ...]],
     loss_of: Callable[..., Tensor],
     fabric: Any,
-    model: Any = None,
 ) -> Tensor:
     """Backward of a contrastive loss over a batch that does not fit in memory at once (GradCache, Gao et al. 2021).
 
@@ -136,8 +135,7 @@ def backward_in_chunks(
         encode: chunk -> tensors; those with a dimension are embeddings [b, ...] and are concatenated, those without
             (a logit scale) belong to the batch.
         loss_of: takes what ``encode`` returns, for the whole batch; gives a scalar.
-        fabric: a ``lightning_fabric.Fabric`` (mixed precision, gradient synchronisation).
-        model: the module that ``fabric.setup`` returned; gradients are synchronised once, with the last chunk.
+        fabric: a ``lightning_fabric.Fabric`` (mixed precision); processes average their gradients after the step.
 
     Returns:
         The loss, detached.
@@ -156,16 +154,15 @@ def backward_in_chunks(
     after, start = _random_state(), 0
     for number, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
         last = number == len(chunks) - 1
-        with fabric.no_backward_sync(model, enabled=not last and model is not None):
-            _set_random_state(state)
-            outputs = encode(chunk)
-            size = next(len(output) for output in outputs if output.dim())
-            terms = [
-                (output * (gradient[start : start + size] if output.dim() else gradient)).sum()
-                for output, gradient in zip(outputs, gradients, strict=True)
-                if gradient is not None and (output.dim() or last)
-            ]
-            fabric.backward(sum(terms))
+        _set_random_state(state)
+        outputs = encode(chunk)
+        size = next(len(output) for output in outputs if output.dim())
+        terms = [
+            (output * (gradient[start : start + size] if output.dim() else gradient)).sum()
+            for output, gradient in zip(outputs, gradients, strict=True)
+            if gradient is not None and (output.dim() or last)
+        ]
+        fabric.backward(sum(terms))
         start += size
     _set_random_state(after)
     return loss.detach()

@@ -73,15 +73,16 @@ def main(config: Config) -> None:
                     digests = pool.map(lambda pair: sha256_of(config.images / pair[0].id), good)
                     stamped = [replace(i, digest=d) for (i, _), d in zip(good, digests, strict=True)]
                     writer.add(stamped, pipeline.embed_images([picture for _, picture in good]))
-        changed = [item.id for item in plan.changed]
+        failed = {Path(error.path) for error in bad}
+        new, changed = ([i for i in part if config.images / i.id not in failed] for part in (plan.new, plan.changed))
         # A picture that was fine and no longer is must not stay in the index with its old vector.
-        writer.remove([name for name in changed if config.images / name in {error.path for error in bad}])
+        writer.remove([item.id for item in plan.changed if item not in changed])
     for error in bad:
         console.print(f"left out: {error}", highlight=False, soft_wrap=True)
     index = VectorIndex.open(config.index, pipeline.identity)
     exact = "" if index.factory == "Flat" else f"; finds {100 * index.recall_against_exact():.1f} % of the exact top 10"
     print(
-        f"{config.index}: {len(index)} pictures ({len(plan.new)} new, {len(plan.changed)} changed, {plan.unchanged} "
+        f"{config.index}: {len(index)} pictures ({len(new)} new, {len(changed)} changed, {plan.unchanged} "
         f"unchanged, {len(plan.removed)} removed, {len(bad)} unreadable), {index.factory} index{exact}"
     )
 

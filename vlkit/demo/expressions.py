@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vlkit.demo.graph import Scene
-from vlkit.demo.refer import Phrase, described, extreme, placed, related
+from vlkit.demo.refer import Phrase, described, extreme, landmarks, placed, related
 from vlkit.demo.scenes import choose
 
 SKILLS = {"kind": 0.12, "attribute": 0.3, "place": 0.25, "order": 0.25, "relation": 0.3, "size": 0.15}
@@ -30,11 +30,12 @@ def candidates(scene: Scene, i: int, rng: np.random.Generator) -> dict[str, list
     unclear = [phrase for phrase in options if not phrase.names(i) and len(phrase.words.split()) <= 3]
     if rng.random() < BARE:
         unclear.append(Phrase("thing", (True,) * len(scene.things), "thing"))
+    known = landmarks(scene, i, rng)
     for number in rng.permutation(len(unclear))[:BASES]:
         base = unclear[int(number)]
         for phrase in placed(scene, i, base, rng):
             found["order" if " from the " in phrase.words else "place"].append(phrase)
-        found["relation"] += related(scene, i, base, rng)
+        found["relation"] += related(scene, i, base, known, rng)
         found["size"] += extreme(scene, i, base, rng)
     unique = {skill: [phrase for phrase in phrases if phrase.names(i)] for skill, phrases in found.items()}
     return {skill: phrases for skill, phrases in unique.items() if phrases}

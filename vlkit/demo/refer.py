@@ -7,7 +7,7 @@ false of every other, so no reader has to guess.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
@@ -53,6 +53,11 @@ class Phrase:
     def names(self, i: int) -> bool:
         """Whether the phrase picks out thing ``i`` and nothing else."""
         return self.fits[i] is True and all(fit is False for j, fit in enumerate(self.fits) if j != i)
+
+    @property
+    def ends_with_head(self) -> bool:
+        """Whether nothing follows the noun."""
+        return self.words.endswith(self.head)
 
     def members(self) -> list[int] | None:
         """The things it is true of; None where that is arguable for some."""
@@ -136,13 +141,16 @@ def described(scene: Scene, i: int, rng: np.random.Generator, without: str = "")
 
 
 def named(scene: Scene, i: int, rng: np.random.Generator, without: str = "") -> Phrase | None:
-    """A short phrase that picks out thing ``i`` by its attributes, or, failing these, by where it is."""
+    """A short phrase that picks out thing ``i`` by its attributes, or, failing these, by where it is.
+
+    "left star" is preferred to "star on the left", which in "the cat above the star on the left" could go with either.
+    """
     options = described(scene, i, rng, without)
     unique = [phrase for phrase in options if phrase.names(i)]
     if not unique:
         unique = [phrase for base in options for phrase in placed(scene, i, base, rng) if phrase.names(i)]
-    shortest = min((len(phrase.words.split()) for phrase in unique), default=0)
-    return choose(rng, [p for p in unique if len(p.words.split()) == shortest]) if unique else None
+    ranks = [(not phrase.ends_with_head, len(phrase.words.split())) for phrase in unique]
+    return choose(rng, [p for p, rank in zip(unique, ranks, strict=True) if rank == min(ranks)]) if unique else None
 
 
 # --- By place: each takes a phrase ("red star") and says which of those things is meant ---
@@ -251,15 +259,21 @@ def stands(scene: Scene, i: int, j: int, kind: Relation) -> Truth:
     return None if shift > ARGUABLE else False
 
 
-def related(scene: Scene, i: int, base: Phrase, rng: np.random.Generator) -> list[Phrase]:
-    """``star above the red cat``, for every other thing that has a short name of its own and a clear relation."""
+def landmarks(scene: Scene, i: int, rng: np.random.Generator) -> dict[int, Phrase]:
+    """What the other things are called that thing ``i`` has a clear relation to."""
+    found = {j: named(scene, j, rng) for j in range(len(scene.things)) if j != i and relation(scene, i, j) is not None}
+    return {j: phrase for j, phrase in found.items() if phrase is not None and phrase.ends_with_head}
+
+
+def related(
+    scene: Scene, i: int, base: Phrase, known: Mapping[int, Phrase], rng: np.random.Generator
+) -> list[Phrase]:
+    """``star above the red cat``, for each of the landmarks that are ``known`` (:func:`landmarks`)."""
     found = []
-    for j in range(len(scene.things)):
-        kind = relation(scene, i, j) if j != i else None
-        landmark = named(scene, j, rng) if kind is not None else None
-        if kind is None or landmark is None:
-            continue
-        truth = [stands(scene, k, j, kind) for k in range(len(scene.things))]
-        words = f"{base.words} {choose(rng, RELATION_WORDS[kind])} the {landmark.words}"
-        found.append(Phrase(words, both(base.fits, truth), base.head, f"the {landmark.words}"))
+    for j, landmark in known.items():
+        kind = relation(scene, i, j)
+        if kind is not None:
+            truth = [stands(scene, k, j, kind) for k in range(len(scene.things))]
+            words = f"{base.words} {choose(rng, RELATION_WORDS[kind])} the {landmark.words}"
+            found.append(Phrase(words, both(base.fits, truth), base.head, f"the {landmark.words}"))
     return found

@@ -114,7 +114,9 @@ def encode(clip: Clip, path: Path, side: int) -> None:
         stream.width = stream.height = side
         stream.pix_fmt = "yuv420p"
         for number in range(clip.frames):
-            container.mux(stream.encode(av.VideoFrame.from_image(draw_frame(clip, number, side))))
+            frame = av.VideoFrame.from_image(draw_frame(clip, number, side)).reformat(format="yuv420p")
+            # A fresh frame: the conversion leaves the bytes beyond the picture's edge as they were, and x264 sees them.
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.to_ndarray(), format="yuv420p")))
         container.mux(stream.encode())
 
 

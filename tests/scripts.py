@@ -1,0 +1,41 @@
+"""Run the scripts of tasks/ and data_prep/: in this process where speed counts, in one of their own where exit codes do."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from vlkit.config import parse
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load_script(name: str) -> ModuleType:
+    """Import a script, e.g. ``tasks/retrieval/train.py``."""
+    spec = importlib.util.spec_from_file_location("script_" + name.replace("/", "_").removesuffix(".py"), ROOT / name)
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up while they are made.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def call(name: str, *words: object) -> None:
+    """Run a script's main in this process; its errors come out as exceptions."""
+    module = load_script(name)
+    module.main(parse(module.Config, [str(word) for word in words]))
+
+
+def command(name: str, *words: object) -> list[str]:
+    """The command line that runs a script."""
+    return [sys.executable, str(ROOT / name), *map(str, words)]
+
+
+def launch(name: str, *words: object, **options) -> subprocess.CompletedProcess[str]:
+    """Run a script in a process of its own and wait for it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command(name, *words), capture_output=True, text=True, timeout=300, env=environment, **options)
