@@ -34,6 +34,13 @@ def resolve(words: str, scene: Scene) -> list[int]:
     return [i for i, thing in enumerate(scene.things) if _fits(words, thing)]
 
 
+def related(words: str, scene: Scene) -> tuple[list[int], list[int]]:
+    """For "cat above the star on the left": what "cat" is true of, and what the whole is true of."""
+    match = _RELATION.fullmatch(words)
+    assert match, words
+    return resolve(match[1], scene), _relation(match, scene)
+
+
 def _axis(thing: Thing, axis: str) -> float:
     return -getattr(thing, axis[1]) if axis.startswith("-") else getattr(thing, axis)
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 from rich.table import Table
@@ -30,7 +31,7 @@ from vlkit.engine import RunConfig, fit, make_fabric, make_loader, open_run
 from vlkit.hardware import keep_freed_memory
 from vlkit.heads.embedding import HeadOptions, TwoTower
 from vlkit.losses import Pairs, backward_in_chunks, gather_pairs, info_nce, siglip, triplet
-from vlkit.memory import saved_bytes
+from vlkit.memory import StepMemory, measure_step
 from vlkit.retrieval import Embedder, adapter_config, build_model, evaluate_split, zero_shot
 from vlkit.loader import EpochLoader
 from vlkit.runlog import Report
@@ -139,6 +140,9 @@ def main(config: Config) -> None:
         identity=identity,
     )
     after = evaluate_split(embedder, dataset, test)
+    if fabric.is_global_zero:
+        save_adapter(folder.path, two_tower, adapter_config(base, config.adapter, config.head, after))
+    memory = memory_of_a_step(two_tower, loader, loss_of, fabric)
     report = Report(
         task="retrieval",
         base=base.identity,
@@ -146,22 +150,24 @@ def main(config: Config) -> None:
         split=test,
         before=before,
         after=after,
-        trainable_parameters=sum(p.numel() for p in two_tower.parameters() if p.requires_grad),
-        total_parameters=sum(p.numel() for p in two_tower.parameters()),
-        saved_activation_bytes=one_step_bytes(two_tower, loader, loss_of, fabric),
-        peak_memory_bytes=result.peak_memory_bytes,
+        trainable_parameters=memory.trainable_parameters,
+        total_parameters=memory.total_parameters,
+        saved_activation_bytes=memory.saved_bytes,
+        # On the CPU the process's resident size would mostly tell the size of the libraries.
+        peak_memory_bytes=result.peak_memory_bytes if fabric.device.type == "cuda" else memory.total_bytes,
         train_seconds=result.train_seconds,
         examples_per_second=result.examples_per_second,
         seed=config.seed,
     )
     if fabric.is_global_zero:
-        save_adapter(folder.path, two_tower, adapter_config(base, config.adapter, config.head, after))
         folder.write_report(report, data={"name": dataset.name, "train pairs": len(pairs)})
         show(report, folder.path)
 
 
-def one_step_bytes(model: TwoTower, loader: EpochLoader, loss_of: Callable[..., Tensor], fabric: Fabric) -> int:
-    """Bytes that one step of this run keeps for backward, parameters and inputs excluded."""
+def memory_of_a_step(
+    model: TwoTower, loader: EpochLoader, loss_of: Callable[..., Tensor], fabric: Fabric
+) -> StepMemory:
+    """What one step of this run takes. The weights move: call it when the adapter is saved."""
     pixels, ids, groups = fabric.to_device(next(iter(loader.batches(0, 1))))
 
     def forward() -> Tensor:
@@ -169,8 +175,8 @@ def one_step_bytes(model: TwoTower, loader: EpochLoader, loss_of: Callable[..., 
             images, texts, scale, bias = model(pixels, ids)
         return loss_of(gather_pairs(images, texts, groups), scale, bias, 0.0)
 
-    model.train()
-    return saved_bytes(model, forward)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    return measure_step(model.train(), forward, optimizer)
 
 
 def show(report: Report, folder: Path) -> None:
