@@ -1,6 +1,6 @@
 """Draw docs/sherl.png, the picture of SHERL in the README.
 
-    python docs/draw_sherl.py
+python docs/draw_sherl.py
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def arrow(axes, start: tuple[float, float], end: tuple[float, float], gradient: 
 def main() -> None:
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     axes = figure.subplots()
-    names = ["embed", "block 1", "block 2", "…", "block n−1"]
+    names = ["embed", "block 1", "block 2", "…", "block n-1"]
     for i, name in enumerate(names):
         box(axes, 1.7 * i, 2.6, 1.2, name, FROZEN)
         if i:
@@ -51,7 +51,9 @@ def main() -> None:
     arrow(axes, (12.93, 2.6), (13.55, 2.6), gradient=True)
     axes.text(4.0, 3.35, "early route: frozen, no gradient, nothing kept", ha="center", fontsize=10)
     axes.text(11.7, 3.35, "late route: frozen, gradient passes", ha="center", fontsize=10)
-    axes.text(12.2, 0.6, "blue: frozen base\norange: trained\nthick: where gradient flows back", fontsize=9, va="center")
+    axes.text(
+        12.2, 0.6, "blue: frozen base\norange: trained\nthick: where gradient flows back", fontsize=9, va="center"
+    )
     axes.set(xlim=(-0.3, 15.4), ylim=(-0.9, 3.7))
     axes.set_axis_off()
     FigureCanvasAgg(figure).print_png(str(Path(__file__).with_name("sherl.png")))

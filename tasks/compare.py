@@ -1,6 +1,6 @@
 """Train several methods on one task, several seeds each, and compare accuracy, memory and time.
 
-    python tasks/compare.py --task retrieval --kinds sherl,sherl:handoff=pooled,linear,lora,full --seeds 3 --output runs/compare
+    python tasks/compare.py --kinds sherl,sherl:handoff=pooled,linear,lora,full --seeds 3 --output runs/compare
 
 A method is a kind and, after colons, its options. Cells that are done are kept: the same command goes on after a crash.
 Writes results.csv (a row a run), results.md (mean and deviation) and pareto.png (accuracy over memory).
@@ -157,7 +157,9 @@ def draw(path: Path, methods: Sequence[str], metrics: dict[tuple[str, int], dict
         axes.annotate(method, (statistics.fmean(x), max(y)), xytext=(0, 7), textcoords="offset points", ha="center")
     axes.axhline(next(iter(metrics.values()))["before"]["rsum"], color="grey", linestyle="--", linewidth=1)
     axes.text(0.99, 0.02, "dashed: zero-shot", transform=axes.transAxes, ha="right", color="grey")
-    axes.set(xscale="log", xlabel="kept for backward in one step, MiB (log)", ylabel="rsum", title="accuracy over memory")
+    axes.set(
+        xscale="log", xlabel="kept for backward in one step, MiB (log)", ylabel="rsum", title="accuracy over memory"
+    )
     axes.margins(0.12)
     axes.grid(alpha=0.3)
     with whole_file(path) as temporary:

@@ -1,4 +1,4 @@
-"""Run the scripts of tasks/ and data_prep/: in this process where speed counts, in one of their own where exit codes do."""
+"""Run the scripts of tasks/ and data_prep/, in this process for speed or in one of their own for exit codes."""
 
 from __future__ import annotations
 
@@ -38,4 +38,6 @@ def command(name: str, *words: object) -> list[str]:
 def launch(name: str, *words: object, **options) -> subprocess.CompletedProcess[str]:
     """Run a script in a process of its own and wait for it."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command(name, *words), capture_output=True, text=True, timeout=300, env=environment, **options)
+    return subprocess.run(
+        command(name, *words), capture_output=True, text=True, timeout=300, env=environment, **options
+    )

@@ -57,7 +57,14 @@ def trained(dataset: Path, tmp_path_factory) -> Path:
 
 
 def test_run_folder_holds_what_the_contract_names(trained: Path):
-    for name in ("config.yaml", "log.jsonl", "curves.png", "adapter_config.json", "adapter_model.safetensors", "README.md"):
+    for name in (
+        "config.yaml",
+        "log.jsonl",
+        "curves.png",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "README.md",
+    ):
         assert (trained / name).stat().st_size > 0, name
     assert (trained / "checkpoint").is_dir()
     metrics = json.loads((trained / "metrics.json").read_text())
@@ -151,7 +158,9 @@ def test_index_is_incremental_and_search_finds(trained: Path, dataset: Path, tmp
     assert "1 new, 1 changed, 6 unchanged, 1 removed" in capsys.readouterr().out
     call(SEARCH, "--index", index, "--image", dataset / "train1.png", "--k", 3, "--json", tmp_path / "hits.json")
     hits = json.loads((tmp_path / "hits.json").read_text())["results"]
-    assert len(hits) == 3 and hits[0]["image"].endswith("sub/new.png") and hits[0]["score"] == pytest.approx(1, abs=1e-4)
+    assert (
+        len(hits) == 3 and hits[0]["image"].endswith("sub/new.png") and hits[0]["score"] == pytest.approx(1, abs=1e-4)
+    )
     call(SEARCH, "--index", index, "--text", "a red house", "--k", 50, "--json", tmp_path / "hits.json")
     hits = json.loads((tmp_path / "hits.json").read_text())["results"]
     assert len(hits) == 8 and [h["score"] for h in hits] == sorted((h["score"] for h in hits), reverse=True)

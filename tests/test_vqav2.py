@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ def answer_list(answers: list[str]) -> list[dict[str, Any]]:
 
 
 def questions(subtype: str = "train2014", ids: tuple[int, ...] = (262148, 42)) -> dict[str, Any]:
-    entries = [{"image_id": i, "question": f"What is on {i}?", "question_id": i * 1000 + k} for i in ids for k in (0, 1)]
+    entries = [
+        {"image_id": i, "question": f"What is on {i}?", "question_id": i * 1000 + k} for i in ids for k in (0, 1)
+    ]
     return {"info": {}, "task_type": "Open-Ended", "data_type": "mscoco", "data_subtype": subtype, "questions": entries}
 
 
@@ -84,7 +87,9 @@ def test_records_hold_what_the_files_say(tmp_path: Path) -> None:
 
 
 def test_splits_come_in_order_and_test_has_no_answers(tmp_path: Path) -> None:
-    files = {subtype: questions(subtype, (number,)) for number, subtype in enumerate(("test2015", "val2014", "train2014"))}
+    files = {
+        subtype: questions(subtype, (number,)) for number, subtype in enumerate(("test2015", "val2014", "train2014"))
+    }
     pairs = {subtype: pair(tmp_path, content) for subtype, content in files.items()}
     test_dev = write(tmp_path, "v2_OpenEnded_mscoco_test-dev2015_questions.json", questions("test2015", (7,)))
     asked = [p[0][0] for p in pairs.values()] + [test_dev]
@@ -136,40 +141,45 @@ def test_missing_picture_stops_or_is_left_out(tmp_path: Path) -> None:
     assert "000000262148" in (tmp_path / "data" / "missing.txt").read_text()
 
 
-def edit(content: dict[str, Any], change: str) -> dict[str, Any]:
-    """One thing made wrong; ``change`` is a line of Python about the first entry ``e``."""
-    content = copy.deepcopy(content)
-    entries = content.get("questions") or content["annotations"]
-    exec(change, {"e": entries[0], "entries": entries, "content": content})
-    return content
+Entries = list[Any]
 
 
 @pytest.mark.parametrize(
-    ("where", "change", "message"),
+    ("where", "spoil", "message"),
     [
-        ("questions", "del e['image_id']", r'questions\[0\]: field "image_id" is missing'),
-        ("questions", "e['question_id'] = 'abc'", r"questions\[0\]: field \"question_id\" is 'abc'"),
-        ("questions", "e['question_id'] = True", r'questions\[0\]: field "question_id"'),
-        ("questions", "entries[1]['question_id'] = e['question_id']", r"questions\[1\].*262148000 occurs twice"),
-        ("questions", "e['question'] = '  '", r'questions\[0\]: field "question" is blank'),
-        ("questions", "e['question'] = None", r'questions\[0\]: field "question" is not of type str'),
-        ("questions", "entries[0] = 5", r"questions\[0\]: not a JSON object"),
-        ("questions", "entries.clear()", "holds no questions"),
-        ("questions", "content.pop('questions')", 'field "questions" is missing'),
-        ("annotations", "e['answers'].pop()", r'annotations\[0\]: field "answers" has 9 answers, expected 10'),
-        ("annotations", "e['answers'][2] = {'answer': 3}", r'annotations\[0\].answers\[2\]: field "answer"'),
-        ("annotations", "e['image_id'] = 9", r'questions\[3\]: field "image_id" is 42, its annotation says 9'),
-        ("annotations", "del entries[0]", r"questions\[3\]: question 42001 has no answers in .*annotations.json"),
-        ("annotations", "entries.append(dict(e))", r"annotations\[4\].*42001 occurs twice"),
+        ("questions", lambda e: e[0].pop("image_id"), r'questions\[0\]: field "image_id" is missing'),
+        ("questions", lambda e: e[0].update(question_id="abc"), r"questions\[0\]: field \"question_id\" is 'abc'"),
+        ("questions", lambda e: e[0].update(question_id=True), r'questions\[0\]: field "question_id"'),
+        ("questions", lambda e: e[1].update(question_id=262148000), r"questions\[1\].*262148000 occurs twice"),
+        ("questions", lambda e: e[0].update(question="  "), r'questions\[0\]: field "question" is blank'),
+        ("questions", lambda e: e[0].update(question=None), r'questions\[0\]: field "question" is not of type str'),
+        ("questions", lambda e: e.insert(0, 5), r"questions\[0\]: not a JSON object"),
+        ("questions", lambda e: e.clear(), "holds no questions"),
+        (
+            "annotations",
+            lambda e: e[0]["answers"].pop(),
+            r'annotations\[0\]: field "answers" has 9 answers, expected 10',
+        ),
+        (
+            "annotations",
+            lambda e: e[0]["answers"][2].update(answer=3),
+            r'annotations\[0\].answers\[2\]: field "answer"',
+        ),
+        (
+            "annotations",
+            lambda e: e[0].update(image_id=9),
+            r'questions\[3\]: field "image_id" is 42, its annotation says 9',
+        ),
+        ("annotations", lambda e: e.pop(0), r"questions\[3\]: question 42001 has no answers in .*annotations.json"),
+        ("annotations", lambda e: e.append(e[0]), r"annotations\[4\].*42001 occurs twice"),
     ],
 )
-def test_wrong_records_are_named(tmp_path: Path, where: str, change: str, message: str) -> None:
+def test_wrong_records_are_named(tmp_path: Path, where: str, spoil: Callable[[Entries], Any], message: str) -> None:
     asked = questions()
-    content = {"questions": asked, "annotations": annotations(asked)}
-    files = pair(tmp_path)
-    write(tmp_path, files[where == "annotations"][0].name, edit(content[where], change))
+    answered = annotations(asked)
+    spoil(asked["questions"] if where == "questions" else answered["annotations"])
     with pytest.raises(UserError, match=message) as caught:
-        vqav2.read(*files)
+        vqav2.read(*pair(tmp_path, asked, answered))
     assert "train2014" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -199,13 +209,8 @@ def test_annotations_of_more_questions_are_noted(tmp_path: Path) -> None:
 
 def run_script(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "data_prep/vqav2.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env={**_environment()}, capture_output=True, text=True, check=False)
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_script_writes_the_dataset_and_names_what_is_wrong(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def load(folder: str, **options: Any) -> Any:
 
 
 def load_base(name: str) -> Any:
-    """Load a contrastive base (``tiny``, ``ARCH``, ``ARCH:TAG``, ``ARCH:FILE``); see :func:`vlkit.encoders.load.load_base`."""
+    """Load a contrastive base (``tiny``, ``ARCH:TAG``, ``ARCH:FILE``); see :func:`vlkit.encoders.load.load_base`."""
     from vlkit.encoders.load import load_base as load
 
     return load(name)

@@ -133,10 +133,8 @@ def _make_parser(cls: type, flags: Mapping[str, Flag]) -> ArgumentParser:
         if section not in groups:
             groups[section] = parser.add_argument_group(section)
         default = {} if flag.required else {"default": flag.default}
-        # argparse expands percent signs; long type names belong behind the help, not in place of the value.
-        text = flag.help.replace("%", "%%") or None
         metavar = {"metavar": "VALUE ..."} if flag.takes() == "many" else {}
-        groups[section].add_argument(f"--{flag.name}", type=flag.hint, help=text, **default, **metavar)
+        groups[section].add_argument(f"--{flag.name}", type=flag.hint, help=flag.help or None, **default, **metavar)
     return parser
 
 

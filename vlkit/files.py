@@ -75,11 +75,13 @@ def read_json(path: str | Path) -> Any:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); is this the right file?") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: line {error.lineno}: not valid JSON ({error.msg}); is the download complete?") from None
+        raise UserError(
+            f"{path}: line {error.lineno}: not valid JSON ({error.msg}); is the download complete?"
+        ) from None
 
 
 def cache_folder() -> Path:
-    """Where vlkit keeps what it can make again: ``$VLKIT_CACHE``, else ``$XDG_CACHE_HOME/vlkit``, else ``~/.cache/vlkit``."""
+    """Where vlkit keeps what it can make again: $VLKIT_CACHE, else $XDG_CACHE_HOME/vlkit, else ~/.cache/vlkit."""
     if os.environ.get("VLKIT_CACHE"):
         return Path(os.environ["VLKIT_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlkit"

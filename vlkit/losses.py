@@ -62,9 +62,7 @@ def gather_pairs(images: Tensor, texts: Tensor, groups: Tensor, fabric: Any = No
     everywhere = fabric.all_gather({"images": images, "texts": texts}, sync_grads=True)
     flat = {name: tensor.flatten(0, 1) for name, tensor in everywhere.items()}
     all_groups = fabric.all_gather(groups).flatten()
-    return Pairs(
-        images, texts, groups, flat["images"], flat["texts"], all_groups, fabric.global_rank * len(images)
-    )
+    return Pairs(images, texts, groups, flat["images"], flat["texts"], all_groups, fabric.global_rank * len(images))
 
 
 def info_nce(pairs: Pairs, logit_scale: Tensor) -> Tensor:

@@ -184,7 +184,10 @@ def index_recalls(images: np.ndarray, texts: np.ndarray, owner: np.ndarray, fact
     """
     deepest = max(RECALL_AT)
     metrics: dict[str, float] = {}
-    sides = (("i2t", images, texts, owner, np.arange(len(images))), ("t2i", texts, images, np.arange(len(images)), owner))
+    sides = (
+        ("i2t", images, texts, owner, np.arange(len(images))),
+        ("t2i", texts, images, np.arange(len(images)), owner),
+    )
     for direction, queries, candidates, candidate_owner, query_owner in sides:
         index = trained_index(candidates, factory)
         rows = index.search(np.ascontiguousarray(queries), min(deepest, len(candidates)))[1]

@@ -70,7 +70,8 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """The report as ``metrics.json`` holds it; numbers that are not finite become null."""
         values = asdict(self)
-        return finite({**values, **values.pop("more")})
+        more = values.pop("more")
+        return finite({**values, **more})
 
 
 def versions() -> dict[str, str]:
@@ -138,7 +139,8 @@ class RunFolder:
             lines = self.read_log()
             train = [line for line in lines if "split" not in line]
             evaluations = [line for line in lines if "split" in line]
-            figure = Figure(figsize=(12, 3.5), layout="constrained")
+            figure = Figure(figsize=(12, 3.5))
+            figure.subplots_adjust(left=0.06, right=0.98, bottom=0.16, top=0.9, wspace=0.25)
             panels = (("loss", train, "."), ("lr", train, ""), (primary, evaluations, "o"))
             for axes, (key, source, marker) in zip(figure.subplots(1, 3), panels, strict=True):
                 points = [(line["step"], line[key]) for line in source if line.get(key) is not None]

@@ -101,7 +101,7 @@ class Run:
         self.now |= {"best_score": None, "best_step": 0, "best_metrics": {}}
         self.asked_to_stop = False
         self.bar = ProgressBar(self.steps, shown=fabric.is_global_zero)
-        self._saved_at = self._drawn_at = -math.inf
+        self._saved_at = self._drawn_at = time.monotonic()
 
     # --- where the run stands ---
 

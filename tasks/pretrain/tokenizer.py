@@ -1,6 +1,6 @@
 """Make the byte-level BPE vocabulary that the tiny CLIP and T5 share.
 
-    python tasks/pretrain/tokenizer.py --output vlkit/encoders/assets/tokenizer.json
+python tasks/pretrain/tokenizer.py --output vlkit/encoders/assets/tokenizer.json
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from vlkit.files import whole_file
 
 # Words that questions, expressions and plain English need, beside those of the captions.
 COMMON = """
-the of and to in is are was were be been it this that these those he she they we you his her their its our for with as
-at by from on off over under into onto near next beside between behind front above below left right top bottom upper
-lower middle centre center corner side edge first second third last leftmost rightmost biggest smallest nearest what
-which who where when how why many much does do did has have there here not no yes none any some all every each other
-another same different one two three four five six seven eight nine ten number count colour color kind shape size
-pattern object objects thing things picture image photo drawing scene video clip frame background night day room sky
-ground wall floor small tiny little large big huge medium tall short wide striped stripes dotted dots spotted checked
-checkered plain solid bright dark light pale deep crimson scarlet navy lime emerald violet magenta gold golden silver
-moves moving appears appearing leaves leaving crosses crossing grows growing shrinks shrinking rotates rotating spins
-spinning turns turning changes changing becomes flies falls rises jumps slides stays from towards across through then
-while after before start end slowly quickly up down man woman person people boy girl dog cat horse bird car bus train
-plane street road water lake beach grass field table plate food bowl snow city building standing sitting riding
-holding playing looking walking running wearing eating
-""".split()
+the of and to in is are was were be been it this that these those he she they we you his her their its our
+for with as at by from on off over under into onto near next beside between behind front above below left
+right top bottom upper lower middle centre center corner side edge first second third last leftmost
+rightmost biggest smallest nearest what which who where when how why many much does do did has have there
+here not no yes none any some all every each other another same different one two three four five six seven
+eight nine ten number count colour color kind shape size pattern object objects thing things picture image
+photo drawing scene video clip frame background night day room sky ground wall floor small tiny little large
+big huge medium tall short wide striped stripes dotted dots spotted checked checkered plain solid bright
+dark light pale deep crimson scarlet navy lime emerald violet magenta gold golden silver moves moving
+appears appearing leaves leaving crosses crossing grows growing shrinks shrinking rotates rotating spins
+spinning turns turning changes changing becomes flies falls rises jumps slides stays from towards across
+through then while after before start end slowly quickly up down man woman person people boy girl dog cat
+horse bird car bus train plane street road water lake beach grass field table plate food bowl snow city
+building standing sitting riding holding playing looking walking running wearing eating
+"""
 
 
 @dataclass
@@ -55,7 +56,7 @@ def corpus(config: Config) -> list[str]:
     rng = np.random.default_rng(config.seed)
     texts = [caption(sample_scene(rng, "pretrain"), rng) for _ in range(config.captions)]
     names = [name for table in (FAMILIAR, SYNONYMS) for names in table.values() for name in names]
-    for word in [*names, *COLOURS, *PLURALS.values(), *COMMON]:
+    for word in [*names, *COLOURS, *PLURALS.values(), *COMMON.split()]:
         texts += [f"a {word}"] * 40
     return texts
 

@@ -103,7 +103,9 @@ def clip_job(config: Config, device: torch.device) -> Job:
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
     def loader(dataset: PretrainingPairs, workers: int) -> DataLoader:
-        return DataLoader(dataset, config.batch_size, num_workers=workers, collate_fn=collate, prefetch_factor=4 if workers else None)
+        return DataLoader(
+            dataset, config.batch_size, num_workers=workers, collate_fn=collate, prefetch_factor=4 if workers else None
+        )
 
     @torch.no_grad()
     def evaluate() -> dict[str, float]:
@@ -120,9 +122,7 @@ def clip_job(config: Config, device: torch.device) -> Job:
         }
 
     def train(first: int) -> DataLoader:
-        return loader(
-            PretrainingPairs(config.seed, TRAIN, config.steps * config.batch_size, first), config.workers
-        )
+        return loader(PretrainingPairs(config.seed, TRAIN, config.steps * config.batch_size, first), config.workers)
 
     return Job(model, loss, train, evaluate)
 
@@ -151,7 +151,9 @@ def t5_job(config: Config, device: torch.device) -> Job:
         # The corruption is drawn from the texts, so it is the same whoever draws it, in whatever process.
         rng = np.random.default_rng(np.frombuffer("".join(texts).encode(), dtype=np.uint8)[:4096])
         pairs = [corrupt(tokenizer(text, add_special_tokens=False).input_ids, rng) for text in texts]
-        source, target = (nn.utils.rnn.pad_sequence([torch.tensor(p[i]) for p in pairs], True, v) for i, v in ((0, 0), (1, -100)))
+        source, target = (
+            nn.utils.rnn.pad_sequence([torch.tensor(p[i]) for p in pairs], True, v) for i, v in ((0, 0), (1, -100))
+        )
         return source, source != 0, target
 
     def loss(batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -198,7 +200,9 @@ def main(config: Config) -> None:
         optimizer.zero_grad()
         if (step + 1) % 20 == 0:
             rate = config.batch_size * (step + 1) / (time.perf_counter() - start)
-            console.print(f"step {step + 1}/{config.steps} loss {loss.item():.3f} {rate:.0f} samples/s", highlight=False)
+            console.print(
+                f"step {step + 1}/{config.steps} loss {loss.item():.3f} {rate:.0f} samples/s", highlight=False
+            )
         if (step + 1) % config.evaluate_every == 0 or step + 1 == config.steps:
             job.model.eval()
             metrics = job.evaluate()
@@ -211,7 +215,9 @@ def main(config: Config) -> None:
 def schedule(step: int, steps: int, warmup: float = 0.05) -> float:
     """Factor on the peak learning rate: linear warm-up, then cosine to zero."""
     start = max(1, round(warmup * steps))
-    return (step + 1) / start if step < start else 0.5 * (1 + math.cos(math.pi * (step - start) / max(1, steps - start)))
+    return (
+        (step + 1) / start if step < start else 0.5 * (1 + math.cos(math.pi * (step - start) / max(1, steps - start)))
+    )
 
 
 def save(

@@ -1,7 +1,7 @@
 """Measure a saved adapter, or a base alone, on a split of a prepared dataset.
 
-    python tasks/retrieval/evaluate.py --model runs/retrieval/… --data.root DIR --split test --json metrics.json
-    python tasks/retrieval/evaluate.py --base ViT-B-32:openai --data.root DIR          # zero-shot
+python tasks/retrieval/evaluate.py --model runs/retrieval/… --data.root DIR --split test --json metrics.json
+python tasks/retrieval/evaluate.py --base ViT-B-32:openai --data.root DIR          # zero-shot
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def main(config: Config) -> None:
     metrics = retrieval_metrics(images, texts, owner, config.folds)
     if config.index:
         metrics |= index_recalls(images.numpy(), texts.numpy(), owner, config.index)
-    table = Table(title=f"{pipeline.name}: {len(images)} pictures, {len(texts)} captions of {dataset.name}/{config.split}")
+    table = Table(
+        title=f"{pipeline.name}: {len(images)} pictures, {len(texts)} captions of {dataset.name}/{config.split}"
+    )
     table.add_column("metric")
     table.add_column("value", justify="right")
     for key, value in metrics.items():

@@ -19,7 +19,7 @@ from rich.progress import track
 
 from vlkit.config import run
 from vlkit.data.images import IMAGE_SUFFIXES, MediaError, open_image
-from vlkit.errors import UserError, some
+from vlkit.errors import UserError
 from vlkit.files import sha256_of, write_json
 from vlkit.index import IndexWriter, Item, VectorIndex
 from vlkit.pipelines import load, load_zero_shot

@@ -1,7 +1,7 @@
 """Search an indexed folder by text or by picture.
 
-    python tasks/retrieval/search.py --index IDX --text "a plane on a lake" --k 5
-    python tasks/retrieval/search.py --index IDX --image query.jpg --json hits.json
+python tasks/retrieval/search.py --index IDX --text "a plane on a lake" --k 5
+python tasks/retrieval/search.py --index IDX --image query.jpg --json hits.json
 """
 
 from __future__ import annotations

@@ -30,10 +30,10 @@ from vlkit.encoders.load import load_base
 from vlkit.engine import RunConfig, fit, make_fabric, make_loader, open_run
 from vlkit.hardware import keep_freed_memory
 from vlkit.heads.embedding import HeadOptions, TwoTower
+from vlkit.loader import EpochLoader
 from vlkit.losses import Pairs, backward_in_chunks, gather_pairs, info_nce, siglip, triplet
 from vlkit.memory import StepMemory, measure_step
 from vlkit.retrieval import Embedder, adapter_config, build_model, evaluate_split, zero_shot
-from vlkit.loader import EpochLoader
 from vlkit.runlog import Report
 
 
@@ -181,7 +181,9 @@ def memory_of_a_step(
 
 def show(report: Report, folder: Path) -> None:
     """Print the numbers of the run and where the adapter lies."""
-    table = Table("", "i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "rsum", title=f"{report.split} split, percent")
+    table = Table(
+        "", "i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "rsum", title=f"{report.split} split, percent"
+    )
     for name, metrics in (("zero-shot", report.before), (report.adapter["kind"], report.after)):
         keys = [f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10)]
         table.add_row(name, *(f"{metrics[key]:.1f}" for key in [*keys, "rsum"]))

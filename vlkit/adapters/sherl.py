@@ -234,7 +234,9 @@ class SherlOptions:
         """
         if self.handoff == "pooled":
             layers = self._layers(encoder, encoder.depth)
-            hidden = self._hidden(encoder.out_dim, self.reduction or 1)
+            if not layers:
+                raise UserError(f"--adapter.taps []: nothing to merge; give depths from 0..{encoder.depth}")
+            hidden = self._hidden(encoder.out_dim, 1 if self.reduction is None else self.reduction)
             widths = tuple(encoder.widths[k] for k in layers)
             return AdaptedEncoder(
                 encoder,
@@ -255,7 +257,7 @@ class SherlOptions:
         adapter = SherlAdapter(
             tuple(encoder.widths[k] for k in layers),
             width,
-            self._hidden(width, self.reduction or 2),
+            self._hidden(width, 2 if self.reduction is None else self.reduction),
             layers,
             self.late,
             flavour,

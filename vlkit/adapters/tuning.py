@@ -80,7 +80,9 @@ class BitfitOptions:
         encoder._frozen = False
         biases = [p for name, p in encoder.named_parameters() if _is_bias(name)]
         if not biases:
-            raise UserError(f"--adapter.kind bitfit: {type(encoder).__name__} has no biases to train; choose another kind")
+            raise UserError(
+                f"--adapter.kind bitfit: {type(encoder).__name__} has no biases to train; choose another kind"
+            )
         for parameter in biases:
             parameter.requires_grad_(True)
         return TunedEncoder(encoder, self.checkpointing)
@@ -133,6 +135,8 @@ def _lora_targets(encoder: StagedEncoder) -> list[str]:
         name
         for name, m in encoder.named_modules()
         # An attention's output projection is updated along with the attention.
-        if isinstance(m, kinds) and getattr(m, "groups", 1) == 1 and not name.startswith(tuple(f"{a}." for a in attentions))
+        if isinstance(m, kinds)
+        and getattr(m, "groups", 1) == 1
+        and not name.startswith(tuple(f"{a}." for a in attentions))
     ]
     return attentions + others

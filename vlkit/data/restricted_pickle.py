@@ -8,7 +8,6 @@ from typing import Any
 
 from vlkit.errors import UserError
 
-
 # A damaged pickle fails as whatever its first wrong opcode meets.
 _DAMAGED = (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
 _DAMAGED += (MemoryError, RecursionError)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from vlkit.data.manifest import Dataset
-from vlkit.data.sources import coco, refcoco, vqav2
+from vlkit.data.sources import coco, msrvtt, refcoco, vqav2
 from vlkit.data.sources.prepare import Source, prepare
 from vlkit.demo.folder import whole_folder
 from vlkit.demo.make import VERSION, make_world
@@ -41,6 +41,9 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "retrieval": Recipe((), lambda world: coco.read(world / "dataset_coco.json")),
+    "video_retrieval": Recipe(
+        ("msrvtt",), lambda world: msrvtt.read(world / "msrvtt" / "MSRVTT_data.json"), "msrvtt/videos"
+    ),
     "vqa": Recipe(("vqa",), lambda world: _read_vqa(world / "vqa")),
     "grounding": Recipe(("refcoco",), lambda world: refcoco.read_refs(world / "refcoco")),
 }

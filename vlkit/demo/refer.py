@@ -20,8 +20,23 @@ from vlkit.demo.words import FAMILIAR, SHADES, SYNONYMS
 Truth = bool | None
 
 BROAD = frozenset(
-    ("vehicle", "fruit", "light", "dot", "block", "pyramid", "pointer", "fungus", "round spot", "four-sided shape")
-    + ("leafy plant", "sea animal", "desert plant", "orchard fruit", "new moon")
+    {
+        "vehicle",
+        "fruit",
+        "light",
+        "dot",
+        "block",
+        "pyramid",
+        "pointer",
+        "fungus",
+        "round spot",
+        "four-sided shape",
+        "leafy plant",
+        "sea animal",
+        "desert plant",
+        "orchard fruit",
+        "new moon",
+    }
 )
 """Other names that would fit a second kind as well."""
 BASIC = 0.7
@@ -265,9 +280,7 @@ def landmarks(scene: Scene, i: int, rng: np.random.Generator) -> dict[int, Phras
     return {j: phrase for j, phrase in found.items() if phrase is not None and phrase.ends_with_head}
 
 
-def related(
-    scene: Scene, i: int, base: Phrase, known: Mapping[int, Phrase], rng: np.random.Generator
-) -> list[Phrase]:
+def related(scene: Scene, i: int, base: Phrase, known: Mapping[int, Phrase], rng: np.random.Generator) -> list[Phrase]:
     """``star above the red cat``, for each of the landmarks that are ``known`` (:func:`landmarks`)."""
     found = []
     for j, landmark in known.items():

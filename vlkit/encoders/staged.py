@@ -1,8 +1,8 @@
 """Frozen bases as staged encoders: ``embed -> block(0) -> ... -> block(depth - 1) -> pool``.
 
 A staged encoder wraps a library's own model (open_clip, transformers) and calls its submodules one block at a time, so
-that an adapter can tap hidden states and hand a changed one to the last blocks. It never copies model code: a staged run
-equals the library's own forward.
+that an adapter can tap hidden states and hand a changed one to the last blocks. It never copies model code: a staged
+run equals the library's own forward.
 """
 
 from __future__ import annotations

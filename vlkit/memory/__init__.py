@@ -3,7 +3,7 @@
 from vlkit.memory.estimate import fake_copy, fake_tensors, largest_batch
 from vlkit.memory.live import LiveBytes, saved_bytes
 from vlkit.memory.shapes import shape_base
-from vlkit.memory.step import StepMemory, measure_step, time_over_inference
+from vlkit.memory.step import StepMemory, measure_step, peak_bytes, time_ratio, train_step
 
 __all__ = [
     "LiveBytes",
@@ -12,7 +12,9 @@ __all__ = [
     "fake_tensors",
     "largest_batch",
     "measure_step",
+    "peak_bytes",
     "saved_bytes",
     "shape_base",
-    "time_over_inference",
+    "time_ratio",
+    "train_step",
 ]

@@ -42,7 +42,7 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def kept_for(self, loss: Tensor, model: nn.Module) -> int:
-        """What of ``current`` is there for the backward of ``loss``: all but the loss itself and the model's tensors."""
+        """What of ``current`` the backward of ``loss`` needs: all but the loss itself and the model's tensors."""
         gc.collect()  # garbage in reference cycles is alive, but not for backward
         own = {id(tensor.untyped_storage()) for tensor in (loss, *model.parameters(), *model.buffers())}
         return sum(size for key, (_, size) in self._alive.items() if key not in own)

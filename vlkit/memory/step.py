@@ -1,4 +1,4 @@
-"""Memory and time of one training step, against a forward without gradient (inference) of the same batch."""
+"""Memory and time of one training step, and of what it is compared with."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ class StepMemory:
         optimizer_bytes: state of the optimizer.
         saved_bytes: kept for backward when the forward is done (:func:`vlkit.memory.saved_bytes`).
         peak_bytes: most there is at once beyond parameters, optimizer state and inputs; gradients are included.
-        inference_peak_bytes: the same for a forward without gradient.
     """
 
     trainable_parameters: int
@@ -36,7 +35,6 @@ class StepMemory:
     optimizer_bytes: int
     saved_bytes: int
     peak_bytes: int
-    inference_peak_bytes: int
 
     @property
     def total_bytes(self) -> int:
@@ -47,34 +45,32 @@ class StepMemory:
 def measure_step(model: nn.Module, loss_of: Callable[[], Tensor], optimizer: Optimizer) -> StepMemory:
     """Take two training steps and measure the second: the first one makes the optimizer's state.
 
-    Peaks come from the allocator on CUDA; on the CPU, and for fake tensors, from the storages alive
-    (:class:`vlkit.memory.LiveBytes`). Weights move: measure a copy where that matters.
+    Weights move: measure a copy where that matters.
 
     Args:
         model: in training mode, without gradients.
         loss_of: the forward of one step: -> the loss.
         optimizer: over what trains in ``model``.
     """
-
-    def infer() -> None:
-        with torch.no_grad():
-            loss_of()
-
     train_step(loss_of, optimizer)
-    device = next(model.parameters()).device
-    saved: list[int] = []
-    peak = _peak_of(
-        lambda live: train_step(loss_of, optimizer, lambda loss: saved.append(live.kept_for(loss, model))), device
-    )
+    saved = 0
+
+    def step(live: LiveBytes) -> None:
+        def look(loss: Tensor) -> None:
+            nonlocal saved
+            saved = live.kept_for(loss, model)
+
+        train_step(loss_of, optimizer, look)
+
+    peak = peak_bytes(step, next(model.parameters()).device)
     state = (value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor))
     return StepMemory(
         trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         total_parameters=sum(p.numel() for p in model.parameters()),
         parameter_bytes=_bytes_of([*model.parameters(), *model.buffers()]),
         optimizer_bytes=_bytes_of(state),
-        saved_bytes=saved[0],
+        saved_bytes=saved,
         peak_bytes=peak,
-        inference_peak_bytes=_peak_of(lambda _: infer(), device),
     )
 
 
@@ -90,8 +86,12 @@ def train_step(
     optimizer.zero_grad()
 
 
-def _peak_of(run: Callable[[LiveBytes], Any], device: torch.device) -> int:
-    """Most bytes alive at once in ``run`` beyond those alive before it."""
+def peak_bytes(run: Callable[[LiveBytes], Any], device: torch.device) -> int:
+    """Most bytes alive at once in ``run`` beyond those alive before it.
+
+    From the allocator on CUDA; on the CPU, and for fake tensors, from the storages alive. ``run`` is handed the counter
+    of the latter (:class:`vlkit.memory.LiveBytes`).
+    """
     if device.type != "cuda" or isinstance(torch.empty(0, device=device), FakeTensor):
         with LiveBytes() as live:
             run(live)
@@ -105,27 +105,18 @@ def _peak_of(run: Callable[[LiveBytes], Any], device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _bytes_of(tensors: Iterable[Tensor]) -> int:
-    storages = {id(s): s for s in (tensor.untyped_storage() for tensor in tensors)}
-    return sum(storage.nbytes() for storage in storages.values())
+def time_ratio(run: Callable[[], Any], reference: Callable[[], Any], repeats: int = 3) -> float:
+    """How many times longer ``run`` takes than ``reference``; the median of ``repeats`` ratios.
 
-
-def time_over_inference(loss_of: Callable[[], Tensor], optimizer: Optimizer, repeats: int = 3) -> float:
-    """Time of a training step as a multiple of a forward without gradient; the median of ``repeats`` ratios.
-
-    Steps and forwards take turns, so that a machine that slows down slows both.
+    They take turns, so that a machine that slows down slows both.
     """
-
-    def infer() -> None:
-        with torch.no_grad():
-            loss_of()
-
-    infer()
-    ratios = []
+    run()
+    ratios, before = [], _seconds(reference)
     for _ in range(repeats):
-        before = _seconds(infer)
-        step = _seconds(lambda: train_step(loss_of, optimizer))
-        ratios.append(step / ((before + _seconds(infer)) / 2))
+        seconds = _seconds(run)
+        after = _seconds(reference)
+        ratios.append(seconds / ((before + after) / 2))
+        before = after
     return statistics.median(ratios)
 
 
@@ -135,3 +126,8 @@ def _seconds(run: Callable[[], Any]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - began
+
+
+def _bytes_of(tensors: Iterable[Tensor]) -> int:
+    storages = {id(storage): storage for storage in (tensor.untyped_storage() for tensor in tensors)}
+    return sum(storage.nbytes() for storage in storages.values())

@@ -5,6 +5,7 @@ N images (or videos), M texts, D embedding width.
 
 from __future__ import annotations
 
+import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -119,20 +120,30 @@ class _Counter:
         i2t = above_image.sum(0, dtype=np.uint8).astype(np.int64)
         i2t_tied = np.zeros_like(i2t)
         self.t2i[rows] = above_text.sum(1, dtype=np.int32)
-        pairs = np.flatnonzero(near_image | near_text)
-        if len(pairs):
-            text, image = np.divmod(pairs, len(self.images))
-            text += start
-            # Many near pairs mean a collapsed model: a dense float64 product is then cheaper than pair by pair.
-            if len(pairs) > scores.size // 50:
-                exact = _dense_scores(self.images, self.texts[rows]).ravel()[pairs]
-            else:
-                exact = _pair_scores(self.images, self.texts, image, text)
-            near = near_image.ravel()[pairs]
-            _settle(i2t, i2t_tied, image[near], exact[near], self.of_images)
-            near = near_text.ravel()[pairs]
-            _settle(self.t2i, self.t2i_tied, text[near], exact[near], self.of_texts)
+        either = near_image | near_text
+        # Many near pairs mean a collapsed model: a dense float64 product is then cheaper than pair by pair.
+        if np.count_nonzero(either) > scores.size // 50:
+            exact = self.texts[rows].astype(np.float64) @ self._images64.T
+            above, tied = _compare(exact, self.of_images.best, self.of_images.tie)
+            i2t += (above & near_image).sum(0)
+            i2t_tied += (tied & near_image).sum(0)
+            above, tied = _compare(exact, self.of_texts.best[rows, None], self.of_texts.tie[rows, None])
+            self.t2i[rows] += (above & near_text).sum(1)
+            self.t2i_tied[rows] += (tied & near_text).sum(1)
+            return i2t, i2t_tied
+        pairs = np.flatnonzero(either)
+        text, image = np.divmod(pairs, len(self.images))
+        text += start
+        exact = _pair_scores(self.images, self.texts, image, text)
+        near = near_image.ravel()[pairs]
+        _settle(i2t, i2t_tied, image[near], exact[near], self.of_images)
+        near = near_text.ravel()[pairs]
+        _settle(self.t2i, self.t2i_tied, text[near], exact[near], self.of_texts)
         return i2t, i2t_tied
+
+    @functools.cached_property
+    def _images64(self) -> np.ndarray:
+        return self.images.astype(np.float64)
 
 
 def _split(scores: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -142,11 +153,16 @@ def _split(scores: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.nd
     return np.not_equal(near, above, out=near), above
 
 
-def _settle(above: np.ndarray, tied: np.ndarray, query: np.ndarray, scores: np.ndarray, positives: _Positives) -> None:
-    """Count candidates by their exact scores; ``query`` holds the query of each."""
-    distance = scores - positives.best[query]
-    is_tied = np.abs(distance) <= positives.tie[query]
-    np.add.at(above, query[(distance > 0) & ~is_tied], 1)
+def _compare(exact: np.ndarray, best: np.ndarray, tie: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Masks of the float64 scores above and tied with the best positive."""
+    distance = exact - best
+    return distance > tie, np.abs(distance, out=distance) <= tie
+
+
+def _settle(above: np.ndarray, tied: np.ndarray, query: np.ndarray, exact: np.ndarray, positives: _Positives) -> None:
+    """Count candidates by their float64 scores; ``query`` holds the query of each."""
+    is_above, is_tied = _compare(exact, positives.best[query], positives.tie[query])
+    np.add.at(above, query[is_above], 1)
     np.add.at(tied, query[is_tied], 1)
 
 
@@ -157,13 +173,6 @@ def _pair_scores(images: np.ndarray, texts: np.ndarray, image: np.ndarray, text:
         part = slice(start, start + 256)
         scores[part] = np.einsum("pd,pd->p", images[image[part]], texts[text[part]], dtype=np.float64)
     return scores
-
-
-def _dense_scores(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """Float64 [len(texts), N] product; images are cast in slices to bound the memory."""
-    texts = texts.astype(np.float64)
-    parts = [texts @ images[start : start + 2048].astype(np.float64).T for start in range(0, len(images), 2048)]
-    return np.concatenate(parts, axis=1)
 
 
 def _norms(embeddings: np.ndarray, name: str) -> np.ndarray:

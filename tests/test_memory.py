@@ -1,0 +1,371 @@
+"""Bytes kept for backward, peaks, predictions and the table of methods."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from open_clip.model import CLIP
+from scripts import call, launch, load_script
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vlkit.adapters import ADAPTERS
+from vlkit.adapters.sherl import SherlOptions
+from vlkit.adapters.tuning import BitfitOptions, FullOptions, LoraOptions
+from vlkit.encoders.load import load_base
+from vlkit.encoders.stage import stage_text, stage_vision
+from vlkit.encoders.staged import StagedEncoder
+from vlkit.errors import UserError
+from vlkit.losses import gather_pairs, info_nce
+from vlkit.memory import (
+    LiveBytes,
+    StepMemory,
+    fake_copy,
+    fake_tensors,
+    largest_batch,
+    measure_step,
+    saved_bytes,
+    shape_base,
+    time_ratio,
+)
+from vlkit.memory.contrastive import ContrastiveBench
+
+SCRIPT = "tasks/memory.py"
+FLOAT = 4  # bytes
+CPU = torch.device("cpu")
+METHODS = [
+    *(options() for options in ADAPTERS.values()),
+    SherlOptions(handoff="pooled"),
+    LoraOptions(checkpointing=True),
+]
+    *(options() for options in ADAPTERS.values()),
+    SherlOptions(handoff="pooled"),
+    LoraOptions(checkpointing=True),
+]
+
+
+def name_of(options: Any) -> str:
+    return load_script(SCRIPT).label(options)
+
+
+def three_layers() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+# --- what a forward keeps --------------------------------------------------------------------------------------------
+
+
+def test_kept_of_two_layers_is_the_state_between_them():
+    model, x = three_layers(), torch.randn(5, 8)
+    # ReLU keeps its output, the second layer its input: one storage. The input itself was there before.
+    assert saved_bytes(model, lambda: model(x).sum()) == 5 * 16 * FLOAT
+
+
+def test_kept_of_frozen_layers_is_less_and_without_gradient_nothing():
+    model, x = three_layers(), torch.randn(5, 8)
+    model[0].requires_grad_(False)
+    assert saved_bytes(model, lambda: model(x).sum()) == 5 * 16 * FLOAT
+    model[2].requires_grad_(False)
+    assert saved_bytes(model, lambda: model(x).sum()) == 0
+    with torch.no_grad():
+        assert saved_bytes(three_layers(), lambda: model(x).sum()) == 0
+
+
+def test_a_view_keeps_the_whole_storage_and_a_clone_does_not():
+    model = three_layers()
+
+    def forward(pick: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.no_grad():
+            states = torch.randn(5, 100, 8)
+        return model(pick(states)).sum()
+
+    hidden = 5 * 16 * FLOAT
+    assert saved_bytes(model, lambda: forward(lambda states: states[:, 0])) == hidden + 5 * 100 * 8 * FLOAT
+    assert saved_bytes(model, lambda: forward(lambda states: states[:, 0].clone())) == hidden + 5 * 8 * FLOAT
+
+
+@pytest.mark.parametrize("in_dict", [False, True])
+def test_checkpoint_keeps_its_input_even_inside_an_object(in_dict: bool):
+    model = nn.ModuleList([nn.Linear(8, 8), three_layers()])
+    x = torch.randn(5, 8)
+
+    def forward() -> Tensor:
+        state = model[0](x)
+        if in_dict:
+            return checkpoint(lambda d: model[1](d["hidden"]), {"hidden": state}, use_reentrant=False).sum()
+        return checkpoint(model[1], state, use_reentrant=False).sum()
+
+    assert saved_bytes(model, forward) == 5 * 8 * FLOAT
+
+
+class KeepsTwice(torch.autograd.Function):
+    """Saves one tensor by the book and another on the side."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.aside = x.to(torch.int8)
+        ctx.save_for_backward(x * 2)
+        return x * 3
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def test_custom_functions_are_counted_whatever_way_they_keep_tensors():
+    model, x = nn.Linear(8, 8), torch.randn(5, 8)
+    assert saved_bytes(model, lambda: KeepsTwice.apply(model(x)).sum()) == 5 * 8 * (FLOAT + 1)
+
+
+def test_counting_leaves_no_trace():
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout()).train()
+    x, before = torch.randn(5, 8), [buffer.clone() for buffer in model.buffers()]
+    state = torch.get_rng_state()
+    assert saved_bytes(model, lambda: model(x).sum()) > 0
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), before, strict=True))
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_live_bytes_follow_what_comes_and_goes():
+    with LiveBytes() as live:
+        a = torch.zeros(100)
+        view = a[10:20].add_(1)
+        b = a + 1
+        del b
+        c = torch.zeros(50)
+        assert live.current == 150 * FLOAT
+    assert live.peak == 200 * FLOAT
+    del a
+    assert live.current == 150 * FLOAT  # the view holds the whole
+    del view, c
+    assert live.current == 0
+
+
+# --- a step ----------------------------------------------------------------------------------------------------------
+
+
+def test_step_of_one_layer():
+    model, x = nn.Linear(8, 4), torch.randn(5, 8)
+    memory = measure_step(model, lambda: model(x).square().sum(), torch.optim.AdamW(model.parameters(), lr=0.0))
+    values = 8 * 4 + 4
+    assert memory.trainable_parameters == memory.total_parameters == values
+    assert memory.parameter_bytes == values * FLOAT
+    assert memory.optimizer_bytes == 2 * values * FLOAT + 2 * FLOAT  # two moments, and a step count a tensor
+    assert memory.saved_bytes == 5 * 4 * FLOAT
+    assert memory.peak_bytes >= memory.saved_bytes + values * FLOAT
+    assert memory.total_bytes == memory.parameter_bytes + memory.optimizer_bytes + memory.peak_bytes
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_time_ratio_compares_in_turns():
+    calls: list[str] = []
+    assert time_ratio(lambda: calls.append("run"), lambda: calls.append("reference"), repeats=2) > 0
+    assert calls == ["run", "reference", "run", "reference", "run", "reference"]
+
+
+# --- SHERL against full fine-tuning ----------------------------------------------------------------------------------
+
+
+def like_vit_b_32(layers: int = 12) -> CLIP:
+    """A narrow CLIP with the depth and the numbers of tokens of ViT-B-32 (50 and 77)."""
+    vision = {"width": 96, "head_width": 32, "layers": layers, "image_size": 56, "patch_size": 8}
+    return tiny.tiny_clip(vision=vision, text={"width": 64, "layers": layers, "context_length": 77})
+
+
+def kept(model: CLIP, options: Any) -> int:
+    """Bytes that a contrastive step of both towers keeps."""
+    towers = nn.ModuleList([options.build(stage_vision(model)), options.build(stage_text(model))]).train()
+    pixels, ids, groups = tiny.pictures(4, 56), tiny.clip_ids((40, 77, 9, 20), 77), torch.arange(4)
+
+    def forward() -> Tensor:
+        images, texts = (tower(x).pooled for tower, x in zip(towers, (pixels, ids), strict=True))
+        return info_nce(gather_pairs(images, texts, groups), torch.tensor(10.0))
+
+    return saved_bytes(towers, forward)
+
+
+def test_sherl_keeps_a_small_share_of_full_fine_tuning():
+    full = kept(like_vit_b_32(), FullOptions())
+    assert kept(like_vit_b_32(), SherlOptions(late=1)) <= 0.33 * full
+    assert kept(like_vit_b_32(), SherlOptions(handoff="pooled")) <= 0.19 * full
+    assert 0.5 * full < kept(like_vit_b_32(), BitfitOptions()) < full
+    assert kept(like_vit_b_32(), FullOptions(checkpointing=True)) <= 0.12 * full
+
+
+@pytest.mark.parametrize("handoff", ["tokens", "pooled"])
+def test_early_blocks_keep_nothing(handoff: str):
+    # Two taps, however deep the tower between them.
+    shallow, deep = (
+        kept(like_vit_b_32(layers), SherlOptions(handoff=handoff, taps=(0, layers - 1))) for layers in (3, 9)
+    )
+    assert shallow == deep > 0
+
+
+# --- predictions -----------------------------------------------------------------------------------------------------
+
+
+TOWERS: dict[str, Callable[[], StagedEncoder]] = {
+    "vit": lambda: stage_vision(tiny.tiny_clip()),
+    "resnet": lambda: stage_vision(tiny.tiny_resnet_clip()),
+    "convnext": lambda: stage_vision(tiny.tiny_timm_clip(name="test_convnext")),
+    "clip text": lambda: stage_text(tiny.tiny_clip()),
+    "bert": lambda: stage_text(tiny.tiny_bert()),
+    "t5": lambda: stage_text(tiny.tiny_t5()),
+}
+PICTURE_SIZE = {"vit": 32, "resnet": 64, "convnext": 160}
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("options", [SherlOptions(), SherlOptions(handoff="pooled"), FullOptions()], ids=name_of)
+def test_predicted_equals_measured_in_every_family(tower: str, options: Any):
+    model = options.build(TOWERS[tower]()).train()
+
+    def step(model: nn.Module) -> StepMemory:
+        size = PICTURE_SIZE.get(tower)
+        x = torch.zeros(3, 3, size, size) if size else torch.full((3, tiny.CONTEXT_LENGTH), 5)
+        optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+        return measure_step(model, lambda: model(x).pooled.square().mean(), optimizer)
+
+    with fake_tensors():
+        predicted = step(fake_copy(model, CPU))
+    assert_close(predicted, step(model))
+
+
+def assert_close(predicted: StepMemory, measured: StepMemory) -> None:
+    for exact in ("trainable_parameters", "total_parameters", "parameter_bytes", "optimizer_bytes"):
+        assert getattr(predicted, exact) == getattr(measured, exact), exact
+    assert predicted.saved_bytes == pytest.approx(measured.saved_bytes, rel=0.05)
+    assert predicted.peak_bytes == pytest.approx(measured.peak_bytes, rel=0.05)
+
+
+@pytest.mark.parametrize("options", METHODS, ids=name_of)
+def test_predicted_equals_measured_for_every_method(options: Any, tiny_benches: tuple[Any, Any]):
+    real, fake = tiny_benches
+    assert_close(fake.memory(fake.model(options), 4), real.memory(real.model(options), 4))
+    assert fake.inference_peak(4) == pytest.approx(real.inference_peak(4), rel=0.05)
+
+
+@pytest.fixture(scope="module")
+def tiny_benches() -> tuple[ContrastiveBench, ContrastiveBench]:
+    return tuple(ContrastiveBench("tiny", predicts, device="cpu") for predicts in (False, True))
+
+
+@pytest.mark.slow
+def test_predicted_equals_measured_on_vit_b_32():
+    real, fake = (ContrastiveBench("ViT-B-32", predicts, text_length=20, device="cpu") for predicts in (False, True))
+    assert_close(fake.memory(fake.model(SherlOptions()), 4), real.memory(real.model(SherlOptions()), 4))
+
+
+def test_shape_base_has_no_weights_and_the_same_shapes():
+    shapes = shape_base("RN50")
+    parameters = [*shapes.image.parameters(), *shapes.text.parameters()]
+    assert all(p.is_meta for p in parameters)
+    assert sum(p.numel() for p in parameters) == 102_007_136  # without the logit scale
+    loaded, tiny_shapes = load_base("tiny"), shape_base("tiny")
+    for tower in ("image", "text"):
+        want = {name: t.shape for name, t in getattr(loaded, tower).state_dict().items()}
+        assert {name: t.shape for name, t in getattr(tiny_shapes, tower).state_dict().items()} == want
+
+
+@pytest.mark.parametrize("name", ["no-such-base", "RN50:no-such-tag"])
+def test_shape_base_refuses_what_load_base_refuses(name: str):
+    with pytest.raises(UserError, match="no-such"):
+        shape_base(name)
+
+
+def test_shape_base_takes_the_activation_of_the_weights():
+    def activations(name: str) -> set[str]:
+        return {type(m).__name__ for m in shape_base(name).image.modules()} & {"QuickGELU", "GELU"}
+
+    assert activations("ViT-B-32") == {"GELU"}
+    assert activations("ViT-B-32:openai") == {"QuickGELU"}
+
+
+@pytest.mark.parametrize("budget, largest", [(99, 0), (100, 0), (110, 1), (130, 3), (1e9, 1 << 16)])
+def test_largest_batch(budget: float, largest: int):
+    assert largest_batch(lambda size: 100 + 10 * size, int(budget)) == largest
+
+
+def test_largest_batch_is_found_to_a_64th_in_few_trials():
+    trials: list[int] = []
+
+    def total(size: int) -> int:
+        trials.append(size)
+        return size
+
+    found = largest_batch(total, 5003)
+    assert found <= 5003 and found >= 5003 * (1 - 1 / 64)
+    assert len(trials) < 25
+
+
+# --- the script ------------------------------------------------------------------------------------------------------
+
+
+def table(tmp_path, *words: object) -> dict[str, Any]:
+    call(SCRIPT, "--json", tmp_path / "memory.json", "--device", "cpu", *words)
+    return json.loads((tmp_path / "memory.json").read_text())
+
+
+def test_table_of_all_methods(tmp_path, capsys):
+    found = table(tmp_path, "--adapter.kind", "all", "--batch_size", 4, "--estimate")
+    rows = {row["method"]: row for row in found["rows"]}
+    assert set(rows) == {*ADAPTERS, "sherl handoff=pooled", "lora checkpointing=True"}
+    assert rows["full"]["saved_of_full"] == rows["full"]["peak_of_full"] == 1
+    assert rows["linear"]["peak_bytes"] < rows["sherl"]["peak_bytes"] < rows["full"]["peak_bytes"]
+    for row in rows.values():
+        sizes = {key: value for key, value in row.items() if key.endswith("_bytes")}
+        assert all(isinstance(value, int) and value > 0 for value in sizes.values()), sizes
+        assert row["time_over_inference"] is None
+    assert found["estimated"] and found["machine"] and found["versions"]["torch"]
+    out = capsys.readouterr().out
+    assert "sherl handoff=pooled" in out and "kept MiB" in out
+
+
+def test_measured_row_has_a_time(tmp_path):
+    found = table(tmp_path, "--adapter.late", 2, "--batch_size", 2, "--repeats", 1)
+    (row,) = found["rows"]
+    assert row["method"] == "sherl late=2" and row["options"]["late"] == 2
+    assert row["time_over_inference"] > 0 and not found["estimated"]
+    assert row["peak_over_inference"] == row["peak_bytes"] / row["inference_peak_bytes"]
+
+
+def test_largest_batch_is_the_last_that_fits(tmp_path, capsys):
+    words = ("--adapter.kind", "bitfit", "--gpu_memory", "1GB", "--batch_size", 100_000)
+    largest = table(tmp_path, *words)["rows"][0]["largest_batch"]
+    assert "do not fit: bitfit" in capsys.readouterr().out
+    room = (1024 - 600) * 2**20 / 1.05
+    bench = ContrastiveBench("tiny", predicts=True, device="cpu")
+    model = bench.model(BitfitOptions())
+    assert bench.memory(model, largest).total_bytes <= room < bench.memory(model, largest + largest // 32).total_bytes
+
+
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (("--gpu_memory", "8"), "--gpu_memory 8"),
+        (("--gpu_memory", "-1GB"), "--gpu_memory -1GB"),
+        (("--batch_size", "0"), "--batch_size 0"),
+        (("--adapter.kind", "none-such"), "none-such"),
+        (("--adapter.kind", "all", "--adapter.late", "2"), "--adapter.late"),
+    ],
+)
+def test_wrong_flags_are_named(words: tuple[str, ...], named: str):
+    with pytest.raises(UserError, match=named):
+        call(SCRIPT, *words)
+
+
+def test_wrong_base_ends_with_code_2_and_one_line():
+    done = launch(SCRIPT, "--base", "no-such-base", "--estimate")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: base 'no-such-base'") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("text, size", [("8GB", 2**33), ("24 GiB", 24 * 2**30), ("512mb", 2**29), ("1.5G", 3 * 2**29)])
+def test_sizes(text: str, size: int):
+    assert load_script(SCRIPT).parse_size(text) == size

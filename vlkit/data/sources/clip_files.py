@@ -1,0 +1,24 @@
+"""Where the file of a clip may lie: collections of one dataset differ in endings and folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+VIDEO_SUFFIXES = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp", ".ogv")
+"""Endings of video files, most usual first."""
+
+
+def other_clips(folders: Sequence[str]) -> Callable[[str], Iterator[str]]:
+    """For a stated path ``<stem>.mp4``: the same stem with every ending, here and in ``folders`` (for ``elsewhere``).
+
+    The stem is all before the last dot, so it may hold dots itself.
+    """
+
+    def places(path: str) -> Iterator[str]:
+        stem = path.rpartition(".")[0]
+        for folder in ("", *(f"{folder}/" for folder in folders)):
+            for suffix in VIDEO_SUFFIXES:
+                yield f"{folder}{stem}{suffix}"
+                yield f"{folder}{stem}{suffix.upper()}"
+
+    return places

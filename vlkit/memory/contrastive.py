@@ -1,0 +1,125 @@
+"""A contrastive training step of two adapted towers on a made-up batch: what ``tasks/memory.py`` measures.
+
+What is in the batch does not matter to memory. This file alone in this folder knows models; it is imported on its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH
+from torch import Tensor
+
+from vlkit.distributed import make_fabric
+from vlkit.encoders.bases import ClipBase
+from vlkit.encoders.load import load_base
+from vlkit.heads.embedding import HeadOptions, TwoTower
+from vlkit.losses import gather_pairs, info_nce
+from vlkit.memory.estimate import fake_copy, fake_tensors
+from vlkit.memory.shapes import shape_base
+from vlkit.memory.step import StepMemory, measure_step, peak_bytes, time_ratio, train_step
+from vlkit.retrieval import build_model, zero_shot
+from vlkit.training import make_optimizer
+
+
+class ContrastiveBench:
+    """Steps of any method on one base, measured or predicted.
+
+    Args:
+        base: name of the base.
+        predicts: compute nothing: tensors have shapes and no values.
+        text_length: tokens a text; default: the most the base reads.
+        device: where steps run, or would (:func:`vlkit.distributed.make_fabric`).
+        precision: number format.
+
+    Attributes:
+        base: never changed, every method gets a copy; on the meta device if steps are only predicted.
+        device: where steps run, or would.
+        precision: number format of the step.
+        predicts, text_length: as given.
+    """
+
+    def __init__(
+        self, base: str, predicts: bool, text_length: int | None = None, device: str = "auto", precision: str = "auto"
+    ) -> None:
+        self._fabric = make_fabric(device, precision)
+        self.device = self._fabric.device
+        self.precision = self._fabric._precision.precision
+        self.predicts = predicts
+        self.base: ClipBase = shape_base(base) if predicts else load_base(base)
+        self.text_length = text_length or context_length(self.base)
+
+    def model(self, options: Any) -> TwoTower:
+        """Both towers with the method in them."""
+        towers = {"image": copy.deepcopy(self.base.image), "text": copy.deepcopy(self.base.text)}
+        with torch.device("meta") if self.predicts else contextlib.nullcontext():
+            model = build_model(dataclasses.replace(self.base, **towers), options, HeadOptions()).train()
+        return model if self.predicts else model.to(self.device)
+
+    def memory(self, model: TwoTower, batch_size: int) -> StepMemory:
+        """The memory of one training step."""
+        with self._tensors():
+            model, loss_of = self._step(model, batch_size)
+            return measure_step(model, loss_of, optimizer_of(model))
+
+    def inference_peak(self, batch_size: int) -> int:
+        """Peak of a forward of the base without gradient, in bytes."""
+        with self._tensors(), torch.no_grad():
+            _, infer = self._step(self._plain(), batch_size)
+            return peak_bytes(lambda _: infer(), self.device)
+
+    def time_over_inference(self, model: TwoTower, batch_size: int, repeats: int) -> float:
+        """Time of a training step over that of a forward of the base without gradient."""
+        (_, loss_of), (_, infer) = self._step(model, batch_size), self._step(self._plain(), batch_size)
+        optimizer = optimizer_of(model)
+        return time_ratio(lambda: train_step(loss_of, optimizer), torch.no_grad()(infer), repeats)
+
+    def _plain(self) -> TwoTower:
+        plain = zero_shot(self.base)
+        return plain if self.predicts else plain.to(self.device)
+
+    def _tensors(self) -> contextlib.AbstractContextManager[None]:
+        return fake_tensors() if self.predicts else contextlib.nullcontext()
+
+    def _step(self, model: TwoTower, batch_size: int) -> tuple[TwoTower, Callable[[], Tensor]]:
+        """The model, as a fake copy if steps are predicted, and the forward of one step."""
+        if self.predicts:
+            model = fake_copy(model, self.device)
+        with self.device:
+            pixels = torch.zeros(batch_size, 3, *self.base.preprocess.size)
+            ids = made_up_ids(self.base, batch_size, self.text_length)
+            groups = torch.arange(batch_size)
+
+        def loss_of() -> Tensor:
+            with self._fabric.autocast():
+                images, texts, scale, _ = model(pixels, ids)
+                return info_nce(gather_pairs(images, texts, groups), scale)
+
+        return model, loss_of
+
+
+def optimizer_of(model: TwoTower) -> torch.optim.Optimizer:
+    """The optimizer that training uses."""
+    return make_optimizer({name: p for name, p in model.named_parameters() if p.requires_grad}, 1e-4, 0.01)
+
+
+def context_length(base: ClipBase) -> int:
+    """Tokens of the longest text a base reads."""
+    config = open_clip.get_model_config(base.name.partition(":")[0].replace("/", "-"))
+    if config is None:
+        return base.tokenize(["a"]).shape[1]
+    return config["text_cfg"].get("context_length", DEFAULT_CONTEXT_LENGTH)
+
+
+def made_up_ids(base: ClipBase, batch_size: int, length: int) -> Tensor:
+    """Ids [batch_size, length] int64 of texts without padding: words, and an end of text."""
+    ids = torch.full((batch_size, length), 5)
+    ends = getattr(base.text.model, "pool_type", None) == "eos"
+    ids[:, -1] = base.text.model.eos_id if ends else 6  # other towers look for the largest id, or for none
+    return ids
