@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -153,21 +154,22 @@ def show(table: dict[str, Any]) -> None:
     rows, gpu = table["rows"], table["gpu_memory"]
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "trained": lambda row: f"{row['trainable_parameters'] / 1e6:.2f} M",
-        "kept MiB": lambda row: f"{row['saved_activation_bytes'] / MIB:.1f}",
-        "peak MiB": lambda row: f"{row['peak_bytes'] / MIB:.1f}",
-        "all MiB": lambda row: f"{row['total_bytes'] / MIB:.0f}",
-        "peak x inference": lambda row: f"{row['peak_over_inference']:.2f}",
+        "kept\nMiB": lambda row: mib(row["saved_activation_bytes"]),
+        "peak\nMiB": lambda row: mib(row["peak_bytes"]),
+        "all\nMiB": lambda row: mib(row["total_bytes"]),
+        "peak of\ninference": lambda row: f"{row['peak_over_inference']:.2f} x",
     }
     if any("peak_of_full" in row for row in rows):
-        columns["kept of full"] = lambda row: f"{row['saved_of_full']:.1%}"
-        columns["peak of full"] = lambda row: f"{row['peak_of_full']:.1%}"
+        columns["kept of\nfull"] = lambda row: f"{row['saved_of_full']:.1%}"
+        columns["peak of\nfull"] = lambda row: f"{row['peak_of_full']:.1%}"
     if any(row["time_over_inference"] for row in rows):
-        columns["time x inference"] = lambda row: f"{row['time_over_inference']:.2f}"
+        columns["time of\ninference"] = lambda row: f"{row['time_over_inference']:.2f} x"
     if gpu:
-        columns[f"largest batch in {gpu}"] = lambda row: str(row["largest_batch"] or "none")
+        columns[f"largest batch\nin {gpu}"] = lambda row: str(row["largest_batch"] or "none")
     how = "predicted" if table["estimated"] else f"measured on {table['machine']}"
     title = f"{table['base']}, {table['batch_size']} pairs, {table['text_length']} tokens, {table['precision']}, {how}"
-    grid = Table("method", title=title)
+    grid = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
+    grid.add_column("method", no_wrap=True)
     for name in columns:
         grid.add_column(name, justify="right")
     for row in rows:
@@ -186,6 +188,11 @@ def show(table: dict[str, Any]) -> None:
         ]
     for note in notes:
         console.print(note, highlight=False)
+
+
+def mib(size: int) -> str:
+    """Bytes in MiB, with as many digits as mean something."""
+    return f"{size / MIB:.0f}" if size >= 100 * MIB else f"{size / MIB:.1f}"
 
 
 def fitting(rows: list[dict[str, Any]], size: int, fits: bool) -> str:

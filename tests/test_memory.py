@@ -43,10 +43,6 @@ METHODS = [
     SherlOptions(handoff="pooled"),
     LoraOptions(checkpointing=True),
 ]
-    *(options() for options in ADAPTERS.values()),
-    SherlOptions(handoff="pooled"),
-    LoraOptions(checkpointing=True),
-]
 
 
 def name_of(options: Any) -> str:

@@ -83,7 +83,7 @@ KINDS = ("plain", "constant", "duplicates", "zero texts", "nearly collapsed", "c
 def test_embedding_ranks_equal_a_slow_count(kind, dtype, monkeypatch):
     if (kind, dtype) == ("tiny and huge", "float16"):
         dtype = "float32"  # out of range in half precision
-    monkeypatch.setattr(embedding_ranks, "PRODUCT_ROWS", 50)
+    monkeypatch.setattr(embedding_ranks, "PRODUCT_BYTES", 8000)
     monkeypatch.setattr(embedding_ranks, "COUNT_ROWS", 16)
     rng = np.random.default_rng(7)
     for images in (1, 2, 41):
@@ -107,14 +107,14 @@ def test_similarity_ranks_equal_a_slow_count(ties, dtype):
 
 
 def test_ranks_equal_a_full_sort():
-    """Several product blocks of the real sizes, without ties: a sort of each row and column says the same."""
+    """With blocks of the real size and without ties, a sort of each row and column says the same."""
     rng = np.random.default_rng(0)
     images = unit(rng.standard_normal((300, 64)))
     owner = np.repeat(np.arange(300), 5)
     texts = unit(images[owner] + rng.standard_normal((1500, 64)) / 4)
     scores = images.astype(np.float64) @ texts.astype(np.float64).T
     order = np.argsort(-scores, axis=1)
-    i2t = [int(np.flatnonzero(owner[row] == image)[0]) - 0 for image, row in enumerate(order)]
+    i2t = [int(np.flatnonzero(owner[row] == image)[0]) for image, row in enumerate(order)]
     t2i = [int(np.flatnonzero(row == owner[text])[0]) for text, row in enumerate(np.argsort(-scores.T, axis=1))]
     ranks = ranks_from_embeddings(images, texts, owner)
     assert 0 < np.mean(ranks.t2i > 0) < 1
@@ -127,8 +127,8 @@ def test_ranks_do_not_depend_on_order_or_blocks(monkeypatch):
     images, texts = embeddings("duplicates", rng, owner, "float32")
     expected = ranks_from_embeddings(images, texts, owner)
     image_order, text_order = rng.permutation(60), rng.permutation(len(owner))
-    monkeypatch.setattr(embedding_ranks, "PRODUCT_ROWS", 7)
-    monkeypatch.setattr(embedding_ranks, "COUNT_ROWS", 3)
+    monkeypatch.setattr(embedding_ranks, "PRODUCT_BYTES", 1)
+    monkeypatch.setattr(embedding_ranks, "COUNT_ROWS", 7)
     moved = ranks_from_embeddings(images[image_order], texts[text_order], np.argsort(image_order)[owner[text_order]])
     np.testing.assert_array_equal(moved.i2t, expected.i2t[image_order])
     np.testing.assert_array_equal(moved.t2i, expected.t2i[text_order])

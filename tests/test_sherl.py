@@ -63,7 +63,7 @@ def build(tower: str, flavour: str, init: str = "published", seed: int = 0, **ch
 
 
 def wake_(model: AdaptedEncoder) -> AdaptedEncoder:
-    """Lift every score above zero: with few examples a ReLU may clip all scores of a layer, which then has no gradient."""
+    """Lift every score above zero: with few examples the ReLU may clip all scores of a layer, and it learns nothing."""
     for score in (model.adapter.aggregator.score, *getattr(model.adapter, "token_scores", ())):
         nn.init.ones_(score.bias)
     return model

@@ -49,8 +49,9 @@ class Data:
     """Split that chooses the best checkpoint."""
     test: str = "test"
     """Split that is reported; if the dataset has none, the validation split."""
-    every_caption: bool = True
-    """Each caption is an example of its own; else each picture is one, with another caption each epoch."""
+    every_caption: bool = False
+    """Each caption is an example of its own (an epoch is all pairs); else each picture is one, with another caption
+    each epoch."""
     augment: Literal["none", "crop", "flip"] = "none"
     """Of training pictures; flip mirrors half of them and does not suit captions that say left or right."""
 
@@ -77,8 +78,10 @@ class Config(RunConfig):
     adapter: Any = kinds(ADAPTERS, "sherl")
     head: HeadOptions = field(default_factory=HeadOptions)
     loss: Loss = field(default_factory=Loss)
-    epochs: int = 4
+    epochs: int = 10
     batch_size: int = 128
+    lr: float = 3e-3
+    evaluate_every: int = 2
 
 
 def main(config: Config) -> None:

@@ -177,7 +177,12 @@ class PooledSherlAdapter(Adapter):
         """[B, E]: ``last`` plus the merged layers; ``reduced`` are K tensors [B, L, D_k]."""
         guide = self.guide_reducer(F.relu(last))  # [B, H]
         pooled = [self._pool(i, x, guide, stream) for i, x in enumerate(reduced)]
-        return self.head(self.aggregator(guide, torch.stack(pooled, dim=1))) + last
+        candidates = torch.stack(pooled, dim=1)  # [B, K, H]
+        # Raw residual streams are not normed: in half precision the products of these few vectors would overflow.
+        precision = self.aggregator.score.weight.dtype
+        with torch.autocast(candidates.device.type, enabled=False):
+            merged = self.aggregator(guide.to(precision), candidates.to(precision))
+        return self.head(merged) + last
 
     def _pool(self, index: int, x: Tensor, guide: Tensor, stream: Stream) -> Tensor:
         """Attention pooling of one layer under the guide, plus its base token: [B, L, D] -> [B, H]."""

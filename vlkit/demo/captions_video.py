@@ -31,7 +31,11 @@ class Clause:
 
     def words(self, number: str = "") -> dict[str, str]:
         """What a frame may hold: subject, present tense and gerund, marked by ``number``."""
-        return {f"s{number}": self.subject, f"does{number}": third_person(self.verb), f"doing{number}": gerund(self.verb)}
+        return {
+            f"s{number}": self.subject,
+            f"does{number}": third_person(self.verb),
+            f"doing{number}": gerund(self.verb),
+        }
 
 
 def sentences(clip: Clip, rng: np.random.Generator, count: int = 20) -> list[str]:
@@ -132,4 +136,3 @@ def _still(clip: Clip, rng: np.random.Generator) -> str:
     noun = _noun(clip, thing, rng, 1)
     where = choose(rng, PLACES[place(thing)])
     return choose(rng, (f" with {noun} {where}", f" and {noun} {where} stays still", f" and {noun} does not move"))
-

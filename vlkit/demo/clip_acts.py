@@ -24,9 +24,8 @@ BACK = {"right": "left", "left": "right", "down": "up", "up": "down"}
 TURNS = ("clockwise", "counterclockwise")
 ROUND = frozenset({"circle", "ring", "sun"})
 """Kinds on which a turn is hard to see."""
-SLIM = frozenset(
-    {"ring", "cross", "key", "candle", "umbrella", "lamp", "chair", "table", "bottle", "flower", "arrow", "moon", "leaf"}
-)
+SLIM = frozenset({"arrow", "bottle", "candle", "chair", "cross", "flower", "key", "lamp", "leaf", "moon", "table"})
+SLIM |= {"ring", "umbrella"}
 """Kinds that hide too little for something to pass behind them."""
 NEAREST = 0.35
 """A move goes at least so far, in fractions of the picture."""

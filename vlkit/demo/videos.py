@@ -24,7 +24,7 @@ SENTENCES = 20
 FOLDER = "videos"
 ENCODERS = {
     "libx264": {"preset": "veryfast", "crf": "18", "g": "12", "threads": "1", "x264-params": "mbtree=0"},
-    "mpeg4": {"qscale": "3", "g": "12", "threads": "1"},
+    "mpeg4": {"qmin": "2", "qmax": "4", "g": "12", "threads": "1"},
 }
 """Encoders in order of preference with their settings: nearly lossless at this size, a key frame about every second.
 With threads or its macroblock tree, x264 gives other bytes from run to run. MPEG-4 is for builds without x264."""

@@ -50,7 +50,12 @@ VERBS: dict[str, tuple[str, ...]] = {
     "disappear": ("disappear", "vanish", "fade away", "fade out"),
     "recolour": ("turn {new}", "become {new}", "change its colour to {new}"),
     "become": ("turn into {new}", "become {new}", "change into {new}"),
-    "behind": ("pass behind {other}", "move {to} behind {other}", "go behind {other}", "slide {to} past the back of {other}"),
+    "behind": (
+        "pass behind {other}",
+        "move {to} behind {other}",
+        "go behind {other}",
+        "slide {to} past the back of {other}",
+    ),
     "front": ("pass in front of {other}", "move {to} in front of {other}", "go {to} right before {other}"),
     "approach": ("move towards {other}", "approach {other}", "come closer to {other}", "move {to} up to {other}"),
     "retreat": ("move away from {other}", "back away from {other}", "move {to} away from {other}"),

@@ -15,10 +15,10 @@ import numpy as np
 from vlkit.errors import UserError
 from vlkit.metrics.ranks import Array, RetrievalRanks, Ties, as_array, check_owners
 
-# Rows of scores multiplied at once and counted at once: the first is large enough for a fast product, the second small
-# enough for the cache and for column sums in uint8. numpy counts on one core and lets go of the interpreter meanwhile,
-# so counting is shared among threads.
-PRODUCT_ROWS = 512
+# Scores multiplied at once, in bytes, and rows of them counted at once: the first is large enough for a fast product,
+# the second small enough for the cache and for column sums in uint8. numpy counts on one core and lets go of the
+# interpreter meanwhile, so counting is shared among threads.
+PRODUCT_BYTES = 40_000_000
 COUNT_ROWS = 64
 COUNT_THREADS = 4
 
@@ -49,10 +49,11 @@ def ranks_from_embeddings(
     owner = check_owners(text_to_image, len(images), len(texts))
     counter = _Counter(images, texts, owner)
     images32 = np.ascontiguousarray(images, dtype=np.float32)
-    buffer = np.empty((min(PRODUCT_ROWS, len(texts)), len(images)), dtype=np.float32)
+    height = min(max(COUNT_ROWS, PRODUCT_BYTES // (4 * len(images))), len(texts))
+    buffer = np.empty((height, len(images)), dtype=np.float32)
     with ThreadPoolExecutor(min(COUNT_THREADS, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(texts), PRODUCT_ROWS):
-            block = texts[start : start + PRODUCT_ROWS].astype(np.float32, copy=False)
+        for start in range(0, len(texts), height):
+            block = texts[start : start + height].astype(np.float32, copy=False)
             scores = np.matmul(block, images32.T, out=buffer[: len(block)])
             # A query's own positives are no candidates in either direction.
             scores[np.arange(len(block)), owner[start : start + len(block)]] = -np.inf

@@ -45,11 +45,13 @@ def read(annotations: str | Path, lists: str | Path | None = None) -> Source:
                 raise UserError(f'{folder / where}: "{video_id}" stands in {seen[video_id]} too; remove one')
             seen[video_id] = where
             if video_id not in captions:
-                raise UserError(f'{folder / where}: no captions of "{video_id}" in {path}; do the files belong together?')
+                raise UserError(f'{folder / where}: no captions of "{video_id}" in {path}; use lists of that file')
             texts = _texts(captions[video_id], f"{path}: {video_id}")
             add_record(source, split, {"id": f"msvd/{video_id}", "video": f"{video_id}.avi"}, texts)
     if not seen:
-        raise UserError(f"{folder}: holds no train_list.txt, val_list.txt or test_list.txt; give their folder by --lists")
+        raise UserError(
+            f"{folder}: no train_list.txt, val_list.txt or test_list.txt in it; give their folder by --lists"
+        )
     source.notes += compare_counts(source, OFFICIAL)
     return source
 
