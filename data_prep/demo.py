@@ -1,4 +1,4 @@
-"""Write the demo world: drawn scenes with captions and boxes, in the official formats of COCO."""
+"""Write the demo world in the official formats of COCO, VQA v2, RefCOCO and MSR-VTT."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Config:
-    """Write the demo world: drawn scenes with captions and boxes, in the official formats of COCO."""
+    """Write the demo world in the official formats of COCO, VQA v2, RefCOCO and MSR-VTT."""
 
     output: Path
     """Folder to make; it appears at the end, complete."""

@@ -48,7 +48,7 @@ class Child:
     def signal(self, number: int) -> None:
         os.kill(self.process.pid, number)
 
-    def wait(self, seconds: float = 200) -> int:
+    def wait(self, seconds: float = 600) -> int:
         self.process.join(seconds)
         assert self.process.exitcode is not None, "the run hangs"
         return self.process.exitcode
@@ -64,7 +64,7 @@ def finish(folder: Path, *arguments: str, **environment: str) -> Child:
     return child
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 200) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -173,7 +173,7 @@ def test_interrupt_does_not_wait_for_an_evaluation(reference, tmp_path):
     wait_until(lambda: any(line["step"] == 5 for line in log_of(folder)))
     time.sleep(0.3)
     child.signal(signal.SIGINT)
-    assert child.wait(50) == 130
+    assert child.wait(300) == 130
     values = checkpoint.load(folder / "checkpoint").values
     assert (values["step"], values["evaluated"]) == (5, 0)
     finish(folder, "--resume")
@@ -187,7 +187,7 @@ def test_second_signal_leaves_at_once(tmp_path):
     child.signal(signal.SIGINT)
     wait_until(lambda: "stopping" in child.text)
     child.signal(signal.SIGINT)
-    assert child.wait(50) == 130
+    assert child.wait(300) == 130
 
 
 def test_loss_that_is_no_number_stops_the_run(tmp_path):
@@ -221,6 +221,15 @@ def test_another_seed_gives_other_weights(reference, tmp_path):
     finish(tmp_path / "run", "--seed", "1")
     actual, expected = everything(tmp_path / "run"), everything(reference)
     assert not torch.equal(actual["trained/out.weight"], expected["trained/out.weight"])
+
+
+def test_mixed_precision(reference, tmp_path):
+    finish(tmp_path / "run", "--precision", "bf16-mixed")
+    actual, expected = everything(tmp_path / "run"), everything(reference)
+    assert actual["trained/out.weight"].dtype == torch.float32
+    assert not torch.equal(actual["trained/out.weight"], expected["trained/out.weight"])
+    losses = [[line["loss"] for line in log_of(run) if "split" not in line] for run in (tmp_path / "run", reference)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.2)
 
 
 def test_batches_accumulate_to_the_large_batch(tmp_path):
@@ -333,9 +342,9 @@ def test_as_a_script(tmp_path):
     slow = subprocess.Popen(command, env={**environment, "TOY_STEP_SECONDS": "0.2"}, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: len(log_of(tmp_path / "run")) >= 2)
     slow.send_signal(signal.SIGINT)
-    messages = slow.communicate(timeout=200)[1]
+    messages = slow.communicate(timeout=600)[1]
     assert slow.returncode == 130 and "go on with --resume" in messages and "Traceback" not in messages
-    again = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=200)
+    again = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=600)
     assert again.returncode == 0 and "going on at step" in again.stderr
     assert [line["step"] for line in log_of(tmp_path / "run") if "split" not in line] == list(range(1, 11))
 

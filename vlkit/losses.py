@@ -107,7 +107,9 @@ def triplet(pairs: Pairs, margin: float = 0.2, hardest: bool = True) -> Tensor:
     to_image = pairs.texts @ pairs.all_images.T
     partner = (pairs.images * pairs.texts).sum(1, keepdim=True)
     costs = [F.relu(margin + s - partner).masked_fill(pairs.same_group, 0) for s in (to_text, to_image)]
-    return sum(cost.amax(1).sum() if hardest else cost.sum() for cost in costs)
+    # A sum over the batch: the mean of the processes' losses must be the sum over all of them.
+    world = len(pairs.all_images) // len(pairs.images)
+    return world * sum(cost.amax(1).sum() if hardest else cost.sum() for cost in costs)
 
 
 def symmetric_cross_entropy(logits: Tensor) -> Tensor:

@@ -249,7 +249,8 @@ class Run:
     def _check_finite(self, values: Mapping[str, float]) -> None:
         # With float16 a gradient that overflows is part of the plan: the loss scaler skips the step.
         scaled = bool(self.fabric.strategy.precision.state_dict())
-        bad = [f"{k} is {v}" for k, v in values.items() if not math.isfinite(v) and not (scaled and k != "loss")]
+        watched = ("loss",) if scaled else ("loss", "gradient_norm")
+        bad = [f"{name} is {values[name]}" for name in watched if not math.isfinite(values[name])]
         if bad:
             mend = f"start anew with a lower --lr (now {self.config.lr:g}) or --clip (now {self.config.clip:g})"
             what = f"step {self.now['step'] + 1}: {', '.join(bad)}"

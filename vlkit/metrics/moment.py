@@ -140,7 +140,12 @@ def _ranking_precision(scores: np.ndarray, right: np.ndarray) -> float:
 
 
 def _windows(values: Sequence[Sequence[float]], columns: int, name: str) -> np.ndarray:
-    windows = np.asarray(values, dtype=np.float64).reshape(len(values), -1)
-    if len(windows) and (windows.shape[1] < columns or not np.isfinite(windows).all()):
+    if not len(values):
+        return np.zeros((0, columns))
+    try:
+        windows = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        windows = np.zeros(0)
+    if windows.ndim != 2 or windows.shape[1] < columns or not np.isfinite(windows).all():
         raise UserError(f"{name}: windows must be rows of {columns} finite numbers")
     return windows
