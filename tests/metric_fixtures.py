@@ -12,6 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from vlkit.data.sources.flickr30k_entities import match_predictions, read_phrases
+from vlkit.errors import UserError
 from vlkit.metrics import glue, grounding, moment, retrieval, video, vqa
 from vlkit.metrics.ranks import ranks_from_similarity
 from vlkit.metrics.vqa_text import normalize_answer, normalize_punctuation, normalize_words
@@ -45,7 +46,7 @@ def check_folder(folder: str | Path) -> list[Check]:
         check, tolerance = KINDS[kind]
         try:
             worst = check(folder, entry["case"])
-        except (KeyError, FileNotFoundError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, OSError, UserError) as error:
             checks.append(Check(f"{name}: {type(error).__name__}: {error}", math.inf, tolerance, False))
             continue
         checks.append(Check(name, worst, tolerance, worst <= tolerance))

@@ -57,8 +57,8 @@ def test_precision_at_k_orders_by_score():
 
 
 def test_giou_is_stricter_for_badly_aligned_boxes():
-    boxes = [[[2, 2, 11, 11]]]
-    assert box_iou(boxes[0], [TARGET]) == pytest.approx(64 / 117)
+    boxes = [[[2.3, 2.3, 11, 11]]]
+    assert box_iou(boxes[0], [TARGET]) == pytest.approx(59.29 / 116.4)
     assert precision_at_k(boxes, [[1.0]], [TARGET]) == {"p@1": 100, "p@5": 100, "p@10": 100}
     assert precision_at_k(boxes, [[1.0]], [TARGET], overlap="giou") == {"p@1_giou": 0, "p@5_giou": 0, "p@10_giou": 0}
 

@@ -221,10 +221,10 @@ PICTURE_SIZE = {"vit": 32, "resnet": 64, "convnext": 160}
 @pytest.mark.parametrize("options", [SherlOptions(), SherlOptions(handoff="pooled"), FullOptions()], ids=name_of)
 def test_predicted_equals_measured_in_every_family(tower: str, options: Any):
     model = options.build(TOWERS[tower]()).train()
+    # Padded: a mask that hides nothing may be left out when it is computed, but not when it is predicted.
+    x = tiny.pictures(3, PICTURE_SIZE[tower]) if tower in PICTURE_SIZE else tiny.padded_ids((5, 9, 12))
 
     def step(model: nn.Module) -> StepMemory:
-        size = PICTURE_SIZE.get(tower)
-        x = torch.zeros(3, 3, size, size) if size else torch.full((3, tiny.CONTEXT_LENGTH), 5)
         optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
         return measure_step(model, lambda: model(x).pooled.square().mean(), optimizer)
 
@@ -320,7 +320,7 @@ def test_table_of_all_methods(tmp_path, capsys):
         assert row["time_over_inference"] is None
     assert found["estimated"] and found["machine"] and found["versions"]["torch"]
     out = capsys.readouterr().out
-    assert "sherl handoff=pooled" in out and "kept MiB" in out
+    assert "sherl handoff=pooled" in out and "inference" in out
 
 
 def test_measured_row_has_a_time(tmp_path):
@@ -332,13 +332,12 @@ def test_measured_row_has_a_time(tmp_path):
 
 
 def test_largest_batch_is_the_last_that_fits(tmp_path, capsys):
-    words = ("--adapter.kind", "bitfit", "--gpu_memory", "1GB", "--batch_size", 100_000)
-    largest = table(tmp_path, *words)["rows"][0]["largest_batch"]
-    assert "do not fit: bitfit" in capsys.readouterr().out
-    room = (1024 - 600) * 2**20 / 1.05
+    found = table(tmp_path, "--adapter.kind", "bitfit", "--gpu_memory", "640MB", "--batch_size", 50)
+    largest = found["rows"][0]["largest_batch"]
+    assert 0 < largest < 50 and "do not fit: bitfit" in capsys.readouterr().out
     bench = ContrastiveBench("tiny", predicts=True, device="cpu")
-    model = bench.model(BitfitOptions())
-    assert bench.memory(model, largest).total_bytes <= room < bench.memory(model, largest + largest // 32).total_bytes
+    model, room = bench.model(BitfitOptions()), (640 - 600) * 2**20 / 1.05
+    assert bench.memory(model, largest).total_bytes <= room < bench.memory(model, largest + 1).total_bytes
 
 
 @pytest.mark.parametrize(

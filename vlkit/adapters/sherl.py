@@ -214,7 +214,7 @@ class SherlOptions:
     """SHERL: taps of the frozen layers, merged by redundancy, refined by the last frozen blocks."""
 
     kind: Literal["sherl"] = "sherl"
-    handoff: Literal["tokens", "pooled"] = "tokens"
+    handoff: Literal["tokens", "pooled"] = "pooled"
     """Where the merged feature enters: the late blocks (tokens) or the pooled embedding (pooled, least memory)."""
     late: int = 1
     """Number of last blocks that re-consume the merged feature (tokens only)."""

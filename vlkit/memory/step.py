@@ -43,16 +43,23 @@ class StepMemory:
 
 
 def measure_step(model: nn.Module, loss_of: Callable[[], Tensor], optimizer: Optimizer) -> StepMemory:
-    """Take two training steps and measure the second: the first one makes the optimizer's state.
+    """Take two training steps and measure the second: the first one makes the optimizer's state and warms libraries up.
 
-    Weights move: measure a copy where that matters.
+    Weights move: measure a copy where that matters. Of fake tensors the first step is left out but for that state.
 
     Args:
         model: in training mode, without gradients.
         loss_of: the forward of one step: -> the loss.
         optimizer: over what trains in ``model``.
     """
-    train_step(loss_of, optimizer)
+    device = next(model.parameters()).device
+    if _is_fake(device):
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
+    else:
+        train_step(loss_of, optimizer)
     saved = 0
 
     def step(live: LiveBytes) -> None:
@@ -62,7 +69,7 @@ def measure_step(model: nn.Module, loss_of: Callable[[], Tensor], optimizer: Opt
 
         train_step(loss_of, optimizer, look)
 
-    peak = peak_bytes(step, next(model.parameters()).device)
+    peak = peak_bytes(step, device)
     state = (value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor))
     return StepMemory(
         trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -92,7 +99,7 @@ def peak_bytes(run: Callable[[LiveBytes], Any], device: torch.device) -> int:
     From the allocator on CUDA; on the CPU, and for fake tensors, from the storages alive. ``run`` is handed the counter
     of the latter (:class:`vlkit.memory.LiveBytes`).
     """
-    if device.type != "cuda" or isinstance(torch.empty(0, device=device), FakeTensor):
+    if device.type != "cuda" or _is_fake(device):
         with LiveBytes() as live:
             run(live)
         return live.peak
@@ -103,6 +110,11 @@ def peak_bytes(run: Callable[[LiveBytes], Any], device: torch.device) -> int:
         run(live)
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
+
+
+def _is_fake(device: torch.device) -> bool:
+    """Whether tensors made now are fake."""
+    return isinstance(torch.empty(0, device=device), FakeTensor)
 
 
 def time_ratio(run: Callable[[], Any], reference: Callable[[], Any], repeats: int = 3) -> float:
