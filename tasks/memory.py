@@ -39,7 +39,7 @@ CUDA_GAPS = 0.05
 
 @dataclass
 class AllOptions:
-    """Every method with its default options, SHERL also in the joint space, LoRA also with checkpointing."""
+    """Every method with its default options, SHERL also on tokens, LoRA also with checkpointing."""
 
     kind: Literal["all"] = "all"
 
@@ -86,11 +86,10 @@ def main(config: Config) -> None:
         **{"device": str(bench.device), "precision": bench.precision, "estimated": bench.predicts},
         **{"machine": machine(bench.device), "versions": versions(), "rows": []},
     }
-    inference = bench.inference_peak(config.batch_size)
     errors = Console(stderr=True)
     for options in track(methods(config.adapter), "methods", console=errors, transient=True):
         try:
-            table["rows"].append(row_of(bench, options, inference, config))
+            table["rows"].append(row_of(bench, options, config))
         except UserError as error:
             if config.adapter.kind != "all":
                 raise
@@ -107,7 +106,7 @@ def methods(adapter: Any) -> list[Any]:
         return [adapter]
     return [
         *(options() for options in ADAPTERS.values()),
-        SherlOptions(handoff="pooled"),
+        SherlOptions(handoff="tokens"),
         LoraOptions(checkpointing=True),
     ]
 
@@ -118,11 +117,11 @@ def label(options: Any) -> str:
     return " ".join([options.kind, *(f"{field.name}={getattr(options, field.name)}" for field in fields)])
 
 
-def row_of(bench: ContrastiveBench, options: Any, inference: int, config: Config) -> dict[str, Any]:
-    """Measure or predict one method; ``inference``: peak of a forward of the base, in bytes."""
+def row_of(bench: ContrastiveBench, options: Any, config: Config) -> dict[str, Any]:
+    """Measure or predict one method."""
     model, size = bench.model(options), config.batch_size
     try:
-        memory = bench.memory(model, size)
+        inference, memory = bench.inference_peak(size), bench.memory(model, size)
         timed = config.repeats > 0 and not bench.predicts
         ratio = bench.time_over_inference(model, size, config.repeats) if timed else None
     except torch.cuda.OutOfMemoryError:

@@ -32,7 +32,7 @@ from vlkit.training import Run, cosine_with_warmup, make_optimizer
 # A server that has imported everything forks each run: a run then starts in milliseconds, and never shares this
 # process's threads or random state.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["toy_run"])
+SERVER.set_forkserver_preload(["vlkit.engine"])
 
 
 class Child:

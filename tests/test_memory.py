@@ -40,7 +40,7 @@ FLOAT = 4  # bytes
 CPU = torch.device("cpu")
 METHODS = [
     *(options() for options in ADAPTERS.values()),
-    SherlOptions(handoff="pooled"),
+    SherlOptions(handoff="tokens"),
     LoraOptions(checkpointing=True),
 ]
 
@@ -188,7 +188,7 @@ def kept(model: CLIP, options: Any) -> int:
 
 def test_sherl_keeps_a_small_share_of_full_fine_tuning():
     full = kept(like_vit_b_32(), FullOptions())
-    assert kept(like_vit_b_32(), SherlOptions(late=1)) <= 0.33 * full
+    assert kept(like_vit_b_32(), SherlOptions(handoff="tokens", late=1)) <= 0.33 * full
     assert kept(like_vit_b_32(), SherlOptions(handoff="pooled")) <= 0.19 * full
     assert 0.5 * full < kept(like_vit_b_32(), BitfitOptions()) < full
     assert kept(like_vit_b_32(), FullOptions(checkpointing=True)) <= 0.12 * full
@@ -218,7 +218,9 @@ PICTURE_SIZE = {"vit": 32, "resnet": 64, "convnext": 160}
 
 
 @pytest.mark.parametrize("tower", TOWERS)
-@pytest.mark.parametrize("options", [SherlOptions(), SherlOptions(handoff="pooled"), FullOptions()], ids=name_of)
+@pytest.mark.parametrize(
+    "options", [SherlOptions(handoff="tokens"), SherlOptions(handoff="pooled"), FullOptions()], ids=name_of
+)
 def test_predicted_equals_measured_in_every_family(tower: str, options: Any):
     model = options.build(TOWERS[tower]()).train()
     # Padded: a mask that hides nothing may be left out when it is computed, but not when it is predicted.
@@ -255,7 +257,8 @@ def tiny_benches() -> tuple[ContrastiveBench, ContrastiveBench]:
 @pytest.mark.slow
 def test_predicted_equals_measured_on_vit_b_32():
     real, fake = (ContrastiveBench("ViT-B-32", predicts, text_length=20, device="cpu") for predicts in (False, True))
-    assert_close(fake.memory(fake.model(SherlOptions()), 4), real.memory(real.model(SherlOptions()), 4))
+    options = SherlOptions(handoff="tokens")
+    assert_close(fake.memory(fake.model(options), 4), real.memory(real.model(options), 4))
 
 
 def test_shape_base_has_no_weights_and_the_same_shapes():
@@ -311,22 +314,23 @@ def table(tmp_path, *words: object) -> dict[str, Any]:
 def test_table_of_all_methods(tmp_path, capsys):
     found = table(tmp_path, "--adapter.kind", "all", "--batch_size", 4, "--estimate")
     rows = {row["method"]: row for row in found["rows"]}
-    assert set(rows) == {*ADAPTERS, "sherl handoff=pooled", "lora checkpointing=True"}
+    assert list(rows) == [name_of(options) for options in METHODS]
     assert rows["full"]["saved_of_full"] == rows["full"]["peak_of_full"] == 1
-    assert rows["linear"]["peak_bytes"] < rows["sherl"]["peak_bytes"] < rows["full"]["peak_bytes"]
+    tokens = rows["sherl handoff=tokens"]
+    assert rows["linear"]["peak_bytes"] < tokens["peak_bytes"] < rows["full"]["peak_bytes"]
     for row in rows.values():
         sizes = {key: value for key, value in row.items() if key.endswith("_bytes")}
         assert all(isinstance(value, int) and value > 0 for value in sizes.values()), sizes
         assert row["time_over_inference"] is None
     assert found["estimated"] and found["machine"] and found["versions"]["torch"]
     out = capsys.readouterr().out
-    assert "sherl handoff=pooled" in out and "inference" in out
+    assert "sherl handoff=tokens" in out and "inference" in out
 
 
 def test_measured_row_has_a_time(tmp_path):
-    found = table(tmp_path, "--adapter.late", 2, "--batch_size", 2, "--repeats", 1)
+    found = table(tmp_path, "--adapter.reduction", 2, "--batch_size", 2, "--repeats", 1)
     (row,) = found["rows"]
-    assert row["method"] == "sherl late=2" and row["options"]["late"] == 2
+    assert row["method"].endswith("reduction=2") and row["options"]["reduction"] == 2
     assert row["time_over_inference"] > 0 and not found["estimated"]
     assert row["peak_over_inference"] == row["peak_bytes"] / row["inference_peak_bytes"]
 

@@ -32,10 +32,10 @@ TOWERS: dict[str, Tower] = {
 SPATIAL = {"resnet", "convnext"}
 TEXT = ("clip_text", "bert", "t5")
 OPTIONS = {
-    "text": SherlOptions(flavour="text"),
-    "gated": SherlOptions(flavour="gated"),
-    "mdetr": SherlOptions(flavour="mdetr"),
-    "conv": SherlOptions(),
+    "text": SherlOptions(handoff="tokens", flavour="text"),
+    "gated": SherlOptions(handoff="tokens", flavour="gated"),
+    "mdetr": SherlOptions(handoff="tokens", flavour="mdetr"),
+    "conv": SherlOptions(handoff="tokens"),
     "pooled": SherlOptions(handoff="pooled"),
     "pooled_gated": SherlOptions(handoff="pooled", base_gate=True),
 }

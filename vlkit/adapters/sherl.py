@@ -214,10 +214,11 @@ class SherlOptions:
     """SHERL: taps of the frozen layers, merged by redundancy, refined by the last frozen blocks."""
 
     kind: Literal["sherl"] = "sherl"
-    handoff: Literal["tokens", "pooled"] = "pooled"
-    """Where the merged feature enters: the late blocks (tokens) or the pooled embedding (pooled, least memory)."""
-    late: int = 1
-    """Number of last blocks that re-consume the merged feature (tokens only)."""
+    handoff: Literal["auto", "tokens", "pooled"] = "auto"
+    """Where the merged feature enters: the late blocks (tokens) or the pooled embedding (pooled, least memory). auto:
+    pooled, unless late, flavour or dropout is given."""
+    late: int | None = None
+    """Number of last blocks that re-consume the merged feature (tokens only; default 1)."""
     taps: tuple[int, ...] | None = None
     """Depths to tap, 0 = embeddings, k = output of block k - 1; default: every depth of the early route."""
     flavour: Literal["auto", "text", "gated", "mdetr"] = "auto"
@@ -228,8 +229,20 @@ class SherlOptions:
     """identity: start exactly at the base's zero-shot answer; published: gate 0, side feature only."""
     base_gate: bool = False
     """Learned gate on each layer's base token (pooled only)."""
-    dropout: float = 0.1
-    """Dropout on the output (flavour text)."""
+    dropout: float | None = None
+    """Dropout on the output (tokens of flavour text only; default 0.1)."""
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("late", "dropout") if getattr(self, name) is not None]
+        given += ["flavour"] if self.flavour != "auto" else []
+        if self.handoff == "auto":
+            self.handoff = "tokens" if given else "pooled"
+        if self.handoff == "pooled" and given:
+            raise UserError(f"--adapter.{given[0]}: belongs to --adapter.handoff tokens; leave one of the two out")
+        if self.handoff == "tokens" and self.base_gate:
+            raise UserError("--adapter.base_gate: belongs to --adapter.handoff pooled; leave one of the two out")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise UserError(f"--adapter.dropout {self.dropout}: give a share from 0 up to, not including, 1")
 
     def build(self, encoder: StagedEncoder) -> AdaptedEncoder:
         """Freeze ``encoder`` and put this adapter on it.
@@ -247,11 +260,12 @@ class SherlOptions:
                 encoder,
                 PooledSherlAdapter(widths, encoder.out_dim, hidden, layers, self.base_gate, self.init),
             )
-        if not 0 <= self.late < encoder.depth:
+        late = 1 if self.late is None else self.late
+        if not 0 <= late < encoder.depth:
             raise UserError(
-                f"--adapter.late {self.late}: this tower has {encoder.depth} blocks; give 0..{encoder.depth - 1}"
+                f"--adapter.late {late}: this tower has {encoder.depth} blocks; give 0..{encoder.depth - 1}"
             )
-        stop = encoder.depth - self.late
+        stop = encoder.depth - late
         layers = self._layers(encoder, stop)
         if len(layers) < 2:
             raise UserError(
@@ -264,9 +278,9 @@ class SherlOptions:
             width,
             self._hidden(width, 2 if self.reduction is None else self.reduction),
             layers,
-            self.late,
+            late,
             flavour,
-            self.dropout,
+            0.1 if self.dropout is None else self.dropout,
             self.init,
         )
         return AdaptedEncoder(encoder, adapter)

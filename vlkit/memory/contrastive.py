@@ -54,6 +54,7 @@ class ContrastiveBench:
         self.predicts = predicts
         self.base: ClipBase = shape_base(base) if predicts else load_base(base)
         self.text_length = text_length or context_length(self.base)
+        self._inference_peaks: dict[int, int] = {}
 
     def model(self, options: Any) -> TwoTower:
         """Both towers with the method in them."""
@@ -70,9 +71,11 @@ class ContrastiveBench:
 
     def inference_peak(self, batch_size: int) -> int:
         """Peak of a forward of the base without gradient, in bytes."""
-        with self._tensors(), torch.no_grad():
-            _, infer = self._step(self._plain(), batch_size)
-            return peak_bytes(lambda _: infer(), self.device)
+        if batch_size not in self._inference_peaks:
+            with self._tensors(), torch.no_grad():
+                _, infer = self._step(self._plain(), batch_size)
+                self._inference_peaks[batch_size] = peak_bytes(lambda _: infer(), self.device)
+        return self._inference_peaks[batch_size]
 
     def time_over_inference(self, model: TwoTower, batch_size: int, repeats: int) -> float:
         """Time of a training step over that of a forward of the base without gradient."""
