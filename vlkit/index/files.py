@@ -100,16 +100,14 @@ class IndexFolder:
         row_of: dict[str, int] = {}
         segments = []
         for segment in self.pointer["segments"]:
-            start = len(rows)
-            for record in self._records(segment["name"]):
-                if "removed" in record:
-                    rows[row_of.pop(record["removed"])] = None
-                else:
-                    row_of[record["id"]] = len(rows)
-                    rows.append(Item(**record))
-            segments.append(self.load_vectors(segment))
-            if len(rows) - start != segment["rows"]:
+            removed, added = self._read_items(segment["name"])
+            if len(added) != segment["rows"] or not row_of.keys() >= set(removed):
                 raise self._damaged(f"{segment['name']}.jsonl")
+            for name in removed:
+                rows[row_of.pop(name)] = None
+            row_of |= {item.id: row for row, item in enumerate(added, len(rows))}
+            rows += added
+            segments.append(self.load_vectors(segment))
         return rows, segments
 
     def load_vectors(self, segment: dict[str, Any]) -> np.ndarray:
@@ -194,12 +192,15 @@ class IndexFolder:
         self.pointer = self.pointer | {"serial": self.pointer["serial"] + 1}
         return f"{self.pointer['serial']:06d}"
 
-    def _records(self, name: str) -> list[dict[str, Any]]:
+    def _read_items(self, name: str) -> tuple[list[str], list[Item]]:
+        """The ids that a segment removes, and its items."""
         try:
             # Split at newlines only: JSON leaves other line separators as they are.
             text = (self.path / f"{name}.jsonl").read_text(encoding="utf-8")
-            return [json.loads(line) for line in text.split("\n")[:-1]]
-        except ValueError:
+            records = [json.loads(line) for line in text.split("\n")[:-1]]
+            removed = [record["removed"] for record in records if "removed" in record]
+            return removed, [Item(**record) for record in records if "removed" not in record]
+        except (TypeError, ValueError):
             raise self._damaged(f"{name}.jsonl") from None
 
     def _damaged(self, name: str) -> UserError:

@@ -141,7 +141,7 @@ def compare_counts(source: Source, official: Counts) -> list[str]:
     for split, expected in official.items():
         found = source.counts.get(split, (0, 0))
         if found != expected:
-            counts = f"{found[0]:,} images and {found[1]:,} texts"
+            counts = f"{found[0]:,} {MEDIA_FIELD[source.task]}s and {found[1]:,} texts"
             notes.append(f'split "{split}" has {counts}, the official file {expected[0]:,} and {expected[1]:,}')
     return notes
 
