@@ -138,23 +138,25 @@ def fit(
         KeyboardInterrupt, SystemExit: after Ctrl-C and SIGTERM, with the checkpoint written.
     """
     run = Run(model, loader, step, evaluate, primary, config, folder, fabric)
-    run.start(dict(identity or {}))
     stop = StopRequest(launched=fabric.world_size > 1)
-    with stop.listening(), run.bar:
+    with stop.listening():
+        run.start(dict(identity or {}))
         batches = loader.batches(run.batch_of(run.now["step"]), run.batch_of(run.steps))
-        while True:
-            if run.asked_to_stop:
-                run.save()
-                log.info("stopped after step %d of %d; go on with --resume", run.now["step"], run.steps)
-                stop.leave()
-            if run.evaluation_due():
-                run.evaluate(stop)
-                run.save()
-            if run.now["step"] == run.steps:
-                break
-            run.train(batches, stop)
-            if run.checkpoint_due():
-                run.save()
+        with run.bar:
+            while True:
+                # Processes must stop after the same step, so several of them ask each other while they train.
+                if run.asked_to_stop or (stop.signal and fabric.world_size == 1):
+                    run.save()
+                    log.info("stopped after step %d of %d; go on with --resume", run.now["step"], run.steps)
+                    stop.leave()
+                if run.evaluation_due():
+                    run.evaluate(stop)
+                    run.save()
+                if run.now["step"] == run.steps:
+                    break
+                run.train(batches, stop)
+                if run.checkpoint_due():
+                    run.save()
         if stop.signal:
             stop.leave()
     return run.finish()

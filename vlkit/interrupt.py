@@ -43,9 +43,11 @@ class StopRequest:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within the block the first signal already raises: for work that changes no state, like an evaluation."""
+        """Within the block the first signal, or one that came before, raises: for work that changes no state."""
         self._at_once = True
         try:
+            if self.signal:
+                self.leave()
             yield
         finally:
             self._at_once = False
