@@ -64,9 +64,10 @@ def test_giou_is_stricter_for_badly_aligned_boxes():
 
 
 def test_equal_scores_are_won_by_the_larger_box():
-    boxes = [[[0, 0, 10, 10], [1, 0, 2, 1]]]
-    assert precision_at_k(boxes, [[0.5, 0.5]], [TARGET])["p@1"] == 0
-    assert precision_at_k(boxes, [[0.5, 0.5]], [[1, 0, 2, 1]])["p@1"] == 100
+    larger = [1, 0, 2, 1]
+    for boxes in ([[TARGET, larger]], [[larger, TARGET]]):
+        assert precision_at_k(boxes, [[0.5, 0.5]], [TARGET])["p@1"] == 0
+        assert precision_at_k(boxes, [[0.5, 0.5]], [larger])["p@1"] == 100
     with pytest.raises(ValueError, match="query 0"):
         precision_at_k(boxes, [[0.5]], [TARGET])
 

@@ -335,6 +335,14 @@ def test_interrupt_keeps_what_was_added(tmp_path):
     with IndexWriter.open(tmp_path, 16, MODEL) as writer:
         assert writer.diff(items(range(9))).unchanged == 7
     assert VectorIndex.open(tmp_path)._faiss.ntotal == 7
+    fresh = vectors(1, seed=9)
+    with pytest.raises(KeyboardInterrupt), IndexWriter.open(tmp_path, 16, MODEL) as writer:
+        writer.remove(["0"])
+        writer.add(items([50]), fresh)
+        raise KeyboardInterrupt
+    # As many items as the FAISS file holds vectors, but others: it must not be used.
+    assert VectorIndex.open(tmp_path).search(fresh, 1)[0][0].item.id == "50"
+    assert VectorIndex.open(tmp_path).search(vectors(7)[6:], 1)[0][0].item.id == "6"
 
 
 class Killed(BaseException):

@@ -225,11 +225,10 @@ def test_reduction_sets_the_inner_width() -> None:
         ({"taps": (1, 1)}, "--adapter.taps [1, 1]"),
         ({"taps": (2,)}, "--adapter.taps [2]: SHERL needs 2 taps"),
         ({"taps": ()}, "--adapter.taps []"),
-        ({"taps": (), "handoff": "pooled"}, "--adapter.taps []"),
-        ({"taps": (0, 5), "handoff": "pooled"}, "--adapter.taps [0, 5]: give rising depths from 0..4"),
         ({"reduction": 0}, "--adapter.reduction 0"),
         ({"reduction": 33}, "--adapter.reduction 33: width 32"),
-        ({"reduction": 17, "handoff": "pooled"}, "--adapter.reduction 17: width 16"),
+        ({"dropout": 1.0}, "--adapter.dropout 1.0"),
+        ({"base_gate": True}, "--adapter.base_gate: belongs to --adapter.handoff pooled"),
     ],
 )
 def test_wrong_options(changes: dict, says: str) -> None:
@@ -237,6 +236,31 @@ def test_wrong_options(changes: dict, says: str) -> None:
         build("vit", "text", **changes)
     assert str(raised.value).startswith(says)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"taps": ()}, "--adapter.taps []"),
+        ({"taps": (0, 5)}, "--adapter.taps [0, 5]: give rising depths from 0..4"),
+        ({"reduction": 17}, "--adapter.reduction 17: width 16"),
+        ({"late": 1}, "--adapter.late: belongs to --adapter.handoff tokens"),
+        ({"flavour": "gated"}, "--adapter.flavour: belongs to --adapter.handoff tokens"),
+        ({"dropout": 0.1}, "--adapter.dropout: belongs to --adapter.handoff tokens"),
+    ],
+)
+def test_wrong_options_in_the_joint_space(changes: dict, says: str) -> None:
+    with pytest.raises(UserError) as raised:
+        SherlOptions(handoff="pooled", **changes).build(prepared("vit"))
+    assert str(raised.value).startswith(says)
+    assert "\n" not in str(raised.value)
+
+
+def test_handoff_follows_the_options_given() -> None:
+    assert SherlOptions().handoff == "pooled"
+    assert SherlOptions(base_gate=True).handoff == "pooled"
+    for options in (SherlOptions(late=2), SherlOptions(flavour="gated"), SherlOptions(dropout=0.0)):
+        assert options.handoff == "tokens"
 
 
 def test_too_early_a_route_says_how_to_mend_it() -> None:

@@ -6,6 +6,7 @@ so that a run may be continued at another pace.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import sys
@@ -113,6 +114,7 @@ def main(config: ToyConfig) -> None:
 def launch(arguments: list[str], messages: str, environment: dict[str, str]) -> None:
     """Be the script: run with ``arguments``, with stderr in the file ``messages``."""
     os.environ.update(environment)
+    multiprocessing.set_start_method("fork", force=True)  # of the data workers, as in a script
     os.dup2(os.open(messages, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     sys.stderr = os.fdopen(2, "w", buffering=1)
     run(main, ToyConfig, arguments)

@@ -6,6 +6,7 @@ time of a kill and what ran in between change no number.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
@@ -146,9 +147,10 @@ def _obey_parent_only(worker: int) -> None:
     The parent's own SIGTERM must still end the worker, or the parent would wait for it for ever when it exits.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+    parent = multiprocessing.parent_process()
+    if parent is not None and hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_leave_when_parent_says, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_leave_when_parent_says, args=(parent.pid,), daemon=True).start()
 
 
 def _leave_when_parent_says(parent: int) -> None:

@@ -129,10 +129,10 @@ class IndexFolder:
         current = None if drops else self.pointer["faiss"]
         self._switch(segments=[*self.pointer["segments"], segment], count=count, faiss=current)
 
-    def replace(self, lines: list[str], vectors: np.ndarray, keep_faiss: bool) -> None:
-        """Put one segment in the place of all. ``keep_faiss``: the order of rows is the same as before."""
+    def merge(self, lines: list[str], vectors: np.ndarray) -> None:
+        """Put one segment of all living rows, in their order, in the place of all segments."""
         segments = [self._write_segment(lines, vectors)] if lines else []
-        self._switch(segments=segments, count=len(lines), faiss=self.pointer["faiss"] if keep_faiss else None)
+        self._switch(segments=segments, count=len(lines))
 
     def set_factory(self, factory: str) -> None:
         """Switch to another kind of FAISS index; the vectors stay."""

@@ -197,8 +197,7 @@ class IndexWriter:
         self.commit()
         items, vectors = living(self._rows, self._segments, self._folder.pointer["dim"])
         if len(self._segments) > 1 or len(items) < len(self._rows) or self._restamped:
-            same_order = len(items) == len(self._rows)
-            self._folder.replace([item.to_line() for item in items], vectors, keep_faiss=same_order)
+            self._folder.merge([item.to_line() for item in items], vectors)
             self._rows, self._segments = self._folder.load()
             self._row_of = {item.id: row for row, item in enumerate(items)}
             self._restamped = False
