@@ -78,7 +78,7 @@ class Config(RunConfig):
     adapter: Any = kinds(ADAPTERS, "sherl")
     head: HeadOptions = field(default_factory=HeadOptions)
     loss: Loss = field(default_factory=Loss)
-    epochs: int = 10
+    epochs: int = 16
     batch_size: int = 128
     lr: float = 3e-3
     evaluate_every: int = 2
