@@ -256,11 +256,21 @@ def test_wrong_options_in_the_joint_space(changes: dict, says: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_handoff_follows_the_options_given() -> None:
-    assert SherlOptions().handoff == "pooled"
-    assert SherlOptions(base_gate=True).handoff == "pooled"
+def handoff(options: SherlOptions, reads: str) -> str:
+    return options.build(prepared("vit"), reads).adapter.handoff
+
+
+def test_handoff_follows_the_head_and_the_options_given() -> None:
+    assert handoff(SherlOptions(), "pooled") == handoff(SherlOptions(base_gate=True), "pooled") == "pooled"
+    assert handoff(SherlOptions(), "tokens") == "tokens"
     for options in (SherlOptions(late=2), SherlOptions(flavour="gated"), SherlOptions(dropout=0.0)):
-        assert options.handoff == "tokens"
+        assert handoff(options, "pooled") == "tokens"
+
+
+@pytest.mark.parametrize("changes", [{"handoff": "pooled"}, {"base_gate": True}])
+def test_pooled_handoff_refuses_a_head_that_reads_tokens(changes: dict) -> None:
+    with pytest.raises(UserError, match="this head reads tokens"):
+        SherlOptions(**changes).build(prepared("vit"), "tokens")
 
 
 def test_too_early_a_route_says_how_to_mend_it() -> None:

@@ -38,9 +38,10 @@ def build_model(base: ClipBase, adapter: Any, head: HeadOptions) -> TwoTower:
         adapter: options of one of :data:`vlkit.adapters.ADAPTERS`.
         head: how outputs become embeddings.
     """
+    reads = "pooled" if head.pool == "base" else "tokens"
     return TwoTower(
-        adapter.build(base.image),
-        adapter.build(base.text),
+        adapter.build(base.image, reads),
+        adapter.build(base.text, reads),
         EmbeddingHead(base.image, head),
         EmbeddingHead(base.text, head),
         base.logit_scale,

@@ -18,7 +18,8 @@ from vlkit.data.manifest import Dataset
 from vlkit.demo.prepared import demo_dataset
 from vlkit.errors import UserError
 from vlkit.files import write_json
-from vlkit.pipelines import load, load_zero_shot
+from vlkit.pipelines import load
+from vlkit.pipelines.retrieval import load_zero_shot
 from vlkit.retrieval import embed_split, index_recalls, retrieval_metrics
 
 
@@ -54,7 +55,11 @@ class Config:
 def main(config: Config) -> None:
     if (config.model is None) == (config.base is None):
         raise UserError("give either --model DIR (a saved adapter) or --base NAME (zero-shot)")
-    pipeline = load(config.model, config.device) if config.model else load_zero_shot(config.base, config.device)
+    pipeline = (
+        load(config.model, config.device, task="retrieval")
+        if config.model
+        else load_zero_shot(config.base, config.device)
+    )
     dataset = Dataset.open(config.data.root or demo_dataset("retrieval"), "retrieval")
     images, texts, owner = embed_split(pipeline.embedder, dataset, config.split)
     metrics = retrieval_metrics(images, texts, owner, config.folds)

@@ -22,7 +22,8 @@ from vlkit.data.images import IMAGE_SUFFIXES, MediaError, open_image
 from vlkit.errors import UserError
 from vlkit.files import sha256_of, write_json
 from vlkit.index import IndexWriter, Item, VectorIndex
-from vlkit.pipelines import load, load_zero_shot
+from vlkit.pipelines import load
+from vlkit.pipelines.retrieval import load_zero_shot
 
 BATCH = 64
 
@@ -53,7 +54,11 @@ def main(config: Config) -> None:
     items = [item_of(path, config.images) for path in pictures(config.images)]
     if not items:
         raise UserError(f"--images {config.images}: no pictures there ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    pipeline = load(config.model, config.device) if config.model else load_zero_shot(config.base, config.device)
+    pipeline = (
+        load(config.model, config.device, task="retrieval")
+        if config.model
+        else load_zero_shot(config.base, config.device)
+    )
     console, bad = Console(stderr=True), []
     with IndexWriter.open(config.index, pipeline.dim, pipeline.identity, config.factory) as writer:
         source = {"model": str(config.model.absolute()) if config.model else None, "base": config.base}

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from vlkit.encoders.staged import StagedEncoder, Stream, freeze, run_blocks, run_early
 
+Reads = Literal["pooled", "tokens"]
+"""Which view of :class:`Encoded` a head reads; a method that cannot adapt that view refuses when it is built."""
+
 
 class Encoded:
     """What an encoder hands to a task head; each view is computed when it is asked for.

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from vlkit.adapters.base import AdaptedEncoder, Adapter
+from vlkit.adapters.base import AdaptedEncoder, Adapter, Reads
 from vlkit.encoders.staged import StagedEncoder, Stream
 
 
@@ -29,6 +29,6 @@ class LinearOptions:
 
     kind: Literal["linear"] = "linear"
 
-    def build(self, encoder: StagedEncoder) -> AdaptedEncoder:
-        """Freeze ``encoder``."""
+    def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> AdaptedEncoder:
+        """Freeze ``encoder``; both views are the base's own."""
         return AdaptedEncoder(encoder, NoAdapter())

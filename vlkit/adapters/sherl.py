@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlkit.adapters.base import AdaptedEncoder, Adapter
+from vlkit.adapters.base import AdaptedEncoder, Adapter, Reads
 from vlkit.adapters.blocks import (
     ConvHead,
     ConvReducer,
@@ -216,7 +216,7 @@ class SherlOptions:
     kind: Literal["sherl"] = "sherl"
     handoff: Literal["auto", "tokens", "pooled"] = "auto"
     """Where the merged feature enters: the late blocks (tokens) or the pooled embedding (pooled, least memory). auto:
-    pooled, unless late, flavour or dropout is given."""
+    tokens if the head reads tokens or late, flavour or dropout is given, else pooled."""
     late: int | None = None
     """Number of last blocks that re-consume the merged feature (tokens only; default 1)."""
     taps: tuple[int, ...] | None = None
@@ -235,8 +235,8 @@ class SherlOptions:
     def __post_init__(self) -> None:
         given = [name for name in ("late", "dropout") if getattr(self, name) is not None]
         given += ["flavour"] if self.flavour != "auto" else []
-        if self.handoff == "auto":
-            self.handoff = "tokens" if given else "pooled"
+        if self.handoff == "auto" and given:
+            self.handoff = "tokens"
         if self.handoff == "pooled" and given:
             raise UserError(f"--adapter.{given[0]}: belongs to --adapter.handoff tokens; leave one of the two out")
         if self.handoff == "tokens" and self.base_gate:
@@ -244,13 +244,19 @@ class SherlOptions:
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise UserError(f"--adapter.dropout {self.dropout}: give a share from 0 up to, not including, 1")
 
-    def build(self, encoder: StagedEncoder) -> AdaptedEncoder:
-        """Freeze ``encoder`` and put this adapter on it.
+    def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> AdaptedEncoder:
+        """Freeze ``encoder`` and put this adapter on it, for a head that reads the given view.
 
         Raises:
-            UserError: ``late``, ``taps`` or ``reduction`` do not fit the tower; names the option and the range.
+            UserError: ``late``, ``taps`` or ``reduction`` do not fit the tower, or the pooled hand-off does not fit a
+                head that reads tokens; names the option and the range.
         """
-        if self.handoff == "pooled":
+        if reads == "tokens" and (self.handoff == "pooled" or self.base_gate):
+            option = "base_gate" if self.base_gate else "handoff pooled"
+            raise UserError(
+                f"--adapter.{option}: changes the pooled embedding, but this head reads tokens; leave it out"
+            )
+        if self.handoff == "pooled" or (self.handoff == "auto" and reads == "pooled"):
             layers = self._layers(encoder, encoder.depth)
             if not layers:
                 raise UserError(f"--adapter.taps []: nothing to merge; give depths from 0..{encoder.depth}")

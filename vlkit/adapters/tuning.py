@@ -9,7 +9,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from vlkit.adapters.base import Encoded
+from vlkit.adapters.base import Encoded, Reads
 from vlkit.encoders.staged import StagedEncoder, Stream, freeze, run_blocks, unfreeze
 from vlkit.errors import UserError
 
@@ -57,7 +57,7 @@ class FullOptions:
     checkpointing: bool = False
     """Run blocks again in backward instead of keeping their activations."""
 
-    def build(self, encoder: StagedEncoder) -> TunedEncoder:
+    def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> TunedEncoder:
         """Let all of ``encoder`` train."""
         return TunedEncoder(unfreeze(encoder), self.checkpointing)
 
@@ -70,7 +70,7 @@ class BitfitOptions:
     checkpointing: bool = False
     """Run blocks again in backward instead of keeping their activations."""
 
-    def build(self, encoder: StagedEncoder) -> TunedEncoder:
+    def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> TunedEncoder:
         """Let the biases of ``encoder`` train.
 
         Raises:
@@ -111,7 +111,7 @@ class LoraOptions:
         if self.rank < 1:
             raise UserError(f"--adapter.rank {self.rank}: must be at least 1")
 
-    def build(self, encoder: StagedEncoder) -> TunedEncoder:
+    def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> TunedEncoder:
         """Freeze ``encoder`` and put trainable low-rank updates into it.
 
         Raises:

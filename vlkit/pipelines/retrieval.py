@@ -1,4 +1,4 @@
-"""Load what training saved and use it: ``vlkit.load(folder)`` gives the task's pipeline."""
+"""Image-text retrieval as a pipeline: pictures and texts to unit vectors in one space."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from lightning_fabric import Fabric
 from PIL import Image
+from torch import Tensor
 
-from vlkit.checkpoint import check_base, load_adapter, load_trained
+from vlkit.checkpoint import check_base, load_trained
 from vlkit.data.images import open_image, to_rgb
 from vlkit.distributed import make_fabric
-from vlkit.encoders.bases import ClipBase
+from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base
-from vlkit.errors import UserError
 from vlkit.files import sha256_of
 from vlkit.heads.embedding import HeadOptions
 from vlkit.retrieval import Embedder, adapter_options, build_model, zero_shot
@@ -63,27 +63,21 @@ def _as_rgb(picture: Picture) -> Image.Image:
     return to_rgb(picture) if isinstance(picture, Image.Image) else open_image(picture)
 
 
-def load(folder: str | Path, device: str = "auto", base: ClipBase | None = None) -> RetrievalPipeline:
-    """Load an adapter folder onto its base.
-
-    Args:
-        folder: a run folder, or any folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
-        device: auto, cpu or cuda.
-        base: the base if it is loaded already (it is used as it is; load one per pipeline for LoRA and full
-            fine-tuning, which change it).
-
-    Raises:
-        UserError: no adapter there, another base than it was trained on, or weights that do not fit.
-    """
-    config, tensors = load_adapter(folder)
-    if config.get("task") != "retrieval":
-        raise UserError(f"{folder}: adapter for task {config.get('task')!r}; this vlkit serves retrieval")
+def open_adapter(
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    folder: Path,
+    fabric: Fabric,
+    base: ClipBase | None = None,
+    text_base: TextBase | None = None,
+) -> RetrievalPipeline:
+    """Put a saved adapter on its base; see :func:`vlkit.pipelines.load`. ``text_base`` is not used."""
     base = base or load_base(config["base"]["image"]["load"])
     check_base(config, base.identity, folder)
     model = build_model(base, adapter_options(config["adapters"]["image"]), HeadOptions(**config["head"]))
     load_trained(model, tensors, folder)
-    fingerprint = sha256_of(Path(folder) / "adapter_model.safetensors")[:16]
-    return _pipeline(base, model, make_fabric(device), Path(folder).name, fingerprint, config.get("metrics", {}))
+    fingerprint = sha256_of(folder / "adapter_model.safetensors")[:16]
+    return _pipeline(base, model, fabric, folder.name, fingerprint, config.get("metrics", {}))
 
 
 def load_zero_shot(base_name: str, device: str = "auto") -> RetrievalPipeline:
