@@ -1,8 +1,10 @@
 """Train several methods on one task, several seeds each, and compare accuracy, memory and time.
 
-    python tasks/compare.py --kinds sherl,sherl:handoff=pooled,linear,lora,full --seeds 3 --output runs/compare
+    python tasks/compare.py --task retrieval --kinds sherl,linear,lora,full --seeds 3 --output runs/compare
+    python tasks/compare.py --task vqa --kinds sherl,lora:rank=16:checkpointing=true --output runs/vqa
 
-A method is a kind and, after colons, its options. Cells that are done are kept: the same command goes on after a crash.
+A method is a kind and, after colons, its options. Cells that are done are kept: the same command goes on after a crash,
+and a cell that was under way goes on at its last checkpoint. A method that fails does not stop the others.
 Writes results.csv (a row a run), results.md (mean and deviation) and pareto.png (accuracy over memory).
 """
 
@@ -14,7 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,17 +32,28 @@ from vlkit.errors import UserError
 from vlkit.files import read_json, whole_file, write_text
 
 TASKS = Path(__file__).parent
-COLUMNS = {
-    "rsum": lambda m: m["after"]["rsum"],
-    "i2t R@1": lambda m: m["after"]["i2t_r1"],
-    "t2i R@1": lambda m: m["after"]["t2i_r1"],
-    "kept for backward MiB": lambda m: m["saved_activation_bytes"] / 2**20,
-    "peak MiB": lambda m: m["peak_memory_bytes"] / 2**20,
-    "train s": lambda m: m["train_seconds"],
+MIB = 2**20
+SCORES = {
+    "retrieval": {"rsum": "rsum", "i2t R@1": "i2t_r1", "t2i R@1": "t2i_r1"},
+    "video_retrieval": {"rsum": "rsum", "v2t R@1": "v2t_r1", "t2v R@1": "t2v_r1"},
+    "vqa": {"accuracy": "accuracy"},
+    "grounding": {"acc@0.5": "acc@0.5", "mean IoU": "mean_iou"},
+}
+"""Per task: column -> key in metrics.json; the first one is the accuracy of the plot."""
+COSTS = {
+    "kept for backward MiB": lambda m: m["saved_activation_bytes"] / MIB,
+    "peak MiB": lambda m: m["peak_memory_bytes"] / MIB,
+    "step / forward": lambda m: m.get("step_time_over_forward"),
     "trained parameters": lambda m: m["trainable_parameters"],
 }
+# Methods that change the base's own weights need smaller steps than what is trained from scratch beside it.
+LEARNING_RATES = {"lora": 1e-3, "full": 3e-4}
 # Okabe and Ito's palette, told apart by colour-blind readers too.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
+MARKERS = "osD^vPX*<>hd"
+
+Cell = tuple[str, int]  # method, seed
+Metrics = Mapping[str, Any]  # a run's metrics.json
 
 
 @dataclass
@@ -49,10 +62,10 @@ class Config:
 
     output: Path
     """Folder of the comparison; each run gets a folder in it."""
-    task: Literal["retrieval"] = "retrieval"
+    task: Literal["retrieval", "video_retrieval", "vqa", "grounding"] = "retrieval"
     """Which task."""
-    kinds: str = "sherl,sherl:handoff=pooled,linear,bitfit,lora,full"
-    """Methods, separated by commas; options behind colons: lora:rank=16:checkpointing=true."""
+    kinds: str = "sherl,sherl:handoff=tokens,linear,bitfit,lora,full"
+    """Methods, separated by commas; options behind colons: lora:rank=16:checkpointing=true; or all: every method."""
     seeds: int = 3
     """Number of seeds: 0, 1, …"""
     jobs: int = 1
@@ -60,45 +73,66 @@ class Config:
     flags: list[str] = field(default_factory=list)
     """Further flags for every run as name=value, e.g. epochs=8 data.root=DIR."""
     learning_rates: list[str] = field(default_factory=list)
-    """Learning rates that differ from the script's default, as method=value."""
+    """Learning rates as method=value; default: the script's, for LoRA 1e-3 and for full fine-tuning 3e-4."""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "jobs"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
+        for name in ("flags", "learning_rates"):
+            wrong = [pair for pair in getattr(self, name) if "=" not in pair]
+            if wrong:
+                raise UserError(f"--{name} {wrong[0]}: write it as name=value")
 
 
 def main(config: Config) -> None:
-    methods = config.kinds.split(",")
+    methods = list(ADAPTERS) if config.kinds == "all" else config.kinds.split(",")
     unknown = [m for m in methods if m.split(":")[0] not in ADAPTERS]
     if unknown:
         raise UserError(f"--kinds {', '.join(unknown)}: no such method; the methods are {', '.join(ADAPTERS)}")
     cells = [(method, seed) for seed in range(config.seeds) for method in methods]
-    console = Console(stderr=True)
+    console, main_score = Console(stderr=True), next(iter(SCORES[config.task].values()))
+    failed: dict[Cell, str] = {}
 
-    def cell(place: tuple[str, int]) -> dict[str, Any]:
+    def cell(place: Cell) -> Metrics | None:
         method, seed = place
         folder = config.output / f"{method.replace(':', '-').replace('=', '-')}-seed{seed}"
         if not (folder / "metrics.json").exists():
-            train(config, method, seed, folder)
+            try:
+                train(config, method, seed, folder)
+            except UserError as error:
+                failed[place] = str(error)
+                console.print(str(error), style="red", highlight=False)
+                return None
         metrics = read_json(folder / "metrics.json")
-        console.print(f"{method} seed {seed}: rsum {metrics['after']['rsum']:.1f}", highlight=False)
+        console.print(f"{method} seed {seed}: {main_score} {metrics['after'][main_score]:.1f}", highlight=False)
         return metrics
 
     with ThreadPoolExecutor(config.jobs) as pool:
-        metrics = dict(zip(cells, pool.map(cell, cells), strict=True))
-    write_csv(config.output / "results.csv", metrics)
-    table = markdown(methods, metrics)
-    write_text(config.output / "results.md", table)
-    draw(config.output / "pareto.png", methods, metrics)
-    print(table)
+        found = dict(zip(cells, pool.map(cell, cells), strict=True))
+    done = {place: metrics for place, metrics in found.items() if metrics is not None}
+    if done:
+        methods = [method for method in methods if any(place[0] == method for place in done)]
+        write_csv(config.output / "results.csv", config.task, done)
+        table = markdown(config.task, methods, done)
+        write_text(config.output / "results.md", table)
+        draw(config.output / "pareto.png", config.task, methods, done)
+        print(table)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(cells)} runs failed: {next(iter(failed.values()))}")
 
 
 def train(config: Config, method: str, seed: int, folder: Path) -> None:
     """Run the task's training script for one cell; it goes on where a broken run stopped.
 
     Raises:
-        UserError: the run failed; names its log.
+        UserError: the run failed; names its log and the last line in it.
     """
     kind, *options = method.split(":")
-    rates = dict(pair.rsplit("=", 1) for pair in config.learning_rates)
+    rates: dict[str, Any] = {**LEARNING_RATES, **dict(pair.rsplit("=", 1) for pair in config.learning_rates)}
+    rate = rates.get(method, rates.get(kind))
     flags = [f"--adapter.kind={kind}", *(f"--adapter.{option}" for option in options)]
-    flags += [f"--{flag}" for flag in config.flags] + ([f"--lr={rates[method]}"] if method in rates else [])
+    flags += ([] if rate is None else [f"--lr={rate}"]) + [f"--{flag}" for flag in config.flags]
     script = [sys.executable, str(TASKS / config.task / "train.py"), "--resume", f"--output={folder}", f"--seed={seed}"]
     threads = max(1, (os.cpu_count() or 1) // config.jobs)
     log = folder.with_suffix(".log")
@@ -107,59 +141,66 @@ def train(config: Config, method: str, seed: int, folder: Path) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         code = subprocess.run([*script, *flags], stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
     if code:
-        raise UserError(f"{method} seed {seed} ended with exit code {code}; its output is in {log}; run again to go on")
+        last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"])[-1]
+        raise UserError(f"{method} seed {seed}: exit code {code} ({last}); its output is in {log}; run again to go on")
 
 
-def write_csv(path: Path, metrics: dict[tuple[str, int], dict[str, Any]]) -> None:
+def write_csv(path: Path, task: str, metrics: Mapping[Cell, Metrics]) -> None:
     """One row a run: method, seed, the table's columns and every metric before and after."""
     rows = []
     for (method, seed), m in metrics.items():
-        numbers = {name: read(m) for name, read in COLUMNS.items()}
+        scores = {name: m["after"][key] for name, key in SCORES[task].items()}
+        costs = {name: read(m) for name, read in COSTS.items()} | {"train s": m["train_seconds"]}
         pairs = {f"{when}_{key}": value for when in ("before", "after") for key, value in m[when].items()}
-        rows.append({"method": method, "seed": seed, **numbers, **pairs})
+        rows.append({"method": method, "seed": seed, **scores, **costs, **pairs})
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
 
 
-def markdown(methods: Sequence[str], metrics: dict[tuple[str, int], dict[str, Any]]) -> str:
-    """The table: mean and, for measures that vary, standard deviation over seeds; first the base itself."""
-    lines = ["| method | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
-    before = {"after": next(iter(metrics.values()))["before"]}
-    zero_shot = [f"{read(before):.1f}" for name, read in list(COLUMNS.items())[:3]]
-    lines.append("| zero-shot | " + " | ".join([*zero_shot, *[""] * (len(COLUMNS) - 3)]) + " |")
+def markdown(task: str, methods: Sequence[str], metrics: Mapping[Cell, Metrics]) -> str:
+    """The table: scores as mean and standard deviation over seeds, costs as means; first what there was before."""
+    columns = [*SCORES[task], *COSTS]
+    lines = ["| method | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    before = next(iter(metrics.values()))["before"]
+    cells = [f"{before[key]:.1f}" if key in before else "" for key in SCORES[task].values()]
+    lines.append("| before | " + " | ".join([*cells, *[""] * len(COSTS)]) + " |")
     for method in methods:
         runs = [m for (name, _), m in metrics.items() if name == method]
         cells = []
-        for name, read in COLUMNS.items():
-            values = [float(read(m)) for m in runs]
-            mean = statistics.fmean(values)
-            if name == "trained parameters":
-                cells.append(f"{mean:,.0f}")
-            elif "MiB" in name or name == "train s":
-                cells.append(f"{mean:.0f}")
-            else:
-                cells.append(f"{mean:.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}")
+        for key in SCORES[task].values():
+            values = [float(m["after"][key]) for m in runs]
+            cells.append(f"{statistics.fmean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}")
+        for name, read in COSTS.items():
+            values = [read(m) for m in runs if read(m) is not None]
+            digits = 2 if "/" in name else 0
+            cells.append(f"{statistics.fmean(values):,.{digits}f}" if values else "")
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def draw(path: Path, methods: Sequence[str], metrics: dict[tuple[str, int], dict[str, Any]]) -> None:
-    """Accuracy (rsum) over bytes kept for backward, a point a run, on a logarithmic axis."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+def draw(path: Path, task: str, methods: Sequence[str], metrics: Mapping[Cell, Metrics]) -> None:
+    """The task's main score over bytes kept for backward, a point a run, on a logarithmic axis."""
+    name, key = next(iter(SCORES[task].items()))
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     axes = figure.subplots()
     for number, method in enumerate(methods):
-        runs = [m for (name, _), m in metrics.items() if name == method]
-        x, y = ([COLUMNS[c](m) for m in runs] for c in ("kept for backward MiB", "rsum"))
-        axes.scatter(x, y, color=PALETTE[number % len(PALETTE)], label=method, s=45, marker="osD^vPX*"[number % 8])
+        runs = [m for (cell, _), m in metrics.items() if cell == method]
+        # A log axis has no zero: what keeps next to nothing is drawn at its left end.
+        x = [max(COSTS["kept for backward MiB"](m), 0.01) for m in runs]
+        y = [m["after"][key] for m in runs]
+        look = {"color": PALETTE[number % len(PALETTE)], "marker": MARKERS[number % len(MARKERS)]}
+        axes.scatter(x, y, label=method, s=45, **look)
         axes.annotate(method, (statistics.fmean(x), max(y)), xytext=(0, 7), textcoords="offset points", ha="center")
-    axes.axhline(next(iter(metrics.values()))["before"]["rsum"], color="grey", linestyle="--", linewidth=1)
-    axes.text(0.99, 0.02, "dashed: zero-shot", transform=axes.transAxes, ha="right", color="grey")
-    axes.set(
-        xscale="log", xlabel="kept for backward in one step, MiB (log)", ylabel="rsum", title="accuracy over memory"
-    )
+    before = next(iter(metrics.values()))["before"]
+    if key in before:
+        axes.axhline(before[key], color="grey", linestyle="--", linewidth=1)
+        axes.text(0.99, 0.02, "dashed: before", transform=axes.transAxes, ha="right", color="grey")
+    axes.set(xscale="log", xlabel="kept for backward in one step, MiB (log)", ylabel=name)
+    axes.set_title(f"{task.replace('_', ' ')}: accuracy over memory")
     axes.margins(0.12)
     axes.grid(alpha=0.3)
     with whole_file(path) as temporary:
