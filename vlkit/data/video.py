@@ -48,7 +48,7 @@ def probe(path: str | Path) -> VideoInfo:
                 count += 1
         except av.FFmpegError as error:
             after = f" after {count} frames" if count else ""
-            raise MediaError(path, f"damaged or truncated{after} ({_phrase(error)})") from error
+            raise MediaError(path, f"damaged or truncated{after} ({phrase(error)})") from error
         if count == 0:
             raise MediaError(path, "damaged or truncated (no frame can be decoded)")
         if count < LEAST_DECODED * stream.frames:
@@ -70,7 +70,7 @@ def open_video(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]
     try:
         container = av.open(str(path), options=options)
     except av.FFmpegError as error:
-        reason = f"damaged or truncated ({_phrase(error)})" if _looks_like_video(start) else "not a video"
+        reason = f"damaged or truncated ({phrase(error)})" if _looks_like_video(start) else "not a video"
         raise MediaError(path, reason) from error
     with container:
         # A cover picture counts as a video stream, too.
@@ -105,5 +105,5 @@ def _looks_like_video(start: bytes) -> bool:
     return mp4 or start.startswith(b"\x1aE\xdf\xa3") or (start.startswith(b"RIFF") and start[8:12] == b"AVI ")
 
 
-def _phrase(error: av.FFmpegError) -> str:
+def phrase(error: av.FFmpegError) -> str:
     return " ".join(str(error.strerror or error).split())[:120]

@@ -1,0 +1,163 @@
+"""Decoding chosen frames: decord where it can, PyAV for what decord refuses. Both give the same pixels.
+
+Every call opens the file, decodes and closes it: no reader is kept, so worker processes and threads share nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+from vlkit.data.frame_table import FrameTable
+from vlkit.data.images import MediaError
+from vlkit.data.video import open_video, phrase
+
+log = logging.getLogger(__name__)
+
+MAX_DECODED = 50_000
+"""Frames that may have to be decoded, key frames onward, to get those asked for."""
+MAX_SECONDS = 120.0
+"""Time that decoding one clip may take."""
+DECORD_DECODED, DECORD_SIDE = 5_000, 128
+"""decord cannot be interrupted, so it gets no long work; and it takes the padded rows of small frames for a fourth
+channel (decord2 3.4)."""
+BLOCK_BYTES = 64 << 20
+"""Full-size frames held at a time while they are shrunk."""
+
+
+class Refused(Exception):
+    """decord does not want this file; PyAV may still."""
+
+
+def decode(path: str | Path, table: FrameTable, indices: np.ndarray, size: int | None = None) -> list[np.ndarray]:
+    """Frames [H, W, 3] uint8 RGB at ascending ``indices`` of ``table``, upright, shrunk to the short side ``size``.
+
+    Raises:
+        MediaError: damaged, or decoding would take too long.
+    """
+    work = frames_to_decode(table, indices)
+    if work > MAX_DECODED:
+        raise MediaError(path, f"over-long: {work:,} frames must be decoded to get {len(indices)} (few key frames)")
+    if work <= DECORD_DECODED and min(table.width, table.height) >= DECORD_SIDE and table.stamped:
+        try:
+            return decode_by_decord(path, table, indices, size)
+        except Refused as error:
+            log.debug("%s: decord refuses it (%s); PyAV takes over", path, error)
+    return decode_by_av(path, table, indices, size)
+
+
+def frames_to_decode(table: FrameTable, indices: np.ndarray) -> int:
+    """How many frames must be decoded for those at ``indices``: each from the last key frame or wanted one on."""
+    begins = _begins(table)
+    position, total = -1, 0
+    for index in indices.tolist():
+        begin = max(int(begins[index]), position + 1)
+        total += index - begin + 1
+        position = index
+    return total
+
+
+def decode_by_decord(path: str | Path, table: FrameTable, indices: np.ndarray, size: int | None) -> list[np.ndarray]:
+    """:func:`decode` by decord alone.
+
+    Raises:
+        Refused: decord fails, or sees other frames than the table.
+    """
+    try:
+        import decord
+    except (ImportError, OSError) as error:
+        raise Refused(str(error)) from error
+    decord.logging.set_level(decord.logging.QUIET)
+    try:
+        # By default decord fills in copies of a neighbour for frames that cannot be decoded; a tolerance above 0
+        # that no count stays below makes that an error.
+        reader = decord.VideoReader(str(path), num_threads=1, fault_tol=1e-9)
+        shown = reader.get_frame_timestamp(range(len(reader)))[:, 0].astype(np.float64)
+        if len(shown) != len(table) or np.abs(shown - shown[0] - table.times).max() > 2e-3:
+            raise Refused("it lists other frames")
+        block = max(1, BLOCK_BYTES // (3 * table.width * table.height))
+        frames: list[np.ndarray] = []
+        for begin in range(0, len(indices), block):
+            batch = reader.get_batch(indices[begin : begin + block].tolist()).asnumpy()
+            if batch.shape[1:] not in ((table.height, table.width, 3), (table.width, table.height, 3)):
+                raise Refused(f"its frames have the shape {batch.shape[1:]}")
+            frames += [shrink(frame, size) for frame in batch]
+        return frames
+    except (decord.DECORDError, RuntimeError, AssertionError, IndexError, ValueError, StopIteration) as error:
+        raise Refused(" ".join(str(error).split())[:200]) from error
+
+
+def decode_by_av(path: str | Path, table: FrameTable, indices: np.ndarray, size: int | None) -> list[np.ndarray]:
+    """:func:`decode` by PyAV alone."""
+    with open_video(path) as (container, stream):
+        stream.thread_count = 1  # the caller's workers are the parallel part
+        wanted = indices.tolist()
+        frames: dict[int, np.ndarray] = {}
+        limit = time.monotonic() + MAX_SECONDS
+        try:
+            for index, frame in _wanted_frames(container, stream, table, wanted, limit, path):
+                frames[index] = shrink(_upright(frame, table), size)
+        except av.FFmpegError as error:
+            lost = next(index for index in wanted if index not in frames)
+            raise MediaError(path, f"damaged or truncated {_at(table, lost)} ({phrase(error)})") from error
+        for index in wanted:
+            if index not in frames:
+                raise MediaError(path, f"damaged or truncated {_at(table, index)} (it is not there)")
+        return [frames[index] for index in wanted]
+
+
+def _wanted_frames(container, stream, table: FrameTable, wanted: list[int], limit: float, path: str | Path):
+    """Yield (index, frame) for the wanted frames, seeking wherever a key frame lies in between."""
+    begins = _begins(table)
+    number = {int(stamp): index for index, stamp in enumerate(table.stamps)} if table.stamped else None
+    position, frames = -1, None
+    for index in wanted:
+        if frames is None or (number is not None and begins[index] > position + 1):
+            if number is not None and begins[index] > 0:
+                container.seek(int(table.stamps[index]), stream=stream, backward=True)
+            frames = container.decode(stream)
+        for frame in frames:
+            if time.monotonic() > limit:
+                raise MediaError(path, f"decoding takes more than {MAX_SECONDS:g} s")
+            position = position + 1 if number is None else number.get(frame.pts, position)
+            if position >= index:
+                break
+        else:
+            return
+        if position > index:  # only a file whose key frames are none, or with a hole, passes over a frame
+            raise MediaError(path, f"damaged or truncated {_at(table, index)} (it is not there)")
+        if frame.is_corrupt:
+            raise MediaError(path, f"damaged {_at(table, index)}")
+        yield index, frame
+
+
+def _begins(table: FrameTable) -> np.ndarray:
+    """For each frame the index of the last key frame up to it; 0 where frames are found by counting."""
+    if not table.stamped:
+        return np.zeros(len(table), np.int64)
+    return np.maximum.accumulate(np.where(table.key, np.arange(len(table)), 0))
+
+
+def _upright(frame: av.VideoFrame, table: FrameTable) -> np.ndarray:
+    """[H, W, 3] uint8; PyAV gives the frame as coded and the angle, counter-clockwise, to turn it by."""
+    pixels = frame.to_ndarray(format="rgb24", width=table.width, height=table.height)
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))
+
+
+def shrink(frame: np.ndarray, size: int | None) -> np.ndarray:
+    """[H, W, 3] uint8 with the short side ``size``, by Pillow's bicubic filter; smaller ones as they are."""
+    height, width = frame.shape[:2]
+    if size is None or min(height, width) <= size:
+        return frame
+    scale = size / min(height, width)
+    sides = max(size, round(width * scale)), max(size, round(height * scale))
+    return np.asarray(Image.fromarray(frame).resize(sides, Image.Resampling.BICUBIC))
+
+
+def _at(table: FrameTable, index: int) -> str:
+    return f"at {table.times[index]:.2f} s (frame {index} of {len(table)})"
