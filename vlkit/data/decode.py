@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -17,9 +18,9 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from PIL import Image
 
+from vlkit.data.containers import open_video, phrase
 from vlkit.data.frame_table import FrameTable
 from vlkit.data.images import MediaError
-from vlkit.data.video import open_video, phrase
 
 log = logging.getLogger(__name__)
 
@@ -84,48 +85,53 @@ def decode_by_decord(path: str | Path, table: FrameTable, indices: np.ndarray, s
     except (ImportError, OSError) as error:
         raise Refused(str(error)) from error
     decord.logging.set_level(decord.logging.QUIET)
+    reader = None
     try:
         # By default decord fills in copies of a neighbour for frames that cannot be decoded; a tolerance above 0
         # that no count stays below makes that an error.
         reader = decord.VideoReader(str(path), num_threads=1, fault_tol=1e-9)
-        shown = reader.get_frame_timestamp(range(len(reader)))[:, 0].astype(np.float64)
-        if len(shown) != len(table) or np.abs(shown - shown[0] - table.times).max() > 2e-3:
-            raise Refused("it lists other frames")
-        block = max(1, BLOCK_BYTES // (3 * table.width * table.height))
-        frames: list[np.ndarray] = []
-        for begin in range(0, len(indices), block):
-            batch = reader.get_batch(indices[begin : begin + block].tolist()).asnumpy()
-            if batch.shape[1:] not in ((table.height, table.width, 3), (table.width, table.height, 3)):
-                raise Refused(f"its frames have the shape {batch.shape[1:]}")
-            frames += [shrink(frame, size) for frame in batch]
-        return frames
-    except MemoryError:
-        raise
-    except Refused:
+        return _by_reader(reader, table, indices, size)
+    except (MemoryError, Refused):
         raise
     except Exception as error:  # decord raises nearly anything, AssertionError among it
-        raise Refused(" ".join(str(error).split())[:200]) from error
+        reason = " ".join(str(error).split())[:200]
+    finally:
+        reader = None  # with its threads; an exception's traceback would keep it
+    raise Refused(reason)  # out here, so that the traceback above is gone
+
+
+def _by_reader(reader: Any, table: FrameTable, indices: np.ndarray, size: int | None) -> list[np.ndarray]:
+    shown = reader.get_frame_timestamp(range(len(reader)))[:, 0].astype(np.float64)
+    if len(shown) != len(table) or np.abs(shown - shown[0] - table.times).max() > 2e-3:
+        raise Refused("it lists other frames")
+    block = max(1, BLOCK_BYTES // (3 * table.width * table.height))
+    frames: list[np.ndarray] = []
+    for begin in range(0, len(indices), block):
+        batch = reader.get_batch(indices[begin : begin + block].tolist()).asnumpy()
+        if batch.shape[1:] not in ((table.height, table.width, 3), (table.width, table.height, 3)):
+            raise Refused(f"its frames have the shape {batch.shape[1:]}")
+        frames += [shrink(frame, size) for frame in batch]
+    return frames
 
 
 def decode_by_av(path: str | Path, table: FrameTable, indices: np.ndarray, size: int | None) -> list[np.ndarray]:
     """:func:`decode` by PyAV alone."""
     limit = time.monotonic() + MAX_SECONDS
-    frames, error = _pass(path, table, indices, size, limit)
+    frames, reason = _pass(path, table, indices, size, limit)
     if len(frames) < len(indices) and table.seekable and table.key[1:].any() and indices[-1] < MAX_DECODED:
         # A jump may end too late, or at a frame that leans on earlier ones: without jumps all that there is comes out.
-        frames, error = _pass(path, replace(table, seekable=False), indices, size, limit)
+        frames, reason = _pass(path, replace(table, seekable=False), indices, size, limit)
     for index in indices.tolist():
         if index not in frames:
-            reason = phrase(error) if error else "no such frame comes out"
             where = f"at {table.times[index]:.2f} s (frame {index} of {len(table)})"
-            raise MediaError(path, f"damaged or truncated {where}: {reason}") from error
+            raise MediaError(path, f"damaged or truncated {where}: {reason}")
     return [frames[index] for index in indices.tolist()]
 
 
 def _pass(
     path: str | Path, table: FrameTable, indices: np.ndarray, size: int | None, limit: float
-) -> tuple[dict[int, np.ndarray], av.FFmpegError | None]:
-    """The frames that one pass over the file finds, and the error that ended it early."""
+) -> tuple[dict[int, np.ndarray], str]:
+    """The frames that one pass over the file finds, and why there are no others."""
     frames: dict[int, np.ndarray] = {}
     with open_video(path) as (container, stream):
         stream.thread_count = 1  # the caller's workers are the parallel part
@@ -133,8 +139,8 @@ def _pass(
             for index, frame in _wanted_frames(container, stream, table, indices.tolist(), limit):
                 frames[index] = shrink(_upright(frame, table), size)
         except av.FFmpegError as error:
-            return frames, error
-    return frames, None
+            return frames, phrase(error)
+    return frames, "no such frame comes out"
 
 
 def _wanted_frames(

@@ -14,8 +14,8 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from vlkit.data.containers import LEAST_DECODED, open_video, phrase
 from vlkit.data.images import MAX_PIXELS, MediaError
-from vlkit.data.video import LEAST_DECODED, open_video, phrase
 
 MAX_FRAMES = 1_000_000
 """Frames a video may have: nine hours at 30 frames a second. More is refused as over-long."""
@@ -64,7 +64,7 @@ def frame_table(path: str | Path) -> FrameTable:
     """The table of a video file; kept for the next call as long as the file does not change.
 
     Raises:
-        MediaError: as :func:`~vlkit.data.video.open_video`; also truncated, no frames, or over-long.
+        MediaError: as :func:`~vlkit.data.containers.open_video`; also truncated, no frames, or over-long.
     """
     try:
         state = os.stat(path)
@@ -86,6 +86,8 @@ def _cached(path: str, size: int, changed: int) -> FrameTable:
 
 def _read(path: str) -> FrameTable:
     with open_video(path) as (container, stream):
+        if not stream.width * stream.height or stream.format is None or stream.time_base is None:
+            raise MediaError(path, "damaged or truncated (the header does not state the frames' format)")
         if stream.width * stream.height > MAX_PIXELS:
             raise MediaError(path, f"too large: frames of {stream.width} x {stream.height} pixels")
         rows, last, stop = _packets(path, container, stream)
