@@ -133,7 +133,7 @@ def _packets(path: str, container: InputContainer, stream: VideoStream) -> tuple
             if packet.stream_index != stream.index or packet.is_discard:
                 continue
             if packet.is_corrupt:
-                raise MediaError(path, f"damaged (packet of frame {len(rows)})")
+                raise MediaError(path, f"damaged or truncated (packet of frame {len(rows)})")
             if len(rows) == MAX_FRAMES:
                 raise MediaError(path, f"over-long: more than {MAX_FRAMES:,} frames; cut it into parts")
             if when is not None and (latest is None or when >= latest):
