@@ -48,7 +48,7 @@ def decode(path: str | Path, table: FrameTable, indices: np.ndarray, size: int |
     work = frames_to_decode(table, indices)
     if work > MAX_DECODED:
         raise MediaError(path, f"over-long: {work:,} frames must be decoded to get {len(indices)} (few key frames)")
-    if _suits_decord(table, work):
+    if suits_decord(table, work):
         try:
             return decode_by_decord(path, table, indices, size)
         except Refused as error:
@@ -56,7 +56,7 @@ def decode(path: str | Path, table: FrameTable, indices: np.ndarray, size: int |
     return decode_by_av(path, table, indices, size)
 
 
-def _suits_decord(table: FrameTable, work: int) -> bool:
+def suits_decord(table: FrameTable, work: int) -> bool:
     """False where decord is known to differ without saying so: frames a few places off after a jump in open groups
     and in containers without an index, other colours at edges from 10-bit pixels.
     """
