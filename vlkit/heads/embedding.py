@@ -93,6 +93,11 @@ class TwoTower(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(float(logit_scale)))
         self.logit_bias = nn.Parameter(torch.tensor(float(logit_bias)))
 
+    @property
+    def out_dim(self) -> int:
+        """Width E of the joint space."""
+        return self.image_head.out_dim
+
     def embed_images(self, pixels: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] -> [B, E] float32, unit norm."""
         return self.image_head(self.image(pixels)).float()
