@@ -8,15 +8,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from PIL import Image
 
 from vlkit.data.decode import decode
 from vlkit.data.frame_table import FrameTable, frame_table
 from vlkit.data.images import MediaError
+
+if TYPE_CHECKING:
+    import torch
 
 Sampling = Literal["uniform", "segment"]
 
@@ -137,14 +139,19 @@ def choose_frames(
         wanted = np.linspace(table.times[first], table.times[stop - 1], count)
     else:
         begin = max(start, float(table.times[first]))
-        random = sampling == "segment" and generator is not None
-        place = torch.rand(count, generator=generator, dtype=torch.float64).numpy() if random else np.full(count, 0.5)
+        place = np.full(count, 0.5) if sampling == "uniform" or generator is None else _random(count, generator)
         wanted = begin + (np.arange(count) + place) * (end - begin) / count
     chosen = np.clip(table.shown_at(wanted), first, stop - 1)
     # Where frames are sparse, two times may meet the same frame: move on to the neighbours.
     steps = np.arange(count)
     chosen = np.maximum.accumulate(chosen - steps) + steps
     return np.minimum(chosen, stop - count + steps)
+
+
+def _random(count: int, generator: torch.Generator) -> np.ndarray:
+    import torch  # slow to load, and processes that only decode do without
+
+    return torch.rand(count, generator=generator, dtype=torch.float64).numpy()
 
 
 def _part(path: str | Path, table: FrameTable, start: float | None, end: float | None) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import threading
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from vlkit.data.containers import LEAST_DECODED, open_video, phrase
 from vlkit.data.images import MAX_PIXELS, MediaError
-from vlkit.data.video import LEAST_DECODED, open_video, phrase
 
 MAX_FRAMES = 1_000_000
 """Frames a video may have: nine hours at 30 frames a second. More is refused as over-long."""
+SEEKABLE = ("mov", "matroska")
+"""Containers with an index by time stamps. In AVI the stamps differ after a jump, and MPEG streams jump too far."""
 CACHED = 8
 """Tables kept: the windows of a long video are read one after the other."""
 
@@ -33,6 +36,8 @@ class FrameTable:
         key: bool [N], True where decoding can begin.
         stamped: whether each frame has a time stamp of its own. If not (some AVI files), ``stamps`` are those of
             decoding, and a frame is found by counting from the start.
+        seekable: whether decoding may begin at a key frame in the middle and still know where it is.
+        plain: 8-bit pixels, and no frame is stored behind a key frame and shown before it (closed groups).
         width, height: pixels as coded, before any rotation.
     """
 
@@ -41,6 +46,8 @@ class FrameTable:
     stamps: np.ndarray
     key: np.ndarray
     stamped: bool
+    seekable: bool
+    plain: bool
     width: int
     height: int
 
@@ -57,7 +64,7 @@ def frame_table(path: str | Path) -> FrameTable:
     """The table of a video file; kept for the next call as long as the file does not change.
 
     Raises:
-        MediaError: as :func:`~vlkit.data.video.open_video`; also truncated, no frames, or over-long.
+        MediaError: as :func:`~vlkit.data.containers.open_video`; also truncated, no frames, or over-long.
     """
     try:
         state = os.stat(path)
@@ -79,12 +86,16 @@ def _cached(path: str, size: int, changed: int) -> FrameTable:
 
 def _read(path: str) -> FrameTable:
     with open_video(path) as (container, stream):
+        if not stream.width * stream.height or stream.format is None or stream.time_base is None:
+            raise MediaError(path, "damaged or truncated (the header does not state the frames' format)")
         if stream.width * stream.height > MAX_PIXELS:
             raise MediaError(path, f"too large: frames of {stream.width} x {stream.height} pixels")
         rows, last, stop = _packets(path, container, stream)
         declared, unit = stream.frames, float(stream.time_base)
         whole = container.duration / av.time_base if container.duration and "matroska" in container.format.name else 0
         width, height = stream.width, stream.height
+        eight_bit = all(component.bits == 8 for component in stream.format.components)
+        indexed = any(name in container.format.name for name in SEEKABLE)
     if not rows:
         raise MediaError(path, "damaged or truncated (holds no frame)")
     if len(rows) < LEAST_DECODED * declared:
@@ -94,13 +105,15 @@ def _read(path: str) -> FrameTable:
     shown = [row[0] for row in rows]
     stamped = None not in shown and len(set(shown)) == len(shown)
     stamps = np.array(shown if stamped else _counted(rows), np.int64)
+    keys = np.array([row[2] for row in rows], bool)
+    earliest_after = np.minimum.accumulate(stamps[::-1])[::-1]
+    plain = eight_bit and bool((earliest_after == stamps)[keys].all())
     order = np.argsort(stamps, kind="stable")
     stamps = stamps[order]
     times = (stamps - stamps[0]) * unit
     usual = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
     duration = float(times[-1]) + (last * unit or usual or 0.04)
-    key = np.array([row[2] for row in rows], bool)[order]
-    return FrameTable(times, duration, stamps, key, stamped, width, height)
+    return FrameTable(times, duration, stamps, keys[order], stamped, stamped and indexed, plain, width, height)
 
 
 Row = tuple[int | None, int | None, bool]
@@ -120,7 +133,7 @@ def _packets(path: str, container: InputContainer, stream: VideoStream) -> tuple
             if packet.stream_index != stream.index or packet.is_discard:
                 continue
             if packet.is_corrupt:
-                raise MediaError(path, f"damaged (packet of frame {len(rows)})")
+                raise MediaError(path, f"damaged or truncated (packet of frame {len(rows)})")
             if len(rows) == MAX_FRAMES:
                 raise MediaError(path, f"over-long: more than {MAX_FRAMES:,} frames; cut it into parts")
             if when is not None and (latest is None or when >= latest):
@@ -134,6 +147,6 @@ def _packets(path: str, container: InputContainer, stream: VideoStream) -> tuple
 def _counted(rows: list[Row]) -> list[int]:
     """Ascending stamps for a file without usable ones: those of decoding if they ascend, else running numbers."""
     decoded = [row[1] for row in rows]
-    if None not in decoded and all(a < b for a, b in zip(decoded, decoded[1:], strict=False)):
+    if None not in decoded and all(a < b for a, b in itertools.pairwise(decoded)):
         return decoded
     return list(range(len(rows)))
