@@ -15,10 +15,9 @@ from vlkit.adapters.linear import LinearOptions
 from vlkit.data.clip_frames import Sampling
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
-from vlkit.data.video_pairs import ClipReader, clip_batches, read_record
+from vlkit.data.video_pairs import ClipReader, RecordFrames, clip_batches
 from vlkit.distributed import gather_shares, my_share
 from vlkit.encoders.bases import ClipBase
-from vlkit.errors import UserError
 from vlkit.heads.video import VideoHeadOptions, VideoText
 from vlkit.metrics.video import text_video_metrics
 
@@ -94,32 +93,26 @@ class Embedded(NamedTuple):
     owner: np.ndarray
 
 
-def embed_records(embedder: VideoEmbedder, dataset: Dataset, records: Sequence[Record], label: str = "") -> Embedded:
-    """Embed the videos of records and all their sentences; processes share the work."""
-    fabric = embedder.fabric
+def embed_records(
+    embedder: VideoEmbedder, frames: RecordFrames, records: Sequence[Record] | None = None, label: str = ""
+) -> Embedded:
+    """Embed the videos of records (default: all of the split) and all their sentences; processes share the work.
+
+    Raises:
+        UserError: a video cannot be read.
+    """
+    fabric, records = embedder.fabric, frames.records if records is None else records
     texts = [text for record in records for text in record["texts"]]
     owner = np.repeat(np.arange(len(records)), [len(record["texts"]) for record in records])
     mine = [records[i] for i in my_share(fabric, len(records))]
-    videos = embedder.videos(mine, lambda record: read_record(embedder.reader, dataset, record), f"{label} videos")
+    videos = embedder.videos(mine, frames.read, f"{label} videos")
     sentences = embedder.texts([texts[i] for i in my_share(fabric, len(texts))], f"{label} sentences")
     return Embedded(gather_shares(fabric, videos, len(records)), gather_shares(fabric, sentences, len(texts)), owner)
 
 
-def embed_split(embedder: VideoEmbedder, dataset: Dataset, split: str) -> Embedded:
-    """Embed every video of a split and all its sentences.
-
-    Raises:
-        UserError: the split is unknown or empty, or a video cannot be read.
-    """
-    records = dataset.records(split)
-    if not records:
-        raise UserError(f"{dataset.split_file(split)}: split {split!r} is empty; choose another split")
-    return embed_records(embedder, dataset, records, split)
-
-
 def evaluate_split(embedder: VideoEmbedder, dataset: Dataset, split: str) -> dict[str, float]:
     """Recalls of a split; see :mod:`vlkit.metrics.video` for the keys."""
-    return text_video_metrics(*embed_split(embedder, dataset, split))
+    return text_video_metrics(*embed_records(embedder, RecordFrames(dataset, split, embedder.reader), label=split))
 
 
 def protocol(embedded: Embedded) -> str:

@@ -26,7 +26,7 @@ from vlkit.data.clip_frames import Sampling
 from vlkit.data.frame_batch import Frames
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
-from vlkit.data.video_pairs import ClipReader, VideoCollate, VideoTextPairs, hold_out
+from vlkit.data.video_pairs import ClipReader, RecordFrames, VideoCollate, VideoTextPairs, hold_out
 from vlkit.demo.prepared import demo_dataset
 from vlkit.encoders.load import load_base
 from vlkit.engine import RunConfig, fit, make_fabric, make_loader, open_run
@@ -43,7 +43,6 @@ from vlkit.video_retrieval import (
     adapter_config,
     build_model,
     embed_records,
-    embed_split,
     protocol,
     zero_shot,
 )
@@ -122,16 +121,18 @@ def main(config: Config) -> None:
     keep_freed_memory()
 
     dataset = Dataset.open(config.data.root or demo_dataset("video_retrieval"), "video_retrieval")
-    training, validation, test = splits_of(dataset, config.data)
+    test = config.data.test if config.data.test in dataset.splits else config.data.validation
     base = load_base(config.base)
     reader = ClipReader(base.preprocess, config.frames, config.sampling)
-    pairs = VideoTextPairs(dataset, training, reader, config.data.every_caption, int(config.data.keep * 2**30))
+    train_frames, validation_frames, training, validation = splits_of(dataset, config.data, reader)
+    test_frames = RecordFrames(dataset, test, reader)
+    pairs = VideoTextPairs(train_frames, training, config.data.every_caption)
     loader = make_loader(pairs, config, fabric, collate=VideoCollate(base.tokenize, base.text.trim))
 
     # Measured before the adapter is built: full fine-tuning and LoRA change the base's own modules.
     untrained = zero_shot(base)
     fabric.setup_module(untrained)
-    before = text_video_metrics(*embed_split(VideoEmbedder(untrained, base, fabric, reader), dataset, test))
+    before = text_video_metrics(*embed_records(VideoEmbedder(untrained, base, fabric, reader), test_frames, label=test))
 
     video_text = build_model(base, config.adapter, config.head)
     model = fabric.setup_module(video_text)
@@ -149,14 +150,14 @@ def main(config: Config) -> None:
         model,
         loader,
         step,
-        lambda: text_video_metrics(*embed_records(embedder, dataset, validation, "validation")),
+        lambda: text_video_metrics(*embed_records(embedder, validation_frames, validation, "validation")),
         primary="rsum",
         config=config,
         folder=folder,
         fabric=fabric,
         identity=identity,
     )
-    embedded = embed_split(embedder, dataset, test)
+    embedded = embed_records(embedder, test_frames, label=test)
     after = text_video_metrics(*embedded)
     if fabric.is_global_zero:
         save_adapter(folder.path, video_text, adapter_config(base, config.adapter, config.head, reader, after))
@@ -184,20 +185,21 @@ def main(config: Config) -> None:
         show(report, folder.path)
 
 
-def splits_of(dataset: Dataset, data: Data) -> tuple[list[Record], list[Record], str]:
-    """Records to train on, records to validate on, and the name of the split to report."""
-    training = dataset.records(data.train)
+def splits_of(
+    dataset: Dataset, data: Data, reader: ClipReader
+) -> tuple[RecordFrames, RecordFrames, list[Record], list[Record]]:
+    """Frames of the training and of the validation split, and which of their records to train and validate on."""
+    keep = int(data.keep * 2**30)
+    train_frames = RecordFrames(dataset, data.train, reader, keep)
     if data.validation in dataset.splits:
-        validation = dataset.records(data.validation)
-    else:
-        training, validation = hold_out(training, data.hold_out)
-        log.info(
-            "%s has no split %r: %d of its %d %s clips are held out to choose the best checkpoint",
-            *(dataset.name, data.validation, len(validation), len(training) + len(validation), data.train),
-        )
-    test = data.test if data.test in dataset.splits else data.validation
-    dataset.split_file(test)  # a wrong name is told before training
-    return training, validation, test
+        validation_frames = RecordFrames(dataset, data.validation, reader, keep)
+        return train_frames, validation_frames, train_frames.records, validation_frames.records
+    training, validation = hold_out(train_frames.records, data.hold_out)
+    log.info(
+        "%s has no split %r: %d of its %d %s clips are held out to choose the best checkpoint",
+        *(dataset.name, data.validation, len(validation), len(train_frames.records), data.train),
+    )
+    return train_frames, train_frames, training, validation
 
 
 def chunk_of(config: Config, frames: Frames) -> int:

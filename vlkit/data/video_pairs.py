@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,16 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlkit.data.clip_frames import Sampling, read_frames
+from vlkit.data.clip_frames import ClipFrames, Sampling, read_frames
 from vlkit.data.frame_batch import Frames
-from vlkit.data.images import MediaError
+from vlkit.data.frames import FrameSource
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
 from vlkit.data.transforms import frame_transform
 from vlkit.encoders.bases import Preprocess
 from vlkit.errors import UserError
-
-log = logging.getLogger(__name__)
 
 HELD_OUT_SEED = 0  # of the choice of held-out videos: the same whatever the seed of the run
 
@@ -43,74 +40,79 @@ class ClipReader:
         preprocess: size and manner of resizing.
         count: frames a clip; shorter clips give all they have.
         sampling: see :func:`vlkit.data.clip_frames.read_frames`.
-        short_side: decode no larger than the size above needs.
+
+    Attributes:
+        size: short side, in pixels, that frames are decoded at.
     """
 
     def __init__(self, preprocess: Preprocess, count: int = 12, sampling: Sampling = "uniform") -> None:
         if count < 1:
             raise UserError(f"--frames {count}: must be at least 1")
-        self.count, self.sampling = count, sampling
+        self.count, self.sampling, self.size = count, sampling, max(preprocess.size)
         self.transform = frame_transform(preprocess)
 
-    def __call__(self, clip: Clip, generator: torch.Generator | None = None) -> Tensor:
-        """The frames of a clip; ``generator`` draws the times of sampling ``segment``, None takes the centres.
+    def __call__(self, clip: Clip) -> Tensor:
+        """The frames of a clip.
 
         Raises:
             vlkit.data.images.MediaError: the file is no use; names it and the reason.
         """
-        try:
-            found = read_frames(clip.path, self.count, clip.start, clip.end, self.sampling, generator)
-        except ValueError as error:
-            raise MediaError(clip.path, str(error)) from None
+        return self.tensor(read_frames(clip.path, self.count, clip.start, clip.end, self.sampling, size=self.size))
+
+    def tensor(self, found: ClipFrames) -> Tensor:
+        """Decoded frames at the base's size."""
         return torch.stack([self.transform(picture) for picture in found.images()])
 
 
-def clip_of(dataset: Dataset, record: Record) -> Clip:
-    """The clip that a record names."""
-    return Clip(dataset.path(record), record.get("start"), record.get("end"))
+class RecordFrames:
+    """Frames of a split's records as tensors: from memory, from frame folders, or decoded.
 
+    Args:
+        dataset: a prepared dataset.
+        split: which split.
+        reader: frames a clip, sampling and size.
+        keep_bytes: frames read so far are kept in memory up to this size; each worker process keeps its own. Nothing
+            is kept where times are drawn anew.
 
-def read_record(reader: ClipReader, dataset: Dataset, record: Record, generator: Any = None) -> Tensor:
-    """The frames of a record's clip.
-
-    Raises:
-        UserError: it cannot be read; names the file, the reason and the script that finds all such files.
+    Attributes:
+        records: the records of the split.
     """
-    try:
-        return reader(clip_of(dataset, record), generator)
-    except MediaError as error:
-        raise UserError(
-            f"{error} (record {record['id']!r} of {dataset.root}); run data_prep/check.py {dataset.root} to list every "
-            "bad file, and --write_clean there to leave them out"
-        ) from None
+
+    def __init__(self, dataset: Dataset, split: str, reader: ClipReader, keep_bytes: int = 0) -> None:
+        self.source = FrameSource(dataset, split, reader.count, reader.size, reader.sampling)
+        self.records, self.reader = self.source.records, reader
+        self._kept: dict[str, Tensor] = {}
+        self._room = keep_bytes
+
+    def read(self, record: Record, generator: torch.Generator | None = None) -> Tensor:
+        """[t, 3, H, W] uint8; ``generator`` draws the times of sampling ``segment``, None takes the centres.
+
+        Raises:
+            UserError: the clip cannot be read.
+        """
+        if record["id"] in self._kept:
+            return self._kept[record["id"]]
+        frames = self.reader.tensor(self.source.read(record, generator))
+        if frames.nbytes <= self._room and generator is None:
+            self._room -= frames.nbytes
+            self._kept[record["id"]] = frames
+        return frames
 
 
 class VideoTextPairs:
     """(frames, sentence) examples; the group number marks sentences of one video.
 
     Args:
-        dataset: a prepared dataset.
+        frames: of the split. With sampling ``segment`` the times are drawn anew whenever an example is asked for.
         records: those of its records that make the examples.
-        reader: how clips are read. With sampling ``segment`` the times are drawn anew whenever an example is asked for.
         every_caption: each sentence is an example of its own (CLIP4Clip's "expand sentences"); else each video is one,
             with a sentence drawn anew whenever it is asked for.
-        keep_bytes: frames of clips read so far are kept in memory up to this size and not decoded again; nothing is
-            kept where the times are drawn anew. Each worker process keeps its own.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        records: Sequence[Record],
-        reader: ClipReader,
-        every_caption: bool = True,
-        keep_bytes: int = 0,
-    ) -> None:
-        self.dataset, self.records, self.reader, self.every_caption = dataset, list(records), reader, every_caption
+    def __init__(self, frames: RecordFrames, records: Sequence[Record], every_caption: bool = True) -> None:
+        self.frames, self.records, self.every_caption = frames, list(records), every_caption
         counts = [len(r["texts"]) if every_caption else 1 for r in self.records]
         self.examples = [(group, k) for group, count in enumerate(counts) for k in range(count)]
-        self._kept: dict[int, Tensor] = {}
-        self._room = 0 if reader.sampling == "segment" else keep_bytes
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -118,22 +120,13 @@ class VideoTextPairs:
     def __getitem__(self, index: int) -> tuple[Tensor, str, int]:
         """Frames [t, 3, H, W] uint8, a sentence and the group number."""
         group, k = self.examples[index]
-        texts = self.records[group]["texts"]
+        record = self.records[group]
         # Drawn before the frames are read: whether they were kept must change no number.
-        text = texts[k] if self.every_caption else random.choice(texts)
-        return self._frames(group), text, group
-
-    def _frames(self, group: int) -> Tensor:
-        if group in self._kept:
-            return self._kept[group]
+        text = record["texts"][k] if self.every_caption else random.choice(record["texts"])
         generator = None
-        if self.reader.sampling == "segment":
+        if self.frames.reader.sampling == "segment":
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        frames = read_record(self.reader, self.dataset, self.records[group], generator)
-        if frames.nbytes <= self._room:
-            self._room -= frames.nbytes
-            self._kept[group] = frames
-        return frames
+        return self.frames.read(record, generator), text, group
 
 
 class VideoCollate:
