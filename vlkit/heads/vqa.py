@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlkit.adapters.sherl_t5 import Memory, SherlT5Decoder
-from vlkit.encoders.staged import StagedEncoder
 from vlkit.encoders.t5 import DecoderInput
 from vlkit.errors import UserError
 from vlkit.heads.fusion import Fusion
