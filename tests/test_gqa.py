@@ -121,7 +121,7 @@ def test_wrong_questions_are_named(tmp_path: Path, spoil: Callable[[dict], Any],
 def test_files_that_do_not_belong_together(tmp_path: Path):
     balanced = write(tmp_path, "val_balanced_questions.json", {"01": question()})
     everything = write(tmp_path, "val_all_questions.json", {"01": question()})
-    with pytest.raises(UserError, match='split "val" comes from val_balanced_questions.json too'):
+    with pytest.raises(UserError, match=r'split "val" comes from val_balanced_questions\.json too'):
         gqa.read([balanced, everything])
     with pytest.raises(UserError, match="name says no split"):
         gqa.read([write(tmp_path, "mine.json", {"01": question()})])
