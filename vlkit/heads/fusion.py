@@ -75,34 +75,35 @@ class Fusion(nn.Module):
         self.layers = nn.ModuleList(FusionLayer(width, options.heads, options.dropout) for _ in range(options.layers))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, image: Encoded, text: Encoded, owner: Tensor | None = None) -> list[Tensor]:
+    def forward(self, image: Encoded | None, text: Encoded, owner: Tensor | None = None) -> list[Tensor]:
         """Query states after each layer.
 
         Args:
-            image: of P pictures.
+            image: of P pictures; None = none is looked at.
             text: of B texts.
             owner: [B] int64, the picture of each text, where pictures are shared; None: P = B, in the same order.
 
         Returns:
             One [B, Q, width] for each layer, normed.
         """
-        cells, words = self.image_tokens(image), self.text_in(text.tokens) + self.kinds[2]
-        if owner is not None:
-            cells = cells[owner]
+        words = self.text_in(text.tokens) + self.kinds[2]
+        cells = None if image is None else self.image_tokens(image)
         count = len(self.queries)
         state = torch.cat([self.queries.expand(len(words), -1, -1).to(words.dtype), words], dim=1)
         mask = text.mask
         if mask is not None:
-            mask = F.pad(F.pad(mask, (count, 0), value=True), (0, cells.shape[1]), value=True)[:, None, None]
-        seen: Tensor | None = self.image_norm(cells)
-        if self.update_image:
-            state, seen = torch.cat([state, cells], dim=1), None
+            mask = F.pad(mask, (count, 0 if cells is None else cells.shape[1]), value=True)[:, None, None]
+        seen = None
+        if cells is not None and self.update_image:
+            state = torch.cat([state, cells if owner is None else cells[owner]], dim=1)
+        elif cells is not None:
+            seen = self.image_norm(cells)
         found = []
         for layer in self.layers:
             if self.checkpointing and self.training:
-                state = checkpoint(layer, state, seen, mask, use_reentrant=False)
+                state = checkpoint(layer, state, seen, owner, mask, use_reentrant=False)
             else:
-                state = layer(state, seen, mask)
+                state = layer(state, seen, owner, mask)
             found.append(self.norm(state[:, :count]))
         return found
 
@@ -133,12 +134,13 @@ class FusionLayer(nn.Module):
         self.expand = nn.Linear(width, 4 * width)
         self.contract = nn.Linear(4 * width, width)
 
-    def forward(self, state: Tensor, seen: Tensor | None, mask: Tensor | None) -> Tensor:
+    def forward(self, state: Tensor, seen: Tensor | None, owner: Tensor | None, mask: Tensor | None) -> Tensor:
         """New states.
 
         Args:
             state: [B, S, width], tokens that read and are read.
-            seen: [B, V, width], tokens that are read only, normed; None = there are none.
+            seen: [P, V, width], tokens that are read only, normed; None = there are none.
+            owner: [B] int64, row of ``seen`` for each row of ``state``; None: P = B, in the same order.
             mask: bool, to [B, heads, S, S + V], True = may be read; None = everything.
 
         Returns:
@@ -147,7 +149,8 @@ class FusionLayer(nn.Module):
         normed = self.norm_in(state)
         keys = self.to_key_value(normed)
         if seen is not None:
-            keys = torch.cat([keys, self.to_seen(seen)], dim=1)
+            shared = self.to_seen(seen)
+            keys = torch.cat([keys, shared if owner is None else shared[owner]], dim=1)
         key, value = (self._split(part) for part in keys.chunk(2, dim=-1))
         rate = self.dropout if self.training else 0.0
         read = F.scaled_dot_product_attention(self._split(self.to_query(normed)), key, value, mask, rate)
