@@ -26,7 +26,7 @@ from vlkit.encoders.load import load_text_base
 from vlkit.encoders.text import TextEncoder
 from vlkit.errors import UserError
 from vlkit.heads.fusion import Fusion, FusionOptions
-from vlkit.heads.grounding import BoxHead, Grounder, GroundingOptions
+from vlkit.heads.grounding import BoxHead, Grounder, GroundingOptions, Neck
 from vlkit.metrics.grounding import grounding_metrics, phrase_recall, precision_at_k
 
 LONGEST_TEXT = 64
@@ -51,7 +51,7 @@ class TextSide:
 
 
 def text_side(name: str, base: ClipBase, loaded: TextBase | None = None) -> TextSide:
-    """The text tower that ``--text_base`` names: ``clip`` is the text tower of ``base``, all else a text base of its own.
+    """The text tower that ``--text_base`` names: ``clip`` is the one of ``base``, all else a text base of its own.
 
     Raises:
         UserError: no such text base, or one without a staged encoder.
@@ -78,11 +78,13 @@ def build_model(
         adapter: options of one of :data:`vlkit.adapters.ADAPTERS`.
         fusion, head: their options.
     """
+    neck = Neck(base.image, fusion.width, head.neck)
     return Grounder(
         adapter.build(base.image, "tokens"),
         adapter.build(text.encoder, "tokens"),
-        Fusion(base.image, text.encoder, fusion, head.queries),
-        BoxHead(base.image, text.encoder, fusion.width),
+        neck,
+        Fusion(neck, text.encoder, fusion, head.queries),
+        BoxHead(text.encoder, fusion.width),
     )
 
 
@@ -98,6 +100,7 @@ def adapter_config(
     fusion: FusionOptions,
     head: GroundingOptions,
     shape: Shape,
+    image_size: int | None,
     metrics: dict[str, float],
 ) -> dict[str, Any]:
     """What ``adapter_config.json`` says: everything needed to build this model again on the same bases."""
@@ -106,7 +109,7 @@ def adapter_config(
         "base": identities(base, text),
         "adapters": {"image": asdict(adapter), "text": asdict(adapter)},
         "head": {"fusion": asdict(fusion), **asdict(head)},
-        "preprocess": {**base.preprocess.to_dict(), "shape": shape},
+        "preprocess": {**base.preprocess.to_dict(), "shape": shape, "image_size": image_size},
         "metrics": metrics,
     }
 
@@ -213,22 +216,23 @@ class Locator:
             yield found
 
 
-def splits_of(dataset: Dataset, split: str) -> list[str]:
-    """The splits that a name stands for: itself, or :data:`TESTS` for "test" where the dataset has no such split.
+def records_of(dataset: Dataset, split: str) -> list[dict[str, Any]]:
+    """Records of a split, each with the name of the split it comes from in ``split``.
+
+    "test" stands for :data:`TESTS` where the dataset has no split of that name.
 
     Raises:
         UserError: an unknown split; lists those there are.
     """
-    parts = [name for name in TESTS if name in dataset.splits]
-    if split == "test" and split not in dataset.splits and parts:
-        return parts
-    dataset.split_file(split)
-    return [split]
+    names = [split]
+    if split == "test" and split not in dataset.splits:
+        names = [name for name in TESTS if name in dataset.splits] or names
+    return [{**record, "split": name} for name in names for record in dataset.records(name)]
 
 
 def find_split(locator: Locator, dataset: Dataset, split: str) -> tuple[list[dict[str, Any]], list[Found]]:
-    """Records of a split (see :func:`splits_of`) and what was found for each; processes share the pictures."""
-    records = [{**record, "split": name} for name in splits_of(dataset, split) for record in dataset.records(name)]
+    """Records of a split (see :func:`records_of`) and what was found for each; processes share the pictures."""
+    records = records_of(dataset, split)
     groups: dict[str, list[int]] = {}
     for row, record in enumerate(records):
         groups.setdefault(record["image"], []).append(row)
@@ -284,7 +288,7 @@ def metrics_of(records: Sequence[dict[str, Any]], found: Sequence[Found]) -> dic
     return metrics
 
 
-def load_fit(preprocess: dict[str, Any]) -> Shape:
+def load_shape(preprocess: dict[str, Any]) -> Shape:
     """The shape that a saved adapter's pictures were fitted in with.
 
     Raises:

@@ -1,8 +1,8 @@
 """Pictures with texts and boxes as examples: boxes move with the pixels, and back again.
 
 Boxes of records are absolute ``x1, y1, x2, y2`` pixels of the original picture; boxes of examples are shares (0..1) of
-the model's input. A base's own preprocessing (shortest side, then a centre crop) would cut boxes away, so here the whole
-picture always gets in (:class:`Fit`).
+the model's input. A base's own preprocessing (shortest side, then a centre crop) would cut boxes away, so here the
+whole picture always gets in (:class:`Fit`).
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """The grounding head: from fused query states to boxes in the picture.
 
-Three questions, easy to hard, so that a frozen tower needs little training on top:
+A frozen tower's cells say little about where things end, and a query that regresses coordinates learns slowly. So the
+way from cells to a box is cut into steps, easy to hard:
 
-1. *What box would each cell belong to?* Every cell of the picture predicts the box of the thing it lies on, whatever the
-   text says; it learns from all texts at once.
-2. *Which cells?* A heat map over the cells. Every word votes for cells on its own, so that "red star" is where the votes
-   of "red" and of "star" meet, and the fused query adds what needs the whole text and the whole picture.
-3. *What is left?* The boxes of the cells, averaged by the heat map, are refined from the query.
+1. A small convolutional *neck* lets neighbouring cells talk; fusion and head both read its cells.
+2. *What box would each cell belong to?* Every cell predicts the box of the thing it lies on, whatever the text says, and
+   learns it from all texts at once.
+3. *Which cells?* A heat map. Every word votes for cells on its own, so that "red star" is where the votes of "red" and
+   of "star" meet, and the fused query adds what takes the whole text and the whole picture.
+4. *What is left?* The cells' boxes, averaged by the heat map, are refined from the query.
 
 Any tower that hands out cells will do, whatever their grid.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlkit.adapters.base import Encoded
@@ -36,10 +39,75 @@ class GroundingOptions:
     queries: int = 1
     """Boxes predicted for a text; more than one are matched to its annotated boxes one to one (for texts that name
     several things)."""
+    neck: int = 2
+    """Convolutional blocks on the picture's cells."""
 
     def __post_init__(self) -> None:
         if self.queries < 1:
             raise UserError(f"--head.queries {self.queries}: must be at least 1")
+        if self.neck < 0:
+            raise UserError(f"--head.neck {self.neck}: must be 0 or more")
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Cells of P pictures, as :class:`vlkit.heads.fusion.Fusion` reads them.
+
+    Attributes:
+        tokens: [P, rows * columns, width], row by row.
+        grid: rows and columns.
+    """
+
+    tokens: Tensor
+    grid: tuple[int, int]
+
+
+class Neck(nn.Module):
+    """Cells of a tower that know where they are and what is around them.
+
+    Args:
+        image: the tower in front (the width of its tokens).
+        width: of the new cells.
+        blocks: convolutional blocks.
+    """
+
+    def __init__(self, image: StagedEncoder, width: int, blocks: int) -> None:
+        super().__init__()
+        self.token_dim = width
+        self.enter = nn.Sequential(nn.LayerNorm(image.token_dim), nn.Linear(image.token_dim, width))
+        self.positions = nn.Linear(4 * FREQUENCIES + 2, width)
+        self.blocks = nn.ModuleList(NeckBlock(width) for _ in range(blocks))
+
+    def forward(self, image: Encoded) -> Cells:
+        """Cells of P pictures; other tokens (class, registers) are left out.
+
+        Raises:
+            UserError: the tower's tokens are no cells of the picture.
+        """
+        if image.grid is None:
+            raise UserError("this base hands out no picture cells, so it cannot ground; choose another --base")
+        rows, columns = image.grid
+        tokens = image.tokens[:, -rows * columns :]
+        codes = cell_codes(rows, columns, tokens.device).to(self.positions.weight.dtype)
+        cells = self.enter(tokens) + self.positions(codes)
+        for block in self.blocks:
+            cells = block(cells, image.grid)
+        return Cells(cells, image.grid)
+
+
+class NeckBlock(nn.Module):
+    """Pre-norm 3 x 3 convolution with a residual."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.around = nn.Conv2d(width, width, 3, padding=1)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, cells: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[P, cells, width] in and out."""
+        seen = self.around(self.norm(cells).transpose(1, 2).unflatten(2, grid))
+        return cells + self.out(F.relu(seen.flatten(2).transpose(1, 2)))
 
 
 @dataclass(frozen=True)
@@ -65,14 +133,13 @@ class BoxHead(nn.Module):
     """Query states, words and picture cells -> boxes.
 
     Args:
-        image, text: the towers in front (the widths of their tokens).
-        width: of the query states.
+        text: the text's tower (the width of its tokens).
+        width: of the query states and of the cells.
     """
 
-    def __init__(self, image: StagedEncoder, text: StagedEncoder, width: int) -> None:
+    def __init__(self, text: StagedEncoder, width: int) -> None:
         super().__init__()
-        self.cells = nn.Sequential(nn.LayerNorm(image.token_dim), nn.Linear(image.token_dim, width))
-        self.positions = nn.Linear(4 * FREQUENCIES + 2, width)
+        self.key = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
         self.cell_box = _two_layers(width, width, 4)
         self.words = nn.Sequential(nn.LayerNorm(text.token_dim), nn.Linear(text.token_dim, width))
         self.point = nn.Linear(width, width)
@@ -85,30 +152,19 @@ class BoxHead(nn.Module):
         with torch.no_grad():
             self.cell_box[-1].bias[2:] = _FIRST_SIDE
 
-    def forward(self, states: list[Tensor], image: Encoded, text: Encoded, owner: Tensor) -> list[BoxPrediction]:
+    def forward(self, states: list[Tensor], image: Cells, text: Encoded, owner: Tensor) -> list[BoxPrediction]:
         """Boxes after each fusion layer.
 
         Args:
             states: a [B, Q, width] for each layer.
-            image: of P pictures.
+            image: of P pictures, from :class:`Neck`.
             text: of B texts.
             owner: [B] int64, the picture of each text.
-
-        Raises:
-            UserError: the tower's tokens are no cells of the picture.
         """
-        if image.grid is None:
-            raise UserError("this base hands out no picture cells, so it cannot ground; choose another --base")
-        keys = self._keys(image, image.grid)
+        keys = self.key(image.tokens)
         cells = self._cell_boxes(keys, image.grid)[owner]
         keys, votes = keys[owner], self._votes(text)
         return [self._predict(state, votes, keys, cells, image.grid) for state in states]
-
-    def _keys(self, image: Encoded, grid: tuple[int, int]) -> Tensor:
-        """[P, cells, width]: what the votes and the query meet."""
-        tokens = image.tokens
-        codes = cell_codes(*grid, tokens.device).to(self.positions.weight.dtype)
-        return self.cells(tokens[:, -grid[0] * grid[1] :]) + self.positions(codes)
 
     def _cell_boxes(self, keys: Tensor, grid: tuple[int, int]) -> Tensor:
         """[P, cells, 4]: centre and sides, told from the cell's own centre."""
@@ -144,13 +200,14 @@ class Grounder(nn.Module):
 
     Args:
         image, text: adapted encoders (``forward(x) -> Encoded``).
-        fusion: over both, with Q queries.
+        neck: on the picture's cells.
+        fusion: over those and the text, with Q queries.
         head: on its query states.
     """
 
-    def __init__(self, image: nn.Module, text: nn.Module, fusion: Fusion, head: BoxHead) -> None:
+    def __init__(self, image: nn.Module, text: nn.Module, neck: Neck, fusion: Fusion, head: BoxHead) -> None:
         super().__init__()
-        self.image, self.text, self.fusion, self.head = image, text, fusion, head
+        self.image, self.text, self.neck, self.fusion, self.head = image, text, neck, fusion, head
 
     def forward(self, pixels: Tensor, ids: Tensor, owner: Tensor) -> list[BoxPrediction]:
         """Boxes of B texts about P pictures; each picture is encoded once.
@@ -163,5 +220,5 @@ class Grounder(nn.Module):
         Returns:
             A prediction for each fusion layer; the last one is the answer, the others are for auxiliary losses.
         """
-        image, text = self.image(pixels), self.text(ids)
-        return self.head(self.fusion(image, text, owner), image, text, owner)
+        cells, text = self.neck(self.image(pixels)), self.text(ids)
+        return self.head(self.fusion(cells, text, owner), cells, text, owner)
