@@ -4,8 +4,8 @@ A frozen tower's cells say little about where things end, and a query that regre
 way from cells to a box is cut into steps, easy to hard:
 
 1. A small convolutional *neck* lets neighbouring cells talk; fusion and head both read its cells.
-2. *What box would each cell belong to?* Every cell predicts the box of the thing it lies on, whatever the text says, and
-   learns it from all texts at once.
+2. *What box would each cell belong to?* Every cell predicts the box of the thing it lies on, whatever the text says,
+   and learns it from all texts at once.
 3. *Which cells?* A heat map. Every word votes for cells on its own, so that "red star" is where the votes of "red" and
    of "star" meet, and the fused query adds what takes the whole text and the whole picture.
 4. *What is left?* The cells' boxes, averaged by the heat map, are refined from the query.
