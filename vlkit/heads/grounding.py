@@ -16,6 +16,7 @@ Any tower that hands out cells will do, whatever their grid.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -110,23 +111,19 @@ class NeckBlock(nn.Module):
         return cells + self.out(F.relu(seen.flatten(2).transpose(1, 2)))
 
 
-@dataclass(frozen=True)
-class BoxPrediction:
-    """Boxes of B texts, all float32; a box is centre x, centre y, width, height as shares of the model's input.
-
-    Attributes:
-        boxes: [B, Q, 4].
-        scores: [B, Q] logits of how well a box fits (its IoU with a right one; 0 for a box of nothing).
-        heat: [B, Q, cells] logits of the heat map, row by row.
-        cells: [B, cells, 4], the box that each cell predicts for the thing it lies on; the text has no part in it.
-        grid: rows and columns of the cells.
-    """
+class BoxPrediction(NamedTuple):
+    """Boxes of B texts, all float32; a box is centre x, centre y, width, height as shares of the model's input."""
 
     boxes: Tensor
+    """[B, Q, 4]."""
     scores: Tensor
+    """[B, Q] logits of how well a box fits (its IoU with a right one; 0 for a box of nothing)."""
     heat: Tensor
+    """[B, Q, cells] logits of the heat map, row by row."""
     cells: Tensor
+    """[B, cells, 4], the box that each cell predicts for the thing it lies on; the text has no part in it."""
     grid: tuple[int, int]
+    """Rows and columns of the cells."""
 
 
 class BoxHead(nn.Module):
