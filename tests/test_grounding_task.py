@@ -102,7 +102,7 @@ def test_any_grid_of_any_tower(name: str):
     rows, columns = found[-1].grid
     assert found[-1].boxes.shape == (3, 2, 4) and found[-1].heat.shape == (3, 2, rows * columns)
     assert found[-1].cells.shape == (3, rows * columns, 4) and found[-1].scores.shape == (3, 2)
-    assert bool(((found[-1].boxes > 0) & (found[-1].boxes < 1)).all())
+    assert bool((found[-1].boxes[..., 2:] > 0).all())
     assert (rows * 3 == columns * 2) == (name == "oblong")
 
 
@@ -123,7 +123,7 @@ def test_boxes_start_at_the_cells_and_everything_trains():
     model = small_model(options=SherlOptions())
     found = model(tiny.pictures(2), tiny.padded_ids(), torch.tensor([0, 1]))
     share = found[-1].heat.softmax(-1)
-    torch.testing.assert_close(found[-1].boxes, (share @ found[-1].cells).clamp(1e-3, 1 - 1e-3))
+    torch.testing.assert_close(found[-1].boxes, share @ found[-1].cells)
     target = torch.tensor([[[0.1, 0.1, 0.6, 0.5]], [[0.5, 0.4, 0.9, 0.8]]])
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     for _ in range(2):  # what comes before a zero weight has a gradient from the second step on

@@ -70,8 +70,9 @@ class Data:
     """Split that is reported; if the dataset has none with answers, the validation split."""
     per_picture: int = 0
     """Most questions of a picture in a step, drawn anew each epoch; 0 = all. The picture is encoded once for them."""
-    min_questions: int = 9
-    """The classifier knows the answers that so many questions of the training and validation splits have."""
+    min_questions: int | None = None
+    """The classifier knows the answers that so many questions of the training and validation splits have; default: 9,
+    or 1 where every question has one answer only (GQA)."""
     answers: Path | None = None
     """JSON file with the classifier's answers instead (trainval_label2ans.json, trainval_ans2label.json)."""
     augment: Literal["none", "crop"] = "none"

@@ -150,16 +150,31 @@ class AnswerTokens:
         return self.tokenize([random.choice(given) for given in answers])
 
 
-def answer_vocabulary(dataset: Dataset, splits: Sequence[str], min_questions: int) -> list[str]:
-    """The answers a classifier chooses from (:func:`vlkit.metrics.vqa.build_vocabulary`).
+def answer_vocabulary(dataset: Dataset, splits: Sequence[str], min_questions: int | None = None) -> list[str]:
+    """The answers a classifier chooses from, in order of first occurrence.
 
-    Counts each question's ``multiple_choice_answer``, or its most frequent answer where the record has none.
+    Counts each question's ``multiple_choice_answer``, or its most frequent answer where the record has none, as
+    :func:`vlkit.metrics.vqa.build_vocabulary` does. Where every question has one answer only (GQA), answers are matched
+    exactly, so they stay as they are.
+
+    Args:
+        dataset: a prepared dataset.
+        splits: whose answers count.
+        min_questions: an answer is kept if so many questions have it; None = 9, or 1 where every question has one
+            answer only.
 
     Raises:
         UserError: no answer is given so often.
     """
     records = [record for split in splits for record in dataset.records(split) if "answers" in record]
-    vocabulary = build_vocabulary([(record["id"], main_answer(record)) for record in records], min_questions)
+    exact = all(len(set(record["answers"])) == 1 for record in records)
+    if min_questions is None:
+        min_questions = 1 if exact else 9
+    if exact:
+        counts = Counter(record["answers"][0] for record in records)
+        vocabulary = [answer for answer, count in counts.items() if count >= min_questions]
+    else:
+        vocabulary = build_vocabulary([(record["id"], main_answer(record)) for record in records], min_questions)
     if not vocabulary:
         raise UserError(
             f"--data.min_questions {min_questions}: no answer has so many questions among the {len(records)} of "
