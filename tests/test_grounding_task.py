@@ -125,7 +125,7 @@ def test_boxes_start_at_the_cells_and_everything_trains():
     share = found[-1].heat.softmax(-1)
     torch.testing.assert_close(found[-1].boxes, share @ found[-1].cells)
     target = torch.tensor([[[0.1, 0.1, 0.6, 0.5]], [[0.5, 0.4, 0.9, 0.8]]])
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     for _ in range(2):  # what comes before a zero weight has a gradient from the second step on
         optimizer.zero_grad()
         found = model(tiny.pictures(2), tiny.padded_ids(), torch.tensor([0, 1]))

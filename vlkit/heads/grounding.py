@@ -164,7 +164,7 @@ class BoxHead(nn.Module):
         return [self._predict(state, votes, keys, cells, image.grid) for state in states]
 
     def _cell_boxes(self, keys: Tensor, grid: tuple[int, int]) -> Tensor:
-        """[P, cells, 4]: the four sides are told by how far they are from the cell's centre, the same way everywhere."""
+        """[P, cells, 4]: sides are told by how far they are from the cell's centre, the same way everywhere."""
         centres = cell_codes(*grid, keys.device)[:, :2] / 2 + 0.5
         left_top, right_bottom = (_REACH * F.softplus(self.cell_box(keys).float())).split(2, dim=-1)
         return torch.cat([centres + (right_bottom - left_top) / 2, left_top + right_bottom], dim=-1)
