@@ -78,10 +78,10 @@ class Config(RunConfig):
     """Side of the input in pixels; default: the base's own."""
     data: Data = field(default_factory=Data)
     adapter: Any = kinds(ADAPTERS, "sherl")
-    fusion: FusionOptions = field(default_factory=FusionOptions)
+    fusion: FusionOptions = field(default_factory=lambda: FusionOptions(width=128, layers=2, heads=4))
     head: GroundingOptions = field(default_factory=GroundingOptions)
     loss: BoxLoss = field(default_factory=BoxLoss)
-    epochs: int = 16
+    epochs: int = 12
     batch_size: int = 16
     """Pictures a step, all processes together; each comes with its texts."""
     lr: float = 2e-3
@@ -192,10 +192,10 @@ def memory_of_a_step(model: Grounder, loader: EpochLoader, loss: BoxLoss, fabric
 
 def show(report: Report, folder: Path) -> None:
     """Print the numbers of the run and where the adapter lies."""
-    keys = list(report.after)
-    table = Table("", *keys, title=f"{report.split} split, percent")
-    for name, metrics in (("best blind box", report.before), (report.adapter["kind"], report.after)):
-        table.add_row(name, *(f"{metrics[key]:.1f}" if key in metrics else "" for key in keys))
+    table = Table("", "best blind box", report.adapter["kind"], title=f"{report.split} split, percent")
+    for key, value in report.after.items():
+        before = report.before.get(key)
+        table.add_row(key, "" if before is None else f"{before:.1f}", f"{value:.1f}")
     console = Console()
     console.print(table)
     console.print(
