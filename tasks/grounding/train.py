@@ -30,13 +30,14 @@ from vlkit.demo.prepared import demo_dataset
 from vlkit.encoders.load import load_base
 from vlkit.engine import RunConfig, fit, make_fabric, make_loader, open_run
 from vlkit.errors import UserError
-from vlkit.grounding import Locator, adapter_config, build_model, evaluate_split, identities, records_of, text_side
+from vlkit.grounding import Locator, adapter_config, build_model, evaluate_split, identities, records_of
 from vlkit.hardware import attention_for, keep_freed_memory
 from vlkit.heads.fusion import FusionOptions
 from vlkit.heads.grounding import Grounder, GroundingOptions
 from vlkit.loader import EpochLoader
 from vlkit.memory import StepMemory, measure_step
 from vlkit.runlog import Report
+from vlkit.vqa import text_side
 
 
 @dataclass
