@@ -13,7 +13,7 @@ from rich.progress import track
 
 from vlkit.data.images import MediaError, open_image
 from vlkit.data.manifest import Dataset, write_dataset
-from vlkit.data.records import MEDIA_FIELD, Record, box_problem
+from vlkit.data.records import MEDIA_FIELD, Record, all_boxes, box_problem
 from vlkit.errors import UserError
 
 
@@ -152,4 +152,6 @@ def _frame_problems(dataset: Dataset, good: dict[str, list[Record]]) -> list[Pro
 
 
 def _size_problem(record: Record, size: tuple[int, int] | None) -> str | None:
-    return box_problem(record["box"], *size) if size and "box" in record else None
+    if not size or "box" not in record:
+        return None
+    return next(filter(None, (box_problem(box, *size) for box in all_boxes(record))), None)
