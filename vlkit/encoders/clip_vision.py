@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from open_clip.transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlkit.encoders.staged import StagedEncoder, Stream
 
@@ -40,6 +40,10 @@ class ClipVision(StagedEncoder):
         transformer = self.model.transformer
         return stream.replace(hidden=run_resblock(transformer.resblocks[i], stream.hidden, transformer.batch_first))
 
+    def transformer_block(self, i: int) -> nn.Module:
+        """open_clip's residual attention block ``i``."""
+        return self.model.transformer.resblocks[i]
+
     def pool(self, stream: Stream) -> Tensor:
         """Pooled, normed and projected image embedding, [B, out_dim]."""
         pooled, _ = self.model._pool(stream.hidden)
@@ -54,6 +58,11 @@ class ClipVision(StagedEncoder):
         if pooler is not None and self.model.attn_pool_contrastive is None:
             return pooler.ln_k(stream.hidden)
         return self.model.ln_post(stream.hidden)
+
+    def grid(self, stream: Stream) -> tuple[int, int]:
+        """Rows and columns of the patches, which follow the class token."""
+        rows, columns = self.model.grid_size
+        return rows, columns
 
 
 def run_resblock(block: torch.nn.Module, hidden: Tensor, batch_first: bool, attn_mask: Tensor | None = None) -> Tensor:

@@ -102,6 +102,10 @@ class TimmTransformer(StagedEncoder):
         """Run transformer block ``i``; [B, L, D] in and out."""
         return stream.replace(hidden=self.model.trunk.blocks[i](stream.hidden, **stream.extras))
 
+    def transformer_block(self, i: int) -> nn.Module:
+        """timm's block ``i``."""
+        return self.model.trunk.blocks[i]
+
     def pool(self, stream: Stream) -> Tensor:
         """Pooled and projected image embedding, [B, out_dim]."""
         trunk = self.model.trunk
@@ -112,6 +116,11 @@ class TimmTransformer(StagedEncoder):
         trunk = self.model.trunk
         norm = trunk.fc_norm if isinstance(trunk.norm, nn.Identity) else trunk.norm
         return norm(stream.hidden)
+
+    def grid(self, stream: Stream) -> tuple[int, int] | None:
+        """Rows and columns of the patches, which follow class and register tokens."""
+        size = getattr(self.model.trunk.patch_embed, "grid_size", None)
+        return None if size is None else (size[0], size[1])
 
 
 class TimmStages(StagedEncoder):
