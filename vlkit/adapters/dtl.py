@@ -42,12 +42,13 @@ class DtlAdapter(Adapter):
 
     Args:
         widths: of the tower, depth + 1 of them.
-        late: number of last blocks that are written into.
+        late: number of last blocks that carry gradient.
         rank: r.
         beta: steepness; at 100 nearly a ReLU.
         kernel: side of the depthwise convolution (DTL+); 0 = none.
         collect: blocks that are read; default: all that keep their width in a stage that is written into.
         grid_of: the tower's :meth:`~vlkit.encoders.staged.StagedEncoder.grid`, for DTL+ on tokens.
+        add: the late blocks that are written into; default: all.
     """
 
     handoff = "tokens"
@@ -61,16 +62,18 @@ class DtlAdapter(Adapter):
         kernel: int = 0,
         collect: tuple[int, ...] | None = None,
         grid_of: Callable[[Stream], tuple[int, int] | None] | None = None,
+        add: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         depth = len(widths) - 1
+        self.add = frozenset(range(depth - late, depth) if add is None else add)
         self.late, self.beta, self.grid_of = late, beta, grid_of
         # Depth -> stage; a stage ends where the width changes.
         self._stage = [0]
         for i in range(depth):
             self._stage.append(self._stage[-1] + (widths[i] != widths[i + 1]))
         even = [i for i in range(depth) if widths[i] == widths[i + 1]]
-        written = {self._stage[i] for i in even if i >= depth - late}
+        written = {self._stage[i] for i in even if i in self.add}
         # What is read in a stage that is never written into would be of no use.
         collect = tuple(i for i in even if self._stage[i] in written and (collect is None or i in collect))
         self.layers = tuple(i for i in collect if i < depth - late)
@@ -106,6 +109,8 @@ class DtlAdapter(Adapter):
         out = block(stream)
         if side is None:
             return out.replace(side=None)
+        if i not in self.add:
+            return out.replace(side=side)
         return out.replace(hidden=out.hidden + self._write(side, out, self._stage[i + 1]), side=side)
 
     def _write(self, side: Tensor, stream: Stream, stage: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Names of published checkpoints, one table a flavour; used by :mod:`vlkit.adapters.upstream`.
 
 Each row is ``(published name, name here)`` of a module (its weights and buffers follow) or of a parameter. ``*`` stands
-for a number that is carried over, ``*+1`` for one that is larger here than there, ``**`` for whatever path follows.
+for a number that is carried over, ``*+1`` for one that is larger here than there, ``**`` for whatever path follows. The first row that fits is taken.
 """
 
 from __future__ import annotations
@@ -115,16 +115,16 @@ TABLES: dict[str, list[tuple[str, str]]] = {
     ],
     "lst/t5": [
         ("side_first_downsample", "first"),
-        ("side_downsamples.*", "rungs.*"),
         ("side_gate_params.*", "rungs.*.gate"),
+        ("side_downsamples.*", "rungs.*"),
         ("side_block.*.**", "blocks.*.**"),
         ("final_side_layer_norm", "norm"),
     ],
     "lst/t5_out": [("side_final_upsample", "up")],
     "lst/joint": [
         ("side_first_downsample_l", "ladder.first"),
-        ("side_downsamples_l.*", "ladder.rungs.*"),
         ("side_gate_params_l.*", "ladder.rungs.*.gate"),
+        ("side_downsamples_l.*", "ladder.rungs.*"),
         ("side_block_l.*.**", "ladder.blocks.*.**"),
         ("side_final_upsample_l", "up"),
     ],
