@@ -164,7 +164,8 @@ def test_early_route_keeps_no_activations(kind: str, tower: str, reads: str, mon
 
     assert set(count_of) == set(range(model.base.depth))
     assert {count_of[i] for i in range(model.stop)} <= {0}
-    assert not model.adapter.late or count_of[model.base.depth - 1] > 0
+    # DTL first writes behind the first late block.
+    assert model.adapter.late <= (kind == "dtl") or count_of[model.base.depth - 1] > 0
 
 
 @pytest.mark.parametrize("reads", ["pooled", "tokens"])
