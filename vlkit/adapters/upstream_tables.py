@@ -1,7 +1,8 @@
 """Names of published checkpoints, one table a flavour; used by :mod:`vlkit.adapters.upstream`.
 
 Each row is ``(published name, name here)`` of a module (its weights and buffers follow) or of a parameter. ``*`` stands
-for a number that is carried over, ``*+1`` for one that is larger here than there, ``**`` for whatever path follows. The first row that fits is taken.
+for a number that is carried over, ``*+1`` for one that is larger here than there, ``**`` for whatever path follows. The
+first row that fits is taken.
 """
 
 from __future__ import annotations
