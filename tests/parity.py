@@ -17,9 +17,12 @@ from typing import Any
 
 import parity_heads
 import parity_joint
+import parity_lst
 import parity_mdetr
 import parity_sherl
 import parity_t5
+import parity_unipt
+import parity_vit
 import torch
 from parity_file import Golden, Rebuilt, Report, compare, read_golden
 
@@ -39,6 +42,16 @@ CASES: dict[tuple[str, str, str], Case] = {
     ("sherl", "MDETR", "Transformer"): parity_mdetr.encoder_decoder,
     ("sherl", "T5", "T5StackEnc"): parity_t5.encoder_stack,
     ("sherl", "T5", "T5StackDec"): parity_t5.decoder_stack,
+    ("unipt", "VSE-infty", "Our_tuning_for_transformer"): partial(parity_unipt.token_block, flavour="text"),
+    ("unipt", "VSE-infty", "Our_tuning_for_resnet"): partial(parity_unipt.token_block, flavour="conv"),
+    ("unipt", "CLIP4Clip", "Our_tuning_for_transformer"): parity_unipt.pooled_block,
+    ("unipt", "CLIP-ViL", "LXRTEncoder"): parity_unipt.joint_encoder,
+    ("unipt", "MDETR", "Transformer"): parity_unipt.encoder_decoder,
+    ("lst", "T5", "T5Stack"): parity_lst.t5_stack,
+    ("lst", "CLIP-ViL", "LXRTEncoder"): parity_lst.joint_encoder,
+    ("vqt", "VQT", "Head2ToeAttention"): parity_vit.vqt_attention,
+    ("vqt", "VQT", "Head2ToeVisionTransformer"): parity_vit.vqt_features,
+    ("dtl", "DTL", "VisionTransformer"): parity_vit.dtl,
     ("retrieval head", "VSE-infty", "GPO"): parity_heads.generalised_pooling,
     ("loss", "VSE-infty", "ContrastiveLoss"): parity_heads.hinge,
     ("loss", "CLIP4Clip", "_loose_similarity"): parity_heads.video_text,

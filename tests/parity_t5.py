@@ -40,7 +40,7 @@ class EmbeddedDecoder(T5Decoder):
 def encoder_stack(golden: Golden) -> Rebuilt:
     """Output: the side memory. ``aux.backbone``: the frozen encoder's own."""
     config, inputs = golden.config, golden.leaves()
-    base = EmbeddedEncoder(_t5(config).encoder)
+    base = EmbeddedEncoder(t5_of(config).encoder)
     layers = (0, *(i + 1 for i in config["side_layers"]))
     model = SherlT5Encoder(base, layers, config["reduction"], dropout=0.0, init="published")
     _load(model, golden)
@@ -51,7 +51,7 @@ def encoder_stack(golden: Golden) -> Rebuilt:
 def decoder_stack(golden: Golden) -> Rebuilt:
     """Output: the last block's state behind the side norm. ``aux.backbone``: behind the frozen final norm."""
     config, inputs = golden.config, golden.leaves()
-    t5 = _t5(config)
+    t5 = t5_of(config)
     base = EmbeddedDecoder(t5.decoder, t5.lm_head)
     layers = (0, *(i + 1 for i in config["side_layers"] if i + 1 < config["layers"]))
     model = SherlT5Decoder(base, layers, config["reduction"], init="published")
@@ -63,7 +63,8 @@ def decoder_stack(golden: Golden) -> Rebuilt:
     return _rebuilt(model, output, base.tokens(Stream(late[0])), inputs)
 
 
-def _t5(config: dict) -> T5ForConditionalGeneration:
+def t5_of(config: dict) -> T5ForConditionalGeneration:
+    """A T5 of the sizes that a golden file's config gives."""
     return T5ForConditionalGeneration(
         T5Config(
             vocab_size=2,

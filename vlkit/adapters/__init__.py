@@ -1,12 +1,20 @@
 """Adaptation methods: one file each, all used the same way: ``options.build(encoder)(x) -> Encoded``."""
 
 from vlkit.adapters.base import AdaptedEncoder, Adapter, Encoded, trained_state
+from vlkit.adapters.dtl import DtlOptions
 from vlkit.adapters.linear import LinearOptions
+from vlkit.adapters.lst import LstOptions
 from vlkit.adapters.sherl import SherlOptions
 from vlkit.adapters.tuning import BitfitOptions, FullOptions, LoraOptions
+from vlkit.adapters.unipt import UniptOptions
+from vlkit.adapters.vqt import VqtOptions
 
 ADAPTERS = {
     "sherl": SherlOptions,
+    "unipt": UniptOptions,
+    "lst": LstOptions,
+    "dtl": DtlOptions,
+    "vqt": VqtOptions,
     "linear": LinearOptions,
     "bitfit": BitfitOptions,
     "lora": LoraOptions,

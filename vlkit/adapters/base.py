@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vlkit.encoders.staged import StagedEncoder, Stream, freeze, run_blocks, run_early
+from vlkit.encoders.staged import StagedEncoder, Stream, freeze, run_early
 
 Reads = Literal["pooled", "tokens"]
 """Which view of :class:`Encoded` a head reads; a method that cannot adapt that view refuses when it is built."""
@@ -83,6 +85,17 @@ class Adapter(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} has no merge")
 
+    def hand_off(self, reduced: list[Any], stream: Stream) -> Stream:
+        """The stream that enters the late route (``"tokens"``): by default :meth:`merge` makes its hidden state.
+
+        A method that writes into the late blocks one by one keeps what it carries along in ``stream.side``.
+        """
+        return stream.replace(hidden=self.merge(reduced, stream.hidden, stream))
+
+    def late_block(self, i: int, stream: Stream, block: Callable[[Stream], Stream]) -> Stream:
+        """Run late block ``i`` (0-based): ``block(stream)``, and whatever a method does in front of and behind it."""
+        return block(stream)
+
     def forward(self, taps: list[Stream], last: Tensor) -> Tensor:
         """Reduce and merge taps that are all at hand; see :meth:`merge` for shapes."""
         return self.merge([self.reduce(i, tap) for i, tap in enumerate(taps)], last, taps[-1])
@@ -127,8 +140,9 @@ class AdaptedEncoder(nn.Module):
             with torch.no_grad():
                 last = self.base.pool(stream)
             return Encoded(self.base, stream, self.adapter.merge(reduced, last, stream))
-        stream = stream.replace(hidden=self.adapter.merge(reduced, stream.hidden, stream))
-        stream = run_blocks(self.base, stream, self.stop, self.base.depth)
+        stream = self.adapter.hand_off(reduced, stream)
+        for i in range(self.stop, self.base.depth):
+            stream = self.adapter.late_block(i, stream, partial(self.base.block, i))
         return Encoded(self.base, stream)
 
 

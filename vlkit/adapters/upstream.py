@@ -1,7 +1,7 @@
 """Names of published checkpoints: one table a flavour, used in both directions.
 
-Each row is ``(published name, name here)``; ``*`` stands for a tap number and is carried over. Published files are
-pickles: convert them to safetensors first. Strip a parallel wrapper's ``module.`` with :func:`strip_prefix`.
+Published files are pickles: convert them to safetensors first. Strip a parallel wrapper's ``module.`` with
+:func:`strip_prefix`, and leave out what a dropped layer left behind with :func:`drop_idle_gates`.
 """
 
 from __future__ import annotations
@@ -11,60 +11,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from vlkit.adapters.upstream_tables import TABLES
 from vlkit.errors import UserError, some
-
-_TOKEN = [
-    ("gate_params", "gate.gamma"),
-    ("guide_block.fc_attn", "aggregator.score"),
-]
-_GATED = [
-    *_TOKEN,
-    ("hor_block.*.fc1", "reducers.*.proj"),
-    ("hor_block.*.fc2", "reducers.*.up"),
-    ("hor_block.*.fc3", "reducers.*.gate"),
-    ("fc_out", "head.proj"),
-]
-TABLES: dict[str, list[tuple[str, str]]] = {
-    "sherl/text": [
-        *_TOKEN,
-        ("hor_block.*.fc.0", "reducers.*.proj"),
-        ("hor_block.*.fc.1", "reducers.*.norm"),
-        ("fc_out.1", "head.proj"),
-        ("fc_out.2", "head.norm"),
-    ],
-    "sherl/gated": _GATED,
-    "sherl/t5": [
-        *[(f"side_mtsa_block.{published}", f"adapter.{own}") for published, own in _GATED],
-        ("final_side_layer_norm", "norm"),
-    ],
-    "sherl/mdetr": [
-        *_TOKEN,
-        ("guide_block.mlp.0", "aggregator.post.up"),
-        ("guide_block.mlp.2", "aggregator.post.down"),
-        ("guide_block.mlp.3", "aggregator.post.norm"),
-        ("hor_block.*.fc", "reducers.*.proj"),
-        ("hor_block.*.norm", "reducers.*.norm"),
-        ("fc_out", "head.proj"),
-        ("norm_out", "head.norm"),
-    ],
-    "sherl/conv": [
-        *_TOKEN,
-        ("hor_block.*.conv.0", "reducers.*.proj"),
-        ("hor_block.*.conv.1", "reducers.*.norm"),
-        ("conv_out.0", "head.proj"),
-        ("conv_out.1", "head.norm"),
-    ],
-    "sherl/pooled": [
-        ("guide_block.layer_attn", "aggregator.score"),
-        ("guide_block.spatial_attn.*", "token_scores.*"),
-        ("guide_block.gate_parameters", "base_gate"),
-        ("hor_block.*.fc", "reducers.*"),
-        ("hor_block_last.fc", "guide_reducer"),
-        ("fc_out", "head.proj"),
-    ],
-    "gpo": [("gpo.gru", "gru"), ("gpo.linear", "score")],
-}
-"""Flavour -> rows. A row names a module (its weights and buffers follow) or a parameter."""
 
 
 def to_vlkit(flavour: str, name: str) -> str | None:
@@ -100,11 +48,34 @@ def strip_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
     return {name[len(prefix) :]: tensor for name, tensor in bare.items() if name.startswith(prefix)}
 
 
+def drop_idle_gates(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out the gates of layers without a side block: published LST files hold a gate for every layer."""
+    numbers = re.compile(r"side_(?:gate_params|downsamples)(?:_l)?\.(\d+)")
+    kept = {m[1] for name in tensors if "downsamples" in name and (m := numbers.match(name))}
+
+    def idle(name: str) -> bool:
+        match = numbers.match(name)
+        return "gate_params" in name and match is not None and match[1] not in kept
+
+    return {name: tensor for name, tensor in tensors.items() if not idle(name)}
+
+
 def _translate(name: str, rows: list[tuple[str, str]], source: int, target: int) -> str | None:
     for row in rows:
-        pattern = re.escape(row[source]).replace(r"\*", r"(\d+)")
-        match = re.fullmatch(rf"{pattern}((?:[._][^.]+)?)", name)
+        match = re.fullmatch(_pattern(row[source]), name)
         if match:
-            *numbers, rest = match.groups()
-            return row[target].replace("*", numbers[0] if numbers else "") + rest
+            # Published numbers are counted from the first candidate, ours (*+1) from the tap in front of it.
+            shift = ("*+1" in row[target]) - ("*+1" in row[source])
+            groups = match.groupdict("")
+            number = str(int(groups["number"]) + shift) if groups.get("number") else ""
+            if number == "-1":
+                continue
+            found = row[target].replace(".**", groups.get("path", "")).replace("*+1", number).replace("*", number)
+            return found + groups["rest"]
     return None
+
+
+def _pattern(name: str) -> str:
+    pattern = re.escape(name).replace(r"\.\*\*", r"(?P<path>(?:\.[^.]+)+)")
+    pattern = pattern.replace(r"\*\+1", r"(?P<number>\d+)").replace(r"\*", r"(?P<number>\d+)")
+    return rf"{pattern}(?P<rest>{'' if '**' in name else '(?:[._][^.]+)?'})"

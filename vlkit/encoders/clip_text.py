@@ -56,6 +56,10 @@ class ClipText(TextEncoder):
         hidden = run_resblock(transformer.resblocks[i], stream.hidden, transformer.batch_first, attn_mask)
         return stream.replace(hidden=hidden)
 
+    def transformer_block(self, i: int) -> nn.Module:
+        """open_clip's residual attention block ``i``."""
+        return self.model.transformer.resblocks[i]
+
     def pool(self, stream: Stream) -> Tensor:
         """State at the summary position, normed and projected, [B, out_dim]."""
         rows = torch.arange(len(stream.hidden), device=stream.hidden.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from open_clip.transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlkit.encoders.staged import StagedEncoder, Stream
 
@@ -39,6 +39,10 @@ class ClipVision(StagedEncoder):
         """Run transformer block ``i``; [B, L, D] in and out."""
         transformer = self.model.transformer
         return stream.replace(hidden=run_resblock(transformer.resblocks[i], stream.hidden, transformer.batch_first))
+
+    def transformer_block(self, i: int) -> nn.Module:
+        """open_clip's residual attention block ``i``."""
+        return self.model.transformer.resblocks[i]
 
     def pool(self, stream: Stream) -> Tensor:
         """Pooled, normed and projected image embedding, [B, out_dim]."""

@@ -102,6 +102,10 @@ class HfText(TextEncoder):
         hidden, arguments = run_block(self.trunk, i, stream.hidden, stream.extras["arguments"])
         return stream.replace(hidden=hidden, extras={"arguments": arguments})
 
+    def transformer_block(self, i: int) -> nn.Module:
+        """transformers' block ``i``."""
+        return blocks_of(self.trunk)[i]
+
     def tokens(self, stream: Stream) -> Tensor:
         """[B, L, D] after the final norm (where the encoder has one outside its blocks)."""
         return final_norm(self.trunk, stream.hidden)

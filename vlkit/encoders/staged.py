@@ -14,6 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlkit.encoders.anatomy import anatomy_of, ask
+from vlkit.encoders.narrow import NarrowBlocks
+from vlkit.errors import UserError
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -24,6 +28,7 @@ class Stream:
         mask: [B, L] bool, True = real token; None = every token is real (pictures, convolutional grids).
         summary: [B] int64, position of the token that sums up the sequence (class token, end of text); None if the
             tower has none and pools over its tokens.
+        side: what a method carries along the late route beside ``hidden``; towers leave it alone.
         extras: what else the tower's blocks need (attention masks, position biases); private to the tower.
     """
 
@@ -31,6 +36,7 @@ class Stream:
     mask: Tensor | None = None
     summary: Tensor | None = None
     extras: dict[str, Any] = field(default_factory=dict)
+    side: Tensor | None = None
 
     def replace(self, **changes: Any) -> Stream:
         """Return a copy with the given fields changed."""
@@ -90,6 +96,42 @@ class StagedEncoder(nn.Module):
     def forward(self, x: Any) -> Tensor:
         """Embed, run every block and pool: [B, out_dim], equal to the library's own forward."""
         return self.pool(run_blocks(self, self.embed(x), 0, self.depth))
+
+    def transformer_block(self, i: int) -> nn.Module:
+        """The library's module of block ``i``, for methods that read or narrow what is inside a transformer block.
+
+        Raises:
+            UserError: the tower is none of transformer blocks of one width.
+        """
+        raise UserError(
+            f"{type(self).__name__}: has no transformer blocks of one width; "
+            "--adapter.kind sherl, unipt and dtl adapt this tower"
+        )
+
+    def query(self, i: int, stream: Stream, queries: Tensor) -> Tensor:
+        """What block ``i`` makes of tokens that read the sequence and that the sequence does not see.
+
+        Args:
+            i: 0-based.
+            stream: the state that enters the block; taken as a constant.
+            queries: [Q, D] or [B, Q, D]; gradient passes.
+
+        Returns:
+            [B, Q, D].
+
+        Raises:
+            UserError: see :func:`vlkit.encoders.anatomy.anatomy_of`.
+        """
+        return ask(anatomy_of(self.transformer_block(i)), stream.hidden, stream.mask, queries)
+
+    def narrow(self, layers: tuple[int, ...], reduction: int) -> NarrowBlocks:
+        """New blocks like blocks ``layers`` (0-based) of this tower, every width but the number of heads over
+        ``reduction``; their weights are random.
+
+        Raises:
+            UserError: the tower is none of transformer blocks, or a width cannot be divided.
+        """
+        return NarrowBlocks(self.transformer_block, layers, reduction)
 
     def train(self, mode: bool = True) -> StagedEncoder:
         """Switch to training mode, unless frozen: a frozen base stays in eval (no dropout, fixed batch norm)."""

@@ -102,6 +102,10 @@ class TimmTransformer(StagedEncoder):
         """Run transformer block ``i``; [B, L, D] in and out."""
         return stream.replace(hidden=self.model.trunk.blocks[i](stream.hidden, **stream.extras))
 
+    def transformer_block(self, i: int) -> nn.Module:
+        """timm's block ``i``."""
+        return self.model.trunk.blocks[i]
+
     def pool(self, stream: Stream) -> Tensor:
         """Pooled and projected image embedding, [B, out_dim]."""
         trunk = self.model.trunk

@@ -1,0 +1,193 @@
+"""Start the narrow blocks of a side network from the weights of the frozen base that matter most.
+
+LST (NeurIPS 2022) walks the blocks in order. Each group of weights (query, key and value together; attention output;
+MLP in; MLP out) keeps the input columns whose units the group before it kept, and of its output rows the share
+``1 / reduction`` with the largest summed importance; these are the units the next group reads.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from vlkit.encoders.anatomy import Anatomy, Attention, Dense, anatomy_of
+from vlkit.encoders.narrow import NarrowBlocks
+from vlkit.encoders.staged import StagedEncoder
+
+Importance = Mapping[str, Tensor]
+"""Name of a weight in ``encoder.model`` -> importance of each of its values, same shape, not negative."""
+
+
+def magnitude(encoder: StagedEncoder) -> dict[str, Tensor]:
+    """Importance without data: the magnitude of each weight."""
+    return {name: weight.detach().abs() for name, weight in encoder.model.named_parameters()}
+
+
+def fisher(encoder: StagedEncoder, losses: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Importance from data: squared gradients, summed over examples (the diagonal of the empirical Fisher matrix).
+
+    This pass back-propagates through the whole base and takes the memory of full fine-tuning on one example.
+
+    Args:
+        encoder: the tower; trains for the duration of this call only.
+        losses: a generator that runs the tower on one example at a time and yields the loss of its label (the paper
+            takes 1,024 examples).
+    """
+    weights = dict(encoder.model.named_parameters())
+    before = {name: weight.requires_grad for name, weight in weights.items()}
+    encoder.model.requires_grad_(True)
+    found = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    try:
+        for loss in losses:
+            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            for total, gradient in zip(found.values(), gradients, strict=True):
+                if gradient is not None:
+                    total += gradient.square()
+    finally:
+        for name, weight in weights.items():
+            weight.requires_grad_(before[name])
+    return found
+
+
+@torch.no_grad()
+def prune_(
+    blocks: NarrowBlocks,
+    encoder: StagedEncoder,
+    importance: Importance | None = None,
+    memory_units: Tensor | None = None,
+) -> Tensor:
+    """Fill ``blocks`` with the important part of the tower's blocks.
+
+    Args:
+        blocks: from ``encoder.narrow``.
+        encoder: the tower.
+        importance: of its weights; default: :func:`magnitude`.
+        memory_units: a decoder's: the units of the encoder's memory that its side network carries, int64 [d].
+
+    Returns:
+        The units of the tower that the state behind the last block stands for, int64 [d], rising.
+
+    Raises:
+        UserError: the tower's blocks are of a kind that cannot be taken apart.
+    """
+    importance = magnitude(encoder) if importance is None else importance
+    names = {id(weight): name for name, weight in encoder.model.named_parameters()}
+    width = encoder.widths[0]
+    narrow_width = len(anatomy_of(next(iter(blocks.values()))).attention.query.weight[0])
+    units = _top(_embedding_importance(encoder.model, importance, width), narrow_width)
+    for i in range(encoder.depth):
+        block = encoder.transformer_block(i)
+        target = anatomy_of(blocks[str(i)]) if str(i) in blocks else None
+        scores = _importance_block(block, names, importance)
+        units = _prune_block(target, anatomy_of(block), scores, units, memory_units)
+        if str(i) in blocks:
+            _copy_position_bias(blocks[str(i)], encoder.transformer_block(0))
+    return units
+
+
+def _importance_block(block: nn.Module, names: dict[int, str], importance: Importance) -> Anatomy:
+    """The anatomy of ``block`` with importances where its weights are."""
+    memo = {id(weight): nn.Parameter(importance[names[id(weight)]], False) for weight in block.parameters()}
+    return anatomy_of(copy.deepcopy(block, memo))
+
+
+def _embedding_importance(model: nn.Module, importance: Importance, width: int) -> Tensor:
+    """[D]: summed importance of what writes each channel of the embeddings: token embedding or patch convolution."""
+    for prefix, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and module.embedding_dim == width:
+            return importance[f"{prefix}.weight"].sum(0)
+        if isinstance(module, nn.Conv2d) and module.out_channels == width:
+            return importance[f"{prefix}.weight"].flatten(1).sum(1)
+    # A tower whose embeddings are made otherwise: its channels start out equal.
+    return torch.arange(width, 0, -1, device=next(model.parameters()).device)
+
+
+def _top(scores: Tensor, count: int) -> Tensor:
+    return scores.topk(count).indices.sort().values
+
+
+def _prune_block(
+    target: Anatomy | None, source: Anatomy, scores: Anatomy, units: Tensor, memory_units: Tensor | None
+) -> Tensor:
+    """Prune one block into ``target`` (None: only follow the units); returns the units that leave it."""
+    ratio = len(source.attention.norm.weight) // len(units)
+    if source.norm_first and target:
+        _copy_norm(target.attention.norm, source.attention.norm, units)
+    units = _prune_attention(target and target.attention, source.attention, scores.attention, units, units, ratio)
+    if target:
+        _scale_rows(target.attention.out, source.scales[0], units)
+    if not source.norm_first and target:
+        _copy_norm(target.attention.norm, source.attention.norm, units)
+    if source.cross is not None:
+        if target:
+            _copy_norm(target.cross.norm, source.cross.norm, units)
+        memory = units if memory_units is None else memory_units
+        units = _prune_attention(target and target.cross, source.cross, scores.cross, units, memory, ratio)
+    if source.norm_first and target:
+        _copy_norm(target.mlp_norm, source.mlp_norm, units)
+    columns = (units,) * len(source.expand)
+    inner = _prune_group(target and target.expand, source.expand, scores.expand, columns, ratio)
+    units = _prune_group(target and (target.shrink,), (source.shrink,), (scores.shrink,), (inner,), ratio)
+    if target:
+        _scale_rows(target.shrink, source.scales[1], units)
+    if not source.norm_first and target:
+        _copy_norm(target.mlp_norm, source.mlp_norm, units)
+    return units
+
+
+def _prune_attention(
+    target: Attention | None, source: Attention, scores: Attention, units: Tensor, memory: Tensor, ratio: int
+) -> Tensor:
+    rows = _prune_group(
+        target and (target.query, target.key, target.value),
+        (source.query, source.key, source.value),
+        (scores.query, scores.key, scores.value),
+        (units, memory, memory),
+        ratio,
+    )
+    return _prune_group(target and (target.out,), (source.out,), (scores.out,), (rows,), ratio)
+
+
+def _prune_group(
+    targets: tuple[Dense, ...] | None,
+    sources: tuple[Dense, ...],
+    scores: tuple[Dense, ...],
+    columns: tuple[Tensor, ...],
+    ratio: int,
+) -> Tensor:
+    """Choose the output rows of weights that share them, copy what is kept, and return the rows."""
+    kept = [score.weight[:, column] for score, column in zip(scores, columns, strict=True)]
+    count = len(sources[0].weight) // ratio if targets is None else len(targets[0].weight)
+    rows = _top(reduce(torch.mul, kept).abs().sum(1), count)
+    for target, source, column in zip(targets or (), sources, columns, strict=False):
+        target.weight.copy_(source.weight[rows][:, column])
+        if target.bias is not None and source.bias is not None:
+            target.bias.copy_(source.bias[rows])
+        elif target.bias is not None:
+            target.bias.zero_()
+    return rows
+
+
+def _copy_norm(target: nn.Module, source: nn.Module, units: Tensor) -> None:
+    for name, value in source.named_parameters():
+        getattr(target, name).copy_(value[units])
+
+
+def _scale_rows(target: Dense, scale: nn.Module, units: Tensor) -> None:
+    """Take a base's layer scale into the weights: narrow blocks have none."""
+    gamma = getattr(scale, "gamma", None)
+    if gamma is not None:
+        target.weight.mul_(gamma[units].unsqueeze(1))
+        if target.bias is not None:
+            target.bias.mul_(gamma[units])
+
+
+def _copy_position_bias(block: nn.Module, first: nn.Module) -> None:
+    """T5: the first narrow block owns a table of the same size as the tower's."""
+    for name, table in first.named_parameters():
+        if name.endswith("relative_attention_bias.weight") and name in dict(block.named_parameters()):
+            block.get_parameter(name).copy_(table)

@@ -1,0 +1,158 @@
+"""VQT, visual query tuning (CVPR 2023): learned queries read every frozen block; no block ever sees them.
+
+Block i, entered by ``X_i`` [B, N, D], is run on its own queries ``q_i`` [Q, D] as if they stood in the sequence, with
+keys and values from the sequence alone (:meth:`vlkit.encoders.staged.StagedEncoder.query`):
+
+    z_i = block_i(q_i | X_i)                                               [B, Q, D]
+    features = unit(flatten z_0), ..., unit(flatten z_{n-1})               [B, n Q D], each block's part of norm 1
+    pooled = last + W features
+
+The sequence stays that of the frozen base and needs no gradient; blocks are independent of each other in backward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlkit.adapters.base import AdaptedEncoder, Adapter, Reads
+from vlkit.encoders.anatomy import anatomy_of
+from vlkit.encoders.staged import StagedEncoder, Stream
+from vlkit.errors import UserError
+
+Combine = Literal["concat", "mean", "weighted", "attention"]
+NORM_EPS = 1e-12
+
+
+class VqtAdapter(Adapter):
+    """Queries, and the linear map of what they found.
+
+    Args:
+        width: D.
+        out_dim: E, width of the pooled embedding.
+        layers: blocks that are read (the tap in front of block i is tap i).
+        ask: (block number, stream that enters it, queries) -> [B, Q, D]; see ``StagedEncoder.query``.
+        queries: Q.
+        combine: how the Q outputs of a block become its part: ``concat``; their ``mean``; a ``weighted`` sum, weights
+            learned from 1; ``attention``: all parts first attend to one another in a trained layer with one head, then
+            ``concat``.
+        dropout: on the queries, another one for each example.
+        spread: the queries start uniform in [-spread, spread].
+        init: ``"identity"``: W starts at 0; ``"published"``: Kaiming-normal by the number of outputs.
+    """
+
+    handoff = "pooled"
+    late = 0
+
+    def __init__(
+        self,
+        width: int,
+        out_dim: int,
+        layers: tuple[int, ...],
+        ask: Callable[[int, Stream, Tensor], Tensor],
+        queries: int = 1,
+        combine: Combine = "concat",
+        dropout: float = 0.1,
+        spread: float = 0.1,
+        init: Literal["published", "identity"] = "identity",
+    ) -> None:
+        super().__init__()
+        self.layers, self.combine, self._ask = tuple(layers), combine, ask
+        self.queries = nn.Parameter(torch.empty(len(layers), queries, width).uniform_(-spread, spread))
+        self.dropout = nn.Dropout(dropout)
+        self.weights = nn.Parameter(torch.ones(len(layers), queries)) if combine == "weighted" else None
+        self.mix = nn.MultiheadAttention(width, 1, batch_first=True) if combine == "attention" else None
+        rows = queries if combine in ("concat", "attention") else 1
+        self.head = nn.Linear(len(layers) * rows * width, out_dim)
+        nn.init.zeros_(self.head.bias)
+        if init == "identity":
+            nn.init.zeros_(self.head.weight)
+        else:
+            nn.init.kaiming_normal_(self.head.weight, mode="fan_out")
+
+    def reduce(self, index: int, tap: Stream) -> Tensor:
+        """What the queries of block ``layers[index]`` find, [B, Q, D]; ``tap`` is the state that enters it."""
+        queries = self.queries[index].expand(len(tap.hidden), -1, -1)
+        return self._ask(self.layers[index], tap, self.dropout(queries))
+
+    def features(self, found: list[Tensor]) -> Tensor:
+        """The parts of all blocks, each of norm 1, side by side: n tensors [B, Q, D] -> [B, n Q D] (or [B, n D])."""
+        if self.mix is not None:
+            tokens = torch.cat(found, dim=1)
+            found = list(self.mix(tokens, tokens, tokens, need_weights=False)[0].chunk(len(found), dim=1))
+        if self.combine == "mean":
+            found = [z.mean(1) for z in found]
+        elif self.weights is not None:
+            found = [torch.einsum("bqd,q->bd", z, w) for z, w in zip(found, self.weights, strict=True)]
+        return torch.cat([unit(z.flatten(1)) for z in found], dim=1)
+
+    def merge(self, reduced: list[Tensor], last: Tensor, stream: Stream) -> Tensor:
+        """[B, E]: ``last`` plus the linear map of what was found."""
+        return last + self.head(self.features(reduced))
+
+
+def unit(x: Tensor) -> Tensor:
+    """``x / max(|x|, 1e-12)`` over the last dimension."""
+    return F.normalize(x, dim=-1, eps=NORM_EPS)
+
+
+@dataclass
+class VqtOptions:
+    """VQT: learned queries that read every frozen block and that no block sees."""
+
+    kind: Literal["vqt"] = "vqt"
+    queries: int = 1
+    """Queries a block (published: 1 on most data, 10 or 20 where position counts)."""
+    layers: tuple[int, ...] | None = None
+    """Blocks (0-based) that are read; default: all."""
+    combine: Combine = "concat"
+    """How a block's query outputs join: concat, mean, weighted (learned sum) or attention (all outputs attend to one
+    another first)."""
+    dropout: float = 0.1
+    """Dropout on the queries."""
+    init: Literal["published", "identity"] = "identity"
+    """identity: start exactly at the base's zero-shot answer; published: random linear map."""
+
+    def __post_init__(self) -> None:
+        if self.queries < 1:
+            raise UserError(f"--adapter.queries {self.queries}: must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"--adapter.dropout {self.dropout}: give a share from 0 up to, not including, 1")
+
+    def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> AdaptedEncoder:
+        """Freeze ``encoder`` and let queries read it, for a head that reads the pooled embedding.
+
+        Raises:
+            UserError: the head reads tokens, which VQT leaves as they are; ``layers`` do not fit; or the tower's blocks
+                cannot be read.
+        """
+        if reads == "tokens":
+            raise UserError(
+                "--adapter.kind vqt: adapts the pooled embedding, but this head reads tokens; "
+                "take sherl, unipt, lst or dtl"
+            )
+        layers = tuple(range(encoder.depth)) if self.layers is None else tuple(self.layers)
+        if not layers or any(not 0 <= i < encoder.depth for i in layers) or list(layers) != sorted(set(layers)):
+            raise UserError(
+                f"--adapter.layers {list(layers)}: give rising block numbers from 0..{encoder.depth - 1}, at least one"
+            )
+        for i in layers:
+            anatomy_of(encoder.transformer_block(i))
+        width = encoder.widths[0]
+        spread = math.sqrt(6 / (3 * _patch_values(encoder) + width))
+        adapter = VqtAdapter(
+            width, encoder.out_dim, layers, encoder.query, self.queries, self.combine, self.dropout, spread, self.init
+        )
+        return AdaptedEncoder(encoder, adapter)
+
+
+def _patch_values(encoder: StagedEncoder) -> int:
+    """Pixels of a patch (published: the queries start spread like a patch embedding's weights); 0 for texts."""
+    patch = next((m for m in encoder.model.modules() if isinstance(m, nn.Conv2d)), None)
+    return 0 if patch is None else math.prod(patch.kernel_size)
