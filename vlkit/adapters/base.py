@@ -136,6 +136,8 @@ class AdaptedEncoder(nn.Module):
         self, base: StagedEncoder, adapter: Adapter, early_chunk: EarlyChunk = 0, recompute: TapDtype | None = None
     ) -> None:
         super().__init__()
+        if early_chunk != 0 and adapter.handoff == "tokens" and recompute is None:
+            raise ValueError(f"early_chunk {early_chunk}: an adapter on tokens runs in chunks only with recompute")
         self.base = freeze(base)
         self.adapter = adapter
         self.stop = base.depth - adapter.late

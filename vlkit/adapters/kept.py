@@ -33,8 +33,10 @@ class Kept:
 
     def __init__(self, x: Tensor, tap_dtype: TapDtype = "fp32", positive: bool = False, sparse: bool = False) -> None:
         self._shape, self._dtype, self._scale, self._bits = x.shape, x.dtype, None, None
+        x = x.flatten(2) if x.dim() == 4 else x  # of a grid, places of one channel share a scale
         if tap_dtype == "int8":
             x, self._scale = _quantise(x, positive)
+            self._group = x.shape[-1] // self._scale.shape[-1]
         elif tap_dtype == "bf16" and x.element_size() > 2:
             x = x.to(torch.bfloat16)
         if sparse and has_values(x):
@@ -47,9 +49,8 @@ class Kept:
         dtype = dtype or self._dtype
         if self._scale is None:
             return x.view(self._shape).to(dtype)
-        groups = self._scale.shape[-1]
-        scaled = x.view(*self._shape[:-1], groups, -1).to(dtype).mul_(self._scale.to(dtype).unsqueeze(-1))
-        return scaled.view(self._shape)
+        scale = self._scale.to(dtype).unsqueeze(-1)  # [..., groups, 1]
+        return x.to(dtype).view(*scale.shape[:-1], self._group).mul_(scale).view(self._shape)
 
 
 def has_values(x: Tensor) -> bool:
@@ -61,7 +62,8 @@ def _quantise(x: Tensor, positive: bool) -> tuple[Tensor, Tensor]:
     """Codes [..., D] (uint8 or int8) and scales [..., D / group]; a width that 16 does not divide is one group."""
     width = x.shape[-1]
     group = math.gcd(width, GROUP)
-    grouped = x.reshape(*x.shape[:-1], -1, group if group >= 16 else width)
+    group = group if group >= 16 else width
+    grouped = x.reshape(*x.shape[:-1], width // group, group)
     steps = 255 if positive else 127
     scale = grouped.abs().amax(-1, keepdim=True).to(torch.promote_types(x.dtype, torch.float32)) / steps
     codes = (grouped / scale.clamp_min(torch.finfo(scale.dtype).tiny)).round_().clamp_(0 if positive else -steps, steps)
