@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vlkit.adapters.chunks import samples_of
-from vlkit.adapters.kept import Kept, TapDtype, has_values
+from vlkit.adapters.kept import Kept, TapDtype, assumed_rows, has_values
 from vlkit.encoders.staged import Stream
 
 if TYPE_CHECKING:
@@ -52,9 +52,11 @@ class Rows:
     """
 
     def __init__(self, x: Tensor, scores: Tensor, tap_dtype: TapDtype) -> None:
-        # Of tensors without values the upper bound is kept: every row, every value.
         flat = scores.reshape(-1)
-        self._index = flat.nonzero().squeeze(1) if has_values(flat) else torch.arange(len(flat), device=flat.device)
+        if has_values(flat):
+            self._index = flat.nonzero().squeeze(1)
+        else:
+            self._index = torch.arange(assumed_rows(len(flat)), device=flat.device)
         rows = x.reshape(-1, x.shape[-1]).index_select(0, self._index)
         self._rows, self._shape = Kept(rows, tap_dtype, positive=True, sparse=True), scores.shape
 
