@@ -164,8 +164,9 @@ def test_early_route_keeps_no_activations(kind: str, tower: str, reads: str, mon
 
     assert set(count_of) == set(range(model.base.depth))
     assert {count_of[i] for i in range(model.stop)} <= {0}
-    # DTL first writes behind the first late block.
-    assert model.adapter.late <= (kind == "dtl") or count_of[model.base.depth - 1] > 0
+    if getattr(model, "recompute", None) is None:  # else the late route keeps nothing either, and runs again
+        # DTL first writes behind the first late block.
+        assert model.adapter.late <= (kind == "dtl") or count_of[model.base.depth - 1] > 0
 
 
 @pytest.mark.parametrize("reads", ["pooled", "tokens"])

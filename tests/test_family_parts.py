@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import timm
 import tiny
 import torch
-from test_family import TOWERS, build, prepared
+from test_family import TOWERS, build, prepared, train
 from torch import Tensor, nn
+from transformers import M2M100Config
+from transformers.models.m2m_100.modeling_m2m_100 import M2M100EncoderLayer
 
+from vlkit.adapters import ADAPTERS
 from vlkit.adapters.dtl import DtlAdapter, DtlOptions
 from vlkit.adapters.lst import LstOptions, Rung
 from vlkit.adapters.lst_t5 import LstT5, LstT5Decoder, LstT5Encoder
@@ -18,7 +22,8 @@ from vlkit.adapters.unipt import UniptAdapter, UniptOptions
 from vlkit.adapters.unipt_blocks import GuidedPool, PooledUniptAdapter, attend
 from vlkit.adapters.upstream import drop_idle_gates, import_published, to_upstream
 from vlkit.adapters.vqt import VqtOptions
-from vlkit.encoders.anatomy import anatomy_of
+from vlkit.encoders.anatomy import anatomy_of, ask
+from vlkit.encoders.narrow import NarrowBlocks
 from vlkit.encoders.stage import stage_hf, stage_t5_decoder
 from vlkit.encoders.staged import Stream
 from vlkit.errors import UserError
@@ -297,3 +302,35 @@ def test_wrong_options(options: Callable, says: str) -> None:
     with pytest.raises(UserError) as raised:
         build(options(), "vit")
     assert str(raised.value).startswith(says) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("tower", ["vit", "t5"])
+@pytest.mark.parametrize("kind", ["unipt", "lst", "dtl", "vqt"])
+def test_half_precision_stays_finite_and_close(kind: str, tower: str) -> None:
+    model, x = build(ADAPTERS[kind](), tower), TOWERS[tower][1]()
+    train(model, x, "pooled")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(x).pooled
+    out.float().square().mean().backward()
+    exact = model(x).pooled
+
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    assert (out.float() - exact).abs().mean() < 0.1 * exact.abs().mean()
+
+
+def test_blocks_of_other_libraries_and_kinds() -> None:
+    config = M2M100Config(
+        d_model=16, encoder_attention_heads=2, encoder_ffn_dim=32, encoder_layers=1, attn_implementation="eager"
+    )
+    nllb = M2M100EncoderLayer(config).eval()
+    narrow = NarrowBlocks(lambda i: nllb, (0,), 2)
+    assert anatomy_of(nllb).attention.heads == anatomy_of(narrow["0"]).attention.heads == 2
+    assert narrow["0"].fc1.weight.shape == (16, 8) and narrow.final_norm().normalized_shape == (8,)
+    x = torch.randn(2, 3, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(ask(anatomy_of(nllb), x, None, x), nllb(x, None), rtol=1e-5, atol=1e-5)
+
+    rotary = timm.create_model("test_vit", embed_dim=32, num_heads=2, depth=1, qk_norm=True).blocks[0]
+    with pytest.raises(UserError, match=r"lst with --adapter\.start random"):
+        anatomy_of(rotary)
+    assert NarrowBlocks(lambda i: rotary, (0,), 2)["0"].ln_1.normalized_shape == (16,)

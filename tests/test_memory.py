@@ -29,6 +29,7 @@ from vlkit.memory import (
     fake_tensors,
     largest_batch,
     measure_step,
+    peak_bytes,
     saved_bytes,
     shape_base,
     time_ratio,
@@ -38,6 +39,7 @@ from vlkit.memory.contrastive import ContrastiveBench, made_up_ids
 SCRIPT = "tasks/memory.py"
 FLOAT = 4  # bytes
 CPU = torch.device("cpu")
+INT8 = {"tap_dtype": "int8", "early_chunk": 3}
 METHODS = [
     *(options() for options in ADAPTERS.values()),
     SherlOptions(tap_dtype="int8", early_chunk=8),
@@ -212,6 +214,25 @@ def test_sherl_keeps_a_small_share_of_full_fine_tuning():
     assert kept(like_vit_b_32(), SherlOptions(handoff="pooled", tap_dtype="int8")) <= 0.013 * full
     assert 0.5 * full < kept(like_vit_b_32(), BitfitOptions()) < full
     assert kept(like_vit_b_32(), FullOptions(checkpointing=True)) <= 0.12 * full
+
+
+def peak(options: Any, size: int = 12) -> int:
+    """Peak of a training step of the vision tower, in bytes."""
+    model = options.build(stage_vision(like_vit_b_32())).train()
+    optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+    pixels = tiny.pictures(size, 56)
+    return measure_step(model, lambda: model(pixels).pooled.square().sum(), optimizer).peak_bytes
+
+
+def test_lean_steps_peak_below_plain_ones():
+    tower, pixels = stage_vision(like_vit_b_32()), tiny.pictures(12, 56)
+    with torch.no_grad():
+        inference = peak_bytes(lambda _: tower(pixels), CPU)
+    plain, lean, least = (peak(SherlOptions(**how)) for how in ({"lean": False}, {"early_chunk": 4}, INT8))
+    assert lean <= 0.45 * plain and least <= 0.75 * lean and least <= inference
+    tokens = {"handoff": "tokens"}
+    plain, lean = (peak(SherlOptions(**tokens, **how)) for how in ({"lean": False}, {"early_chunk": 4}))
+    assert lean <= 0.56 * plain
 
 
 @pytest.mark.parametrize("handoff", ["tokens", "pooled"])

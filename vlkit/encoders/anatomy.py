@@ -87,7 +87,7 @@ def anatomy_of(block: nn.Module) -> Anatomy:
     if reader is None:
         raise UserError(
             f"block {type(block).__name__}: its attention is not the plain kind; --adapter.kind sherl, unipt and dtl "
-            "adapt this tower, and so does lst with --adapter.init random"
+            "adapt this tower, and so does lst with --adapter.start random"
         )
     return reader(block)
 
