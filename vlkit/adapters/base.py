@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -83,6 +84,14 @@ class Adapter(nn.Module):
         return self.merge([self.reduce(i, tap) for i, tap in enumerate(taps)], last, taps[-1])
 
 
+class ReadAhead:
+    """Stands for an input whose early route was run before; an adapted encoder takes it in place of the input."""
+
+    def streams(self, base: StagedEncoder) -> tuple[Stream, Sequence[Stream]]:
+        """What :meth:`AdaptedEncoder.read` would return for the input."""
+        raise TypeError(f"{type(self).__name__} has no streams")
+
+
 class AdaptedEncoder(nn.Module):
     """A frozen base with an adapter: the thing tasks use. ``forward(x)`` gives :class:`Encoded`.
 
@@ -97,6 +106,8 @@ class AdaptedEncoder(nn.Module):
 
     def forward(self, x: Any) -> Encoded:
         """Early route, adapter, late route, pool; taps are reduced while the early route runs."""
+        if isinstance(x, ReadAhead):
+            return self.finish(*x.streams(self.base))
         reduced: list[Any] = []
         index = {k: i for i, k in enumerate(self.adapter.layers)}
         for k, stream in run_early(self.base, x, self.adapter.layers, self.stop):
@@ -113,7 +124,7 @@ class AdaptedEncoder(nn.Module):
                 taps.append(stream)
         return stream, taps
 
-    def finish(self, stream: Stream, taps: list[Stream]) -> Encoded:
+    def finish(self, stream: Stream, taps: Sequence[Stream]) -> Encoded:
         """Adapter, late route and pool on what :meth:`read` returned; ``forward(x) == finish(*read(x))``."""
         return self._merge_and_finish([self.adapter.reduce(i, tap) for i, tap in enumerate(taps)], stream)
 
