@@ -15,6 +15,8 @@ from vlkit.adapters.base import ReadAhead
 from vlkit.encoders.staged import StagedEncoder, Stream
 
 Stored = Literal["fp32", "bf16", "int8"]
+# The base's own embedding comes from the state at the hand-off: its rounding would be most of the error in the loss.
+FINER = {"fp32": "fp32", "bf16": "fp32", "int8": "bf16"}
 GROUP = 64  # neighbouring values that share one scale of int8
 ALIGN = 8  # bytes; every part starts at a multiple, so that it can be viewed in its own type
 
@@ -69,7 +71,7 @@ class Part:
 class RowLayout:
     """Which bytes of a row are what.
 
-    A row is a run of equal units. Where padding can be cut off (:attr:`variable`) a unit is a token and a row is as
+    A row is a run of equal units. Its state at the hand-off is kept in the next finer format than its other taps. Where padding can be cut off (:attr:`variable`) a unit is a token and a row is as
     long as its text; else the whole sample is one unit.
 
     Attributes:
@@ -95,8 +97,9 @@ class RowLayout:
         """The layout for what :meth:`vlkit.adapters.base.AdaptedEncoder.read` returned for some sample."""
         tensors, numbers = _tensors(stream, taps, variable)
         parts, offset = [], 0
-        for state in tensors:
-            shape, kind = tuple(state.shape[2:]), "bool" if state.dtype == torch.bool else stored
+        for number, state in enumerate(tensors):
+            shape, kind = tuple(state.shape[2:]), FINER[stored] if number == numbers[-1] else stored
+            kind = "bool" if state.dtype == torch.bool else kind
             part = Part(shape, kind, str(state.dtype).removeprefix("torch."), offset, _size(math.prod(shape), kind))
             parts.append(part)
             offset += part.size + -part.size % ALIGN
