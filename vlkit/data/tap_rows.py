@@ -71,8 +71,8 @@ class Part:
 class RowLayout:
     """Which bytes of a row are what.
 
-    A row is a run of equal units. Its state at the hand-off is kept in the next finer format than its other taps. Where padding can be cut off (:attr:`variable`) a unit is a token and a row is as
-    long as its text; else the whole sample is one unit.
+    A row is a run of equal units. Where padding can be cut off (:attr:`variable`) a unit is a token and a row is as
+    long as its text; else the whole sample is one unit. The state at the hand-off is kept in the next finer format.
 
     Attributes:
         variable: whether a unit is a token.
