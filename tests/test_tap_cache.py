@@ -165,7 +165,7 @@ class DrawnPairs:
     def identify(self, medium: int) -> list[int]:
         return [medium]
 
-    def pixels(self, media: list[int]) -> Tensor:
+    def load(self, media: list[int]) -> Tensor:
         self.decoded += len(media)
         return self.images[media]
 
@@ -285,7 +285,7 @@ def check_rows(store: TapStore, count: int) -> int:
     for i in range(count):
         result = store.read([digest(i)])
         if result is not None:
-            assert torch.equal(result[0][0], row(i)) and result[1].item() == i
+            assert torch.equal(result[0][0], row(i)) and result[2].item() == i
             found += 1
     return found
 

@@ -87,6 +87,10 @@ class Adapter(nn.Module):
 class ReadAhead:
     """Stands for an input whose early route was run before; an adapted encoder takes it in place of the input."""
 
+    def to(self, device: Any) -> ReadAhead:
+        """The same on another device."""
+        raise TypeError(f"{type(self).__name__} has no to")
+
     def streams(self, base: StagedEncoder) -> tuple[Stream, Sequence[Stream]]:
         """What :meth:`AdaptedEncoder.read` would return for the input."""
         raise TypeError(f"{type(self).__name__} has no streams")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -26,7 +26,7 @@ class Pairs(Protocol):
     """A dataset of (medium, caption) pairs that can say what an example is made of without opening the medium.
 
     Attributes:
-        captions: every caption of the split.
+        captions: every caption.
         captions_of: medium number -> numbers of its captions.
     """
 
@@ -42,8 +42,8 @@ class Pairs(Protocol):
         """JSON value that changes when the medium does."""
         ...
 
-    def pixels(self, media: list[int]) -> Tensor:
-        """The media's pictures, [n * F, 3, H, W], F pictures a medium."""
+    def load(self, media: list[int]) -> Any:
+        """What the cache of the media takes: of pictures [n, 3, H, W], of clips a list of [t, 3, H, W]."""
         ...
 
 
@@ -55,14 +55,12 @@ class CachedPairs:
 
     Attributes:
         pairs: the dataset.
-        image, text: the caches; ``image`` has ``frames`` rows for each medium.
-        frames: pictures a medium.
+        media, texts: the caches.
     """
 
     pairs: Pairs
-    image: TapCache
-    text: TapCache
-    frames: int = 1
+    media: TapCache
+    texts: TapCache
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -72,16 +70,15 @@ class CachedPairs:
         return self.pairs.choose(index)
 
     def collate(self, examples: list[tuple[int, int]]) -> tuple[TapBatch, TapBatch, Tensor]:
-        """Examples -> rows of the pictures [B * F], rows of the captions [B], groups [B]."""
+        """Examples -> rows of the media, rows of the captions, groups [B]."""
         media, captions = (list(numbers) for numbers in zip(*examples, strict=True))
-        rows = [medium * self.frames + frame for medium in media for frame in range(self.frames)]
         # Another caption is drawn in each epoch: all of a medium's captions are made when the first one is.
         also = [caption for medium in media for caption in self.pairs.captions_of[medium]]
-        return self.image.look_up(rows), self.text.look_up(captions, also), torch.tensor(media)
+        return self.media.look_up(media), self.texts.look_up(captions, also), torch.tensor(media)
 
     def loader(self, loader: EpochLoader) -> CachedLoader:
         """Put the caches behind a loader of this dataset."""
-        return CachedLoader(loader, [self.image, self.text], self.image.fabric)
+        return CachedLoader(loader, [self.media, self.texts], self.texts.fabric)
 
 
 def cached_pairs(
@@ -92,8 +89,9 @@ def cached_pairs(
     base: ClipBase,
     fabric: Fabric,
     *,
+    name: str = "image",
     sampling: Mapping[str, Any] | None = None,
-    frames: int = 1,
+    cache: Callable[..., TapCache] = TapCache,
 ) -> CachedPairs:
     """Open the caches of both towers for a training set, say how large they are and check that the disk has room.
 
@@ -104,42 +102,33 @@ def cached_pairs(
         model: its towers, on the device.
         base: the base they stand on (fingerprints, preprocessing, tokenizer).
         fabric: the run's Fabric.
-        sampling: how frames are chosen, as JSON values, for videos.
-        frames: pictures a medium.
+        name: of the media's cache.
+        sampling: how frames are chosen, as JSON values, for clips.
+        cache: what keeps the media: :class:`TapCache`, or one of clips.
 
     Raises:
         UserError: the method has no early route, the folder cannot be written, or the disk lacks room.
     """
-    folder = None if where is True else where
-    media = [digest(pairs.identify(medium)) for medium in range(len(pairs.captions_of))]
-
-    def load_pictures(rows: list[int]) -> Tensor:
-        needed = list(dict.fromkeys(row // frames for row in rows))
-        pixels = pairs.pixels(needed)
-        return pixels if frames == 1 else pixels[[needed.index(r // frames) * frames + r % frames for r in rows]]
+    options = {"folder": None if where is True else where, "stored": stored, "fabric": fabric}
 
     def load_captions(rows: list[int]) -> Tensor:
         return base.text.trim(base.tokenize([pairs.captions[row] for row in rows]))
 
-    image = TapCache(
-        "image",
+    media = cache(
+        name,
         model.image,
-        media if frames == 1 else [digest(key.hex(), frame) for key in media for frame in range(frames)],
-        load_pictures,
+        [digest(pairs.identify(medium)) for medium in range(len(pairs.captions_of))],
+        pairs.load,
         {"base": base.identity["image"], "preprocess": base.preprocess.to_dict(), "sampling": sampling},
-        folder=folder,
-        stored=stored,
-        fabric=fabric,
+        **options,
     )
-    text = TapCache(
+    texts = TapCache(
         "text",
         model.text,
         [digest(caption) for caption in pairs.captions],
         load_captions,
         {"base": base.identity["text"], "tokens": digest(base.tokenize(TOKENIZER_PROBE).tolist()).hex()},
-        folder=folder,
-        stored=stored,
-        fabric=fabric,
+        **options,
     )
-    check_room([image, text])
-    return CachedPairs(pairs, image, text, frames)
+    check_room([media, texts])
+    return CachedPairs(pairs, media, texts)

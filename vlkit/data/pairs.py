@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
@@ -15,28 +15,29 @@ from torch import Tensor
 
 from vlkit.data.images import MediaError, open_image
 from vlkit.data.manifest import Dataset
+from vlkit.data.records import Record
 from vlkit.errors import UserError
 
 Transform = Callable[[Image.Image], Tensor]
 
 
-class ImageTextPairs:
-    """(picture, caption) examples; the group number marks captions of one picture.
+class CaptionedRecords:
+    """Examples of a medium and one of its captions, without the medium.
 
     Args:
-        dataset: a prepared dataset.
-        split: which split.
-        transform: picture -> [3, H, W].
-        every_caption: each caption is an example of its own; else each picture is one, with a caption drawn anew
+        records: each with ``texts``.
+        every_caption: each caption is an example of its own; else each record is one, with a caption drawn anew
             whenever it is asked for.
+
+    Attributes:
+        captions: every caption of the records.
+        captions_of: record number -> numbers of its captions.
     """
 
-    def __init__(self, dataset: Dataset, split: str, transform: Transform, every_caption: bool = True) -> None:
-        self.dataset, self.transform = dataset, transform
-        self.records = dataset.records(split)
+    def __init__(self, records: Sequence[Record], every_caption: bool) -> None:
+        self.records, self.every_caption = list(records), every_caption
         counts = [len(r["texts"]) if every_caption else 1 for r in self.records]
         self.examples = [(group, k) for group, count in enumerate(counts) for k in range(count)]
-        self.every_caption = every_caption
         self.captions = [text for record in self.records for text in record["texts"]]
         ends = list(accumulate(len(record["texts"]) for record in self.records))
         self.captions_of = [range(end - len(r["texts"]), end) for r, end in zip(self.records, ends, strict=True)]
@@ -44,13 +45,8 @@ class ImageTextPairs:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, str, int]:
-        """Pixels [3, H, W], a caption and the group number."""
-        group, caption = self.choose(index)
-        return self.transform(read_image(self.dataset, self.records[group])), self.captions[caption], group
-
     def choose(self, index: int, draw: Any = random) -> tuple[int, int]:
-        """Numbers of the picture and of the caption (into ``captions``) that example ``index`` is made of.
+        """Numbers of the record and of the caption (into ``captions``) that example ``index`` is made of.
 
         Args:
             index: of the example.
@@ -71,11 +67,32 @@ class ImageTextPairs:
             return [numbers[self.choose(index)[1]] for index in range(len(self))]
         return lambda index, draw: numbers[self.choose(index, draw)[1]]
 
+
+class ImageTextPairs(CaptionedRecords):
+    """(picture, caption) examples; the group number marks captions of one picture.
+
+    Args:
+        dataset: a prepared dataset.
+        split: which split.
+        transform: picture -> [3, H, W].
+        every_caption: each caption is an example of its own; else each picture is one, with a caption drawn anew
+            whenever it is asked for.
+    """
+
+    def __init__(self, dataset: Dataset, split: str, transform: Transform, every_caption: bool = True) -> None:
+        super().__init__(dataset.records(split), every_caption)
+        self.dataset, self.transform = dataset, transform
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str, int]:
+        """Pixels [3, H, W], a caption and the group number."""
+        group, caption = self.choose(index)
+        return self.transform(read_image(self.dataset, self.records[group])), self.captions[caption], group
+
     def identify(self, group: int) -> list[Any]:
         """What changes when the picture does: its path, size and time of the last change."""
         return identify_file(self.dataset.path(self.records[group]))
 
-    def pixels(self, groups: list[int]) -> Tensor:
+    def load(self, groups: list[int]) -> Tensor:
         """Pictures as the tower takes them, [n, 3, H, W]; without augmentation always the same."""
         return torch.stack([self.transform(read_image(self.dataset, self.records[group])) for group in groups])
 

@@ -52,12 +52,14 @@ class TapCache:
         UserError: the method has no early route, or the folder cannot be written.
     """
 
+    chunk = CHUNK  # rows made at once
+
     def __init__(
         self,
         name: str,
         encoder: AdaptedEncoder,
         keys: Sequence[bytes],
-        load: Callable[[list[int]], Tensor],
+        load: Callable[[list[int]], Any],
         key: Mapping[str, Any],
         *,
         folder: Path | None,
@@ -70,12 +72,13 @@ class TapCache:
                 "leave --cache out or choose a kind with a frozen early route (sherl, linear)"
             )
         self.name, self.encoder, self.keys, self.load, self.fabric = name, encoder, keys, load, fabric
+        self.key = key
         self._is_text, self._late = hasattr(encoder.base, "trim"), encoder.adapter.late > 0
         probe = self._input(load([0]))
         stream, taps = self._read(probe)
         variable = bool(getattr(encoder.base, "trimmable", False)) and stream.mask is not None
         self.layout = RowLayout.of(stream, taps, stored, variable)
-        self.extras = _shared_extras(encoder, probe) if self._late and not self._is_text else None
+        self.extras = _shared_extras(encoder, probe[:1]) if self._late and not self._is_text else None
         about = {
             **key,
             "layers": list(encoder.adapter.layers),
@@ -117,8 +120,8 @@ class TapCache:
         """Fill in the rows, if they are all there."""
         found = self.store.read([self.keys[row] for row in batch.rows])
         if found is not None:
-            batch.data = found[0]
-            batch.summary = found[1] if self.layout.summarised else None
+            batch.data, batch.units, summary = found
+            batch.summary = summary if self.layout.summarised else None
         return found is not None
 
     def _missing(self, rows: Sequence[int]) -> list[int]:
@@ -139,7 +142,7 @@ class TapCache:
             self.store.refresh()
             places = [i for i, row in enumerate(batch.missing) if self.keys[row] not in self.store]
             if places:
-                self._make([batch.missing[i] for i in places], batch.inputs[places])
+                self._make([batch.missing[i] for i in places], self._pick(batch.inputs, places))
             self.make(batch.also)
             while not self._fetch(batch):
                 self.make(self._missing(batch.rows))
@@ -149,25 +152,32 @@ class TapCache:
     def make(self, rows: Sequence[int]) -> None:
         """Make and store those of ``rows`` that are not on the disk."""
         missing, said, done = self._missing(rows), time.monotonic(), 0
-        for start in range(0, len(missing), CHUNK):
-            chunk = missing[start : start + CHUNK]
+        for start in range(0, len(missing), self.chunk):
+            chunk = missing[start : start + self.chunk]
             self._make(chunk, self.load(chunk))
             done += len(chunk)
             if time.monotonic() - said > REPORT_SECONDS:
                 log.info("tap cache: %s %d of %d", self.name, done, len(missing))
                 said = time.monotonic()
 
-    def _make(self, rows: list[int], inputs: Tensor) -> None:
-        for start in range(0, len(rows), CHUNK):
-            part = slice(start, start + CHUNK)
-            coded = self.layout.encode(*self._read(self._input(inputs[part])))
-            self.store.write([self.keys[row] for row in rows[part]], *coded)
+    def _make(self, rows: list[int], inputs: Any) -> None:
+        for start in range(0, len(rows), self.chunk):
+            part = slice(start, start + self.chunk)
+            self.store.write([self.keys[row] for row in rows[part]], *self._encode(inputs[part]))
+
+    def _encode(self, inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs -> rows, as :meth:`vlkit.data.tap_rows.RowLayout.encode` makes them."""
+        return self.layout.encode(*self._read(self._input(inputs)))
+
+    @staticmethod
+    def _pick(inputs: Any, places: list[int]) -> Any:
+        return inputs[places]
 
     def _read(self, x: Tensor) -> Any:
         with torch.no_grad(), self.fabric.autocast():
             return self.encoder.read(x)
 
-    def _input(self, x: Tensor) -> Tensor:
+    def _input(self, x: Any) -> Tensor:
         """On the device, in the tower's precision, without padding that a whole batch does not need."""
         x = self.fabric.to_device(self.encoder.base.trim(x) if self._is_text else x)
         return x.to(next(self.encoder.base.parameters()).dtype) if x.is_floating_point() else x
@@ -177,11 +187,14 @@ class TapCache:
     def bytes_needed(self) -> tuple[int, int]:
         """Bytes of all rows, and of those that are not on the disk yet; of texts from the mean length of a sample."""
         count, missing = len(set(self.keys)), len(self._missing(range(len(self.keys))))
-        units = 1.0
-        if self.layout.variable:
-            some_rows = list(range(0, len(self.keys), max(1, len(self.keys) // SAMPLES)))
-            units = float(self.encoder.base.real(self.load(some_rows)).sum(1).float().mean())
-        return round(count * units * self.layout.unit), round(missing * units * self.layout.unit)
+        row = self._units_a_row() * self.layout.unit
+        return round(count * row), round(missing * row)
+
+    def _units_a_row(self) -> float:
+        if not self.layout.variable:
+            return 1.0
+        some_rows = list(range(0, len(self.keys), max(1, len(self.keys) // SAMPLES)))
+        return float(self.encoder.base.real(self.load(some_rows)).sum(1).float().mean())
 
 
 def _shared_extras(encoder: AdaptedEncoder, probe: Tensor) -> dict[str, Any]:

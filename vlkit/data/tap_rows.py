@@ -160,6 +160,7 @@ class TapBatch(ReadAhead):
         rows: row number of each example, [B].
         data: [B, U, unit] uint8, zero behind a row's end; None until :meth:`vlkit.data.tap_cache.TapCache.complete`
             has seen a batch with missing rows.
+        units: [B] int64, units of each row.
         summary: [B] int64; None where the tower has no summary position.
         missing: the row numbers that were not on the disk when the batch was made, each once, and ...
         inputs: ... the tower's input for them.
@@ -169,11 +170,12 @@ class TapBatch(ReadAhead):
     """
 
     data: Tensor | None = None
+    units: Tensor | None = None
     summary: Tensor | None = None
-    inputs: Tensor | None = None
+    inputs: Any = None
     ids: Tensor | None = None
     extras: dict[str, Any] | None = None
-    _tensors = ("data", "summary", "inputs", "ids")
+    _tensors = ("data", "units", "summary", "inputs", "ids")
 
     def __init__(self, cache: str, layout: RowLayout, rows: list[int]) -> None:
         self.cache, self.layout, self.rows = cache, layout, rows
@@ -188,7 +190,7 @@ class TapBatch(ReadAhead):
         other = TapBatch(self.cache, self.layout, self.rows)
         other.__dict__.update(self.__dict__)
         for name in self._tensors:
-            if getattr(self, name) is not None:
+            if isinstance(getattr(self, name), Tensor):
                 setattr(other, name, change(getattr(self, name)))
         return other
 

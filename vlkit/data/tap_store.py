@@ -138,11 +138,11 @@ class TapStore:
             place = end
         shard.read += place
 
-    def read(self, keys: Sequence[bytes]) -> tuple[Tensor, Tensor] | None:
+    def read(self, keys: Sequence[bytes]) -> tuple[Tensor, Tensor, Tensor] | None:
         """The rows of ``keys``, or None if one of them is not there (any more: a damaged row is given up).
 
         Returns:
-            Bytes [B, U, unit] uint8, zero behind each row's end, and summary positions [B] int64.
+            Bytes [B, U, unit] uint8, zero behind each row's end; units [B] and summary positions [B] int64.
         """
         if any(key not in self._entries for key in keys):
             return None
@@ -153,7 +153,8 @@ class TapStore:
             if key not in self._checked and not self._is_good(key, entry, source):
                 return self.read(keys)
             row[: entry.units] = source.reshape(entry.units, self.unit)
-        return torch.from_numpy(data), torch.tensor([entry.summary for entry in entries])
+        units, summary = (torch.tensor([getattr(e, name) for e in entries]) for name in ("units", "summary"))
+        return torch.from_numpy(data), units, summary
 
     def _is_good(self, key: bytes, entry: _Entry, source: np.ndarray) -> bool:
         """Compare a row that is read for the first time with its checksum; a wrong one is forgotten."""
