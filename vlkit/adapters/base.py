@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vlkit.encoders.staged import StagedEncoder, Stream, freeze, run_blocks, run_early
+from vlkit.adapters.chunks import Chunker, EarlyChunk, samples_of
+from vlkit.adapters.kept import TapDtype
+from vlkit.adapters.recompute import merged_again, run_again
+from vlkit.encoders.staged import ReadAhead, StagedEncoder, Stream, freeze, run_blocks, run_early
 
 Reads = Literal["pooled", "tokens"]
 """Which view of :class:`Encoded` a head reads; a method that cannot adapt that view refuses when it is built."""
@@ -19,29 +22,38 @@ class Encoded:
 
     Args:
         base: the tower that made ``stream``.
-        stream: the state after the last block.
+        stream: the state after the last block; a list of them, if the batch ran in chunks; or a function that runs the
+            tower for it, if nobody kept it.
         pooled: the pooled embedding if an adapter already made it, else the base's own pooling is used.
     """
 
-    def __init__(self, base: StagedEncoder, stream: Stream, pooled: Tensor | None = None) -> None:
+    def __init__(
+        self, base: StagedEncoder, stream: Stream | list[Stream] | Callable[[], Stream], pooled: Tensor | None = None
+    ) -> None:
         self._base, self._stream, self._pooled = base, stream, pooled
 
     @property
     def pooled(self) -> Tensor:
         """[B, out_dim], the base's pooled embedding after adaptation, not normalised."""
         if self._pooled is None:
-            self._pooled = self._base.pool(self._stream)
+            self._pooled = torch.cat([self._base.pool(stream) for stream in self._streams()])
         return self._pooled
 
     @property
     def tokens(self) -> Tensor:
         """[B, L, token_dim], features after the tower's final norm."""
-        return self._base.tokens(self._stream)
+        return torch.cat([self._base.tokens(stream) for stream in self._streams()])
 
     @property
     def mask(self) -> Tensor | None:
         """[B, L] bool, True = real token; None = all real."""
-        return self._stream.mask
+        masks = [stream.mask for stream in self._streams()]
+        return None if masks[0] is None else torch.cat(masks)
+
+    def _streams(self) -> list[Stream]:
+        if callable(self._stream):
+            self._stream = self._stream()
+        return self._stream if isinstance(self._stream, list) else [self._stream]
 
 
 class Adapter(nn.Module):
@@ -55,11 +67,13 @@ class Adapter(nn.Module):
         late: number of last blocks that re-consume the adapter's output and carry gradient.
         handoff: ``"tokens"``: :meth:`merge` changes the hidden state that enters the late blocks;
             ``"pooled"``: it changes the base's pooled embedding and ``late`` is 0.
+        coupled: :meth:`merge` mixes samples (batch norm), so it needs the whole batch at once.
     """
 
     layers: tuple[int, ...]
     late: int
     handoff: Literal["tokens", "pooled"]
+    coupled: bool = False
 
     def reduce(self, index: int, tap: Stream) -> Any:
         """Shrink tap number ``index`` (a position in ``layers``) to what :meth:`merge` needs."""
@@ -79,48 +93,74 @@ class Adapter(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} has no merge")
 
+    def collect(self, reduced: list[Any], last: Tensor, stream: Stream) -> Any:
+        """:meth:`merge` for a chunk of samples (``"pooled"`` only), up to where :meth:`join` takes over.
+
+        A method that keeps its own books for backward can hold back here what is better done for the whole batch.
+        """
+        return self.merge(reduced, last, stream)
+
+    def join(self, parts: list[Any]) -> Tensor:
+        """[B, out_dim] from what :meth:`collect` returned for each chunk, in order."""
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def gather(self, taps: list[Tensor], last: Tensor) -> list[Tensor]:
+        """What of a chunk's raw taps :meth:`merge_gathered` needs (``coupled`` only); no weight is involved."""
+        raise TypeError(f"{type(self).__name__} has no gather")
+
+    def merge_gathered(self, gathered: list[Tensor], last: Tensor) -> Tensor:
+        """:meth:`merge` for the whole batch, from what :meth:`gather` returned (``coupled`` only)."""
+        raise TypeError(f"{type(self).__name__} has no merge_gathered")
+
     def forward(self, taps: list[Stream], last: Tensor) -> Tensor:
         """Reduce and merge taps that are all at hand; see :meth:`merge` for shapes."""
         return self.merge([self.reduce(i, tap) for i, tap in enumerate(taps)], last, taps[-1])
-
-
-class ReadAhead:
-    """Stands for an input whose early route was run before; an adapted encoder takes it in place of the input."""
-
-    def to(self, device: Any) -> ReadAhead:
-        """The same on another device."""
-        raise TypeError(f"{type(self).__name__} has no to")
-
-    def streams(self, base: StagedEncoder) -> tuple[Stream, Sequence[Stream]]:
-        """What :meth:`AdaptedEncoder.read` would return for the input."""
-        raise TypeError(f"{type(self).__name__} has no streams")
 
 
 class AdaptedEncoder(nn.Module):
     """A frozen base with an adapter: the thing tasks use. ``forward(x)`` gives :class:`Encoded`.
 
     The base is frozen here, by object. Only ``adapter`` has parameters that train.
+
+    Args:
+        base: the tower.
+        adapter: the method.
+        early_chunk: samples that run through the early route at once, see :data:`vlkit.adapters.chunks.EarlyChunk`.
+            With an adapter on tokens it needs ``recompute``.
+        recompute: None: autograd keeps what adapter and late route need for backward. Else only the taps are kept, in
+            this number format, and adapter and late route run again in backward, chunk by chunk
+            (:mod:`vlkit.adapters.recompute`). The forward is the same to the last bit either way.
     """
 
-    def __init__(self, base: StagedEncoder, adapter: Adapter) -> None:
+    def __init__(
+        self, base: StagedEncoder, adapter: Adapter, early_chunk: EarlyChunk = 0, recompute: TapDtype | None = None
+    ) -> None:
         super().__init__()
+        if early_chunk != 0 and adapter.handoff == "tokens" and recompute is None:
+            raise ValueError(f"early_chunk {early_chunk}: an adapter on tokens runs in chunks only with recompute")
         self.base = freeze(base)
         self.adapter = adapter
         self.stop = base.depth - adapter.late
+        self.chunker = Chunker(base, early_chunk)
+        self.recompute = recompute
 
     def forward(self, x: Any) -> Encoded:
         """Early route, adapter, late route, pool; taps are reduced while the early route runs."""
-        if isinstance(x, ReadAhead):
-            return self.finish(*x.streams(self.base))
-        reduced: list[Any] = []
-        index = {k: i for i, k in enumerate(self.adapter.layers)}
-        for k, stream in run_early(self.base, x, self.adapter.layers, self.stop):
-            if k in index:
-                reduced.append(self.adapter.reduce(index[k], stream))
-        return self._merge_and_finish(reduced, stream)
+        if self.recompute is not None:
+            return Encoded(self.base, *run_again(self, self.chunker.split(x), self.recompute))
+        if self.adapter.handoff == "tokens":
+            return self._late(*self._early(x))
+        chunks, parts = self.chunker.split(x), []
+        for chunk in chunks:
+            reduced, stream = self._early(chunk)
+            parts.append(self._collect(reduced, stream))
+        # Nobody reads the frozen tokens behind a pooled hand-off as a rule: after chunks they are made if asked for.
+        return Encoded(self.base, stream if len(chunks) == 1 else lambda: self.read(x)[0], self.adapter.join(parts))
 
-    def read(self, x: Any) -> tuple[Stream, list[Stream]]:
+    def read(self, x: Any) -> tuple[Stream, Sequence[Stream]]:
         """The early route alone, without gradient: the stream at the hand-off and the raw taps (both can be cached)."""
+        if isinstance(x, ReadAhead):
+            return x.streams(self.base)
         taps: list[Stream] = []
         wanted = frozenset(self.adapter.layers)
         for k, stream in run_early(self.base, x, self.adapter.layers, self.stop):
@@ -130,16 +170,48 @@ class AdaptedEncoder(nn.Module):
 
     def finish(self, stream: Stream, taps: Sequence[Stream]) -> Encoded:
         """Adapter, late route and pool on what :meth:`read` returned; ``forward(x) == finish(*read(x))``."""
-        return self._merge_and_finish([self.adapter.reduce(i, tap) for i, tap in enumerate(taps)], stream)
+        if self.recompute is not None:
+            return Encoded(self.base, *merged_again(self, stream, taps, self.recompute))
+        if self.adapter.handoff == "tokens":
+            return self._late([self.adapter.reduce(i, tap) for i, tap in enumerate(taps)], stream)
+        parts = []
+        for at in self.chunker.slices(stream):
+            chunk = stream if len(stream.hidden) <= at.stop - at.start else samples_of(stream, at)
+            shorter = taps if chunk is stream else [samples_of(tap, at) for tap in taps]
+            parts.append(self._collect([self.adapter.reduce(i, tap) for i, tap in enumerate(shorter)], chunk))
+        return Encoded(self.base, stream, self.adapter.join(parts))
 
-    def _merge_and_finish(self, reduced: list[Any], stream: Stream) -> Encoded:
-        if self.adapter.handoff == "pooled":
-            with torch.no_grad():
-                last = self.base.pool(stream)
-            return Encoded(self.base, stream, self.adapter.merge(reduced, last, stream))
+    def route(self, x: Any) -> Iterator[tuple[int, Stream]]:
+        """Depths and streams of the early route, as :func:`vlkit.encoders.staged.run_early` yields them.
+
+        Args:
+            x: what the tower's ``embed`` takes, or an input that was read before.
+        """
+        if not isinstance(x, ReadAhead):
+            yield from run_early(self.base, x, self.adapter.layers, self.stop)
+            return
+        stream, taps = x.streams(self.base)
+        shallower = [i for i, k in enumerate(self.adapter.layers) if k < self.stop]
+        yield from ((self.adapter.layers[i], taps[i]) for i in shallower)
+        yield self.stop, stream
+
+    def _early(self, x: Any) -> tuple[list[Any], Stream]:
+        """The reduced taps, and the stream at the hand-off."""
+        reduced: list[Any] = []
+        index = {k: i for i, k in enumerate(self.adapter.layers)}
+        for k, stream in self.route(x):
+            if k in index:
+                reduced.append(self.adapter.reduce(index[k], stream))
+        return reduced, stream
+
+    def _collect(self, reduced: list[Any], stream: Stream) -> Any:
+        with torch.no_grad():
+            last = self.base.pool(stream)
+        return self.adapter.collect(reduced, last, stream)
+
+    def _late(self, reduced: list[Any], stream: Stream) -> Encoded:
         stream = stream.replace(hidden=self.adapter.merge(reduced, stream.hidden, stream))
-        stream = run_blocks(self.base, stream, self.stop, self.base.depth)
-        return Encoded(self.base, stream)
+        return Encoded(self.base, run_blocks(self.base, stream, self.stop, self.base.depth))
 
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:

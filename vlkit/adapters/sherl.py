@@ -11,6 +11,8 @@ flavour        reducer     eps       post  head norm    late    used on
 ``conv``       conv        1e-8      no    batch norm   1       ResNet and other convolutional towers
 ``pooled``     ReLU, lin.  1e-6      no    none         0       CLIP towers, in the joint space
 =============  ==========  ========  ====  ===========  ======  =====================================
+
+The last one is in :mod:`vlkit.adapters.pooled`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlkit.adapters.base import AdaptedEncoder, Adapter, Reads
@@ -32,8 +33,11 @@ from vlkit.adapters.blocks import (
     LinearNormReducer,
     PostMLP,
     RedundancyAggregator,
-    l1_normalise,
 )
+from vlkit.adapters.chunks import EarlyChunk
+from vlkit.adapters.kept import TapDtype
+from vlkit.adapters.pooled import PooledSherlAdapter
+from vlkit.adapters.pooled_lean import Keep
 from vlkit.encoders.staged import StagedEncoder, Stream
 from vlkit.errors import UserError
 
@@ -114,99 +118,28 @@ class SherlAdapter(Adapter):
     def merge(self, reduced: list[Tensor], last: Tensor, stream: Stream) -> Tensor:
         """[B, L, D] (or [B, C, n, n]) of the same shape as ``last``; ``reduced`` are K tensors [B, L, H]."""
         if self.flavour == "conv":
-            size = last.shape[-2:]
-            reduced = [r(r.pool(x, size)) for r, x in zip(self.reducers, reduced, strict=True)]
+            return self.merge_gathered(self.gather(reduced, last), last)
         *candidates, guide = reduced
+        stack = torch.stack(candidates, dim=-2)
+        # A caller that keeps no other reference to the candidates frees them here: backward needs only the stack.
+        del candidates
+        reduced.clear()
+        return self.gate(self.head(self.aggregator(guide, stack)), last)
+
+    @property
+    def coupled(self) -> bool:
+        """Batch norm looks at the whole batch."""
+        return self.flavour == "conv"
+
+    def gather(self, taps: list[Tensor], last: Tensor) -> list[Tensor]:
+        """Grids [B, C, h, w] -> grids of the deepest size."""
+        return [r.pool(x, last.shape[-2:]) for r, x in zip(self.reducers, taps, strict=True)]
+
+    def merge_gathered(self, gathered: list[Tensor], last: Tensor) -> Tensor:
+        """Grids [B, C, n, n] of the deepest size -> ``last`` merged with them."""
+        *candidates, guide = (r(x) for r, x in zip(self.reducers, gathered, strict=True))
         out = self.aggregator(guide, torch.stack(candidates, dim=-2))
-        if self.flavour == "conv":
-            out = out.transpose(1, 2).unflatten(2, last.shape[-2:])
-        return self.gate(self.head(out), last)
-
-
-class PooledSherlAdapter(Adapter):
-    """SHERL in the joint space (published for CLIP towers): attention-pooled taps refine the pooled embedding.
-
-    With ``x = relu(tap)`` and ``r = W x + c``, the published token score ``(g * r) w + b`` equals
-    ``x q + const`` with ``q = W^T (g * w)``, and the pooled vector ``sum_n a_n r_n`` equals
-    ``W (sum_n a_n x_n) + c sum_n a_n``. So W meets one vector a sample and layer instead of one a token, and backward
-    keeps each tap once; the result is the published one.
-
-    Args:
-        widths: channels of each tap.
-        out_dim: E, width of the pooled embedding.
-        hidden: H.
-        layers: depths of the taps; every tap is a candidate.
-        base_gate: weigh each layer's base token by ``sigmoid(gamma / 0.1)``, gamma from 1 (published for MSR-VTT).
-        init: ``"identity"`` zeroes the output projection: training starts exactly at the base's embedding.
-    """
-
-    handoff = "pooled"
-    late = 0
-    eps = 1e-6
-
-    def __init__(
-        self,
-        widths: tuple[int, ...],
-        out_dim: int,
-        hidden: int,
-        layers: tuple[int, ...],
-        base_gate: bool = False,
-        init: Literal["published", "identity"] = "published",
-        gate_temperature: float = 0.1,
-    ) -> None:
-        super().__init__()
-        if len(widths) != len(layers) or not layers:
-            raise ValueError(f"one width for each tap is needed, got {len(widths)} widths and taps {list(layers)}")
-        self.layers = tuple(layers)
-        self.reducers = nn.ModuleList(nn.Linear(width, hidden) for width in widths)
-        self.guide_reducer = nn.Linear(out_dim, hidden)
-        self.token_scores = nn.ModuleList(nn.Linear(hidden, 1) for _ in widths)
-        self.base_gate = nn.Parameter(torch.ones(len(widths))) if base_gate else None
-        self.gate_temperature = gate_temperature
-        self.aggregator = RedundancyAggregator(hidden, self.eps)
-        self.head = LinearHead(hidden, out_dim)
-        if init == "identity":
-            self.head.zero()
-
-    def reduce(self, index: int, tap: Stream) -> Tensor:
-        """``relu(tap)`` as [B, L, D]: the only form of the tap that forward and backward need."""
-        x = F.relu(tap.hidden)
-        return x.flatten(2).transpose(1, 2) if x.dim() == 4 else x
-
-    def merge(self, reduced: list[Tensor], last: Tensor, stream: Stream) -> Tensor:
-        """[B, E]: ``last`` plus the merged layers; ``reduced`` are K tensors [B, L, D_k]."""
-        guide = self.guide_reducer(F.relu(last))  # [B, H]
-        pooled = [self._pool(i, x, guide, stream) for i, x in enumerate(reduced)]
-        candidates = torch.stack(pooled, dim=1)  # [B, K, H]
-        # Raw residual streams are not normed: in half precision the products of these few vectors would overflow.
-        precision = self.aggregator.score.weight.dtype
-        with torch.autocast(candidates.device.type, enabled=False):
-            merged = self.aggregator(guide.to(precision), candidates.to(precision))
-        return self.head(merged) + last
-
-    def _pool(self, index: int, x: Tensor, guide: Tensor, stream: Stream) -> Tensor:
-        """Attention pooling of one layer under the guide, plus its base token: [B, L, D] -> [B, H]."""
-        reducer, score = self.reducers[index], self.token_scores[index]
-        weighted_guide = guide * score.weight[0]
-        query = weighted_guide @ reducer.weight  # [B, D]
-        scores = torch.einsum("bld,bd->bl", x, query) + (weighted_guide @ reducer.bias + score.bias).unsqueeze(1)
-        if stream.mask is not None and x.shape[1] == stream.mask.shape[1]:
-            scores = scores * stream.mask
-        attention = l1_normalise(F.relu(scores), self.eps)  # [B, L]
-        base, share = _base_token(x, stream), attention.sum(1, keepdim=True)
-        factor = 1.0 if self.base_gate is None else torch.sigmoid(self.base_gate[index] / self.gate_temperature)
-        mixed = torch.einsum("bl,bld->bd", attention, x) + factor * base
-        return mixed @ reducer.weight.T + (share + factor) * reducer.bias
-
-
-def _base_token(x: Tensor, stream: Stream) -> Tensor:
-    """The token that sums up the sequence, [B, D]: the tower's summary position, else the mean over real tokens."""
-    if stream.summary is not None:
-        return x[torch.arange(len(x), device=x.device), stream.summary]
-    if stream.mask is None:
-        return x.mean(1)
-    mask = stream.mask.unsqueeze(-1).to(x.dtype)
-    return (x * mask).sum(1) / mask.sum(1).clamp_min(1)
+        return self.gate(self.head(out.transpose(1, 2).unflatten(2, last.shape[-2:])), last)
 
 
 @dataclass
@@ -231,6 +164,15 @@ class SherlOptions:
     """Learned gate on each layer's base token (pooled only)."""
     dropout: float | None = None
     """Dropout on the output (tokens of flavour text only; default 0.1)."""
+    lean: bool = True
+    """Keep only taps for backward and compute the rest again there; false: leave it to autograd (for comparison)."""
+    early_chunk: EarlyChunk = "auto"
+    """Samples that run through the frozen part at once; 0 = the whole batch, auto = as few as keep the device busy."""
+    tap_dtype: TapDtype = "fp32"
+    """Format of the taps kept for backward. The forward is exact with any; bf16 and int8 round the gradient."""
+    keep: Keep = "auto"
+    """What is kept of a tap (pooled only): active = values with a gradient, all = everything, without having to wait
+    for a GPU to find them; auto = active on the CPU, all on CUDA."""
 
     def __post_init__(self) -> None:
         given = [name for name in ("late", "dropout") if getattr(self, name) is not None]
@@ -243,6 +185,16 @@ class SherlOptions:
             raise UserError("--adapter.base_gate: belongs to --adapter.handoff pooled; leave one of the two out")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise UserError(f"--adapter.dropout {self.dropout}: give a share from 0 up to, not including, 1")
+        self._check_lean()
+
+    def _check_lean(self) -> None:
+        if self.early_chunk != "auto" and self.early_chunk < 0:
+            raise UserError(f"--adapter.early_chunk {self.early_chunk}: give 1 or more, 0 (whole batch) or auto")
+        if self.handoff == "tokens" and self.keep != "auto":
+            raise UserError("--adapter.keep: belongs to --adapter.handoff pooled; leave one of the two out")
+        for name, default in (("early_chunk", "auto"), ("tap_dtype", "fp32"), ("keep", "auto")):
+            if not self.lean and getattr(self, name) != default:
+                raise UserError(f"--adapter.{name}: belongs to --adapter.lean true; leave one of the two out")
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> AdaptedEncoder:
         """Freeze ``encoder`` and put this adapter on it, for a head that reads the given view.
@@ -262,10 +214,11 @@ class SherlOptions:
                 raise UserError(f"--adapter.taps []: nothing to merge; give depths from 0..{encoder.depth}")
             hidden = self._hidden(encoder.out_dim, 1 if self.reduction is None else self.reduction)
             widths = tuple(encoder.widths[k] for k in layers)
-            return AdaptedEncoder(
-                encoder,
-                PooledSherlAdapter(widths, encoder.out_dim, hidden, layers, self.base_gate, self.init),
-            )
+            adapter = PooledSherlAdapter(
+                widths, encoder.out_dim, hidden, layers, self.base_gate, self.init,
+                lean=self.lean, tap_dtype=self.tap_dtype, keep=self.keep,
+            )  # fmt: skip
+            return AdaptedEncoder(encoder, adapter, self.early_chunk if self.lean else 0)
         late = 1 if self.late is None else self.late
         if not 0 <= late < encoder.depth:
             raise UserError(
@@ -289,7 +242,9 @@ class SherlOptions:
             0.1 if self.dropout is None else self.dropout,
             self.init,
         )
-        return AdaptedEncoder(encoder, adapter)
+        return AdaptedEncoder(
+            encoder, adapter, self.early_chunk if self.lean else 0, self.tap_dtype if self.lean else None
+        )
 
     def _layers(self, encoder: StagedEncoder, stop: int) -> tuple[int, ...]:
         if self.taps is None:

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlkit.adapters.base import ReadAhead
-from vlkit.encoders.staged import StagedEncoder, Stream
+from vlkit.encoders.staged import ReadAhead, StagedEncoder, Stream
 
 Stored = Literal["fp32", "bf16", "int8"]
 # The base's own embedding comes from the state at the hand-off: its rounding would be most of the error in the loss.
@@ -185,6 +184,16 @@ class TapBatch(ReadAhead):
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def values(self) -> int:
+        """Numbers in one sample's state at the hand-off."""
+        return self.data.shape[1] * math.prod(self.layout.parts[self.layout.last].shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self.data.device
+
     def _with(self, change: Any) -> TapBatch:
         """A copy with every tensor changed."""
         other = TapBatch(self.cache, self.layout, self.rows)
@@ -212,7 +221,7 @@ class TapBatch(ReadAhead):
         return parts
 
     def streams(self, base: StagedEncoder) -> tuple[Stream, Sequence[Stream]]:
-        """What :meth:`vlkit.adapters.base.AdaptedEncoder.read` would return, in the tower's own precision."""
+        """What the early route would give, in the tower's own precision."""
         extras = dict(self.extras or {}) if self.ids is None else late_extras(base, self.ids)
         mask = None
         if self.layout.masked:

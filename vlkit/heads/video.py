@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vlkit.adapters.base import AdaptedEncoder, ReadAhead
+from vlkit.adapters.base import AdaptedEncoder
 from vlkit.data.frame_batch import Frames
 from vlkit.encoders.bases import Preprocess
+from vlkit.encoders.staged import ReadAhead
 from vlkit.errors import UserError
 from vlkit.heads.embedding import MAX_LOGIT_SCALE, HeadOptions, TwoTower
 from vlkit.heads.temporal import MAX_FRAMES, Init, TemporalKind, temporal_head
