@@ -19,19 +19,23 @@ from scripts import load_script
 from tiny import clip_ids, padded_ids, pictures, tiny_bert, tiny_clip, tiny_resnet_clip, tiny_t5, tiny_timm_clip
 from torch import Tensor
 
+from vlkit import video_retrieval
 from vlkit.adapters import ADAPTERS
 from vlkit.config import parse
 from vlkit.data import tap_cache, tap_store
+from vlkit.data.cached_clips import ClipTapCache
 from vlkit.data.cached_pairs import cached_pairs
 from vlkit.data.tap_cache import TapCache, check_room
 from vlkit.data.tap_rows import GROUP, RowLayout, TapBatch
 from vlkit.data.tap_store import TapStore, digest
+from vlkit.data.video_pairs import VideoCollate
 from vlkit.distributed import make_fabric
 from vlkit.encoders.bases import Preprocess, clip_base
 from vlkit.encoders.stage import stage_hf, stage_text, stage_vision
 from vlkit.encoders.staged import Stream
 from vlkit.errors import UserError
 from vlkit.heads.embedding import HeadOptions
+from vlkit.heads.video import VideoHeadOptions
 from vlkit.loader import EpochLoader
 from vlkit.losses import gather_pairs, info_nce
 from vlkit.retrieval import build_model
@@ -264,6 +268,62 @@ def test_background_workers_change_no_number(tmp_path):
     assert training(tmp_path / "two", workers=2)[2](0, 7) == expected
 
 
+# --- clips -----------------------------------------------------------------------------------------------------------
+
+
+class DrawnClips(DrawnPairs):
+    """12 clips of 1 to 4 frames."""
+
+    def __init__(self) -> None:
+        super().__init__(12)
+        generator = torch.Generator().manual_seed(5)
+        sizes = [(1 + i % 4, 3, 32, 32) for i in range(12)]
+        self.images = [torch.randint(0, 256, size, dtype=torch.uint8, generator=generator) for size in sizes]
+
+    def load(self, media: list[int]) -> list[Tensor]:
+        self.decoded += len(media)
+        return [self.images[medium] for medium in media]
+
+
+def clip_training(folder: Path | None, stored: str, pairs: DrawnClips, chunk: int, adapter) -> list[float]:
+    """Losses of four epochs of three batches."""
+    torch.manual_seed(0)
+    preprocess = Preprocess((32, 32), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    base = clip_base(tiny_clip(), "tiny", tokenize, preprocess, {"library": "", "name": "", "weights": ""})
+    model = video_retrieval.build_model(base, adapter, VideoHeadOptions(temporal="lstm"))
+    if folder:
+        sampling = {"frames": 4, "sampling": "uniform"}
+        options = {"name": "clip", "sampling": sampling, "cache": ClipTapCache}
+        cached = cached_pairs(folder, stored, pairs, model.towers, base, FABRIC, **options)
+        pairs.decoded = 0
+        loader = cached.loader(EpochLoader(cached, 4, 0, collate=cached.collate))
+    else:
+        loader = EpochLoader(pairs, 4, 0, collate=VideoCollate(tokenize, base.text.trim))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    losses = []
+    for frames, ids, groups in loader.batches(0, 12):
+        videos, texts, scale = model(frames, ids, chunk)
+        loss = info_nce(gather_pairs(videos, texts, groups), scale)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("chunk", [0, 3])
+@pytest.mark.parametrize("handoff", ["pooled", "tokens"])
+def test_clips(handoff, chunk, tmp_path):
+    """As many frames as each clip has, in lots or all at once; decoded once, and never by a second run."""
+    adapter = ADAPTERS["sherl"](handoff=handoff, **({"dropout": 0.0} if handoff == "tokens" else {}))
+    expected = clip_training(None, "", DrawnClips(), chunk, adapter)
+    for stored, tolerance in (("fp32", 1e-5), ("bf16", 1e-3)):
+        pairs = DrawnClips()
+        first = clip_training(tmp_path, stored, pairs, chunk, adapter)
+        assert first == pytest.approx(expected, abs=tolerance) and pairs.decoded == 12
+        assert clip_training(tmp_path, stored, pairs, chunk, adapter) == first and pairs.decoded == 0
+
+
 # --- the disk --------------------------------------------------------------------------------------------------------
 
 
@@ -431,6 +491,13 @@ def test_methods_without_an_early_route_are_refused(kind, tmp_path):
     encoder = ADAPTERS[kind]().build(stage_vision(tiny_clip()))
     with pytest.raises(UserError, match=r"--cache: this --adapter\.kind"):
         cache_of(encoder, pictures(), tmp_path)
+
+
+def test_flags_of_video():
+    config = load_script("tasks/video_retrieval/train.py").Config
+    assert parse(config, ["--cache"]).cache is True
+    with pytest.raises(UserError, match="--sampling segment"):
+        parse(config, ["--cache", "--sampling", "segment"])
 
 
 def test_flags():

@@ -274,7 +274,8 @@ class _Again(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         if ctx.pieces is None:
             raise RuntimeError("the lean route frees what it kept as backward goes along: it can be taken only once")
-        inputs, parameters = ctx.saved_tensors[: ctx.inputs], ctx.saved_tensors[ctx.inputs :]
+        saved = ctx.saved_tensors  # once: inside torch's checkpoint a second look is an error
+        inputs, parameters = saved[: ctx.inputs], saved[ctx.inputs :]
         pieces, ctx.pieces = ctx.pieces, None
         found: list[Tensor | None] = [None] * (len(inputs) + len(parameters))
         for i, gradient in enumerate(gradients):
