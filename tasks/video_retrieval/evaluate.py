@@ -31,7 +31,7 @@ from vlkit.video_retrieval import Embedded, VideoEmbedder, embed_records, protoc
 
 RERANK_NOTES = {
     "dsl": "re-ranked by dual softmax, which uses statistics of the whole test set: not comparable to plain recalls",
-    "qbnorm": "re-ranked by query-bank normalisation with queries of the training split: not comparable to plain recalls",
+    "qbnorm": "re-ranked by query-bank normalisation with training queries: not comparable to plain recalls",
 }
 
 

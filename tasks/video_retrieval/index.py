@@ -23,7 +23,7 @@ from vlkit.data.images import MediaError
 from vlkit.data.video_pairs import Clip
 from vlkit.errors import UserError
 from vlkit.files import write_json
-from vlkit.index import IndexWriter, Item, VectorIndex
+from vlkit.index import IndexWriter, VectorIndex
 from vlkit.pipelines import load
 from vlkit.pipelines.video_retrieval import VideoRetrievalPipeline, load_zero_shot
 from vlkit.video_index import VideoWindows, video_files
