@@ -39,7 +39,7 @@ CUDA_GAPS = 0.05
 
 @dataclass
 class AllOptions:
-    """Every method with its default options, SHERL also on tokens, LoRA also with checkpointing."""
+    """Every method with its default options, SHERL in its variants, LoRA also with checkpointing."""
 
     kind: Literal["all"] = "all"
 
@@ -61,6 +61,9 @@ class Config:
     """Number format; auto = mixed on CUDA, 32-true on the CPU."""
     estimate: bool = False
     """Predict without weights and without computing; there are no times then."""
+    active_share: float = 1.0
+    """Predicting SHERL in the joint space: share of the taps' values to count as kept. It depends on the data: about
+    0.25 with untrained weights; 1 = upper bound, as on CUDA, where all are kept."""
     gpu_memory: str | None = None
     """Also predict the largest batch that a GPU of this size holds, such as 8GB (= 2**33 bytes); implies estimate."""
     repeats: int = 3
@@ -73,17 +76,22 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"--{name} {value}: must be at least {least}")
+        if not 0 < self.active_share <= 1:
+            raise UserError(f"--active_share {self.active_share}: give a share above 0, at most 1")
         if self.gpu_memory is not None:
             parse_size(self.gpu_memory)
 
 
 def main(config: Config) -> None:
     predicts = config.estimate or config.gpu_memory is not None
-    bench = ContrastiveBench(config.base, predicts, config.text_length, config.device, config.precision)
+    bench = ContrastiveBench(
+        config.base, predicts, config.text_length, config.device, config.precision, config.active_share
+    )
     table: dict[str, Any] = {
         **{key: getattr(config, key) for key in ("base", "batch_size", "gpu_memory")},
         **{"text_length": bench.text_length, "image_size": list(bench.base.preprocess.size)},
         **{"device": str(bench.device), "precision": bench.precision, "estimated": bench.predicts},
+        **{"active_share": bench.active_share if bench.predicts else None},
         **{"machine": machine(bench.device), "versions": versions(), "rows": []},
     }
     errors = Console(stderr=True)
@@ -106,7 +114,11 @@ def methods(adapter: Any) -> list[Any]:
         return [adapter]
     return [
         *(options() for options in ADAPTERS.values()),
+        SherlOptions(tap_dtype="int8", early_chunk=8),
+        SherlOptions(lean=False),
         SherlOptions(handoff="tokens"),
+        SherlOptions(handoff="tokens", tap_dtype="int8", early_chunk=8),
+        SherlOptions(handoff="tokens", lean=False),
         LoraOptions(checkpointing=True),
     ]
 
@@ -180,6 +192,11 @@ def show(table: dict[str, Any]) -> None:
         "kept: activations held for backward. peak: most at once beyond parameters and optimizer state, gradients "
         "included; inference: a forward of the base without gradient. all: peak, parameters and optimizer state."
     ]
+    if table["estimated"]:
+        notes += [
+            f"what SHERL in the joint space keeps depends on the data: predicted for {table['active_share']:g} of the "
+            "values of its taps (--active_share; 1 = upper bound)"
+        ]
     if gpu:
         notes += [
             f"{table['batch_size']} pairs fit in {gpu}: {fitting(rows, table['batch_size'], True)}",

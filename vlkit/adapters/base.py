@@ -141,7 +141,7 @@ class AdaptedEncoder(nn.Module):
         self.base = freeze(base)
         self.adapter = adapter
         self.stop = base.depth - adapter.late
-        self.chunker = Chunker(base, early_chunk)
+        self.chunker = Chunker(base, early_chunk, late=recompute is not None)
         self.recompute = recompute
 
     def forward(self, x: Any) -> Encoded:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class LinearNormReducer(nn.Module):
@@ -91,23 +94,60 @@ class RedundancyAggregator(nn.Module):
         Returns:
             [..., H].
         """
-        weights = self.weights(guide, candidates)  # [..., K]
-        merged = (weights.unsqueeze(-2) @ candidates).squeeze(-2)
+        merged = _Merge.apply(candidates, guide * self.score.weight[0], self.score.bias, self.eps)
         return (merged if self.post is None else self.post(merged)) + guide
 
     def weights(self, guide: Tensor, candidates: Tensor) -> Tensor:
         """The share of each candidate, [..., K]; non-negative, sums to at most 1."""
-        # The score is F (g * w) rather than (F * g) w and the Gram matrix is normalised after the product: equal, and
-        # backward then needs the candidates once instead of three more tensors of their size.
-        query = guide * self.score.weight[0]
-        score = (candidates @ query.unsqueeze(-1)).squeeze(-1) + self.score.bias
-        gram = candidates @ candidates.transpose(-1, -2)  # [..., K, K]
-        square = gram.diagonal(dim1=-2, dim2=-1)
-        # A candidate of exact zeros has norm 0: the clamp keeps the root's gradient finite and changes nothing else.
-        norm = square.clamp_min(torch.finfo(gram.dtype).tiny).sqrt() + self.eps
-        redundancy = F.relu(gram / (norm.unsqueeze(-1) * norm.unsqueeze(-2))).sum(-1)
-        # The diagonal alone gives about 1, unless every candidate is zero: then 0 / 0 is kept from happening.
-        return l1_normalise(F.relu(score) / redundancy.clamp_min(1e-6), self.eps)
+        # The score is F (g * w) rather than (F * g) w: equal, and it makes no tensor of the candidates' size.
+        return _shares(*_products(candidates, guide * self.score.weight[0]), self.score.bias, self.eps)
+
+
+def _products(candidates: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores without bias [..., K] and Gram matrices [..., K, K]."""
+    return (candidates @ query.unsqueeze(-1)).squeeze(-1), candidates @ candidates.transpose(-1, -2)
+
+
+def _shares(score: Tensor, gram: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """The weights ``p``, [..., K]; the Gram matrix is normalised after the product, which is the same."""
+    square = gram.diagonal(dim1=-2, dim2=-1)
+    # A candidate of exact zeros has norm 0: the clamp keeps the root's gradient finite and changes nothing else.
+    norm = square.clamp_min(torch.finfo(gram.dtype).tiny).sqrt() + eps
+    redundancy = F.relu(gram / (norm.unsqueeze(-1) * norm.unsqueeze(-2))).sum(-1)
+    # The diagonal alone gives about 1, unless every candidate is zero: then 0 / 0 is kept from happening.
+    return l1_normalise(F.relu(score + bias) / redundancy.clamp_min(1e-6), eps)
+
+
+class _Merge(torch.autograd.Function):
+    """``sum p F``. The candidates' gradient comes from three places; they are added up in one tensor of their size.
+
+    Everything else is of size K or K x K a token: kept as products, gone through again by autograd.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, candidates: Tensor, query: Tensor, bias: Tensor, eps: float) -> Tensor:
+        score, gram = _products(candidates, query)
+        ctx.save_for_backward(candidates, query, bias, score, gram)
+        ctx.eps = eps
+        return (_shares(score, gram, bias, eps).unsqueeze(-2) @ candidates).squeeze(-2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        candidates, query, bias, score, gram = ctx.saved_tensors
+        gradient, query_ = gradient.to(candidates.dtype), query.to(candidates.dtype)
+        with torch.autocast(candidates.device.type, enabled=False):
+            leaves = [value.detach().requires_grad_() for value in (score, gram, bias)]
+            with torch.enable_grad():
+                shares = _shares(*leaves, ctx.eps)
+            of_shares = (candidates @ gradient.unsqueeze(-1)).squeeze(-1)
+            found = torch.autograd.grad(shares, leaves, of_shares.to(shares.dtype))
+            of_score, of_gram = (value.to(candidates.dtype) for value in found[:2])
+            of_query = (of_score.unsqueeze(-2) @ candidates).squeeze(-2)
+            of_candidates = (of_gram + of_gram.transpose(-1, -2)) @ candidates
+            of_candidates.addcmul_(shares.detach().to(candidates.dtype).unsqueeze(-1), gradient.unsqueeze(-2))
+            of_candidates.addcmul_(of_score.unsqueeze(-1), query_.unsqueeze(-2))
+        return of_candidates, of_query.to(query.dtype), found[2], None
 
 
 def l1_normalise(x: Tensor, eps: float) -> Tensor:

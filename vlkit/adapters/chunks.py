@@ -18,6 +18,7 @@ EarlyChunk = int | Literal["auto"]
 
 # Values of a chunk's hidden state that keep a processor busy: 8 samples of a ViT-B-32 on a CPU, 160 on a GPU.
 BUSY = {"cpu": 300_000, "cuda": 6_000_000}
+LATE = 0.75
 FEWEST = 4
 
 
@@ -27,12 +28,14 @@ class Chunker:
     Args:
         base: the tower.
         size: see :data:`EarlyChunk`.
+        late: a chunk goes through adapter and late route in backward, too, and takes more memory there than in the
+            early route: automatic chunks are smaller.
     """
 
-    def __init__(self, base: StagedEncoder, size: EarlyChunk) -> None:
+    def __init__(self, base: StagedEncoder, size: EarlyChunk, late: bool = False) -> None:
         if size != "auto" and size < 0:
             raise ValueError(f"chunks of {size} samples: give 1 or more, 0 for the whole batch, or 'auto'")
-        self.base, self.size = base, size
+        self.base, self.size, self.late = base, size, late
         self._values: dict[tuple[int, ...], int] = {}
 
     def split(self, x: Any) -> list[Any]:
@@ -51,21 +54,22 @@ class Chunker:
         if shape not in self._values:
             with torch.no_grad():
                 self._values[shape] = self.base.embed(x[:1]).hidden.numel()
-        return busy_samples(self._values[shape], x.device)
+        return busy_samples(self._values[shape], x.device, self.late)
 
     def slices(self, stream: Stream) -> list[slice]:
         """The same cuts of a batch whose early route is done already."""
         hidden = stream.hidden
         size = self.size or len(hidden)
         if size == "auto":
-            size = busy_samples(hidden[:1].numel(), hidden.device)
+            size = busy_samples(hidden[:1].numel(), hidden.device, self.late)
         size = even(len(hidden), size)
         return [slice(start, start + size) for start in range(0, len(hidden), size)] or [slice(0, 0)]
 
 
-def busy_samples(values: int, device: torch.device) -> int:
+def busy_samples(values: int, device: torch.device, late: bool = False) -> int:
     """Samples with ``values`` numbers each in their hidden state that keep ``device`` busy."""
-    return max(FEWEST, BUSY.get(device.type, BUSY["cuda"]) // max(1, values))
+    busy = BUSY.get(device.type, BUSY["cuda"]) * (LATE if late else 1)
+    return max(FEWEST, int(busy) // max(1, values))
 
 
 def even(count: int, size: int) -> int:

@@ -5,7 +5,10 @@ Only the gradient sees these copies; the forward is done with the tap itself bef
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Literal
 
 import numpy as np
@@ -17,6 +20,21 @@ TapDtype = Literal["fp32", "bf16", "int8"]
 """Number format of what is kept of a tap. ``fp32`` means the tap's own format: nothing is lost."""
 
 GROUP = 64  # values that share a scale in int8
+
+_share: ContextVar[float] = ContextVar("share of values kept of a tensor without values", default=1.0)
+
+
+@contextlib.contextmanager
+def assume_share(share: float) -> Iterator[None]:
+    """Within it, predictions assume that ``share`` of a tap's values is kept where that depends on the values.
+
+    Half of the values of a kept row are above zero then, unless ``share`` asks for more. Default: 1, the upper bound.
+    """
+    token = _share.set(share)
+    try:
+        yield
+    finally:
+        _share.reset(token)
 
 
 class Kept:
@@ -39,8 +57,8 @@ class Kept:
             self._group = x.shape[-1] // self._scale.shape[-1]
         elif tap_dtype == "bf16" and x.element_size() > 2:
             x = x.to(torch.bfloat16)
-        if sparse and has_values(x):
-            x, self._bits = _without_zeros(x)
+        if sparse:
+            x, self._bits = _without_zeros(x) if has_values(x) else _as_if_without_zeros(x)
         self._values = x
 
     def open(self, dtype: torch.dtype | None = None) -> Tensor:
@@ -56,6 +74,11 @@ class Kept:
 def has_values(x: Tensor) -> bool:
     """Whether ``x`` holds numbers: the fake tensors that memory is predicted with do not, and cannot be searched."""
     return not isinstance(x, FakeTensor)
+
+
+def assumed_rows(count: int) -> int:
+    """How many of ``count`` rows predictions count as kept."""
+    return math.ceil(count * min(1.0, 2 * _share.get()))
 
 
 def _quantise(x: Tensor, positive: bool) -> tuple[Tensor, Tensor]:
@@ -81,7 +104,16 @@ def _without_zeros(x: Tensor) -> tuple[Tensor, Tensor | None]:
     return flat.index_select(0, index), _pack_bits(mask)
 
 
+def _as_if_without_zeros(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    values, bits = math.ceil(x.numel() * max(0.5, _share.get())), x.numel() // 8
+    if values * x.element_size() + bits >= x.numel() * x.element_size():
+        return x, None
+    return x.new_empty(values), x.new_empty(bits, dtype=torch.uint8)
+
+
 def _with_zeros(values: Tensor, bits: Tensor, count: int) -> Tensor:
+    if not has_values(values):
+        return values.new_zeros(count)
     mask = _unpack_bits(bits, count)
     index = _numpy(np.flatnonzero, mask) if bits.device.type == "cpu" else mask.nonzero().squeeze(1)
     return values.new_zeros(count).scatter_(0, index, values)

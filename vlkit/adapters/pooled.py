@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from vlkit.adapters.base import Adapter
 from vlkit.adapters.blocks import LinearHead, RedundancyAggregator, l1_normalise
 from vlkit.adapters.kept import TapDtype
-from vlkit.adapters.pooled_lean import Keep, attach, collect
+from vlkit.adapters.pooled_collect import Keep, collect
+from vlkit.adapters.pooled_lean import attach
 from vlkit.encoders.staged import Stream
 
 

@@ -2,7 +2,7 @@
 
 The guide is the tower's own pooled output, so no layer can be pooled before the tower is done. A chunk of samples
 therefore runs through the whole frozen tower first, and its raw taps wait for the end of the chunk alone. Then
-:func:`collect` pools them, exactly, and keeps for backward
+:func:`vlkit.adapters.pooled_collect.collect` pools them, exactly, and keeps for backward
 
 - of each tap the tokens that have a weight, and of those the values above zero: the two ReLUs (in front of the
   reducer and behind the score) stop the gradient everywhere else. Nothing is lost;
@@ -20,180 +20,17 @@ candidate ``m W^T + (sum a + f) c`` [B, H].
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vlkit.adapters.chunks import samples_of
-from vlkit.adapters.kept import Kept, TapDtype, has_values
-from vlkit.encoders.staged import Stream
+from vlkit.adapters.pooled_collect import Layer, Part, base_weights, guide_of
 
 if TYPE_CHECKING:
     from vlkit.adapters.pooled import PooledSherlAdapter
-
-Keep = Literal["auto", "active", "all"]
-"""``active``: the values with a gradient; ``all``: whole taps, as they are; ``auto``: active on the CPU, all on CUDA,
-where finding the active ones makes the host wait for the device."""
-
-TOGETHER = 32  # samples whose active rows lie in one matrix: products with it do their work for all samples
-
-
-class Rows:
-    """The tokens of one layer that have a weight, [R, D], of B samples.
-
-    Args:
-        x: [B, L, D], behind the ReLU.
-        scores: [B, L], at least 0.
-        tap_dtype: number format.
-    """
-
-    def __init__(self, x: Tensor, scores: Tensor, tap_dtype: TapDtype) -> None:
-        # Of tensors without values the upper bound is kept: every row, every value.
-        flat = scores.reshape(-1)
-        self._index = flat.nonzero().squeeze(1) if has_values(flat) else torch.arange(len(flat), device=flat.device)
-        rows = x.reshape(-1, x.shape[-1]).index_select(0, self._index)
-        self._rows, self._shape = Kept(rows, tap_dtype, positive=True, sparse=True), scores.shape
-
-    def open(self, dtype: torch.dtype) -> None:
-        self._x = self._rows.open(dtype)
-        self._owner = torch.div(self._index, self._shape[1], rounding_mode="floor").unsqueeze(1)  # [R, 1]
-
-    def along(self, u: Tensor) -> Tensor:
-        """``x u`` for one vector a sample: [B, D] -> [B, L]; 0 where no row is kept."""
-        products = (self._x @ u.T).gather(1, self._owner).squeeze(1)
-        return u.new_zeros(self._shape).view(-1).index_copy_(0, self._index, products).view(self._shape)
-
-    def sum(self, weights: Tensor) -> Tensor:
-        """``sum_l weights x`` over the kept rows: [B, L] -> [B, D]."""
-        chosen = weights.reshape(-1).index_select(0, self._index).unsqueeze(1)
-        spread = weights.new_zeros(len(self._index), self._shape[0]).scatter_(1, self._owner, chosen)
-        return spread.T @ self._x
-
-
-class Whole:
-    """All tokens of one layer, [B, L, D]; same use as :class:`Rows`."""
-
-    def __init__(self, tap: Tensor, tap_dtype: TapDtype) -> None:
-        # What is kept as it is needs no copy behind the ReLU.
-        self._tap = Kept(F.relu(tap) if tap_dtype == "int8" else tap, tap_dtype, positive=True)
-
-    def open(self, dtype: torch.dtype) -> None:
-        self._x = F.relu(self._tap.open(dtype))
-
-    def along(self, u: Tensor) -> Tensor:
-        return torch.bmm(self._x, u.unsqueeze(2)).squeeze(2)
-
-    def sum(self, weights: Tensor) -> Tensor:
-        return torch.bmm(weights.unsqueeze(1), self._x).squeeze(1)
-
-
-@dataclass
-class Layer:
-    """What one layer of a chunk leaves behind: ``m`` [B, D], ``s`` [B, L], ``S`` [B, 1], and for backward the tokens,
-    the base token [B, D] (if it has a learned factor) and the tap (if it asks for a gradient)."""
-
-    mean: Tensor
-    scores: Tensor
-    total: Tensor
-    tokens: Rows | Whole | None = None
-    base: Tensor | None = None
-    tap: Tensor | None = None
-
-    @property
-    def attention(self) -> Tensor:
-        """``a``, [B, L]."""
-        return self.scores / self.total
-
-
-@dataclass
-class Part:
-    """A chunk of samples: the tower's own embedding [B, E], ``P`` [B, L] of each length, and the K layers."""
-
-    last: Tensor
-    layers: list[Layer | None]
-    stream: Stream
-
-
-def collect(adapter: PooledSherlAdapter, taps: list[Tensor], last: Tensor, stream: Stream) -> list[Part]:
-    """Pool the taps of a chunk and keep what backward needs.
-
-    Args:
-        adapter: whose weights to use.
-        taps: K raw taps [B, L, D_k]; the list is emptied, so that each can be freed when it is done.
-        last: [B, E], the tower's pooled embedding.
-        stream: mask and summary positions.
-
-    Returns:
-        One part or several, in order.
-    """
-    trains = torch.is_grad_enabled()
-    wants_tap_gradient = trains and any(tap.requires_grad for tap in taps)
-    active = trains and (adapter.keep == "active" or (adapter.keep == "auto" and last.device.type != "cuda"))
-    if active and len(last) > TOGETHER and not wants_tap_gradient:
-        return _collect_slices(adapter, taps, last, stream)
-    light = stream.replace(hidden=None, extras={})
-    part = Part(last, [], light)
-    dtype = adapter.guide_reducer.weight.dtype
-    with torch.no_grad(), torch.autocast(last.device.type, enabled=False):
-        guide = _guide(adapter, last)
-        factors = adapter.base_factors().unbind()
-        taps.reverse()
-        for i in range(len(taps)):
-            tap = taps.pop()
-            layer, x = _pool(adapter, i, F.relu(tap).to(dtype), guide, factors[i], light)
-            if trains:
-                kept = Rows(x, layer.scores, adapter.tap_dtype) if active else Whole(tap.detach(), adapter.tap_dtype)
-                layer.tokens, layer.tap = kept, tap if wants_tap_gradient else None
-            part.layers.append(layer)
-            del tap, x
-    return [part]
-
-
-def _collect_slices(adapter: PooledSherlAdapter, taps: list[Tensor], last: Tensor, stream: Stream) -> list[Part]:
-    parts = []
-    for rows in torch.arange(len(last)).split(TOGETHER):
-        at = slice(int(rows[0]), int(rows[-1]) + 1)
-        parts += collect(adapter, [tap[at] for tap in taps], last[at], samples_of(stream, at))
-    taps.clear()
-    return parts
-
-
-def _pool(
-    adapter: PooledSherlAdapter, i: int, x: Tensor, guide: Tensor, factor: Tensor, stream: Stream
-) -> tuple[Layer, Tensor]:
-    reducer, score = adapter.reducers[i], adapter.token_scores[i]
-    weighted = guide * score.weight[0]
-    query, constant = weighted @ reducer.weight, weighted @ reducer.bias + score.bias
-    scores = torch.baddbmm(constant.view(-1, 1, 1), x, query.unsqueeze(2)).squeeze(2)  # [B, L]
-    if stream.mask is not None and x.shape[1] == stream.mask.shape[1]:
-        scores = scores * stream.mask
-    scores = F.relu(scores)
-    total = scores.sum(1, keepdim=True) + adapter.eps
-    base = _base_weights(x, stream)
-    mean = torch.bmm(torch.addcmul(scores / total, factor, base).unsqueeze(1), x).squeeze(1)
-    layer = Layer(mean, scores, total)
-    if adapter.base_gate is not None:
-        layer.base = torch.bmm(base.unsqueeze(1), x).squeeze(1)
-    return layer, x
-
-
-def _base_weights(x: Tensor, stream: Stream) -> Tensor:
-    """``P`` [B, L]: one at the tower's summary position, else equal shares of the real tokens."""
-    size = x.shape[:2]
-    if stream.summary is not None:
-        return x.new_zeros(size).scatter_(1, stream.summary.unsqueeze(1), 1.0)
-    if stream.mask is None:
-        return x.new_full(size, 1 / size[1])
-    mask = stream.mask.to(x.dtype)
-    return mask / mask.sum(1, keepdim=True).clamp_min(1)
-
-
-def _guide(adapter: PooledSherlAdapter, last: Tensor) -> Tensor:
-    return adapter.guide_reducer(F.relu(last).to(adapter.guide_reducer.weight.dtype))
 
 
 def _candidates(adapter: PooledSherlAdapter, parts: list[Part]) -> Tensor:
@@ -229,7 +66,7 @@ class _Pooling(torch.autograd.Function):
         ctx.save_for_backward(last, *tensors)
         with torch.autocast(last.device.type, enabled=False):
             last = last.to(adapter.guide_reducer.weight.dtype)
-            return adapter.refine(_guide(adapter, last), _candidates(adapter, parts), last)
+            return adapter.refine(guide_of(adapter, last), _candidates(adapter, parts), last)
 
     @staticmethod
     @once_differentiable
@@ -257,7 +94,7 @@ class _Backward:
 
     def run(self, gradient: Tensor) -> None:
         adapter, last = self.adapter, self._raw_last
-        guide = _guide(adapter, last)
+        guide = guide_of(adapter, last)
         guide_gradient, candidates = self._refine(guide, gradient)
         factors = adapter.base_factors().unbind()
         gate, taps = torch.zeros(len(factors), dtype=guide.dtype, device=guide.device), {}
@@ -327,6 +164,6 @@ class _Backward:
 
 def _tap_gradient(layer: Layer, part: Part, factor: Tensor, through: Tensor, query: Tensor, u: Tensor) -> Tensor:
     """[B, L, D]: through the scores, and through the weighted mean with its base token."""
-    weights = torch.addcmul(layer.attention, factor, _base_weights(layer.tap.to(u.dtype), part.stream))
+    weights = torch.addcmul(layer.attention, factor, base_weights(layer.tap.to(u.dtype), part.stream))
     found = through.unsqueeze(2) * query.unsqueeze(1) + weights.unsqueeze(2) * u.unsqueeze(1)
     return (found * (layer.tap > 0)).to(layer.tap.dtype)

@@ -37,7 +37,7 @@ from vlkit.adapters.blocks import (
 from vlkit.adapters.chunks import EarlyChunk
 from vlkit.adapters.kept import TapDtype
 from vlkit.adapters.pooled import PooledSherlAdapter
-from vlkit.adapters.pooled_lean import Keep
+from vlkit.adapters.pooled_collect import Keep
 from vlkit.encoders.staged import StagedEncoder, Stream
 from vlkit.errors import UserError
 

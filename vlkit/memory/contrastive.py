@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import open_clip
@@ -16,6 +16,7 @@ import torch
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH
 from torch import Tensor
 
+from vlkit.adapters.kept import assume_share
 from vlkit.distributed import make_fabric
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.load import load_base
@@ -37,6 +38,8 @@ class ContrastiveBench:
         text_length: tokens a text; default: the most the base reads.
         device: where steps run, or would (:func:`vlkit.distributed.make_fabric`).
         precision: number format.
+        active_share: share of a tap's values that SHERL in the joint space is assumed to keep, if steps are predicted
+            and it keeps the active ones alone. It depends on the data: 1 is the upper bound.
 
     Attributes:
         base: never changed, every method gets a copy; on the meta device if steps are only predicted.
@@ -46,12 +49,19 @@ class ContrastiveBench:
     """
 
     def __init__(
-        self, base: str, predicts: bool, text_length: int | None = None, device: str = "auto", precision: str = "auto"
+        self,
+        base: str,
+        predicts: bool,
+        text_length: int | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        active_share: float = 1.0,
     ) -> None:
         self._fabric = make_fabric(device, precision)
         self.device = self._fabric.device
         self.precision = self._fabric._precision.precision
         self.predicts = predicts
+        self.active_share = active_share
         self.base: ClipBase = shape_base(base) if predicts else load_base(base)
         self.text_length = text_length or context_length(self.base)
         self._inference_peaks: dict[int, int] = {}
@@ -87,8 +97,13 @@ class ContrastiveBench:
         plain = zero_shot(self.base)
         return plain if self.predicts else plain.to(self.device)
 
-    def _tensors(self) -> contextlib.AbstractContextManager[None]:
-        return fake_tensors() if self.predicts else contextlib.nullcontext()
+    @contextlib.contextmanager
+    def _tensors(self) -> Iterator[None]:
+        if not self.predicts:
+            yield
+            return
+        with fake_tensors(), assume_share(self.active_share):
+            yield
 
     def _step(self, model: TwoTower, batch_size: int) -> tuple[TwoTower, Callable[[], Tensor]]:
         """The model, as a fake copy if steps are predicted, and the forward of one step."""
