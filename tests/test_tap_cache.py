@@ -74,6 +74,7 @@ METHODS = {
     "pooled": ("sherl", {"handoff": "pooled", "init": "published"}, "pooled"),
     "tokens": ("sherl", {"handoff": "tokens", "init": "published"}, "tokens"),
     "few taps": ("sherl", {"handoff": "pooled", "taps": (0, 2)}, "pooled"),
+    "no late block": ("sherl", {"late": 0, "init": "published"}, "tokens"),
     "linear": ("linear", {}, "tokens"),
 }
 

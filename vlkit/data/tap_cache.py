@@ -73,12 +73,14 @@ class TapCache:
             )
         self.name, self.encoder, self.keys, self.load, self.fabric = name, encoder, keys, load, fabric
         self.key = key
-        self._is_text, self._late = hasattr(encoder.base, "trim"), encoder.adapter.late > 0
+        self._is_text = hasattr(encoder.base, "trim")
+        # Late blocks, and adapters that stand beside the blocks, need the masks and position biases of the tower.
+        self._needs_extras = encoder.adapter.handoff == "tokens"
         probe = self._input(load([0]))
         stream, taps = self._read(probe)
         variable = bool(getattr(encoder.base, "trimmable", False)) and stream.mask is not None
         self.layout = RowLayout.of(stream, taps, stored, variable)
-        self.extras = _shared_extras(encoder, probe[:1]) if self._late and not self._is_text else None
+        self.extras = _shared_extras(encoder, probe[:1]) if self._needs_extras and not self._is_text else None
         about = {
             **key,
             "layers": list(encoder.adapter.layers),
@@ -104,7 +106,7 @@ class TapCache:
             also: rows to make on the same occasion if one of ``rows`` has to be made.
         """
         batch = TapBatch(self.name, self.layout, rows)
-        if self._is_text and self._late:
+        if self._is_text and self._needs_extras:
             batch.ids = self.load(rows)
         if not self._fetch(batch):
             self.store.refresh()
@@ -198,11 +200,11 @@ class TapCache:
 
 
 def _shared_extras(encoder: AdaptedEncoder, probe: Tensor) -> dict[str, Any]:
-    """What the late blocks need besides the hidden state, for towers where it is the same for every sample."""
+    """What blocks need besides the hidden state, for towers where it is the same for every sample."""
     one, two = (late_extras(encoder.base, x) for x in (probe, torch.cat([probe, probe])))
     if _shapes(one) != _shapes(two):
         raise UserError(
-            f"--cache: the late blocks of {type(encoder.base).__name__} need more than is kept; give --adapter.late 0"
+            f"--cache: the blocks of {type(encoder.base).__name__} need more than is kept; use --adapter.handoff pooled"
         )
     return one
 
