@@ -53,7 +53,7 @@ def test_batches_hold_similar_lengths_in_no_order():
     loader = make()
     order = batches(loader, 0, len(loader))
     real = sum(LENGTHS[i] for batch in order for i in batch)
-    assert padded(order) < 1.1 * real < 1.5 * real < padded(batches(make(lengths=None), 0, len(loader)))
+    assert padded(order) < 1.35 * real < 1.5 * real < padded(batches(make(lengths=None), 0, len(loader)))
     longest = [max(LENGTHS[i] for i in batch) for batch in order]
     assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.3  # no curriculum from short to long
     # Which examples meet is chance: another epoch, other batches.

@@ -287,7 +287,7 @@ class DrawnClips(DrawnPairs):
 
 
 def clip_training(folder: Path | None, stored: str, pairs: DrawnClips, chunk: int, adapter) -> list[float]:
-    """Losses of four epochs of three batches."""
+    """Losses of eight batches, three an epoch."""
     torch.manual_seed(0)
     preprocess = Preprocess((32, 32), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     base = clip_base(tiny_clip(), "tiny", tokenize, preprocess, {"library": "", "name": "", "weights": ""})
@@ -302,7 +302,7 @@ def clip_training(folder: Path | None, stored: str, pairs: DrawnClips, chunk: in
         loader = EpochLoader(pairs, 4, 0, collate=VideoCollate(tokenize, base.text.trim))
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     losses = []
-    for frames, ids, groups in loader.batches(0, 12):
+    for frames, ids, groups in loader.batches(0, 8):
         videos, texts, scale = model(frames, ids, chunk)
         loss = info_nce(gather_pairs(videos, texts, groups), scale)
         loss.backward()
