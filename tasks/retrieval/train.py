@@ -86,8 +86,8 @@ class Config(RunConfig):
     cache_dtype: Literal["fp32", "bf16", "int8"] = "bf16"
     """Number format of the cache; int8 has a scale for every 64 values."""
     bucket: bool = False
-    """Batches of captions of similar length, so that less of a batch is padding: worth it where the text tower takes much
-    of the time. The negatives of a caption are then about as long as it is."""
+    """Batches of captions of similar length, so that less of a batch is padding: worth it where the text tower takes
+    much of the time. The negatives of a caption are then about as long as it is."""
     epochs: int = 16
     batch_size: int = 128
     lr: float = 3e-3
