@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from scripts import call, launch
+from scripts import ROOT, call, command, launch
 
 import vlkit
 from vlkit.adapters import ADAPTERS
@@ -254,3 +258,34 @@ def test_wrong_input_is_one_line_and_exit_code_2(dataset: Path, tmp_path: Path):
     done = launch(EVALUATE, "--model", "no/such/run", "--data.root", dataset, cwd=tmp_path)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert done.returncode == 2 and len(lines) == 1 and "no/such/run" in lines[0] and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(dataset: Path, tmp_path: Path):
+    words = ("--data.root", dataset, *QUICK, "--lr", 0.0005, "--head.temporal", "lstm")
+    call(TRAIN, "--output", tmp_path / "one", *words)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    two = [*launcher, "--standalone", str(ROOT / TRAIN), "--output", str(tmp_path / "two"), *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(two, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    one, both = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(one[name], both[name], atol=1e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.slow
+def test_resumed_run_ends_with_the_same_weights(dataset: Path, tmp_path: Path):
+    words = ("--data.root", dataset, *QUICK, "--epochs", 2, "--sampling", "segment", "--checkpoint_every", 1)
+    call(TRAIN, "--output", tmp_path / "whole", *words)
+    process = subprocess.Popen(
+        command(TRAIN, "--output", tmp_path / "cut", *words, "--log_every", 1), stderr=subprocess.PIPE
+    )
+    log = tmp_path / "cut" / "log.jsonl"
+    while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= 2):
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    call(TRAIN, "--output", tmp_path / "cut", *words, "--log_every", 1, "--resume")
+    whole, cut = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)

@@ -19,7 +19,7 @@ from torch import nn
 from vlkit.distributed import make_fabric
 from vlkit.errors import UserError
 from vlkit.interrupt import StopRequest
-from vlkit.loader import EpochLoader, Examples
+from vlkit.loader import EpochLoader, Examples, Lengths
 from vlkit.runlog import RunFolder, open_run
 from vlkit.training import Evaluate, FitResult, Run, Step
 
@@ -78,9 +78,16 @@ class RunConfig:
 
 
 def make_loader(
-    dataset: Examples, config: RunConfig, fabric: Fabric, collate: Callable[[list[Any]], Any] | None = None
+    dataset: Examples,
+    config: RunConfig,
+    fabric: Fabric,
+    collate: Callable[[list[Any]], Any] | None = None,
+    lengths: Lengths | None = None,
 ) -> EpochLoader:
-    """The training batches of this process, with the config's batch size, seed and workers."""
+    """The training batches of this process, with the config's batch size, seed and workers.
+
+    With ``lengths`` each batch holds examples of similar length; see :class:`vlkit.loader.EpochLoader`.
+    """
     on_cuda = fabric.device.type == "cuda"
     workers = config.workers
     if workers is None:
@@ -94,6 +101,7 @@ def make_loader(
         workers=workers,
         collate=collate,
         pin_memory=on_cuda,
+        lengths=lengths,
     )
     left_out = loader.count - len(loader) * loader.batch_size
     note = f", {left_out} left out in each epoch (others each time)" if left_out else ""

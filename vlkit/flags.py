@@ -42,11 +42,11 @@ class Flag:
     def shown(self) -> str:
         return self.name.upper() if self.positional else f"--{self.name}"
 
-    def takes(self) -> Literal["one", "many", "switch"]:
-        """How many words follow the flag: one value, a list of them, or none needed (a bool)."""
+    def takes(self) -> Literal["one", "many", "switch", "optional"]:
+        """How many words follow the flag: one value, a list of them, none needed (a bool), or one if one is there."""
         members = [m for m in union_members(self.hint) if m is not type(None)]
-        if members == [bool]:
-            return "switch"
+        if bool in members:
+            return "switch" if members == [bool] else "optional"
         return "many" if all(typing.get_origin(m) in (list, tuple) for m in members) else "one"
 
 
@@ -232,6 +232,8 @@ def given_in_words(words: Sequence[str], keys: KnownKeys) -> Iterator[Given]:
             values = [rest.pop(0) if rest and rest[0].lower() in ("true", "false") else "true"]
         else:
             values = _take_values(rest, None if takes == "many" else 1)
+        if not values and takes == "optional":
+            values = ["true"]
         if not values:
             raise UserError(f"--{name}: needs a value")
         if name != "config":

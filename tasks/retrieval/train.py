@@ -22,12 +22,14 @@ from torch import Tensor
 from vlkit.adapters import ADAPTERS
 from vlkit.checkpoint import save_adapter
 from vlkit.config import kinds, run
+from vlkit.data.cached_pairs import cached_pairs
 from vlkit.data.manifest import Dataset
 from vlkit.data.pairs import ImageTextPairs, PairCollate
 from vlkit.data.transforms import image_transform
 from vlkit.demo.prepared import demo_dataset
 from vlkit.encoders.load import load_base
 from vlkit.engine import RunConfig, fit, make_fabric, make_loader, open_run
+from vlkit.errors import UserError
 from vlkit.hardware import keep_freed_memory
 from vlkit.heads.embedding import HeadOptions, TwoTower
 from vlkit.loader import EpochLoader
@@ -78,10 +80,26 @@ class Config(RunConfig):
     adapter: Any = kinds(ADAPTERS, "sherl")
     head: HeadOptions = field(default_factory=HeadOptions)
     loss: Loss = field(default_factory=Loss)
+    cache: bool | Path = False
+    """Keep what the frozen early route gives for each training example on the disk, in this folder or (true) in vlkit's
+    cache folder: from the second epoch on, and in later runs, no picture is decoded and no backbone runs."""
+    cache_dtype: Literal["fp32", "bf16", "int8"] = "bf16"
+    """Number format of the cache; int8 has a scale for every 64 values."""
+    bucket: bool = False
+    """Batches of captions of similar length, so that less of a batch is padding: worth it where the text tower takes
+    much of the time. The negatives of a caption are then about as long as it is."""
     epochs: int = 16
     batch_size: int = 128
     lr: float = 3e-3
     evaluate_every: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cache and self.data.augment != "none":
+            raise UserError(
+                f"--cache: with --data.augment {self.data.augment} a picture is another one in each epoch, so its taps "
+                "cannot be kept; leave one of the two out"
+            )
 
 
 def main(config: Config) -> None:
@@ -95,7 +113,7 @@ def main(config: Config) -> None:
     pairs = ImageTextPairs(
         dataset, config.data.train, image_transform(base.preprocess, config.data.augment), config.data.every_caption
     )
-    loader = make_loader(pairs, config, fabric, collate=PairCollate(base.tokenize, base.text.trim))
+    lengths = pairs.lengths(lambda texts: base.text.real(base.tokenize(texts)).sum(1)) if config.bucket else None
 
     # Measured before the adapter is built: full fine-tuning and LoRA change the base's own modules.
     untrained = zero_shot(base)
@@ -105,6 +123,11 @@ def main(config: Config) -> None:
     two_tower = build_model(base, config.adapter, config.head)
     model = fabric.setup_module(two_tower)
     embedder = Embedder(two_tower, base, fabric)
+    if config.cache:
+        cached = cached_pairs(config.cache, config.cache_dtype, pairs, two_tower, base, fabric)
+        loader = cached.loader(make_loader(cached, config, fabric, cached.collate, lengths))
+    else:
+        loader = make_loader(pairs, config, fabric, PairCollate(base.tokenize, base.text.trim), lengths)
 
     def loss_of(pairs: Pairs, scale: Tensor, bias: Tensor, epoch: float) -> Tensor:
         if config.loss.kind == "siglip":

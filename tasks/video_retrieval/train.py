@@ -22,6 +22,8 @@ from torch import Tensor
 from vlkit.adapters import ADAPTERS
 from vlkit.checkpoint import save_adapter
 from vlkit.config import kinds, run
+from vlkit.data.cached_clips import ClipTapCache
+from vlkit.data.cached_pairs import cached_pairs
 from vlkit.data.clip_frames import Sampling
 from vlkit.data.frame_batch import Frames
 from vlkit.data.manifest import Dataset
@@ -101,18 +103,29 @@ class Config(RunConfig):
     frame_chunk: Literal["auto"] | int = "auto"
     """Frames through the image tower at once; memory does not grow with --frames, and frames beyond one chunk are
     encoded twice. auto: as many as a batch has videos, 32 at least; 0 = all, each once."""
+    cache: bool | Path = False
+    """Keep what the frozen early route gives for each training clip on the disk, in this folder or (true) in vlkit's
+    cache folder: from the second epoch on, and in later runs, no clip is decoded and no backbone runs."""
+    cache_dtype: Literal["fp32", "bf16", "int8"] = "bf16"
+    """Number format of the cache; int8 has a scale for every 64 values."""
     adapter: Any = kinds(ADAPTERS, "sherl")
     head: VideoHeadOptions = field(default_factory=VideoHeadOptions)
     loss: Loss = field(default_factory=Loss)
     epochs: int = 10
-    batch_size: int = 64
+    batch_size: int = 32
     lr: float = 1e-3
+    evaluate_every: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.frame_chunk != "auto" and self.frame_chunk < 0:
             raise UserError(f"--frame_chunk {self.frame_chunk}: give auto, a number of frames, or 0 for all")
         self.head.check_frames(self.frames)
+        if self.cache and self.sampling != "uniform":
+            raise UserError(
+                f"--cache: with --sampling {self.sampling} a clip gives other frames in each epoch, so their taps "
+                "cannot be kept; leave one of the two out"
+            )
 
 
 def main(config: Config) -> None:
@@ -127,7 +140,6 @@ def main(config: Config) -> None:
     train_frames, validation_frames, training, validation = splits_of(dataset, config.data, reader)
     test_frames = RecordFrames(dataset, test, reader)
     pairs = VideoTextPairs(train_frames, training, config.data.every_caption)
-    loader = make_loader(pairs, config, fabric, collate=VideoCollate(base.tokenize, base.text.trim))
 
     # Measured before the adapter is built: full fine-tuning and LoRA change the base's own modules.
     untrained = zero_shot(base)
@@ -137,6 +149,12 @@ def main(config: Config) -> None:
     video_text = build_model(base, config.adapter, config.head)
     model = fabric.setup_module(video_text)
     embedder = VideoEmbedder(video_text, base, fabric, reader)
+    if config.cache:
+        options = {"name": "clip", "sampling": train_frames.source.key(), "cache": ClipTapCache}
+        cached = cached_pairs(config.cache, config.cache_dtype, pairs, video_text.towers, base, fabric, **options)
+        loader = cached.loader(make_loader(cached, config, fabric, cached.collate))
+    else:
+        loader = make_loader(pairs, config, fabric, VideoCollate(base.tokenize, base.text.trim))
 
     def step(batch: tuple[Frames, Tensor, Tensor], epoch: float) -> dict[str, Tensor]:
         frames, ids, groups = batch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vlkit.adapters.chunks import Chunker, EarlyChunk, samples_of
 from vlkit.adapters.kept import TapDtype
 from vlkit.adapters.recompute import merged_again, run_again
-from vlkit.encoders.staged import StagedEncoder, Stream, freeze, run_early
+from vlkit.encoders.staged import ReadAhead, StagedEncoder, Stream, freeze, run_early
 
 Reads = Literal["pooled", "tokens"]
 """Which view of :class:`Encoded` a head reads; a method that cannot adapt that view refuses when it is built."""
@@ -174,8 +174,10 @@ class AdaptedEncoder(nn.Module):
         # Nobody reads the frozen tokens behind a pooled hand-off as a rule: after chunks they are made if asked for.
         return Encoded(self.base, stream if len(chunks) == 1 else lambda: self.read(x)[0], self.adapter.join(parts))
 
-    def read(self, x: Any) -> tuple[Stream, list[Stream]]:
+    def read(self, x: Any) -> tuple[Stream, Sequence[Stream]]:
         """The early route alone, without gradient: the stream at the hand-off and the raw taps (both can be cached)."""
+        if isinstance(x, ReadAhead):
+            return x.streams(self.base)
         taps: list[Stream] = []
         wanted = frozenset(self.adapter.layers)
         for k, stream in run_early(self.base, x, self.adapter.layers, self.stop):
@@ -183,7 +185,7 @@ class AdaptedEncoder(nn.Module):
                 taps.append(stream)
         return stream, taps
 
-    def finish(self, stream: Stream, taps: list[Stream]) -> Encoded:
+    def finish(self, stream: Stream, taps: Sequence[Stream]) -> Encoded:
         """Adapter, late route and pool on what :meth:`read` returned; ``forward(x) == finish(*read(x))``."""
         if self.recompute is not None:
             return Encoded(self.base, *merged_again(self, stream, taps, self.recompute))
@@ -196,11 +198,25 @@ class AdaptedEncoder(nn.Module):
             parts.append(self._collect([self.adapter.reduce(i, tap) for i, tap in enumerate(shorter)], chunk))
         return Encoded(self.base, stream, self.adapter.join(parts))
 
+    def route(self, x: Any) -> Iterator[tuple[int, Stream]]:
+        """Depths and streams of the early route, as :func:`vlkit.encoders.staged.run_early` yields them.
+
+        Args:
+            x: what the tower's ``embed`` takes, or an input that was read before.
+        """
+        if not isinstance(x, ReadAhead):
+            yield from run_early(self.base, x, self.adapter.layers, self.stop)
+            return
+        stream, taps = x.streams(self.base)
+        shallower = [i for i, k in enumerate(self.adapter.layers) if k < self.stop]
+        yield from ((self.adapter.layers[i], taps[i]) for i in shallower)
+        yield self.stop, stream
+
     def _early(self, x: Any) -> tuple[list[Any], Stream]:
         """The reduced taps, and the stream at the hand-off."""
         reduced: list[Any] = []
         index = {k: i for i, k in enumerate(self.adapter.layers)}
-        for k, stream in run_early(self.base, x, self.adapter.layers, self.stop):
+        for k, stream in self.route(x):
             if k in index:
                 reduced.append(self.adapter.reduce(index[k], stream))
         return reduced, stream

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vlkit.encoders.staged import StagedEncoder, Stream
+from vlkit.encoders.staged import ReadAhead, StagedEncoder, Stream
 
 EarlyChunk = int | Literal["auto"]
 """Samples at once; 0 = the whole batch; ``"auto"`` = as few as keep the processor busy."""
@@ -40,14 +40,16 @@ class Chunker:
 
     def split(self, x: Any) -> list[Any]:
         """Cut ``x`` [B, ...] into chunks of nearly equal size; what is no tensor stays whole."""
-        if not isinstance(x, Tensor) or len(x) < 2:
+        if not isinstance(x, Tensor | ReadAhead) or len(x) < 2:
             return [x]
         return list(x.split(even(len(x), self.samples(x))))
 
-    def samples(self, x: Tensor) -> int:
+    def samples(self, x: Tensor | ReadAhead) -> int:
         """Samples at once for a batch like ``x`` [B, ...]."""
         if self.size != "auto":
             return self.size or len(x)
+        if isinstance(x, ReadAhead):
+            return busy_samples(x.values, x.device)
         shape = (*x.shape[1:],)
         if shape not in self._values:
             with torch.no_grad():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vlkit.adapters.kept import Kept, TapDtype
-from vlkit.encoders.staged import Stream, run_blocks, run_early
+from vlkit.encoders.staged import Stream, run_blocks
 
 if TYPE_CHECKING:
     from vlkit.adapters.base import AdaptedEncoder, Adapter
@@ -91,9 +91,9 @@ class Piece:
 
 
 def run_again(model: AdaptedEncoder, chunks: list[Any], tap_dtype: TapDtype) -> Finished:
-    """The whole encoder on a batch that is cut in ``chunks``; each is what the tower's ``embed`` takes."""
+    """The whole encoder on a batch that is cut in ``chunks``; each is what :meth:`AdaptedEncoder.route` takes."""
     adapter = model.adapter
-    routes = (run_early(model.base, chunk, adapter.layers, model.stop) for chunk in chunks)
+    routes = (model.route(chunk) for chunk in chunks)
     return _coupled(model, routes, tap_dtype) if adapter.coupled else _independent(model, routes, tap_dtype)
 
 
@@ -274,7 +274,8 @@ class _Again(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         if ctx.pieces is None:
             raise RuntimeError("the lean route frees what it kept as backward goes along: it can be taken only once")
-        inputs, parameters = ctx.saved_tensors[: ctx.inputs], ctx.saved_tensors[ctx.inputs :]
+        saved = ctx.saved_tensors  # once: inside torch's checkpoint a second look is an error
+        inputs, parameters = saved[: ctx.inputs], saved[ctx.inputs :]
         pieces, ctx.pieces = ctx.pieces, None
         found: list[Tensor | None] = [None] * (len(inputs) + len(parameters))
         for i, gradient in enumerate(gradients):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from vlkit.data.clip_frames import ClipFrames, Sampling, read_frames
 from vlkit.data.frame_batch import Frames
 from vlkit.data.frames import FrameSource
 from vlkit.data.manifest import Dataset
+from vlkit.data.pairs import CaptionedRecords, identify_file
 from vlkit.data.records import Record
 from vlkit.data.transforms import frame_transform
 from vlkit.encoders.bases import Preprocess
@@ -99,7 +99,7 @@ class RecordFrames:
         return frames
 
 
-class VideoTextPairs:
+class VideoTextPairs(CaptionedRecords):
     """(frames, sentence) examples; the group number marks sentences of one video.
 
     Args:
@@ -110,23 +110,26 @@ class VideoTextPairs:
     """
 
     def __init__(self, frames: RecordFrames, records: Sequence[Record], every_caption: bool = True) -> None:
-        self.frames, self.records, self.every_caption = frames, list(records), every_caption
-        counts = [len(r["texts"]) if every_caption else 1 for r in self.records]
-        self.examples = [(group, k) for group, count in enumerate(counts) for k in range(count)]
-
-    def __len__(self) -> int:
-        return len(self.examples)
+        super().__init__(records, every_caption)
+        self.frames = frames
 
     def __getitem__(self, index: int) -> tuple[Tensor, str, int]:
         """Frames [t, 3, H, W] uint8, a sentence and the group number."""
-        group, k = self.examples[index]
-        record = self.records[group]
         # Drawn before the frames are read: whether they were kept must change no number.
-        text = record["texts"][k] if self.every_caption else random.choice(record["texts"])
+        group, caption = self.choose(index)
         generator = None
         if self.frames.reader.sampling == "segment":
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        return self.frames.read(record, generator), text, group
+        return self.frames.read(self.records[group], generator), self.captions[caption], group
+
+    def identify(self, group: int) -> list[Any]:
+        """What changes when the clip does: its file's path, size and time of the last change, and its times."""
+        record, source = self.records[group], self.frames.source
+        return [*identify_file(source.dataset.path(record)), record.get("start"), record.get("end")]
+
+    def load(self, groups: list[int]) -> list[Tensor]:
+        """Frames of each clip, [t, 3, H, W] uint8; with uniform sampling always the same."""
+        return [self.frames.read(self.records[group]) for group in groups]
 
 
 class VideoCollate:

@@ -7,7 +7,7 @@ run equals the library's own forward.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -136,6 +136,34 @@ class StagedEncoder(nn.Module):
     def train(self, mode: bool = True) -> StagedEncoder:
         """Switch to training mode, unless frozen: a frozen base stays in eval (no dropout, fixed batch norm)."""
         return super().train(mode and not self._frozen)
+
+
+class ReadAhead:
+    """Stands for an input whose early route was run before; an adapted encoder takes it in place of the input.
+
+    Attributes:
+        values: numbers in one sample's state at the hand-off.
+        device: where they are.
+    """
+
+    values: int
+    device: torch.device
+
+    def __len__(self) -> int:
+        """B."""
+        raise TypeError(f"{type(self).__name__} has no length")
+
+    def to(self, device: Any) -> ReadAhead:
+        """The same on another device."""
+        raise TypeError(f"{type(self).__name__} has no to")
+
+    def split(self, size: int) -> list[ReadAhead]:
+        """Parts of ``size`` samples, like :meth:`torch.Tensor.split`."""
+        raise TypeError(f"{type(self).__name__} has no split")
+
+    def streams(self, base: StagedEncoder) -> tuple[Stream, Sequence[Stream]]:
+        """The stream at the hand-off and the taps, as the early route of the input would give them."""
+        raise TypeError(f"{type(self).__name__} has no streams")
 
 
 def freeze(encoder: StagedEncoder) -> StagedEncoder:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from vlkit.adapters.base import AdaptedEncoder
 from vlkit.data.frame_batch import Frames
 from vlkit.encoders.bases import Preprocess
+from vlkit.encoders.staged import ReadAhead
 from vlkit.errors import UserError
 from vlkit.heads.embedding import MAX_LOGIT_SCALE, HeadOptions, TwoTower
 from vlkit.heads.temporal import MAX_FRAMES, Init, TemporalKind, temporal_head
@@ -79,8 +80,10 @@ class VideoText(nn.Module):
         image = self.towers.image
         return not isinstance(image, AdaptedEncoder) or bool(image.adapter.layers) or image.adapter.late > 0
 
-    def embed_frames(self, pixels: Tensor) -> Tensor:
-        """Frames [F, 3, H, W] uint8, on any device -> [F, E], not normalised."""
+    def embed_frames(self, pixels: Tensor | ReadAhead) -> Tensor:
+        """Frames [F, 3, H, W] uint8, on any device, or their cached taps -> [F, E], not normalised."""
+        if isinstance(pixels, ReadAhead):
+            return self.towers.image_head.features(self.towers.image(pixels.to(self.mean.device)))
         values = pixels.to(self.mean.device, non_blocking=True).float() / 255
         scaled = ((values - self.mean) / self.std).to(self.mean.dtype)
         return self.towers.image_head.features(self.towers.image(scaled))
