@@ -46,8 +46,8 @@ COSTS = {
     "step / forward": lambda m: m.get("step_time_over_forward"),
     "trained parameters": lambda m: m["trainable_parameters"],
 }
-# The best of 1e-3, 3e-3 and 1e-2 on demo retrieval, where it is not the script's default. Methods that change the base's
-# own weights need smaller steps than what is trained from scratch beside it.
+# Chosen on demo retrieval, where the script's default is not the best: methods that change the base's own weights need
+# smaller steps than what is trained from scratch beside it.
 LEARNING_RATES = {"lora": 1e-3, "full": 3e-4, "vqt": 1e-2}
 # Okabe and Ito's palette, told apart by colour-blind readers too.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
