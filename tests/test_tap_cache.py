@@ -107,7 +107,7 @@ def test_cached_rows_give_what_the_input_gives(tower, method, tmp_path):
         expected, actual = encoder(x), encoder(found)
         view = "tokens" if reads == "tokens" else "pooled"
         real = slice(None) if expected.mask is None or view == "pooled" else expected.mask
-        torch.testing.assert_close(getattr(actual, view)[real], getattr(expected, view)[real], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(getattr(actual, view)[real], getattr(expected, view)[real], rtol=1e-4, atol=5e-5)
         torch.testing.assert_close(actual.pooled, expected.pooled, rtol=1e-5, atol=1e-5)
         if kind == "sherl":
             actual.pooled.square().sum().backward()
