@@ -182,15 +182,15 @@ def test_a_difference_is_noticed(
 
 def test_a_wrong_eps_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     golden = read_golden(GOLDEN / "sherl_text.safetensors")
-    weights = RedundancyAggregator.weights
+    forward = RedundancyAggregator.forward
 
     def with_other_eps(self: RedundancyAggregator, guide: Tensor, candidates: Tensor) -> Tensor:
         self.eps = 1e-6
-        found = weights(self, guide, candidates)
+        found = forward(self, guide, candidates)
         self.eps = 1e-8
         return found
 
-    monkeypatch.setattr(RedundancyAggregator, "weights", with_other_eps)
+    monkeypatch.setattr(RedundancyAggregator, "forward", with_other_eps)
     report = compare(golden, parity.find_case(golden.about)(golden))
 
     assert any("output: relative error" in problem for problem in report.problems)
