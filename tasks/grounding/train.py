@@ -114,7 +114,8 @@ def main(config: Config) -> None:
 
     def step(batch: BoxBatch, epoch: float) -> dict[str, Tensor]:
         predictions = model(batch.pixels, batch.ids, batch.owner)
-        losses = grounding_loss(predictions, batch.boxes, batch.valid, config.loss)
+        count = fabric.all_reduce(batch.valid.sum().float(), reduce_op="mean")
+        losses = grounding_loss(predictions, batch.boxes, batch.valid, config.loss, count)
         fabric.backward(losses["loss"])
         return losses
 
