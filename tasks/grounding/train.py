@@ -85,7 +85,7 @@ class Config(RunConfig):
     epochs: int = 12
     batch_size: int = 16
     """Pictures a step, all processes together; each comes with its texts."""
-    lr: float = 2e-3
+    lr: float = 1.5e-3
 
 
 def main(config: Config) -> None:

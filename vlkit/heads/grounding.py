@@ -6,8 +6,9 @@ way from cells to a box is cut into steps, easy to hard:
 1. A small convolutional *neck* lets neighbouring cells talk; fusion and head both read its cells.
 2. *What box would each cell belong to?* Every cell predicts the box of the thing it lies on, whatever the text says,
    and learns it from all texts at once.
-3. *Which cells?* A heat map. Every word votes for cells on its own, so that "red star" is where the votes of "red" and
-   of "star" meet, and the fused query adds what takes the whole text and the whole picture.
+3. *Which cells?* A heat map. A cell knows whether it is a thing at all; every word votes for cells on its own, so that
+   "red star" is where the votes of "red" and of "star" meet; and the fused query adds what takes the whole text and the
+   whole picture.
 4. *What is left?* The cells' boxes, averaged by the heat map, are refined from the query.
 
 Any tower that hands out cells will do, whatever their grid.
@@ -140,6 +141,7 @@ class BoxHead(nn.Module):
     def __init__(self, text: StagedEncoder, width: int) -> None:
         super().__init__()
         self.key = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+        self.thing = nn.Linear(width, 1)
         self.cell_box = _two_layers(width, width, 4)
         self.words = nn.Sequential(nn.LayerNorm(text.token_dim), nn.Linear(text.token_dim, width))
         self.point = nn.Linear(width, width)
@@ -160,8 +162,9 @@ class BoxHead(nn.Module):
         """
         keys = self.key(image.tokens)
         cells = self._cell_boxes(keys, image.grid)[owner]
+        things = self.thing(keys).transpose(1, 2)[owner]
         keys, votes = keys[owner], self._votes(text)
-        return [self._predict(state, votes, keys, cells, image.grid) for state in states]
+        return [self._predict(state, votes, keys, things, cells, image.grid) for state in states]
 
     def _cell_boxes(self, keys: Tensor, grid: tuple[int, int]) -> Tensor:
         """[P, cells, 4]: sides are told by how far they are from the cell's centre, the same way everywhere."""
@@ -177,9 +180,10 @@ class BoxHead(nn.Module):
         return votes.sum(1, keepdim=True)
 
     def _predict(
-        self, states: Tensor, votes: Tensor, keys: Tensor, cells: Tensor, grid: tuple[int, int]
+        self, states: Tensor, votes: Tensor, keys: Tensor, things: Tensor, cells: Tensor, grid: tuple[int, int]
     ) -> BoxPrediction:
-        heat = ((self.point(states) + votes) @ keys.transpose(1, 2)).float() * keys.shape[-1] ** -0.5
+        meets = (self.point(states) + votes) @ keys.transpose(1, 2)
+        heat = (meets * keys.shape[-1] ** -0.5 + things).float()
         share = heat.softmax(-1)
         first = share @ cells
         seen = share.to(keys.dtype) @ keys
