@@ -47,7 +47,7 @@ def build_model(
         adapter: options of one of :data:`vlkit.adapters.ADAPTERS`.
         fusion, head: their options.
     """
-    if isinstance(adapter, SherlOptions) and adapter.late is None:
+    if isinstance(adapter, SherlOptions) and adapter.late is None and adapter.handoff != "pooled":
         adapter = replace(adapter, late=0)
     neck = Neck(base.image, fusion.width, head.neck)
     return Grounder(
