@@ -38,7 +38,7 @@ def encode(image, text, pixels: Tensor, ids: Tensor) -> tuple[Encoded, Encoded]:
 @pytest.mark.parametrize("update_image", [False, True])
 def test_states_of_every_layer_and_gradients_to_every_weight(update_image: bool):
     image, text = encoders(SherlOptions())
-    fusion = fusion_of(image, text, 3, update_image=update_image, dropout=0.0).train()
+    fusion = fusion_of(image, text, 3, update_image=update_image, dropout=0.0, neck=1).train()
     states = fusion(*encode(image, text, tiny.pictures(2), tiny.padded_ids()))
     assert [tuple(state.shape) for state in states] == [(2, 3, 24)] * 2
     states[-1].square().mul(torch.arange(1.0, 25)).sum().backward()

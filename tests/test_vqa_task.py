@@ -21,7 +21,7 @@ from vlkit.demo.draw import draw
 from vlkit.demo.questions import questions
 from vlkit.demo.scenes import sample_scene
 from vlkit.errors import UserError
-from vlkit.heads.vqa import answer_bce, beam_search
+from vlkit.heads.vqa import answer_bce, answer_softmax, beam_search
 from vlkit.metrics.vqa import vqa_metrics
 
 TRAIN, EVALUATE, PREDICT = (f"tasks/vqa/{name}.py" for name in ("train", "evaluate", "predict"))
@@ -163,6 +163,7 @@ def test_other_methods_train_save_and_load(kind: str, dataset: Path, tmp_path: P
     [
         ("--text_base", "clip", "--adapter.late", 2, "--data.per_picture", 2),
         ("--image_size", 48, "--fusion.update_image", "true", "--data.augment", "crop"),
+        ("--head.loss", "softmax", "--fusion.neck", 1),
         ("--head.kind", "generate", "--adapter.kind", "lora", "--fusion.checkpointing", "true"),
         ("--head.kind", "generate", "--head.blind", "true", "--adapter.init", "published"),
     ],
@@ -227,6 +228,8 @@ def test_soft_targets_and_loss_are_those_of_the_protocol():
         for x, t in zip(logits.flatten().tolist(), targets.flatten().tolist(), strict=True)
     )
     assert float(answer_bce(logits, targets)) == pytest.approx(by_hand / 2, abs=1e-5)
+    shares = torch.tensor([0.25, 0.75]) @ -logits[0].log_softmax(0)  # the second question says nothing
+    assert float(answer_softmax(logits, targets)) == pytest.approx(float(shares), abs=1e-5)
 
 
 def test_vocabulary_is_counted_or_read(dataset: Path, tmp_path: Path):

@@ -227,7 +227,9 @@ class Answerer:
         return [[next(rest) for _ in group] for group in groups]
 
     def _choose(self, batch: list[Tensor], k: int) -> list[Answers]:
-        scores, labels = self.model(*batch).sigmoid().topk(min(k, len(self.vocabulary)), dim=1)
+        logits = self.model(*batch)
+        probabilities = logits.softmax(1) if self.head.loss == "softmax" else logits.sigmoid()
+        scores, labels = probabilities.topk(min(k, len(self.vocabulary)), dim=1)
         rows = zip(labels.tolist(), scores.tolist(), strict=True)
         return [[(self.vocabulary[i], score) for i, score in zip(*row, strict=True)] for row in rows]
 

@@ -41,7 +41,7 @@ from vlkit.encoders.load import load_base
 from vlkit.engine import RunConfig, fit, make_fabric, make_loader, open_run
 from vlkit.hardware import keep_freed_memory
 from vlkit.heads.fusion import FusionOptions
-from vlkit.heads.vqa import VQA_HEADS, answer_bce, shift_right, token_loss
+from vlkit.heads.vqa import VQA_HEADS, answer_bce, answer_softmax, shift_right, token_loss
 from vlkit.loader import EpochLoader
 from vlkit.memory import StepMemory, measure_step
 from vlkit.runlog import Report
@@ -63,6 +63,8 @@ class Data:
 
     root: Path | None = None
     """Prepared dataset (data_prep/*); default: the demo dataset, made on first use."""
+    size: Literal["small", "medium", "large"] = "medium"
+    """Of the demo dataset: 400, 2,000 or 10,000 training pictures with four or five questions each."""
     train: str = "train"
     """Split to train on."""
     validation: str = "val"
@@ -105,7 +107,7 @@ def main(config: Config) -> None:
     folder = open_run(config, "vqa", fabric)
     keep_freed_memory()
 
-    dataset = Dataset.open(config.data.root or demo_dataset("vqa"), "vqa")
+    dataset = Dataset.open(config.data.root or demo_dataset("vqa", config.data.size), "vqa")
     test = reported_split(dataset, config.data)
     base = load_base(config.base, image_size=config.image_size)
     text = text_side(config.text_base, base)
@@ -126,7 +128,8 @@ def main(config: Config) -> None:
 
     def loss_of(batch: Batch) -> Tensor:
         if config.head.kind == "classify":
-            return answer_bce(model(batch.pixels, batch.ids, batch.owner), batch.targets)
+            loss = answer_bce if config.head.loss == "bce" else answer_softmax
+            return loss(model(batch.pixels, batch.ids, batch.owner), batch.targets)
         start = shift_right(batch.targets, text.base.start_id)
         return token_loss(model(batch.pixels, batch.ids, batch.owner, start), batch.targets, text.pad_id)
 

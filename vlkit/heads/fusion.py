@@ -22,12 +22,14 @@ FREQUENCIES = 6
 class FusionOptions:
     """The transformer that brings picture and text together."""
 
-    width: int = 192
+    width: int = 128
     """Width of its tokens."""
     layers: int = 3
     """Number of layers."""
-    heads: int = 6
+    heads: int = 4
     """Attention heads; must divide the width."""
+    neck: int = 0
+    """Convolutional blocks on the picture's cells in front of the layers."""
     dropout: float = 0.1
     """On attention and feed-forward outputs, and on attention weights."""
     update_image: bool = False
@@ -40,6 +42,8 @@ class FusionOptions:
         for name in ("width", "layers", "heads"):
             if getattr(self, name) < 1:
                 raise UserError(f"--fusion.{name} {getattr(self, name)}: must be at least 1")
+        if self.neck < 0:
+            raise UserError(f"--fusion.neck {self.neck}: must be 0 or more")
         if self.width % self.heads:
             raise UserError(f"--fusion.heads {self.heads}: does not divide --fusion.width {self.width}")
         if not 0 <= self.dropout < 1:
@@ -68,6 +72,7 @@ class Fusion(nn.Module):
         self.image_in = nn.Sequential(nn.LayerNorm(image.token_dim), nn.Linear(image.token_dim, width))
         self.text_in = nn.Sequential(nn.LayerNorm(text.token_dim), nn.Linear(text.token_dim, width))
         self.positions = nn.Linear(4 * FREQUENCIES + 2, width)
+        self.neck = nn.ModuleList(NeckBlock(width) for _ in range(options.neck))
         self.queries = nn.Parameter(torch.randn(queries, width) * 0.02)
         # What kind of token it is: cell, other picture token (class, registers), text.
         self.kinds = nn.Parameter(torch.randn(3, width) * 0.02)
@@ -110,13 +115,30 @@ class Fusion(nn.Module):
     def image_tokens(self, image: Encoded) -> Tensor:
         """[P, L, width]: the picture's tokens, those that are cells with the code of their position."""
         tokens = self.image_in(image.tokens)
-        rows, columns = image.grid or (0, 0)
-        others = tokens.shape[1] - rows * columns
-        marks = self.kinds[1].expand(others, -1)
-        if rows * columns:
-            codes = cell_codes(rows, columns, tokens.device).to(self.positions.weight.dtype)
-            marks = torch.cat([marks, self.positions(codes) + self.kinds[0]])
-        return tokens + marks.to(tokens.dtype)
+        if image.grid is None:
+            return tokens + self.kinds[1]
+        rows, columns = image.grid
+        others, cells = tokens.split([tokens.shape[1] - rows * columns, rows * columns], dim=1)
+        codes = cell_codes(rows, columns, tokens.device).to(self.positions.weight.dtype)
+        cells = cells + self.positions(codes) + self.kinds[0]
+        for block in self.neck:
+            cells = block(cells, image.grid)
+        return torch.cat([others + self.kinds[1], cells], dim=1)
+
+
+class NeckBlock(nn.Module):
+    """Pre-norm 3 x 3 convolution with a residual: neighbouring cells tell of the thing they share."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.around = nn.Conv2d(width, width, 3, padding=1)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, cells: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[P, rows * columns, width] in and out."""
+        seen = self.around(self.norm(cells).transpose(1, 2).unflatten(2, grid))
+        return cells + self.out(F.relu(seen.flatten(2).transpose(1, 2)))
 
 
 class FusionLayer(nn.Module):

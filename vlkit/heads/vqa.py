@@ -25,6 +25,8 @@ class ClassifyOptions:
     """Leave the picture out: the question-only control."""
     dropout: float = 0.1
     """In front of the last layer."""
+    loss: Literal["bce", "softmax"] = "bce"
+    """bce: each answer is judged by itself (published); softmax: answers compete, which learns faster from little."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
@@ -97,6 +99,18 @@ def answer_bce(logits: Tensor, targets: Tensor) -> Tensor:
         targets: [B, A] in 0..1 (:func:`vlkit.metrics.vqa.soft_target`); a row of zeros is a valid example.
     """
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(logits)
+
+
+def answer_softmax(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy against the soft targets as shares, averaged over the questions that have any.
+
+    Args:
+        logits: [B, A].
+        targets: [B, A] in 0..1; a row of zeros says nothing.
+    """
+    total = targets.sum(1)
+    per_question = -(targets * logits.log_softmax(1)).sum(1) / total.clamp_min(1e-6)
+    return per_question.sum() / (total > 0).sum().clamp_min(1)
 
 
 class Words(NamedTuple):

@@ -27,8 +27,8 @@ Picture = str | Path | Image.Image
 class VqaPipeline:
     """Answers questions about pictures. Safe to call from several threads.
 
-    A classifier's probability is its estimate of the answer's VQA accuracy (they need not sum to 1); a decoder's is
-    that of the written text.
+    A classifier's probability is its estimate of the answer's VQA accuracy (with ``--head.loss bce`` they need not sum
+    to 1); a decoder's is that of the written text.
 
     Args:
         answerer: model, bases and device.
