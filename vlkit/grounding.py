@@ -49,12 +49,12 @@ def build_model(
     """
     if isinstance(adapter, SherlOptions) and adapter.late is None and adapter.handoff != "pooled":
         adapter = replace(adapter, late=0)
-    neck = Neck(base.image, fusion.width, head.neck)
+    neck = Neck(base.image, fusion.width, fusion.neck)
     return Grounder(
         adapter.build(base.image, "tokens"),
         adapter.build(text.encoder, "tokens"),
         neck,
-        Fusion(neck, text.encoder, fusion, head.queries),
+        Fusion(neck, text.encoder, replace(fusion, neck=0), head.queries),
         BoxHead(text.encoder, fusion.width),
     )
 

@@ -79,7 +79,7 @@ class Config(RunConfig):
     """Side of the input in pixels; default: the base's own."""
     data: Data = field(default_factory=Data)
     adapter: Any = kinds(ADAPTERS, "sherl")
-    fusion: FusionOptions = field(default_factory=lambda: FusionOptions(width=128, layers=2, heads=4))
+    fusion: FusionOptions = field(default_factory=lambda: FusionOptions(layers=2, neck=2))
     head: GroundingOptions = field(default_factory=GroundingOptions)
     loss: BoxLoss = field(default_factory=BoxLoss)
     epochs: int = 12

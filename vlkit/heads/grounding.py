@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from vlkit.adapters.base import Encoded
 from vlkit.encoders.staged import StagedEncoder
 from vlkit.errors import UserError
-from vlkit.heads.fusion import FREQUENCIES, Fusion, cell_codes
+from vlkit.heads.fusion import FREQUENCIES, Fusion, NeckBlock, cell_codes
 
 _REACH = 0.2
 """Unit, as a share of the picture, in which a cell tells how far away the sides of its box are."""
@@ -41,14 +41,10 @@ class GroundingOptions:
     queries: int = 1
     """Boxes predicted for a text; more than one are matched to its annotated boxes one to one (for texts that name
     several things)."""
-    neck: int = 2
-    """Convolutional blocks on the picture's cells."""
 
     def __post_init__(self) -> None:
         if self.queries < 1:
             raise UserError(f"--head.queries {self.queries}: must be at least 1")
-        if self.neck < 0:
-            raise UserError(f"--head.neck {self.neck}: must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -66,6 +62,8 @@ class Cells:
 
 class Neck(nn.Module):
     """Cells of a tower that know where they are and what is around them.
+
+    It stands in front of the fusion (whose own neck stays empty), because the head reads its cells too.
 
     Args:
         image: the tower in front (the width of its tokens).
@@ -95,21 +93,6 @@ class Neck(nn.Module):
         for block in self.blocks:
             cells = block(cells, image.grid)
         return Cells(cells, image.grid)
-
-
-class NeckBlock(nn.Module):
-    """Pre-norm 3 x 3 convolution with a residual."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.around = nn.Conv2d(width, width, 3, padding=1)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, cells: Tensor, grid: tuple[int, int]) -> Tensor:
-        """[P, cells, width] in and out."""
-        seen = self.around(self.norm(cells).transpose(1, 2).unflatten(2, grid))
-        return cells + self.out(F.relu(seen.flatten(2).transpose(1, 2)))
 
 
 class BoxPrediction(NamedTuple):
