@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, box_iou, generalized_box_iou
 
 from vlkit.box_baseline import blind_boxes, blind_metrics
-from vlkit.box_losses import BoxLoss, cell_shares, grounding_loss, match_queries, pairwise_iou
+from vlkit.box_losses import BoxLoss, cell_shares, grounding_loss, match_queries, pairwise_giou, pairwise_iou
 from vlkit.data.boxes import BoxCollate, BoxedPictures, BoxTransform, Fit, crop_around, flip, with_boxes
 from vlkit.data.manifest import Dataset, write_dataset
 from vlkit.data.mirror import mirrored
@@ -268,6 +268,10 @@ def test_iou_of_pairs_equals_torchvision():
     left = torch.rand(30, 2, 2, generator=torch.Generator().manual_seed(0)).sort(1).values.reshape(30, 4)
     right = left.flip(0)
     torch.testing.assert_close(pairwise_iou(left, right), box_iou(left, right).diagonal())
+    torch.testing.assert_close(pairwise_giou(left, right), generalized_box_iou(left, right).diagonal())
+    torch.testing.assert_close(
+        pairwise_giou(left[:, None], right[None]), generalized_box_iou(left, right), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_blind_boxes_are_the_best_of_the_training_split(dataset: Dataset):

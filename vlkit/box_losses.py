@@ -13,10 +13,13 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torchvision.ops import box_convert, generalized_box_iou_loss
+from torchvision.ops import box_convert
 
 from vlkit.errors import UserError
 from vlkit.heads.grounding import BoxPrediction
+
+_TINY = 1e-7
+"""Least area that is divided by."""
 
 
 @dataclass
@@ -81,7 +84,7 @@ def _layer_losses(
     heat = found.heat.gather(1, at.expand(-1, -1, found.heat.shape[-1]))
     safe = _without_padding(target, valid)
     corners = box_convert(boxes, "cxcywh", "xyxy")
-    giou = generalized_box_iou_loss(corners, safe)
+    giou = 1 - pairwise_giou(corners, safe)
     l1 = (boxes - box_convert(safe, "xyxy", "cxcywh")).abs().sum(-1)
     cover = -(cell_shares(safe, found.grid) * heat.log_softmax(-1)).sum(-1)
     quality = pairwise_iou(corners.detach(), safe) * matched
@@ -103,7 +106,7 @@ def cell_loss(found: BoxPrediction, target: Tensor, valid: Tensor, weights: BoxL
     share = cell_shares(safe, found.grid) * (valid / count).unsqueeze(-1)  # [B, G, cells]
     wanted = safe.unsqueeze(2).expand(-1, -1, found.cells.shape[1], -1)
     boxes = found.cells.unsqueeze(1).expand_as(wanted)
-    giou = generalized_box_iou_loss(box_convert(boxes, "cxcywh", "xyxy"), wanted)
+    giou = 1 - pairwise_giou(box_convert(boxes, "cxcywh", "xyxy"), wanted)
     l1 = (boxes - box_convert(wanted, "xyxy", "cxcywh")).abs().sum(-1)
     return ((weights.l1 * l1 + weights.giou * giou) * share).sum()
 
@@ -134,7 +137,7 @@ def match_queries(found: BoxPrediction, target: Tensor, valid: Tensor, weights: 
         return torch.zeros_like(valid, dtype=torch.int64), first.to(found.boxes.dtype)
     corners = box_convert(found.boxes, "cxcywh", "xyxy")
     distance = torch.cdist(found.boxes, box_convert(target, "xyxy", "cxcywh"), p=1)  # [B, Q, G]
-    giou = 1 - generalized_box_iou_loss(*torch.broadcast_tensors(corners.unsqueeze(2), target.unsqueeze(1)))
+    giou = pairwise_giou(corners.unsqueeze(2), target.unsqueeze(1))
     cost = weights.l1 * distance - weights.giou * giou - weights.score * found.scores.sigmoid().unsqueeze(2)
     query = torch.zeros(valid.shape, dtype=torch.int64)
     matched = torch.zeros(valid.shape, dtype=found.boxes.dtype)
@@ -166,8 +169,24 @@ def cell_shares(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def pairwise_iou(left: Tensor, right: Tensor) -> Tensor:
-    """IoU of boxes [..., 4] (corners), row by row: [...]."""
-    corner = torch.minimum(left[..., 2:], right[..., 2:]) - torch.maximum(left[..., :2], right[..., :2])
-    shared = corner.clamp_min(0).prod(-1)
-    union = (left[..., 2:] - left[..., :2]).prod(-1) + (right[..., 2:] - right[..., :2]).prod(-1) - shared
-    return shared / union.clamp_min(1e-12)
+    """IoU of boxes [..., 4] (corners), row by row or broadcast: [...]."""
+    shared, union = _shared_and_union(left, right)
+    return shared / union
+
+
+def pairwise_giou(left: Tensor, right: Tensor) -> Tensor:
+    """Generalised IoU (Rezatofighi et al., CVPR 2019) of boxes [..., 4] (corners), row by row or broadcast: [...].
+
+    torchvision's own asks the device for values, which stops a training step until it has answered.
+    """
+    shared, union = _shared_and_union(left, right)
+    low, high = torch.minimum(left[..., :2], right[..., :2]), torch.maximum(left[..., 2:], right[..., 2:])
+    hull = (high - low).prod(-1).clamp_min(_TINY)
+    return shared / union - (hull - union) / hull
+
+
+def _shared_and_union(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    low, high = torch.maximum(left[..., :2], right[..., :2]), torch.minimum(left[..., 2:], right[..., 2:])
+    shared = (high - low).clamp_min(0).prod(-1)
+    areas = [(box[..., 2:] - box[..., :2]).prod(-1) for box in (left, right)]
+    return shared, (areas[0] + areas[1] - shared).clamp_min(_TINY)
