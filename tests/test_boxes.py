@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, box_iou, generalized_box_iou
 
 from vlkit.box_baseline import blind_boxes, blind_metrics
-from vlkit.box_losses import BoxLoss, cell_shares, grounding_loss, match_queries, pairwise_iou
+from vlkit.box_losses import BoxLoss, cell_shares, grounding_loss, match_queries, pairwise_giou, pairwise_iou
 from vlkit.data.boxes import BoxCollate, BoxedPictures, BoxTransform, Fit, crop_around, flip, with_boxes
 from vlkit.data.manifest import Dataset, write_dataset
 from vlkit.data.mirror import mirrored
@@ -268,6 +268,10 @@ def test_iou_of_pairs_equals_torchvision():
     left = torch.rand(30, 2, 2, generator=torch.Generator().manual_seed(0)).sort(1).values.reshape(30, 4)
     right = left.flip(0)
     torch.testing.assert_close(pairwise_iou(left, right), box_iou(left, right).diagonal())
+    torch.testing.assert_close(pairwise_giou(left, right), generalized_box_iou(left, right).diagonal())
+    torch.testing.assert_close(
+        pairwise_giou(left[:, None], right[None]), generalized_box_iou(left, right), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_blind_boxes_are_the_best_of_the_training_split(dataset: Dataset):
@@ -279,3 +283,15 @@ def test_blind_boxes_are_the_best_of_the_training_split(dataset: Dataset):
     metrics = blind_metrics(blind, dataset, records)
     assert metrics["acc@0.5"] == metrics["constant_box_acc@0.5"] == pytest.approx(200 / 3)
     assert metrics["centre_box_acc@0.5"] < 50 and 0 < metrics["mean_iou"] < 100
+
+
+def test_parts_of_a_batch_have_the_mean_gradient_of_the_whole():
+    target, valid = targets()
+    whole = prediction()
+    grounding_loss([whole], target, valid, BoxLoss())["loss"].backward()
+    parts, count = prediction(), valid.sum() / 2
+    for rows in (slice(0, 1), slice(1, 3)):
+        part = BoxPrediction(*(tensor[rows] for tensor in parts[:4]), parts.grid)
+        (grounding_loss([part], target[rows], valid[rows], BoxLoss(), count)["loss"] / 2).backward()
+    for one, other in zip(whole[:4], parts[:4], strict=True):
+        torch.testing.assert_close(one.grad, other.grad)

@@ -13,10 +13,13 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torchvision.ops import box_convert, generalized_box_iou_loss
+from torchvision.ops import box_convert
 
 from vlkit.errors import UserError
 from vlkit.heads.grounding import BoxPrediction
+
+_TINY = 1e-7
+"""Least area that is divided by."""
 
 
 @dataclass
@@ -43,7 +46,7 @@ class BoxLoss:
 
 
 def grounding_loss(
-    predictions: Sequence[BoxPrediction], target: Tensor, valid: Tensor, weights: BoxLoss
+    predictions: Sequence[BoxPrediction], target: Tensor, valid: Tensor, weights: BoxLoss, count: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Losses of a batch, means over its annotated boxes.
 
@@ -52,12 +55,15 @@ def grounding_loss(
         target: [B, G, 4] float, x1, y1, x2, y2 as shares of the model's input.
         valid: [B, G] bool, which of them are boxes and not padding; at least one in the batch.
         weights: see :class:`BoxLoss`.
+        count: what sums over boxes are divided by, a scalar; None = their number. With several processes, whose parts
+            of a batch differ in it, the mean of their numbers makes the mean of their gradients that of the batch.
 
     Returns:
         Scalars: ``loss``, the weighted sum over layers, and its parts, those of the last layer, unweighted.
     """
-    *others, last = [_layer_losses(prediction, target, valid, weights) for prediction in predictions]
-    last["cells"] = cell_loss(predictions[-1], target, valid, weights)
+    count = (valid.sum() if count is None else count).clamp_min(1)
+    *others, last = [_layer_losses(prediction, target, valid, weights, count) for prediction in predictions]
+    last["cells"] = cell_loss(predictions[-1], target, valid, weights, count)
     loss = _weighted(last, weights)
     for parts in others:
         loss = loss + weights.auxiliary * _weighted(parts, weights)
@@ -68,36 +74,39 @@ def _weighted(parts: dict[str, Tensor], weights: BoxLoss) -> Tensor:
     return torch.stack([getattr(weights, name) * value for name, value in parts.items()]).sum()
 
 
-def _layer_losses(found: BoxPrediction, target: Tensor, valid: Tensor, weights: BoxLoss) -> dict[str, Tensor]:
+def _layer_losses(
+    found: BoxPrediction, target: Tensor, valid: Tensor, weights: BoxLoss, count: Tensor
+) -> dict[str, Tensor]:
     query, matched = match_queries(found, target, valid, weights)
-    share = matched / matched.sum().clamp_min(1)  # [B, G]; a mean over boxes as a sum
+    share = matched / count  # [B, G]; a mean over boxes as a sum
     at = query.unsqueeze(-1)
     boxes = found.boxes.gather(1, at.expand(-1, -1, 4))  # [B, G, 4], the prediction of each annotated box
     heat = found.heat.gather(1, at.expand(-1, -1, found.heat.shape[-1]))
     safe = _without_padding(target, valid)
     corners = box_convert(boxes, "cxcywh", "xyxy")
-    giou = generalized_box_iou_loss(corners, safe)
+    giou = 1 - pairwise_giou(corners, safe)
     l1 = (boxes - box_convert(safe, "xyxy", "cxcywh")).abs().sum(-1)
     cover = -(cell_shares(safe, found.grid) * heat.log_softmax(-1)).sum(-1)
     quality = pairwise_iou(corners.detach(), safe) * matched
     wanted = torch.zeros_like(found.scores).scatter_add(1, query, quality)
+    score = F.binary_cross_entropy_with_logits(found.scores, wanted, reduction="none").mean(1)
     return {
         "l1": (l1 * share).sum(),
         "giou": (giou * share).sum(),
         "heat": (cover * share).sum(),
-        "score": F.binary_cross_entropy_with_logits(found.scores, wanted),
+        "score": score.sum() / count,
     }
 
 
-def cell_loss(found: BoxPrediction, target: Tensor, valid: Tensor, weights: BoxLoss) -> Tensor:
+def cell_loss(found: BoxPrediction, target: Tensor, valid: Tensor, weights: BoxLoss, count: Tensor) -> Tensor:
     """``l1`` x L1 + ``giou`` x (1 - GIoU) of the cells' own boxes, weighted by how much of the annotated box a cell
-    covers; mean over annotated boxes. A scalar.
+    covers, summed over annotated boxes and divided by ``count``. A scalar.
     """
     safe = _without_padding(target, valid)
-    share = cell_shares(safe, found.grid) * (valid / valid.sum().clamp_min(1)).unsqueeze(-1)  # [B, G, cells]
+    share = cell_shares(safe, found.grid) * (valid / count).unsqueeze(-1)  # [B, G, cells]
     wanted = safe.unsqueeze(2).expand(-1, -1, found.cells.shape[1], -1)
     boxes = found.cells.unsqueeze(1).expand_as(wanted)
-    giou = generalized_box_iou_loss(box_convert(boxes, "cxcywh", "xyxy"), wanted)
+    giou = 1 - pairwise_giou(box_convert(boxes, "cxcywh", "xyxy"), wanted)
     l1 = (boxes - box_convert(wanted, "xyxy", "cxcywh")).abs().sum(-1)
     return ((weights.l1 * l1 + weights.giou * giou) * share).sum()
 
@@ -128,7 +137,7 @@ def match_queries(found: BoxPrediction, target: Tensor, valid: Tensor, weights: 
         return torch.zeros_like(valid, dtype=torch.int64), first.to(found.boxes.dtype)
     corners = box_convert(found.boxes, "cxcywh", "xyxy")
     distance = torch.cdist(found.boxes, box_convert(target, "xyxy", "cxcywh"), p=1)  # [B, Q, G]
-    giou = 1 - generalized_box_iou_loss(*torch.broadcast_tensors(corners.unsqueeze(2), target.unsqueeze(1)))
+    giou = pairwise_giou(corners.unsqueeze(2), target.unsqueeze(1))
     cost = weights.l1 * distance - weights.giou * giou - weights.score * found.scores.sigmoid().unsqueeze(2)
     query = torch.zeros(valid.shape, dtype=torch.int64)
     matched = torch.zeros(valid.shape, dtype=found.boxes.dtype)
@@ -160,8 +169,24 @@ def cell_shares(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def pairwise_iou(left: Tensor, right: Tensor) -> Tensor:
-    """IoU of boxes [..., 4] (corners), row by row: [...]."""
-    corner = torch.minimum(left[..., 2:], right[..., 2:]) - torch.maximum(left[..., :2], right[..., :2])
-    shared = corner.clamp_min(0).prod(-1)
-    union = (left[..., 2:] - left[..., :2]).prod(-1) + (right[..., 2:] - right[..., :2]).prod(-1) - shared
-    return shared / union.clamp_min(1e-12)
+    """IoU of boxes [..., 4] (corners), row by row or broadcast: [...]."""
+    shared, union = _shared_and_union(left, right)
+    return shared / union
+
+
+def pairwise_giou(left: Tensor, right: Tensor) -> Tensor:
+    """Generalised IoU (Rezatofighi et al., CVPR 2019) of boxes [..., 4] (corners), row by row or broadcast: [...].
+
+    torchvision's own asks the device for values, which stops a training step until it has answered.
+    """
+    shared, union = _shared_and_union(left, right)
+    low, high = torch.minimum(left[..., :2], right[..., :2]), torch.maximum(left[..., 2:], right[..., 2:])
+    hull = (high - low).prod(-1).clamp_min(_TINY)
+    return shared / union - (hull - union) / hull
+
+
+def _shared_and_union(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    low, high = torch.maximum(left[..., :2], right[..., :2]), torch.minimum(left[..., 2:], right[..., 2:])
+    shared = (high - low).clamp_min(0).prod(-1)
+    areas = [(box[..., 2:] - box[..., :2]).prod(-1) for box in (left, right)]
+    return shared, (areas[0] + areas[1] - shared).clamp_min(_TINY)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from rich.progress import track
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from vlkit.adapters.sherl import SherlOptions
 from vlkit.data.boxes import BoxTransform, Shape
 from vlkit.data.manifest import Dataset
 from vlkit.data.pairs import read_image
@@ -35,7 +36,10 @@ TESTS = ("testA", "testB")
 def build_model(
     base: ClipBase, text: TextSide, adapter: Any, fusion: FusionOptions, head: GroundingOptions
 ) -> Grounder:
-    """Put the same adaptation method on both towers, and fusion and box head on their tokens.
+    """Put the same adaptation method on both towers, and neck, fusion and box head on their tokens.
+
+    SHERL without a given ``late`` has no late blocks here: a contrastive base trained its last block for its summary
+    token alone, and what cells say of their place is clearer without it (and cheaper).
 
     Args:
         base: the loaded base; its image tower becomes part of the model.
@@ -43,12 +47,14 @@ def build_model(
         adapter: options of one of :data:`vlkit.adapters.ADAPTERS`.
         fusion, head: their options.
     """
-    neck = Neck(base.image, fusion.width, head.neck)
+    if isinstance(adapter, SherlOptions) and adapter.late is None and adapter.handoff != "pooled":
+        adapter = replace(adapter, late=0)
+    neck = Neck(base.image, fusion.width, fusion.neck)
     return Grounder(
         adapter.build(base.image, "tokens"),
         adapter.build(text.encoder, "tokens"),
         neck,
-        Fusion(neck, text.encoder, fusion, head.queries),
+        Fusion(neck, text.encoder, replace(fusion, neck=0), head.queries),
         BoxHead(text.encoder, fusion.width),
     )
 

@@ -79,13 +79,13 @@ class Config(RunConfig):
     """Side of the input in pixels; default: the base's own."""
     data: Data = field(default_factory=Data)
     adapter: Any = kinds(ADAPTERS, "sherl")
-    fusion: FusionOptions = field(default_factory=lambda: FusionOptions(width=128, layers=2, heads=4))
+    fusion: FusionOptions = field(default_factory=lambda: FusionOptions(layers=2, neck=2))
     head: GroundingOptions = field(default_factory=GroundingOptions)
     loss: BoxLoss = field(default_factory=BoxLoss)
     epochs: int = 12
     batch_size: int = 16
     """Pictures a step, all processes together; each comes with its texts."""
-    lr: float = 2e-3
+    lr: float = 1.5e-3
 
 
 def main(config: Config) -> None:
@@ -114,7 +114,8 @@ def main(config: Config) -> None:
 
     def step(batch: BoxBatch, epoch: float) -> dict[str, Tensor]:
         predictions = model(batch.pixels, batch.ids, batch.owner)
-        losses = grounding_loss(predictions, batch.boxes, batch.valid, config.loss)
+        count = fabric.all_reduce(batch.valid.sum().float(), reduce_op="mean")
+        losses = grounding_loss(predictions, batch.boxes, batch.valid, config.loss, count)
         fabric.backward(losses["loss"])
         return losses
 

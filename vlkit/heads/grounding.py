@@ -6,8 +6,9 @@ way from cells to a box is cut into steps, easy to hard:
 1. A small convolutional *neck* lets neighbouring cells talk; fusion and head both read its cells.
 2. *What box would each cell belong to?* Every cell predicts the box of the thing it lies on, whatever the text says,
    and learns it from all texts at once.
-3. *Which cells?* A heat map. Every word votes for cells on its own, so that "red star" is where the votes of "red" and
-   of "star" meet, and the fused query adds what takes the whole text and the whole picture.
+3. *Which cells?* A heat map. A cell knows whether it is a thing at all; every word votes for cells on its own, so that
+   "red star" is where the votes of "red" and of "star" meet; and the fused query adds what takes the whole text and the
+   whole picture.
 4. *What is left?* The cells' boxes, averaged by the heat map, are refined from the query.
 
 Any tower that hands out cells will do, whatever their grid.
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from vlkit.adapters.base import Encoded
 from vlkit.encoders.staged import StagedEncoder
 from vlkit.errors import UserError
-from vlkit.heads.fusion import FREQUENCIES, Fusion, cell_codes
+from vlkit.heads.fusion import FREQUENCIES, Fusion, NeckBlock, cell_codes
 
 _REACH = 0.2
 """Unit, as a share of the picture, in which a cell tells how far away the sides of its box are."""
@@ -40,14 +41,10 @@ class GroundingOptions:
     queries: int = 1
     """Boxes predicted for a text; more than one are matched to its annotated boxes one to one (for texts that name
     several things)."""
-    neck: int = 2
-    """Convolutional blocks on the picture's cells."""
 
     def __post_init__(self) -> None:
         if self.queries < 1:
             raise UserError(f"--head.queries {self.queries}: must be at least 1")
-        if self.neck < 0:
-            raise UserError(f"--head.neck {self.neck}: must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -65,6 +62,8 @@ class Cells:
 
 class Neck(nn.Module):
     """Cells of a tower that know where they are and what is around them.
+
+    It stands in front of the fusion (whose own neck stays empty), because the head reads its cells too.
 
     Args:
         image: the tower in front (the width of its tokens).
@@ -96,21 +95,6 @@ class Neck(nn.Module):
         return Cells(cells, image.grid)
 
 
-class NeckBlock(nn.Module):
-    """Pre-norm 3 x 3 convolution with a residual."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.around = nn.Conv2d(width, width, 3, padding=1)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, cells: Tensor, grid: tuple[int, int]) -> Tensor:
-        """[P, cells, width] in and out."""
-        seen = self.around(self.norm(cells).transpose(1, 2).unflatten(2, grid))
-        return cells + self.out(F.relu(seen.flatten(2).transpose(1, 2)))
-
-
 class BoxPrediction(NamedTuple):
     """Boxes of B texts, all float32; a box is centre x, centre y, width, height as shares of the model's input.
 
@@ -140,6 +124,7 @@ class BoxHead(nn.Module):
     def __init__(self, text: StagedEncoder, width: int) -> None:
         super().__init__()
         self.key = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+        self.thing = nn.Linear(width, 1)
         self.cell_box = _two_layers(width, width, 4)
         self.words = nn.Sequential(nn.LayerNorm(text.token_dim), nn.Linear(text.token_dim, width))
         self.point = nn.Linear(width, width)
@@ -160,8 +145,9 @@ class BoxHead(nn.Module):
         """
         keys = self.key(image.tokens)
         cells = self._cell_boxes(keys, image.grid)[owner]
+        things = self.thing(keys).transpose(1, 2)[owner]
         keys, votes = keys[owner], self._votes(text)
-        return [self._predict(state, votes, keys, cells, image.grid) for state in states]
+        return [self._predict(state, votes, keys, things, cells, image.grid) for state in states]
 
     def _cell_boxes(self, keys: Tensor, grid: tuple[int, int]) -> Tensor:
         """[P, cells, 4]: sides are told by how far they are from the cell's centre, the same way everywhere."""
@@ -177,9 +163,10 @@ class BoxHead(nn.Module):
         return votes.sum(1, keepdim=True)
 
     def _predict(
-        self, states: Tensor, votes: Tensor, keys: Tensor, cells: Tensor, grid: tuple[int, int]
+        self, states: Tensor, votes: Tensor, keys: Tensor, things: Tensor, cells: Tensor, grid: tuple[int, int]
     ) -> BoxPrediction:
-        heat = ((self.point(states) + votes) @ keys.transpose(1, 2)).float() * keys.shape[-1] ** -0.5
+        meets = (self.point(states) + votes) @ keys.transpose(1, 2)
+        heat = (meets * keys.shape[-1] ** -0.5 + things).float()
         share = heat.softmax(-1)
         first = share @ cells
         seen = share.to(keys.dtype) @ keys
