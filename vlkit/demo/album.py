@@ -76,7 +76,7 @@ def demo_album() -> Album:
         raise UserError(f"{home}: cannot write ({reason}); set VLKIT_CACHE to a folder with free space") from error
     known = read_json(home / _FILE)
     return Album(
-        home / split_folder("test"),
+        home / "pictures",
         home / FOLDER,
         [AlbumPicture(**entry) for entry in known["pictures"]],
         [AlbumClip(**entry) for entry in known["clips"]],
@@ -85,22 +85,27 @@ def demo_album() -> Album:
 
 def _draw(folder: Path) -> None:
     world = draw_world(0, {"test": PICTURES}, folder, PICTURE_SIDE)
+    (folder / split_folder("test")).rename(folder / "pictures")
+    for number, picture in enumerate(world.pictures["test"]):
+        (folder / "pictures" / picture.file_name).rename(folder / "pictures" / _name(number))
     videos = draw_videos(0, {"train": 0, "test": CLIPS}, folder, CLIP_SIDE)
-    pictures = [asdict(_describe(picture, world.seed)) for picture in world.pictures["test"]]
+    pictures = [asdict(_describe(number, p, world.seed)) for number, p in enumerate(world.pictures["test"])]
     clips = [
         asdict(AlbumClip(Path(video.file_name).name, video.clip.seconds, list(video.sentences))) for video in videos
     ]
     write_json(folder / _FILE, json.loads(json.dumps({"pictures": pictures, "clips": clips})))
 
 
-def _describe(picture: Picture, seed: int) -> AlbumPicture:
+def _name(number: int) -> str:
+    return f"picture{number + 1:02d}.jpg"
+
+
+def _describe(number: int, picture: Picture, seed: int) -> AlbumPicture:
     # What counts as hardly seen was set for the size that datasets have.
     scale = (TRAINED_SIDE / PICTURE_SIDE) ** 2
     small = replace(picture, areas=tuple(area * scale for area in picture.areas))
     questions = [
         (question["question"], annotation["multiple_choice_answer"]) for question, annotation in ask(small, seed)
     ]
-    phrases = [
-        (phrase.words, picture.boxes[thing]) for thing, called in referred(small, seed) for phrase in called[:1]
-    ]
-    return AlbumPicture(picture.file_name, list(picture.captions), questions, phrases)
+    phrases = [(phrase.words, picture.boxes[thing]) for thing, called in referred(small, seed) for phrase in called[:1]]
+    return AlbumPicture(_name(number), list(picture.captions), questions, phrases)

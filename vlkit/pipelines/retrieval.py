@@ -90,9 +90,9 @@ def open_adapter(
     return _pipeline(base, model, fabric, folder.name, fingerprint, config.get("metrics", {}))
 
 
-def load_zero_shot(base_name: str, device: str = "auto") -> RetrievalPipeline:
-    """The base alone, unadapted, as a pipeline."""
-    base = load_base(base_name)
+def load_zero_shot(base_name: str, device: str = "auto", base: ClipBase | None = None) -> RetrievalPipeline:
+    """The base alone, unadapted, as a pipeline; ``base`` is that base if it is loaded already."""
+    base = base or load_base(base_name)
     return _pipeline(base, zero_shot(base), make_fabric(device), base.name, "zero-shot", {})
 
 
