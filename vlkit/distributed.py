@@ -145,3 +145,12 @@ def gather_shares(fabric: Fabric, rows: Tensor, count: int) -> Tensor:
     padded[: len(rows)] = rows
     everywhere = fabric.all_gather(padded)  # [W, longest, ...]; index i lies at [i % W, i // W]
     return everywhere.transpose(0, 1).flatten(0, 1)[:count]
+
+
+def gather_objects(fabric: Fabric, value: Any) -> list[Any]:
+    """Every process's ``value`` (anything that can be pickled), in the order of their ranks, on every process."""
+    if fabric.world_size == 1:
+        return [value]
+    everywhere: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(everywhere, value)
+    return everywhere

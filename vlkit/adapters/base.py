@@ -42,6 +42,11 @@ class Encoded:
         """[B, L] bool, True = real token; None = all real."""
         return self._stream.mask
 
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of the picture cells, the last tokens of :attr:`tokens`; None for texts."""
+        return self._base.grid(self._stream)
+
 
 class Adapter(nn.Module):
     """The trained part between a frozen base's early and late route. It sees taps, never the encoder.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vlkit.adapters.sherl import SherlAdapter
 from vlkit.encoders.hf_text import HfText
 from vlkit.encoders.staged import check_layers, freeze, run_blocks, run_early
-from vlkit.encoders.t5 import DecoderInput, T5Decoder, T5Encoder, with_memory
+from vlkit.encoders.t5 import DecoderInput, T5Decoder, T5Encoder, attending_as, with_memory
 
 Init = Literal["published", "identity"]
 
@@ -29,11 +29,14 @@ class Memory:
         frozen: [B, M, D], the encoder's own output; no gradient. For the decoder's early route.
         side: [B, M, D], the merged taps after the side norm. For the decoder's late route.
         mask: [B, M] bool, True = real token; None = all real.
+        side_mask: [B, S] bool, of a side memory [B, S, D] that has other tokens than the frozen one (a head may add
+            some); None = ``mask``.
     """
 
     frozen: Tensor
     side: Tensor
     mask: Tensor | None
+    side_mask: Tensor | None = None
 
 
 class SherlT5Encoder(nn.Module):
@@ -110,7 +113,12 @@ class SherlT5Decoder(nn.Module):
         for k, stream in run_early(self.base, x, self.adapter.layers, stop):
             if k in self.adapter.layers:
                 reduced.append(self.adapter.reduce(len(reduced), stream))
-        stream = with_memory(stream, memory.side)
+        if memory.side_mask is None:
+            stream = with_memory(stream, memory.side)
+        else:
+            # Embedded again for the attention mask alone, which the library makes to the length of the memory.
+            again = self.base.embed(DecoderInput(ids, memory.side, memory.side_mask))
+            stream = stream.replace(extras={"arguments": attending_as(stream, again)})
         stream = stream.replace(hidden=self.adapter.merge(reduced, stream.hidden, stream))
         return self.norm(run_blocks(self.base, stream, stop, self.base.depth).hidden)
 

@@ -55,6 +55,11 @@ class ClipVision(StagedEncoder):
             return pooler.ln_k(stream.hidden)
         return self.model.ln_post(stream.hidden)
 
+    def grid(self, stream: Stream) -> tuple[int, int]:
+        """Rows and columns of the patches, which follow the class token."""
+        rows, columns = self.model.grid_size
+        return rows, columns
+
 
 def run_resblock(block: torch.nn.Module, hidden: Tensor, batch_first: bool, attn_mask: Tensor | None = None) -> Tensor:
     """Run one open_clip residual block on [B, L, D], whichever order of axes the block was built for."""

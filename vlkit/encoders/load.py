@@ -35,7 +35,7 @@ _BAD_FILE = (
 )
 
 
-def load_base(name: str, tokenizer: str | Path | None = None) -> ClipBase:
+def load_base(name: str, tokenizer: str | Path | None = None, image_size: int | None = None) -> ClipBase:
     """Load a contrastive base by name.
 
     Args:
@@ -43,17 +43,32 @@ def load_base(name: str, tokenizer: str | Path | None = None) -> ClipBase:
             .safetensors, .pt, .pth, .bin; .npz of big_vision), ``hf-hub:ORG/NAME`` or ``local-dir:FOLDER``.
         tokenizer: folder with the files of a transformers tokenizer, for architectures that do not use CLIP's own;
             default: the folder of FILE if it has them, else the hub.
+        image_size: side of the (square) pictures in pixels, if not the base's own; open_clip then resizes the position
+            embeddings. The vision tower's identity says so (``image_size``).
 
     Raises:
-        UserError: unknown name, weights that cannot be had or do not fit, a tower that cannot be staged.
+        UserError: unknown name, weights that cannot be had or do not fit, a tower that cannot be staged or resized.
     """
+    if image_size is None:
+        return _load(name, tokenizer, None)
+    if image_size < 1:
+        raise UserError(f"image size {image_size}: give the side of the pictures in pixels")
+    try:
+        base = _load(name, tokenizer, image_size)
+    except (UserError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"base {name!r} at {image_size} pixels: {_first_line(error)}") from error
+    base.identity["image"]["image_size"] = image_size
+    return base
+
+
+def _load(name: str, tokenizer: str | Path | None, image_size: int | None) -> ClipBase:
     if name == "tiny":
         from vlkit.encoders.tiny import load_tiny_clip
 
-        return load_tiny_clip()
+        return load_tiny_clip(image_size)
     scheme, _, rest = name.partition(":")
     if scheme in ("hf-hub", "local-dir"):
-        return _load_published(name, scheme, rest, tokenizer)
+        return _load_published(name, scheme, rest, tokenizer, image_size)
     arch, weights = scheme.replace("/", "-"), rest
     if arch not in open_clip.list_models():
         raise UserError(f"base {name!r}: open_clip has no architecture {arch!r}{_close_to(arch)}; a base is {FORMS}")
@@ -61,11 +76,11 @@ def load_base(name: str, tokenizer: str | Path | None = None) -> ClipBase:
         logger.warning(
             "base %s: RANDOM WEIGHTS, nothing is pre-trained; for real use give %s:TAG or %s:FILE", *[arch] * 3
         )
-        model, weights = _build(arch), "random"
+        model, weights = _build(arch, image_size), "random"
     elif weights in open_clip.list_pretrained_tags_by_model(arch):
-        model = _build_with_tag(arch, weights)
+        model = _build_with_tag(arch, weights, image_size)
     elif Path(weights).is_file():
-        model = _build(arch)
+        model = _build(arch, image_size)
         _load_file(model, arch, Path(weights))
         if tokenizer is None and has_tokenizer(Path(weights).parent):
             tokenizer = Path(weights).parent
@@ -89,13 +104,17 @@ def _close_to(arch: str) -> str:
     return f"; close: {', '.join(lower[match] for match in close)}" if close else ""
 
 
-def _build(arch: str) -> nn.Module:
+def _build(arch: str, image_size: int | None = None) -> nn.Module:
     """An architecture with random weights, the same ones each time, without any look-up on the hub."""
     config = open_clip.get_model_config(arch)
     with offline_text_cfg(config["text_cfg"]) as text_cfg, quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return open_clip.create_model(
-            arch, pretrained_text=False, text_cfg=text_cfg, force_preprocess_cfg=_usual_preprocess(arch)
+            arch,
+            pretrained_text=False,
+            text_cfg=text_cfg,
+            force_preprocess_cfg=_usual_preprocess(arch),
+            force_image_size=image_size,
         )
 
 
@@ -110,7 +129,7 @@ def _usual_preprocess(arch: str) -> dict[str, Any]:
     }
 
 
-def _build_with_tag(arch: str, tag: str) -> nn.Module:
+def _build_with_tag(arch: str, tag: str, image_size: int | None = None) -> nn.Module:
     """An architecture with published weights, from the cache or the hub."""
     config = open_clip.get_model_config(arch)
     # Weights know their activation; an architecture's plain name says GELU even where they need QuickGELU.
@@ -121,7 +140,9 @@ def _build_with_tag(arch: str, tag: str) -> nn.Module:
         )
     try:
         with offline_text_cfg(config["text_cfg"]) as text_cfg, hub_access():
-            return open_clip.create_model(arch, pretrained=tag, text_cfg=text_cfg, quick_gelu=quick_gelu)
+            return open_clip.create_model(
+                arch, pretrained=tag, text_cfg=text_cfg, quick_gelu=quick_gelu, force_image_size=image_size
+            )
     except (RuntimeError, OSError) as error:
         raise UserError(
             f"base {arch}:{tag}: weights could not be fetched or read ({_first_line(error)}); "
@@ -149,7 +170,9 @@ def _load_file(model: nn.Module, arch: str, path: Path) -> None:
         raise UserError(f"{path}: not weights of {arch}: {'; '.join(parts)}; give the file of this architecture")
 
 
-def _load_published(name: str, scheme: str, place: str, tokenizer: str | Path | None) -> ClipBase:
+def _load_published(
+    name: str, scheme: str, place: str, tokenizer: str | Path | None, image_size: int | None
+) -> ClipBase:
     """A model with its own ``open_clip_config.json``, from the hub or a local folder."""
     try:
         overrides = contextlib.nullcontext(None)
@@ -157,7 +180,7 @@ def _load_published(name: str, scheme: str, place: str, tokenizer: str | Path | 
             config = json.loads((Path(place) / "open_clip_config.json").read_text(encoding="utf-8"))
             overrides = offline_text_cfg(config["model_cfg"]["text_cfg"])
         with overrides as text_cfg, hub_access() if scheme == "hf-hub" else quiet():
-            options = {} if text_cfg is None else {"text_cfg": text_cfg}
+            options = {"force_image_size": image_size} | ({} if text_cfg is None else {"text_cfg": text_cfg})
             model = open_clip.create_model(name, require_pretrained=True, pretrained_text=False, **options)
     except _BAD_FILE as error:
         raise UserError(

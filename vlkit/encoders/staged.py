@@ -79,6 +79,14 @@ class StagedEncoder(nn.Module):
         """Per-token features after the tower's final norm, [B, L, token_dim]; grids are flattened row by row."""
         raise TypeError(f"{type(self).__name__} has no tokens")
 
+    def grid(self, stream: Stream) -> tuple[int, int] | None:
+        """Rows and columns of the picture cells among :meth:`tokens`.
+
+        The cells are the last ``rows * columns`` tokens, row by row; class and register tokens stand before them. None
+        if the tower's tokens are no picture's cells.
+        """
+        return (stream.hidden.shape[-2], stream.hidden.shape[-1]) if self.spatial else None
+
     def forward(self, x: Any) -> Tensor:
         """Embed, run every block and pool: [B, out_dim], equal to the library's own forward."""
         return self.pool(run_blocks(self, self.embed(x), 0, self.depth))

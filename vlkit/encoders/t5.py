@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,3 +107,9 @@ def with_memory(stream: Stream, memory: Tensor) -> Stream:
     if memory.shape != expected:
         raise ValueError(f"memory is {tuple(memory.shape)}, the decoder was given {tuple(expected)}")
     return stream.replace(extras={"arguments": {**arguments, "encoder_hidden_states": memory}})
+
+
+def attending_as(stream: Stream, other: Stream) -> dict[str, Any]:
+    """The arguments of a decoder stream's next blocks, with the encoder memory and its mask taken from ``other``."""
+    arguments, new = stream.extras["arguments"], other.extras["arguments"]
+    return {**arguments, **{name: new[name] for name in new if name.startswith("encoder_")}}

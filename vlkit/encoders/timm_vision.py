@@ -113,6 +113,11 @@ class TimmTransformer(StagedEncoder):
         norm = trunk.fc_norm if isinstance(trunk.norm, nn.Identity) else trunk.norm
         return norm(stream.hidden)
 
+    def grid(self, stream: Stream) -> tuple[int, int] | None:
+        """Rows and columns of the patches, which follow class and register tokens."""
+        size = getattr(self.model.trunk.patch_embed, "grid_size", None)
+        return None if size is None else (size[0], size[1])
+
 
 class TimmStages(StagedEncoder):
     """A timm tower of stages (ConvNeXt, FastViT, Swin, ResNet) with open_clip's head; ``hidden`` is [B, C, H, W].

@@ -6,11 +6,13 @@ model card beside the weights (``vlkit/encoders/assets/README.md``) records the 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import open_clip
 import torch
+from open_clip.model import resize_pos_embed
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
@@ -63,10 +65,10 @@ def vocabulary() -> Tokenizer:
     return Tokenizer.from_file(str(ASSETS / "tokenizer.json"))
 
 
-def new_tiny_clip(tokenizer: TinyTokenizer) -> open_clip.CLIP:
-    """The tiny CLIP with random weights."""
+def new_tiny_clip(tokenizer: TinyTokenizer, image_size: int = IMAGE_SIZE) -> open_clip.CLIP:
+    """The tiny CLIP with random weights, for pictures of ``image_size`` pixels a side."""
     text = CLIP_TEXT | {"vocab_size": tokenizer.vocab_size}
-    return open_clip.CLIP(embed_dim=192, vision_cfg=CLIP_VISION, text_cfg=text)
+    return open_clip.CLIP(embed_dim=192, vision_cfg=CLIP_VISION | {"image_size": image_size}, text_cfg=text)
 
 
 def new_tiny_t5(tokenizer: PreTrainedTokenizerFast) -> T5ForConditionalGeneration:
@@ -98,12 +100,16 @@ def tiny_t5_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def load_tiny_clip() -> ClipBase:
-    """The pre-trained tiny CLIP."""
+def load_tiny_clip(image_size: int | None = None) -> ClipBase:
+    """The pre-trained tiny CLIP, its position embeddings resized where ``image_size`` (pixels) is not its own."""
+    size = image_size or IMAGE_SIZE
     tokenizer = TinyTokenizer(vocabulary())
-    model = new_tiny_clip(tokenizer)
-    model.load_state_dict(_weights("clip.safetensors"))
-    return clip_base(model, "tiny", tokenizer, PREPROCESS, {"library": "vlkit", "name": "tiny", "weights": "embedded"})
+    model = new_tiny_clip(tokenizer, size)
+    weights = _weights("clip.safetensors")
+    resize_pos_embed(weights, model)
+    model.load_state_dict(weights)
+    preprocess = replace(PREPROCESS, size=(size, size))
+    return clip_base(model, "tiny", tokenizer, preprocess, {"library": "vlkit", "name": "tiny", "weights": "embedded"})
 
 
 def load_tiny_t5() -> TextBase:

@@ -15,7 +15,7 @@ from vlkit.distributed import make_fabric
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.errors import UserError
 
-TASKS = ("retrieval",)
+TASKS = ("retrieval", "vqa")
 """Tasks with a pipeline: modules of this package."""
 
 

@@ -1,0 +1,63 @@
+"""Measure a saved question answerer on a split of a prepared dataset.
+
+python tasks/vqa/evaluate.py --model runs/vqa/… --data.root DIR --split val --json metrics.json
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from vlkit.config import run
+from vlkit.data.manifest import Dataset
+from vlkit.data.questions import answered
+from vlkit.demo.prepared import demo_dataset
+from vlkit.files import write_json
+from vlkit.pipelines import load
+from vlkit.vqa import predict_records, score
+
+
+@dataclass
+class Data:
+    """What to measure on."""
+
+    root: Path | None = None
+    """Prepared dataset; default: the demo dataset."""
+
+
+@dataclass
+class Config:
+    """Measure a saved question answerer."""
+
+    model: Path
+    """Run or adapter folder."""
+    data: Data = field(default_factory=Data)
+    split: str = "test"
+    """Which split; its answers must be known."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+    json: Path | None = None
+    """Write the metrics there."""
+
+
+def main(config: Config) -> None:
+    dataset = Dataset.open(config.data.root or demo_dataset("vqa"), "vqa")
+    records = answered(dataset, config.split)
+    pipeline = load(config.model, config.device, task="vqa")
+    metrics = score(records, predict_records(pipeline.answerer, dataset, records, f"{config.split} questions"))
+    table = Table(title=f"{pipeline.name}: {len(records)} questions of {dataset.name}/{config.split}")
+    table.add_column("metric")
+    table.add_column("percent", justify="right")
+    for key, value in metrics.items():
+        table.add_row(key, f"{value:.2f}")
+    Console().print(table)
+    if config.json:
+        write_json(config.json, {"model": str(config.model), "split": config.split, **metrics})
+
+
+if __name__ == "__main__":
+    run(main, Config)

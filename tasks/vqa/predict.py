@@ -1,0 +1,85 @@
+"""Answer every question of a split (its answers may be hidden), in the form the leaderboards take, or a single one.
+
+python tasks/vqa/predict.py --model runs/vqa/… --data.root DIR --split test --json answers.json
+python tasks/vqa/predict.py --model runs/vqa/… --image FILE --question "How many dogs are there?"
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vlkit.config import run
+from vlkit.data.images import MediaError
+from vlkit.data.manifest import Dataset
+from vlkit.demo.prepared import demo_dataset
+from vlkit.errors import UserError
+from vlkit.files import write_json
+from vlkit.pipelines import load
+from vlkit.vqa import predict_records
+
+KEYS = {"vqa": ("question_id", "answer"), "gqa": ("questionId", "prediction")}
+
+
+@dataclass
+class Data:
+    """What to answer."""
+
+    root: Path | None = None
+    """Prepared dataset; default: the demo dataset."""
+
+
+@dataclass
+class Config:
+    """Answer every question of a split, or a single one."""
+
+    model: Path
+    """Run or adapter folder."""
+    data: Data = field(default_factory=Data)
+    split: str = "test"
+    """Which split."""
+    json: Path = Path("answers.json")
+    """Write the answers there."""
+    format: Literal["auto", "vqa", "gqa"] = "auto"
+    """Keys of the file: question_id and answer (vqa), questionId and prediction (gqa); auto: as the dataset's name."""
+    image: Path | None = None
+    """Answer --question about this picture instead."""
+    question: str | None = None
+    """What to ask about --image."""
+    k: int = 5
+    """Answers to show for --question."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+
+
+def main(config: Config) -> None:
+    if (config.image is None) != (config.question is None):
+        missing = "--image FILE" if config.image is None else "--question TEXT"
+        raise UserError(f"{missing} is missing: a single question needs both --image and --question")
+    if config.image is not None:
+        answer_one(config)
+        return
+    dataset = Dataset.open(config.data.root or demo_dataset("vqa"), "vqa")
+    records = dataset.records(config.split)
+    pipeline = load(config.model, config.device, task="vqa")
+    answers = predict_records(pipeline.answerer, dataset, records, f"{config.split} questions")
+    name = config.format if config.format != "auto" else "gqa" if dataset.name == "gqa" else "vqa"
+    question_key, answer_key = KEYS[name]
+    write_json(config.json, [{question_key: number, answer_key: answer} for number, answer in answers.items()])
+    print(f"{len(answers)} answers: {config.json}")
+
+
+def answer_one(config: Config) -> None:
+    """Print the best answers to one question."""
+    pipeline = load(config.model, config.device, task="vqa")
+    try:
+        answers = pipeline.answer(config.image, config.question, config.k)
+    except MediaError as error:
+        raise UserError(f"--image {error}") from None
+    for answer, probability in answers:
+        print(f"{probability:6.3f}  {answer}")
+
+
+if __name__ == "__main__":
+    run(main, Config)

@@ -1,0 +1,225 @@
+"""Adapt a CLIP base and a text base to visual question answering.
+
+    python tasks/vqa/train.py                                           # embedded bases, demo data, SHERL
+    python tasks/vqa/train.py --head.blind true                         # the same without the pictures
+    python tasks/vqa/train.py --data.root DIR --base ViT-B-32:openai --text_base google-t5/t5-base
+
+Reads top to bottom: data, bases, adapters and head, the step with its loss, training, report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from vlkit.adapters import ADAPTERS
+from vlkit.checkpoint import save_adapter
+from vlkit.config import kinds, run
+from vlkit.data.manifest import Dataset
+from vlkit.data.questions import (
+    AnswerTokens,
+    Batch,
+    PictureQuestions,
+    QuestionCollate,
+    SoftTargets,
+    answer_vocabulary,
+    answered,
+    read_vocabulary,
+)
+from vlkit.data.transforms import image_transform
+from vlkit.demo.prepared import demo_dataset
+from vlkit.encoders.load import load_base
+from vlkit.engine import RunConfig, fit, make_fabric, make_loader, open_run
+from vlkit.hardware import keep_freed_memory
+from vlkit.heads.fusion import FusionOptions
+from vlkit.heads.vqa import VQA_HEADS, answer_bce, shift_right, token_loss
+from vlkit.loader import EpochLoader
+from vlkit.memory import StepMemory, measure_step
+from vlkit.runlog import Report
+from vlkit.vqa import (
+    Answerer,
+    Model,
+    adapter_config,
+    build_model,
+    evaluate_split,
+    identity_of,
+    prior_metrics,
+    text_side,
+)
+
+
+@dataclass
+class Data:
+    """What to train on."""
+
+    root: Path | None = None
+    """Prepared dataset (data_prep/*); default: the demo dataset, made on first use."""
+    train: str = "train"
+    """Split to train on."""
+    validation: str = "val"
+    """Split that chooses the best checkpoint."""
+    test: str = "test"
+    """Split that is reported; if the dataset has none with answers, the validation split."""
+    per_picture: int = 0
+    """Most questions of a picture in a step, drawn anew each epoch; 0 = all. The picture is encoded once for them."""
+    min_questions: int | None = None
+    """The classifier knows the answers that so many questions of the training and validation splits have; default: 9,
+    or 1 where every question has one answer only (GQA)."""
+    answers: Path | None = None
+    """JSON file with the classifier's answers instead (trainval_label2ans.json, trainval_ans2label.json)."""
+    augment: Literal["none", "crop"] = "none"
+    """Of training pictures; mirroring would make answers about left and right wrong."""
+
+
+@dataclass
+class Config(RunConfig):
+    """Adapt a CLIP base and a text base to visual question answering."""
+
+    base: str = "tiny"
+    """tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip."""
+    text_base: str = "tiny"
+    """Reads the questions: tiny (embedded T5), a T5 or BERT of the hub, a folder, or clip (the base's text tower)."""
+    image_size: int | None = None
+    """Side of the pictures in pixels; default: the base's own."""
+    data: Data = field(default_factory=Data)
+    adapter: Any = kinds(ADAPTERS, "sherl")
+    head: Any = kinds(VQA_HEADS, "classify")
+    fusion: FusionOptions = field(default_factory=FusionOptions)
+    epochs: int = 20
+    batch_size: int = 32
+    """Pictures a step, all processes together; each comes with its questions."""
+    lr: float = 1e-3
+
+
+def main(config: Config) -> None:
+    fabric = make_fabric(config.device, config.precision, config.seed)
+    folder = open_run(config, "vqa", fabric)
+    keep_freed_memory()
+
+    dataset = Dataset.open(config.data.root or demo_dataset("vqa"), "vqa")
+    test = reported_split(dataset, config.data)
+    base = load_base(config.base, image_size=config.image_size)
+    text = text_side(config.text_base, base)
+    vocabulary, targets = [], None
+    if config.head.kind == "classify":
+        vocabulary = vocabulary_of(dataset, config.data)
+        targets = SoftTargets(vocabulary)
+    elif text.base is not None:
+        targets = AnswerTokens(lambda answers: text.base.tokenize(answers, config.head.max_tokens))
+    examples = PictureQuestions(
+        dataset, config.data.train, image_transform(base.preprocess, config.data.augment), config.data.per_picture
+    )
+
+    answer_model = build_model(base, text, config.adapter, config.head, config.fusion, len(vocabulary))
+    loader = make_loader(examples, config, fabric, collate=QuestionCollate(text.tokenize, targets))
+    model = fabric.setup_module(answer_model)
+    answerer = Answerer(answer_model, base, text, config.head, vocabulary, fabric)
+
+    def loss_of(batch: Batch) -> Tensor:
+        if config.head.kind == "classify":
+            return answer_bce(model(batch.pixels, batch.ids, batch.owner), batch.targets)
+        start = shift_right(batch.targets, text.base.start_id)
+        return token_loss(model(batch.pixels, batch.ids, batch.owner, start), batch.targets, text.pad_id)
+
+    def step(batch: Batch, epoch: float) -> dict[str, Tensor]:
+        loss = loss_of(batch)
+        fabric.backward(loss)
+        return {"loss": loss}
+
+    identity = {"base": identity_of(base, text, config.head), "data": {"name": dataset.name, "train": len(examples)}}
+    result = fit(
+        model,
+        loader,
+        step,
+        lambda: evaluate_split(answerer, dataset, config.data.validation),
+        primary="accuracy",
+        config=config,
+        folder=folder,
+        fabric=fabric,
+        identity=identity,
+    )
+    after = evaluate_split(answerer, dataset, test)
+    # No base answers questions untrained: what is beaten is the answer that is right most often.
+    most, before = prior_metrics(answered(dataset, config.data.train), answered(dataset, test))
+    if fabric.is_global_zero:
+        settings = adapter_config(base, text, config.adapter, config.head, config.fusion, vocabulary, after)
+        save_adapter(folder.path, answer_model, settings)
+    memory = memory_of_a_step(answer_model, loader, loss_of, fabric)
+    report = Report(
+        task="vqa",
+        base=identity["base"],
+        adapter=asdict(config.adapter),
+        split=test,
+        before=before,
+        after=after,
+        trainable_parameters=memory.trainable_parameters,
+        total_parameters=memory.total_parameters,
+        saved_activation_bytes=memory.saved_bytes,
+        # On the CPU the process's resident size would mostly tell the size of the libraries.
+        peak_memory_bytes=result.peak_memory_bytes if fabric.device.type == "cuda" else memory.total_bytes,
+        train_seconds=result.train_seconds,
+        examples_per_second=result.examples_per_second,
+        seed=config.seed,
+        more={
+            "before_is": f"the most frequent training answer, {most!r}, to every question",
+            "head": asdict(config.head),
+        },
+    )
+    if fabric.is_global_zero:
+        count = sum(map(len, examples.groups))
+        folder.write_report(report, data={"name": dataset.name, "train pictures": len(examples), "questions": count})
+        show(report, folder.path)
+
+
+def reported_split(dataset: Dataset, data: Data) -> str:
+    """The test split, or the validation split where that is missing or its answers are hidden."""
+    if data.test in dataset.splits and all("answers" in record for record in dataset.records(data.test)):
+        return data.test
+    return data.validation
+
+
+def vocabulary_of(dataset: Dataset, data: Data) -> list[str]:
+    """The classifier's answers: from a file, or counted."""
+    if data.answers is not None:
+        return read_vocabulary(data.answers)
+    return answer_vocabulary(dataset, [data.train, data.validation], data.min_questions)
+
+
+def memory_of_a_step(
+    model: Model, loader: EpochLoader, loss_of: Callable[[Batch], Tensor], fabric: Fabric
+) -> StepMemory:
+    """What one step of this run takes. The weights move: call it when the adapter is saved."""
+    batch = fabric.to_device(next(iter(loader.batches(0, 1))))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    return measure_step(model.train(), lambda: loss_of(batch), optimizer)
+
+
+def show(report: Report, folder: Path) -> None:
+    """Print the numbers of the run and where the adapter lies."""
+    types = [key for key in report.after if key.startswith("accuracy_")]
+    names = [key.removeprefix("accuracy_").replace("_", "/") for key in types]
+    table = Table("", "accuracy", *names, title=f"{report.split} split, percent")
+    kind = report.adapter["kind"] + (" (blind)" if report.more["head"]["blind"] else "")
+    for name, metrics in (("most frequent answer", report.before), (kind, report.after)):
+        table.add_row(name, *(f"{metrics[key]:.1f}" for key in ["accuracy", *types]))
+    console = Console()
+    console.print(table)
+    console.print(
+        f"trained {report.trainable_parameters:,} of {report.total_parameters:,} parameters; "
+        f"kept for backward {report.saved_activation_bytes / 2**20:.1f} MiB a step; "
+        f"peak {report.peak_memory_bytes / 2**20:.0f} MiB; {report.train_seconds:.0f} s of training",
+        highlight=False,
+    )
+    console.print(f"adapter: {folder}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run(main, Config)

@@ -1,0 +1,176 @@
+"""A small trainable transformer in which learned queries read a picture and a text; heads stand on the queries."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vlkit.adapters.base import Encoded
+from vlkit.encoders.staged import StagedEncoder
+from vlkit.errors import UserError
+
+FREQUENCIES = 6
+"""Of the position codes of picture cells: pi, 2 pi, 4 pi ... a picture's side."""
+
+
+@dataclass
+class FusionOptions:
+    """The transformer that brings picture and text together."""
+
+    width: int = 192
+    """Width of its tokens."""
+    layers: int = 3
+    """Number of layers."""
+    heads: int = 6
+    """Attention heads; must divide the width."""
+    dropout: float = 0.1
+    """On attention and feed-forward outputs, and on attention weights."""
+    update_image: bool = False
+    """Let picture cells change from layer to layer too; else they are read only, which takes a fraction of the time
+    and memory."""
+    checkpointing: bool = False
+    """Run layers again in backward instead of keeping their activations."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--fusion.{name} {getattr(self, name)}: must be at least 1")
+        if self.width % self.heads:
+            raise UserError(f"--fusion.heads {self.heads}: does not divide --fusion.width {self.width}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"--fusion.dropout {self.dropout}: give a share from 0 up to, not including, 1")
+
+
+class Fusion(nn.Module):
+    """Small trainable transformer over adapted visual tokens (with 2-D positions), text tokens and learned queries.
+
+    Queries and text tokens attend to each other and to the picture's cells, layer by layer. Positions of cells are
+    functions of where a cell's centre lies in the picture (0..1), so any grid fits. Masked text tokens are never read.
+
+    Args:
+        image, text: the towers in front (their widths).
+        options: see :class:`FusionOptions`.
+        queries: Q, number of learned queries.
+
+    Attributes:
+        width: of the query states.
+    """
+
+    def __init__(self, image: StagedEncoder, text: StagedEncoder, options: FusionOptions, queries: int = 1) -> None:
+        super().__init__()
+        self.width = width = options.width
+        self.update_image, self.checkpointing = options.update_image, options.checkpointing
+        self.image_in = nn.Sequential(nn.LayerNorm(image.token_dim), nn.Linear(image.token_dim, width))
+        self.text_in = nn.Sequential(nn.LayerNorm(text.token_dim), nn.Linear(text.token_dim, width))
+        self.positions = nn.Linear(4 * FREQUENCIES + 2, width)
+        self.queries = nn.Parameter(torch.randn(queries, width) * 0.02)
+        # What kind of token it is: cell, other picture token (class, registers), text.
+        self.kinds = nn.Parameter(torch.randn(3, width) * 0.02)
+        self.image_norm = nn.LayerNorm(width)
+        self.layers = nn.ModuleList(FusionLayer(width, options.heads, options.dropout) for _ in range(options.layers))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, image: Encoded | None, text: Encoded, owner: Tensor | None = None) -> list[Tensor]:
+        """Query states after each layer.
+
+        Args:
+            image: of P pictures; None = none is looked at.
+            text: of B texts.
+            owner: [B] int64, the picture of each text, where pictures are shared; None: P = B, in the same order.
+
+        Returns:
+            One [B, Q, width] for each layer, normed.
+        """
+        words = self.text_in(text.tokens) + self.kinds[2]
+        cells = None if image is None else self.image_tokens(image)
+        count = len(self.queries)
+        state = torch.cat([self.queries.expand(len(words), -1, -1).to(words.dtype), words], dim=1)
+        mask = text.mask
+        if mask is not None:
+            mask = F.pad(mask, (count, 0 if cells is None else cells.shape[1]), value=True)[:, None, None]
+        seen = None
+        if cells is not None and self.update_image:
+            state = torch.cat([state, cells if owner is None else cells[owner]], dim=1)
+        elif cells is not None:
+            seen = self.image_norm(cells)
+        found = []
+        for layer in self.layers:
+            if self.checkpointing and self.training:
+                state = checkpoint(layer, state, seen, owner, mask, use_reentrant=False)
+            else:
+                state = layer(state, seen, owner, mask)
+            found.append(self.norm(state[:, :count]))
+        return found
+
+    def image_tokens(self, image: Encoded) -> Tensor:
+        """[P, L, width]: the picture's tokens, those that are cells with the code of their position."""
+        tokens = self.image_in(image.tokens)
+        rows, columns = image.grid or (0, 0)
+        others = tokens.shape[1] - rows * columns
+        marks = self.kinds[1].expand(others, -1)
+        if rows * columns:
+            codes = cell_codes(rows, columns, tokens.device).to(self.positions.weight.dtype)
+            marks = torch.cat([marks, self.positions(codes) + self.kinds[0]])
+        return tokens + marks.to(tokens.dtype)
+
+
+class FusionLayer(nn.Module):
+    """Pre-norm attention and feed-forward; keys come from the tokens themselves and from those that are read only."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.norm_in = nn.LayerNorm(width)
+        self.to_query = nn.Linear(width, width)
+        self.to_key_value = nn.Linear(width, 2 * width)
+        self.to_seen = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_hidden = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, 4 * width)
+        self.contract = nn.Linear(4 * width, width)
+
+    def forward(self, state: Tensor, seen: Tensor | None, owner: Tensor | None, mask: Tensor | None) -> Tensor:
+        """New states.
+
+        Args:
+            state: [B, S, width], tokens that read and are read.
+            seen: [P, V, width], tokens that are read only, normed; None = there are none.
+            owner: [B] int64, row of ``seen`` for each row of ``state``; None: P = B, in the same order.
+            mask: bool, to [B, heads, S, S + V], True = may be read; None = everything.
+
+        Returns:
+            [B, S, width].
+        """
+        normed = self.norm_in(state)
+        keys = self.to_key_value(normed)
+        if seen is not None:
+            shared = self.to_seen(seen)
+            keys = torch.cat([keys, shared if owner is None else shared[owner]], dim=1)
+        key, value = (self._split(part) for part in keys.chunk(2, dim=-1))
+        rate = self.dropout if self.training else 0.0
+        read = F.scaled_dot_product_attention(self._split(self.to_query(normed)), key, value, mask, rate)
+        state = state + F.dropout(self.out(read.transpose(1, 2).flatten(2)), rate)
+        # ReLU keeps for backward what the next layer keeps anyway; GELU would keep its input as well.
+        hidden = F.relu(self.expand(self.norm_hidden(state)))
+        return state + F.dropout(self.contract(hidden), rate)
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        """[B, S, width] -> [B, heads, S, width / heads]."""
+        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def cell_codes(rows: int, columns: int, device: torch.device | None = None) -> Tensor:
+    """Codes of the cells of a grid, [rows * columns, 4 * FREQUENCIES + 2] float32, row by row.
+
+    The centre of each cell as (x, y) in -1..1, then the sines and cosines of both at octaves of pi.
+    """
+    y = (torch.arange(rows, device=device) + 0.5) / rows
+    x = (torch.arange(columns, device=device) + 0.5) / columns
+    centres = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).flatten(0, 1)  # (x, y)
+    angles = centres[:, :, None] * (math.pi * 2.0 ** torch.arange(FREQUENCIES, device=device))
+    return torch.cat([2 * centres - 1, angles.sin().flatten(1), angles.cos().flatten(1)], dim=1)
