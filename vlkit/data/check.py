@@ -13,7 +13,7 @@ from rich.progress import track
 
 from vlkit.data.images import MediaError, open_image
 from vlkit.data.manifest import Dataset, write_dataset
-from vlkit.data.records import MEDIA_FIELD, Record, box_problem
+from vlkit.data.records import MEDIA_FIELD, Record, all_boxes, box_problem
 from vlkit.errors import UserError
 
 
@@ -140,4 +140,6 @@ def _video_opener() -> Callable[[Path], _Opened]:
 
 
 def _size_problem(record: Record, size: tuple[int, int] | None) -> str | None:
-    return box_problem(record["box"], *size) if size and "box" in record else None
+    if not size or "box" not in record:
+        return None
+    return next(filter(None, (box_problem(box, *size) for box in all_boxes(record))), None)

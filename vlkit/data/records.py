@@ -109,18 +109,25 @@ def _grounding_problem(record: Record) -> str | None:
     problem = _text_problem(record, "text")
     if problem:
         return problem
-    box = record.get("box")
-    if box is None:
+    if record.get("box") is None:
         return 'field "box" is missing; add [x1, y1, x2, y2] in pixels'
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
-        return f'field "box" is {_shown(box)}; expected are four numbers [x1, y1, x2, y2] in pixels'
+    if "boxes" in record and (not isinstance(record["boxes"], list) or not record["boxes"]):
+        return f'field "boxes" is {_shown(record["boxes"])}; expected is a list of boxes [x1, y1, x2, y2] in pixels'
+    for box in all_boxes(record):
+        if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
+            return f'field "box" is {_shown(box)}; expected are four numbers [x1, y1, x2, y2] in pixels'
     size = []
     for field in ("width", "height"):
         value = record.get(field)
         if value is not None and (not _is_number(value) or value <= 0):
             return f'field "{field}" is {_shown(value)}; expected is a size in pixels'
         size.append(math.inf if value is None else value)
-    return box_problem(box, size[0], size[1])
+    return next(filter(None, (box_problem(box, *size) for box in all_boxes(record))), None)
+
+
+def all_boxes(record: Record) -> list[list[float]]:
+    """The box of a grounding record, and the single ones of a phrase that has several."""
+    return [record["box"], *record.get("boxes", [])]
 
 
 def box_problem(box: list[float], width: float, height: float) -> str | None:

@@ -6,6 +6,7 @@ The release is a folder of ``<split>.txt`` (image ids, one a line), ``Sentences/
 
 from __future__ import annotations
 
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from vlkit.data.records import Record, box_problem
+from vlkit.data.sources.prepare import Source
 from vlkit.errors import UserError, some
+
+SPLITS = ("train", "val", "test")
 
 # [/EN#<entity id>/<category>[/<category> ...] word word ...]
 _PHRASE = re.compile(r"\[/EN#([^/\]\s]+)((?:/[^/\]\s]+)+) ([^\]]*)\]")
@@ -31,6 +36,7 @@ class Phrase:
         categories: one or more of people, clothing, bodyparts, animals, vehicles, instruments, scene, other.
         text: the words of the phrase.
         boxes: float32 [G, 4], absolute x1, y1, x2, y2 pixels.
+        size: (width, height) of the picture in pixels, if stated.
     """
 
     image: str
@@ -39,6 +45,7 @@ class Phrase:
     categories: tuple[str, ...]
     text: str
     boxes: np.ndarray
+    size: tuple[int, int] | None = None
 
 
 def read_phrases(folder: str | Path, split: str) -> list[Phrase]:
@@ -53,19 +60,63 @@ def read_phrases(folder: str | Path, split: str) -> list[Phrase]:
     folder = Path(folder)
     phrases = []
     for image in _read(folder / f"{split}.txt").split():
-        boxes = _read_boxes(folder / "Annotations" / f"{image}.xml")
+        boxes, size = _read_annotation(folder / "Annotations" / f"{image}.xml")
         path = folder / "Sentences" / f"{image}.txt"
         for sentence, line in enumerate(_read(path).splitlines()):
             if line.count("[/EN#") != len(_PHRASE.findall(line)):
                 raise UserError(f"{path}: line {sentence + 1}: a phrase is not of the form [/EN#id/category words]")
             phrases += [
-                Phrase(image, sentence, entity, tuple(categories[1:].split("/")), text, boxes[entity])
+                Phrase(image, sentence, entity, tuple(categories[1:].split("/")), text, boxes[entity], size)
                 for entity, categories, text in _PHRASE.findall(line)
                 if entity in boxes
             ]
     if not phrases:
         raise UserError(f"{folder / f'{split}.txt'}: no phrase of this split has a box; is this the right folder?")
     return phrases
+
+
+def read(folder: str | Path) -> Source:
+    """Every split of the release as grounding records, a record a phrase that has a box.
+
+    ``box`` is the smallest box around all boxes of the phrase, ``boxes`` are the single ones; ``categories``,
+    ``entity`` and ``sentence`` (a line number) are the phrase's own. Phrases are asked for without their sentence.
+
+    Raises:
+        UserError: no split list there, a damaged file, or a box outside its picture or inverted; the file is named.
+    """
+    folder = Path(folder)
+    source = Source("flickr30k_entities", "grounding", {}, {"annotations": str(folder.resolve())})
+    for split in SPLITS:
+        if (folder / f"{split}.txt").exists():
+            phrases = read_phrases(folder, split)
+            source.splits[split] = [_record(phrase, row, folder) for row, phrase in enumerate(phrases)]
+            source.counts[split] = (len({phrase.image for phrase in phrases}), len(phrases))
+    if not source.splits:
+        raise UserError(
+            f"{folder}: none of {', '.join(f'{split}.txt' for split in SPLITS)} is there; is this the release?"
+        )
+    return source
+
+
+def _record(phrase: Phrase, row: int, folder: Path) -> Record:
+    boxes = phrase.boxes.astype(float)
+    record: Record = {
+        "id": f"flickr30k/{phrase.image}/{phrase.sentence}/{row}",
+        "image": f"{phrase.image}.jpg",
+        "text": phrase.text,
+        "box": [*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist()],
+        "boxes": boxes.tolist(),
+        "categories": list(phrase.categories),
+        "entity": phrase.entity,
+        "sentence": phrase.sentence,
+    }
+    if phrase.size is not None:
+        record |= {"width": phrase.size[0], "height": phrase.size[1]}
+    for box in record["boxes"]:
+        problem = box_problem(box, *(phrase.size or (math.inf, math.inf)))
+        if problem:
+            raise UserError(f"{folder / 'Annotations' / phrase.image}.xml: entity {phrase.entity}: {problem}")
+    return record
 
 
 def match_predictions(phrases: Iterable[Phrase], predictions: Iterable[Mapping]) -> list[np.ndarray]:
@@ -100,8 +151,10 @@ def match_predictions(phrases: Iterable[Phrase], predictions: Iterable[Mapping])
     return [np.asarray(boxes, dtype=np.float32).reshape(-1, 4) for key in wanted for boxes in given[key]]
 
 
-def _read_boxes(path: Path) -> dict[str, np.ndarray]:
-    """Entity id -> float32 [G, 4] boxes; an object with several names gives its box to each of them."""
+def _read_annotation(path: Path) -> tuple[dict[str, np.ndarray], tuple[int, int] | None]:
+    """Entity id -> float32 [G, 4] boxes (an object with several names gives its box to each of them), and the picture's
+    width and height.
+    """
     try:
         root = ElementTree.fromstring(_read(path))
         boxes: dict[str, list[list[float]]] = {}
@@ -112,11 +165,14 @@ def _read_boxes(path: Path) -> dict[str, np.ndarray]:
             box = [float(corners.find(side).text) for side in ("xmin", "ymin", "xmax", "ymax")]
             for name in item.findall("name"):
                 boxes.setdefault(name.text.strip(), []).append(box)
+        sides = [root.find(f"size/{side}") for side in ("width", "height")]
+        size = None if None in sides else tuple(int(float(side.text)) for side in sides)
     except ElementTree.ParseError as error:
         raise UserError(f"{path}: line {error.position[0]}: not valid XML ({error}); is the file complete?") from None
     except (AttributeError, TypeError, ValueError):
-        raise UserError(f"{path}: an <object> lacks a name or a corner of its box; is the file complete?") from None
-    return {entity: np.array(values, dtype=np.float32) for entity, values in boxes.items()}
+        lacks = "an <object> lacks a name or a corner of its box, or <size> a number"
+        raise UserError(f"{path}: {lacks}; is the file complete?") from None
+    return {entity: np.array(values, dtype=np.float32) for entity, values in boxes.items()}, size
 
 
 def _read(path: Path) -> str:

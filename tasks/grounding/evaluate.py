@@ -1,0 +1,65 @@
+"""Measure a saved grounding adapter on a split of a prepared dataset.
+
+python tasks/grounding/evaluate.py --model runs/grounding/… --data.root DIR --split testA --json metrics.json
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from vlkit.config import run
+from vlkit.data.manifest import Dataset
+from vlkit.demo.prepared import demo_dataset
+from vlkit.files import write_json
+from vlkit.grounding import find_split, metrics_of
+from vlkit.pipelines import load
+
+
+@dataclass
+class Data:
+    """What to measure on."""
+
+    root: Path | None = None
+    """Prepared dataset; default: the demo dataset."""
+
+
+@dataclass
+class Config:
+    """Measure a saved grounding adapter."""
+
+    model: Path
+    """Run or adapter folder."""
+    data: Data = field(default_factory=Data)
+    split: str = "test"
+    """Which split; test stands for testA and testB together where there is no split of that name."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+    json: Path | None = None
+    """Write the metrics there."""
+
+
+def main(config: Config) -> None:
+    pipeline = load(config.model, config.device, task="grounding")
+    dataset = Dataset.open(config.data.root or demo_dataset("grounding"), "grounding")
+    records, found = find_split(pipeline.locator, dataset, config.split)
+    metrics = metrics_of(records, found)
+    pictures = len({record["image"] for record in records})
+    table = Table(
+        title=f"{pipeline.name}: {pictures} pictures, {len(records)} texts of {dataset.name}/{config.split}, percent"
+    )
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for key, value in metrics.items():
+        table.add_row(key, f"{value:.2f}")
+    Console().print(table)
+    if config.json:
+        write_json(config.json, {"model": str(config.model), "split": config.split, **metrics})
+
+
+if __name__ == "__main__":
+    run(main, Config)

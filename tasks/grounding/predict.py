@@ -1,0 +1,121 @@
+"""Find what a text speaks of: boxes in a picture, or of a whole split.
+
+    python tasks/grounding/predict.py --model runs/grounding/… --image FILE --text "the left dog" --draw boxes.png
+    python tasks/grounding/predict.py --model runs/grounding/… --data.root DIR --split val --json boxes.json
+
+Boxes are x1, y1, x2, y2 in pixels of the original picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from vlkit.config import run
+from vlkit.data.images import MediaError, open_image
+from vlkit.data.manifest import Dataset
+from vlkit.data.pairs import read_image
+from vlkit.demo.prepared import demo_dataset
+from vlkit.draw_boxes import draw_boxes, write_png, write_sheet
+from vlkit.errors import UserError
+from vlkit.files import write_json
+from vlkit.grounding import find_split
+from vlkit.pipelines import load
+from vlkit.pipelines.grounding import GroundingPipeline
+
+SHEET = 12
+"""Pictures of a split that are drawn."""
+
+
+@dataclass
+class Data:
+    """What to look at with --split."""
+
+    root: Path | None = None
+    """Prepared dataset; default: the demo dataset."""
+
+
+@dataclass
+class Config:
+    """Find what a text speaks of, in one picture or in a split."""
+
+    model: Path
+    """Run or adapter folder."""
+    image: Path | None = None
+    """A picture."""
+    text: str | None = None
+    """What to find in it."""
+    split: str | None = None
+    """Predict for a whole split instead; test stands for testA and testB where there is no split of that name."""
+    data: Data = field(default_factory=Data)
+    k: int = 1
+    """Boxes a text, at most; the model has --head.queries of them."""
+    draw: Path | None = None
+    """Write a PNG: the picture with its boxes, or a sheet of pictures of the split (annotated boxes in white)."""
+    json: Path | None = None
+    """Write the boxes and their scores there."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+
+
+def main(config: Config) -> None:
+    one = config.image is not None or config.text is not None
+    if one == (config.split is not None) or (one and None in (config.image, config.text)):
+        raise UserError('give either --image FILE with --text "…", or --split NAME')
+    if config.k < 1:
+        raise UserError(f"--k {config.k}: must be at least 1")
+    pipeline = load(config.model, config.device, task="grounding")
+    predictions = one_picture(pipeline, config) if one else whole_split(pipeline, config)
+    if config.json:
+        write_json(config.json, predictions)
+
+
+def one_picture(pipeline: GroundingPipeline, config: Config) -> dict[str, Any]:
+    """Print (and draw) the boxes of one text."""
+    try:
+        image = open_image(config.image)
+    except MediaError as error:
+        raise UserError(f"--image {error}") from None
+    found = pipeline.candidates(image, config.text, config.k)
+    for candidate in found:
+        corners = ", ".join(f"{side:.1f}" for side in candidate.box)
+        print(f"{config.text}: [{corners}] score {candidate.score:.2f}")
+    if config.draw:
+        write_png(draw_boxes(image, [candidate.box for candidate in found], config.text), config.draw)
+    boxes = [{"box": list(candidate.box), "score": candidate.score} for candidate in found]
+    return {"image": str(config.image), "text": config.text, **boxes[0], "boxes": boxes}
+
+
+def whole_split(pipeline: GroundingPipeline, config: Config) -> list[dict[str, Any]]:
+    """Boxes of every text of a split, as the metric sees them: not clipped to the picture."""
+    dataset = Dataset.open(config.data.root or demo_dataset("grounding"), "grounding")
+    records, found = find_split(pipeline.locator, dataset, config.split)
+    predictions = []
+    for record, one in zip(records, found, strict=True):
+        boxes, scores = one.boxes[: config.k].tolist(), one.scores[: config.k].tolist()
+        ranked = [{"box": box, "score": score} for box, score in zip(boxes, scores, strict=True)]
+        named = {"id": record["id"], "image": record["image"], "text": record["text"]}
+        predictions.append({**named, **ranked[0], "boxes": ranked})
+    if config.draw:
+        shown = {
+            prediction["image"]: (record, prediction) for record, prediction in zip(records, predictions, strict=True)
+        }
+        sheet = [
+            draw_boxes(
+                read_image(dataset, record),
+                [entry["box"] for entry in prediction["boxes"]],
+                record["text"],
+                record.get("boxes", [record["box"]]),
+            )
+            for record, prediction in list(shown.values())[:SHEET]
+        ]
+        write_sheet(sheet, config.draw)
+    Console().print(f"{len(predictions)} texts of {dataset.name}/{config.split}", highlight=False)
+    return predictions
+
+
+if __name__ == "__main__":
+    run(main, Config)

@@ -1,0 +1,211 @@
+"""Adapt a CLIP base and a text base to visual grounding: a text about a picture -> its box.
+
+    python tasks/grounding/train.py                                     # embedded bases, demo data, SHERL
+    python tasks/grounding/train.py --data.root DIR --base ViT-B-32:openai --text_base google-t5/t5-base \
+        --image_size 384 --data.augment crop
+
+Reads top to bottom: data, bases, adapters and heads, the step with its loss, training, report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from vlkit.adapters import ADAPTERS
+from vlkit.box_baseline import blind_boxes, blind_metrics
+from vlkit.box_losses import BoxLoss, grounding_loss
+from vlkit.checkpoint import save_adapter
+from vlkit.config import kinds, run
+from vlkit.data.boxes import Augment, BoxBatch, BoxCollate, BoxedPictures, BoxTransform, Shape
+from vlkit.data.manifest import Dataset
+from vlkit.demo.prepared import demo_dataset
+from vlkit.encoders.load import load_base
+from vlkit.engine import RunConfig, fit, make_fabric, make_loader, open_run
+from vlkit.errors import UserError
+from vlkit.grounding import Locator, adapter_config, build_model, evaluate_split, identities, records_of, text_side
+from vlkit.hardware import attention_for, keep_freed_memory
+from vlkit.heads.fusion import FusionOptions
+from vlkit.heads.grounding import Grounder, GroundingOptions
+from vlkit.loader import EpochLoader
+from vlkit.memory import StepMemory, measure_step
+from vlkit.runlog import Report
+
+
+@dataclass
+class Data:
+    """What to train on."""
+
+    root: Path | None = None
+    """Prepared dataset (data_prep/*); default: the demo dataset, made on first use."""
+    train: str = "train"
+    """Split to train on."""
+    validation: str = "val"
+    """Split that chooses the best checkpoint."""
+    test: str = "test"
+    """Split that is reported; without one of that name testA and testB together, without those the validation split."""
+    texts: int = 8
+    """Texts that share a picture in a step, at most; the picture is encoded once for all of them."""
+    shape: Shape = "squash"
+    """How the whole picture gets into the square input: squash scales each side on its own, letterbox keeps the aspect
+    and fills the rest."""
+    augment: Augment = "none"
+    """Of training pictures: color; crop (color, and a crop around all boxes that keeps 3/4 of each side or more)."""
+    flip: bool = False
+    """Mirror half of the training pictures and swap left and right in their texts."""
+
+    def __post_init__(self) -> None:
+        if self.texts < 1:
+            raise UserError(f"--data.texts {self.texts}: must be at least 1")
+
+
+@dataclass
+class Config(RunConfig):
+    """Adapt a CLIP base and a text base to visual grounding."""
+
+    base: str = "tiny"
+    """Sees the picture: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip."""
+    text_base: str = "tiny"
+    """Reads the text: tiny (embedded T5), a T5 or BERT of the hub, a folder, or clip (the base's own text tower)."""
+    image_size: int | None = None
+    """Side of the input in pixels; default: the base's own."""
+    data: Data = field(default_factory=Data)
+    adapter: Any = kinds(ADAPTERS, "sherl")
+    fusion: FusionOptions = field(default_factory=FusionOptions)
+    head: GroundingOptions = field(default_factory=GroundingOptions)
+    loss: BoxLoss = field(default_factory=BoxLoss)
+    epochs: int = 16
+    batch_size: int = 16
+    """Pictures a step, all processes together; each comes with its texts."""
+    lr: float = 2e-3
+
+
+def main(config: Config) -> None:
+    fabric = make_fabric(config.device, config.precision, config.seed)
+    folder = open_run(config, "grounding", fabric)
+    keep_freed_memory()
+
+    dataset = Dataset.open(config.data.root or demo_dataset("grounding"), "grounding")
+    test = reported_split(dataset, config.data)
+    base = load_base(config.base, image_size=config.image_size)
+    text = text_side(config.text_base, base)
+    examples = BoxedPictures(
+        dataset,
+        config.data.train,
+        BoxTransform(base.preprocess, config.data.shape, config.data.augment),
+        config.data.texts,
+        config.data.flip,
+        several=config.head.queries > 1,
+    )
+    before = before_training(dataset, config.data.train, test)
+
+    grounder = build_model(base, text, config.adapter, config.fusion, config.head)
+    loader = make_loader(examples, config, fabric, collate=BoxCollate(text.tokenize))
+    model = fabric.setup_module(grounder)
+    locator = Locator(grounder, base, text, fabric, config.data.shape)
+
+    def step(batch: BoxBatch, epoch: float) -> dict[str, Tensor]:
+        predictions = model(batch.pixels, batch.ids, batch.owner)
+        losses = grounding_loss(predictions, batch.boxes, batch.valid, config.loss)
+        fabric.backward(losses["loss"])
+        return losses
+
+    towers = identities(base, text)
+    with attention_for(fabric.device):
+        result = fit(
+            model,
+            loader,
+            step,
+            lambda: evaluate_split(locator, dataset, config.data.validation),
+            primary="acc@0.5",
+            config=config,
+            folder=folder,
+            fabric=fabric,
+            identity={"base": towers, "data": {"name": dataset.name, "train": examples.count}},
+        )
+    after = evaluate_split(locator, dataset, test)
+    if fabric.is_global_zero:
+        saved = adapter_config(
+            base, text, config.adapter, config.fusion, config.head, config.data.shape, config.image_size, after
+        )
+        save_adapter(folder.path, grounder, saved)
+    memory = memory_of_a_step(grounder, loader, config.loss, fabric)
+    report = Report(
+        task="grounding",
+        base=towers,
+        adapter=asdict(config.adapter),
+        split=test,
+        before=before,
+        after=after,
+        trainable_parameters=memory.trainable_parameters,
+        total_parameters=memory.total_parameters,
+        saved_activation_bytes=memory.saved_bytes,
+        # On the CPU the process's resident size would mostly tell the size of the libraries.
+        peak_memory_bytes=result.peak_memory_bytes if fabric.device.type == "cuda" else memory.total_bytes,
+        train_seconds=result.train_seconds,
+        examples_per_second=result.examples_per_second,
+        seed=config.seed,
+        more={"before_is": "one box for all texts, chosen on the training split"},
+    )
+    if fabric.is_global_zero:
+        counts = {"train texts": examples.count, "train pictures": len(examples)}
+        folder.write_report(report, data={"name": dataset.name, **counts})
+        show(report, folder.path)
+
+
+def reported_split(dataset: Dataset, data: Data) -> str:
+    """The split to report on, checked before hours of training; see :class:`Data`."""
+    for split in (data.train, data.validation):
+        dataset.split_file(split)
+    if data.test != "test":
+        records_of(dataset, data.test)
+        return data.test
+    known = set(dataset.splits)
+    return "test" if known & {"test", "testA", "testB"} else data.validation
+
+
+def before_training(dataset: Dataset, train: str, test: str) -> dict[str, float]:
+    """What the best blind box of the training split scores on the test split."""
+    records = records_of(dataset, train)
+    return blind_metrics(blind_boxes(dataset, records), dataset, records_of(dataset, test))
+
+
+def memory_of_a_step(model: Grounder, loader: EpochLoader, loss: BoxLoss, fabric: Fabric) -> StepMemory:
+    """What one step of this run takes. The weights move: call it when the adapter is saved."""
+    batch = fabric.to_device(next(iter(loader.batches(0, 1))))
+
+    def forward() -> Tensor:
+        with fabric.autocast():
+            predictions = model(batch.pixels, batch.ids, batch.owner)
+        return grounding_loss(predictions, batch.boxes, batch.valid, loss)["loss"]
+
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    return measure_step(model.train(), forward, optimizer)
+
+
+def show(report: Report, folder: Path) -> None:
+    """Print the numbers of the run and where the adapter lies."""
+    keys = list(report.after)
+    table = Table("", *keys, title=f"{report.split} split, percent")
+    for name, metrics in (("best blind box", report.before), (report.adapter["kind"], report.after)):
+        table.add_row(name, *(f"{metrics[key]:.1f}" if key in metrics else "" for key in keys))
+    console = Console()
+    console.print(table)
+    console.print(
+        f"trained {report.trainable_parameters:,} of {report.total_parameters:,} parameters; "
+        f"kept for backward {report.saved_activation_bytes / 2**20:.1f} MiB a step; "
+        f"peak {report.peak_memory_bytes / 2**20:.0f} MiB; {report.train_seconds:.0f} s of training",
+        highlight=False,
+    )
+    console.print(f"adapter: {folder}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run(main, Config)

@@ -1,0 +1,96 @@
+"""Visual grounding as a pipeline: a picture and a text to boxes in the picture."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from lightning_fabric import Fabric
+from PIL import Image
+from torch import Tensor
+
+from vlkit.checkpoint import check_base, load_trained
+from vlkit.data.images import open_image, to_rgb
+from vlkit.encoders.bases import ClipBase, TextBase
+from vlkit.encoders.load import load_base
+from vlkit.errors import UserError
+from vlkit.grounding import Locator, build_model, identities, load_shape, text_side
+from vlkit.heads.fusion import FusionOptions
+from vlkit.heads.grounding import GroundingOptions
+from vlkit.retrieval import adapter_options
+
+Picture = str | Path | Image.Image
+
+
+class Candidate(NamedTuple):
+    """A box that a text may speak of."""
+
+    box: tuple[float, float, float, float]
+    """x1, y1, x2, y2 in pixels of the original picture, inside it."""
+    score: float
+    """0..1, the IoU with the right box that the model expects."""
+
+
+class GroundingPipeline:
+    """An adapted grounding model: finds in a picture what a text speaks of. Safe to call from several threads.
+
+    Args:
+        locator: model, bases and device.
+        name: what to call it in messages.
+        metrics: what the adapter's config recorded.
+    """
+
+    def __init__(self, locator: Locator, name: str, metrics: dict[str, float]) -> None:
+        self.locator, self.name, self.metrics = locator, name, metrics
+        self._lock = threading.Lock()
+
+    def ground(self, image: Picture, text: str, k: int = 1) -> Candidate | list[Candidate]:
+        """The box that ``text`` speaks of, with its score: ``box, score = model.ground("dogs.jpg", "the left dog")``.
+
+        Args:
+            image: path or PIL picture.
+            text: what to find.
+            k: with more than 1, a list of the k best candidates, best first; a model has as many as it has queries
+                (``--head.queries``).
+
+        Raises:
+            UserError: the text is blank.
+            vlkit.data.images.MediaError: the file is no readable picture; names it and the reason.
+        """
+        found = self.candidates(image, text, k)
+        return found[0] if k == 1 else found
+
+    def candidates(self, image: Picture, text: str, k: int = 1) -> list[Candidate]:
+        """The k best candidates, or all there are; see :meth:`ground`."""
+        if not text.strip():
+            raise UserError("the text is blank; say what to find in the picture")
+        picture = to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
+        with self._lock:
+            (found,) = next(self.locator.find([picture], [[text]], lambda opened: opened))
+        inside = np.clip(found.boxes, 0, np.array([picture.width, picture.height] * 2, dtype=np.float32))
+        pairs = zip(inside[:k].tolist(), found.scores[:k].tolist(), strict=True)
+        return [Candidate(tuple(box), score) for box, score in pairs]
+
+
+def open_adapter(
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    folder: Path,
+    fabric: Fabric,
+    base: ClipBase | None = None,
+    text_base: TextBase | None = None,
+) -> GroundingPipeline:
+    """Put a saved adapter on its bases; see :func:`vlkit.pipelines.load`."""
+    base = base or load_base(config["base"]["image"]["load"], image_size=config["preprocess"].get("image_size"))
+    text = text_side(config["base"]["text"]["load"], base, text_base)
+    check_base(config, identities(base, text), folder)
+    options = dict(config["head"])
+    fusion = FusionOptions(**options.pop("fusion"))
+    adapter = adapter_options(config["adapters"]["image"])
+    model = build_model(base, text, adapter, fusion, GroundingOptions(**options))
+    load_trained(model, tensors, folder)
+    fabric.setup_module(model.requires_grad_(False)).eval()
+    locator = Locator(model, base, text, fabric, load_shape(config["preprocess"]))
+    return GroundingPipeline(locator, folder.name, config.get("metrics", {}))
