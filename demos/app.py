@@ -19,7 +19,7 @@ from typing import Any, Literal
 from vlkit.config import run
 from vlkit.demo.album import demo_album
 from vlkit.errors import UserError
-from vlkit.serving import Models, PictureLibrary, load_models
+from vlkit.serving import CLIPS, PICTURES, Library, Models, load_models
 from vlkit.serving.limits import UPLOAD_BYTES
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     # Uploads and what is shown live here and nowhere else, and go when the demo ends.
     with tempfile.TemporaryDirectory(prefix="vlkit-demo-") as folder:
         os.environ |= {
@@ -74,17 +75,22 @@ def serve(config: Config) -> None:
 
     models = load_models(config.model, config.device)
     album = demo_album()
-    library = PictureLibrary(config.images or album.pictures, models.retrieval)
-    studio = Studio(models, library, album, config.images is not None, about(models))
-    page = build_page(studio)
-    library.start()
+    library = Library(config.images or album.pictures, models.retrieval, PICTURES)
+    watchers = models.by_task.get("video_retrieval", {})
+    clips = Library(config.videos or album.clips, watchers, CLIPS) if watchers else None
+    own = {"own_pictures": config.images is not None, "own_videos": config.videos is not None}
+    page = build_page(Studio(models, library, clips, album, **own, about=about(models)))
+    libraries = [library, clips] if clips else [library]
+    for each in libraries:
+        each.start()
     try:
         open_port(page, config, max_threads=THREADS, theme=theme(), css=CSS)
         threading.Event().wait()
     except KeyboardInterrupt:
         log.info("stopping")
     finally:
-        library.stop()
+        for each in libraries:
+            each.stop()
         page.close(verbose=False)
 
 

@@ -8,7 +8,6 @@ import gradio as gr
 from PIL import Image
 
 from tabs.common import (
-    PictureInput,
     Studio,
     bars,
     chosen,
@@ -19,6 +18,7 @@ from tabs.common import (
     on_page,
     percent,
     picker,
+    picture_input,
 )
 from tabs.search import given
 from vlkit.serving import check_count, check_text
@@ -34,7 +34,7 @@ def build(studio: Studio) -> None:
         no_model("vqa", "questions")
         return
     with gr.Row():
-        picture = PictureInput("Picture", height=320, elem_id="ask-picture")
+        picture = picture_input("Picture", height=320, elem_id="ask-picture")
         with gr.Column():
             question = gr.Textbox(label="Question", max_lines=2, elem_id="ask-question")
             model = picker(models)

@@ -17,7 +17,7 @@ from PIL import Image
 from vlkit.data.images import MediaError
 from vlkit.demo.album import Album
 from vlkit.errors import UserError
-from vlkit.serving import Models, PictureLibrary, open_upload
+from vlkit.serving import Library, Models, open_upload
 
 log = logging.getLogger(__name__)
 
@@ -37,33 +37,31 @@ class Studio:
     Attributes:
         models: the loaded adapters.
         library: the pictures to search.
+        clips: the videos to search; None without a model for them.
         album: the demo pictures and clips, with what is known of them: examples to click.
-        own_pictures: whether the library is the user's folder instead of the album's.
+        own_pictures, own_videos: whether they are the user's folders instead of the album's.
         about: a line on base, adapters, device and precision.
     """
 
     models: Models
-    library: PictureLibrary
+    library: Library
+    clips: Library | None
     album: Album
     own_pictures: bool
+    own_videos: bool
     about: str
 
 
-class PictureInput(gr.Image):
-    """An image input that gives the handler the uploaded picture, opened under our limits instead of Gradio's."""
+def picture_input(label: str, **options: Any) -> gr.Image:
+    """An image input whose handler gets the RGB picture, opened under our limits instead of Gradio's."""
+    image = gr.Image(label=label, type="filepath", sources=["upload", "clipboard"], buttons=["fullscreen"], **options)
 
-    is_template = True
+    def opened(payload: Any) -> Image.Image | None:
+        return None if payload is None else told(open_upload)(payload.path, payload.orig_name or "")
 
-    def __init__(self, label: str, **options: Any) -> None:
-        super().__init__(
-            label=label, type="filepath", sources=["upload", "clipboard"], buttons=["fullscreen"], **options
-        )
-
-    def preprocess(self, payload: Any) -> Image.Image | None:
-        """The RGB picture; what is wrong with it is told in a sentence."""
-        if payload is None:
-            return None
-        return told(open_upload)(payload.path, payload.orig_name or "")
+    # Gradio would decode whatever it is, and answer with a traceback.
+    image.preprocess = opened
+    return image
 
 
 def told(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -145,6 +143,38 @@ def no_model(task: str, what: str) -> None:
         f"```\n{command}\npython demos/app.py --model {folder}\n```",
         elem_id=f"no-{task}",
     )
+
+
+def status_of(library: Library, what: str, notes: list[str] | None = None) -> str:
+    """HTML of what can be found, and a progress bar while the folder is being indexed.
+
+    Args:
+        what: what the folder holds, in the plural.
+        notes: sentences to add.
+    """
+    if library.error:
+        return f'<p role="status">{html.escape(library.error)}</p>'
+    lines = [f"{len(library):,} {what}" + (f"; {len(library.left_out)} could not be read" if library.left_out else "")]
+    lines += [html.escape(sentence) for sentence in notes or []]
+    if library.finished:
+        return f'<p role="status">{"<br>".join(lines)}</p>'
+    done, total = library.progress()
+    share = 100 * done / total if total else 0
+    return (
+        f'<p role="status">Indexing, {done:,} of {total:,} done. So far: {"<br>".join(lines)}</p>'
+        f'<div class="progress" role="progressbar" aria-label="indexing" aria-valuenow="{share:.0f}" aria-valuemin="0" '
+        f'aria-valuemax="100"><div style="width:{share:.1f}%"></div></div>'
+    )
+
+
+def show_progress(library: Library, status: gr.HTML, say: Callable[..., str], inputs: list[Any]) -> None:
+    """Refresh ``status`` with ``say(*inputs)`` each second until the library is finished."""
+    timer = gr.Timer(1.0, active=not library.finished)
+
+    def tick(*values: Any) -> tuple[str, gr.Timer]:
+        return say(*values), gr.Timer(active=not library.finished and library.error is None)
+
+    timer.tick(tick, inputs, [status, timer], api_visibility="private", show_progress="hidden")
 
 
 def lead(text: str) -> None:

@@ -8,7 +8,6 @@ import gradio as gr
 from PIL import Image, ImageDraw
 
 from tabs.common import (
-    PictureInput,
     Studio,
     bars,
     chosen,
@@ -19,6 +18,7 @@ from tabs.common import (
     on_page,
     percent,
     picker,
+    picture_input,
 )
 from tabs.search import given
 from vlkit.serving import check_count, check_text
@@ -41,7 +41,7 @@ def build(studio: Studio) -> None:
         return
     with gr.Row():
         with gr.Column():
-            picture = PictureInput("Picture", height=320, elem_id="ground-picture")
+            picture = picture_input("Picture", height=320, elem_id="ground-picture")
             phrase = gr.Textbox(label="Phrase", max_lines=2, elem_id="ground-phrase")
             count = gr.Slider(1, MOST_BOXES, value=3, step=1, label="Candidates")
             model = picker(models)

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-import html
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 from PIL import Image
 
-from tabs.common import MOST_RESULTS, PictureInput, Studio, bars, endpoint, lead, on_example, on_page, picker
+from tabs.common import (
+    MOST_RESULTS,
+    Studio,
+    bars,
+    endpoint,
+    lead,
+    on_example,
+    on_page,
+    picker,
+    picture_input,
+    show_progress,
+    status_of,
+)
 from vlkit.errors import UserError
-from vlkit.serving import AddedPictures, check_count, check_text, open_upload, rank_texts
-from vlkit.serving.pictures import Found
+from vlkit.serving import (
+    AddedPictures,
+    Found,
+    check_count,
+    check_text,
+    open_upload,
+    rank_texts,
+    search_pictures,
+)
 
 MOST_ADDED, MOST_TEXTS = 200, 200
 DEMO_QUERIES = [
@@ -30,32 +47,34 @@ def build(studio: Studio) -> None:
     """Lay out the tab; call it within a ``gr.Tab``."""
     lead("Find pictures by words or by another picture, or let the model choose among captions.")
     added = gr.State(AddedPictures(), time_to_live=3600)
-    status = gr.HTML(_status(studio, AddedPictures()), elem_id="index-status")
-    with gr.Accordion("Settings", open=False):
-        count = gr.Slider(1, MOST_RESULTS, value=6, step=1, label="Results")
-        names = list(studio.models.adapters)
-        shown = gr.CheckboxGroup(names, value=names, label="Adapters", visible=len(names) > 1)
-    before = gr.Checkbox(False, label="Before / after: show the base without adapter as well", elem_id="before-after")
-    settings = [count, shown, before, added]
+    names = list(studio.models.adapters)
     with gr.Tabs():
         with gr.Tab("By words"):
-            with gr.Row(equal_height=True):
+            with gr.Row():
                 text = gr.Textbox(
-                    label="What are you looking for?", max_lines=2, scale=5, elem_id="search-text", autofocus=True
+                    label="What are you looking for?", max_lines=2, scale=5, elem_id="search-text", min_width=220
                 )
-                by_words = gr.Button("Search", variant="primary", scale=1, min_width=110, elem_id="search-button")
+                by_words = gr.Button("Search", variant="primary", scale=0, min_width=120, elem_id="search-button")
             word_examples = gr.Examples(
                 QUERIES if studio.own_pictures else DEMO_QUERIES, text, api_visibility="private", label="Try"
             )
         with gr.Tab("By picture"), gr.Row():
-            picture = PictureInput("Find pictures like this one", height=240, elem_id="search-picture")
+            picture = picture_input("Find pictures like this one", height=240, elem_id="search-picture")
             with gr.Column():
-                by_picture = gr.Button("Search", variant="primary", elem_id="search-picture-button")
                 picture_examples = gr.Examples(_pictures(studio), picture, api_visibility="private", label="Try")
+                by_picture = gr.Button("Search", variant="primary", elem_id="search-picture-button")
         with gr.Tab("Picture to words"):
             _build_words(studio)
+    before = gr.Checkbox(
+        False, label="Before / after: show the base without adapter, too", elem_id="before-after", container=False
+    )
     with gr.Row():
         galleries = [_gallery(name, name == names[0]) for name in studio.models.retrieval]
+    status = gr.HTML(_status(studio, AddedPictures()), elem_id="index-status", elem_classes="status")
+    with gr.Accordion("Settings", open=False):
+        count = gr.Slider(1, MOST_RESULTS, value=6, step=1, label="Results")
+        shown = gr.CheckboxGroup(names, value=names, label="Adapters", visible=len(names) > 1)
+    settings = [count, shown, before, added]
     _build_adding(studio, added, status)
 
     def show(rows: dict[str, list[Found]]) -> list[Any]:
@@ -76,8 +95,7 @@ def build(studio: Studio) -> None:
     on_example(word_examples, search_words, [text, *settings], galleries)
     on_page([by_picture.click], search_picture, [picture, *settings], galleries)
     on_example(picture_examples, search_picture, [picture, *settings], galleries)
-    model = picker(studio.models.retrieval)
-    model.visible = False
+    model = gr.Textbox(visible=False, label="Model")
 
     def search(text: str, count: int = 6, model: str | None = None) -> dict[str, Any]:
         """Pictures for a text: {"model", "results": [{"picture", "score"}]}, best first."""
@@ -89,14 +107,7 @@ def build(studio: Studio) -> None:
 
     endpoint("search", search, [text, count, model], concurrency_limit=16)
     endpoint("search_by_picture", search_by_picture, [picture, count, model])
-    timer = gr.Timer(1.0, active=not studio.library.finished)
-    timer.tick(
-        lambda added: (_status(studio, added), gr.Timer(active=_busy(studio))),
-        [added],
-        [status, timer],
-        api_visibility="private",
-        show_progress="hidden",
-    )
+    show_progress(studio.library, status, lambda added: _status(studio, added), [added])
 
 
 def find(
@@ -112,7 +123,7 @@ def find(
     for name in models:
         pipeline = studio.models.retrieval[name]
         vectors = pipeline.embed_texts([query]) if isinstance(query, str) else pipeline.embed_images([query])
-        rows[name] = studio.library.search(name, np.asarray(vectors), k, added)[0]
+        rows[name] = search_pictures(studio.library, name, vectors, k, added)[0]
     return rows
 
 
@@ -135,7 +146,7 @@ def given(picture: Image.Image | None) -> Image.Image:
 def _build_words(studio: Studio) -> None:
     captions = [entry.captions[0] for entry in studio.album.about_pictures[::4]]
     with gr.Row():
-        picture = PictureInput("Picture to describe", height=240, elem_id="words-picture")
+        picture = picture_input("Picture to describe", height=240, elem_id="words-picture")
         with gr.Column():
             texts = gr.Textbox("\n".join(captions), label="Captions to choose among, one a line", lines=6, max_lines=6)
             model = picker(studio.models.retrieval)
@@ -200,7 +211,7 @@ def _gallery(name: str, visible: bool) -> gr.Gallery:
 
 
 def _shots(found: list[Found]) -> list[tuple[Image.Image, str]]:
-    return [(f.thumbnail(), f"{number}. {f.name} ({f.score:.3f})") for number, f in enumerate(found, 1)]
+    return [(f.thumbnail(), f"{f.score:.3f} · {f.name}") for f in found]
 
 
 def _answer(rows: dict[str, list[Found]]) -> dict[str, Any]:
@@ -219,27 +230,7 @@ def _pictures(studio: Studio, step: int = 16) -> list[list[str]]:
     return [[str(studio.album.pictures / entry.name)] for entry in studio.album.about_pictures[::step][:5]]
 
 
-def _busy(studio: Studio) -> bool:
-    return not studio.library.finished and studio.library.error is None
-
-
 def _status(studio: Studio, added: AddedPictures, refused: list[str] | None = None) -> str:
-    library = studio.library
-    if library.error:
-        return f'<p role="status">{html.escape(library.error)}</p>'
+    own = [f"{len(added.names)} added by you"] if added.names else []
     what = "pictures of your folder" if studio.own_pictures else "demo pictures"
-    own = f", {len(added.names)} of your own" if added.names else ""
-    lines = [f"{library.count():,} {what}{own}"]
-    if library.finished and library.left_out:
-        lines[0] += f"; {len(library.left_out)} could not be read"
-    lines += [html.escape(sentence) for sentence in refused or []]
-    text = "<br>".join(lines)
-    if library.finished:
-        return f'<p role="status">{text}</p>'
-    done, total = library.progress()
-    share = 100 * done / total if total else 0
-    return (
-        f'<p role="status">Indexing: {done:,} of {total:,} embedded; {text} can be found so far.</p>'
-        f'<div class="progress" role="progressbar" aria-label="indexing" aria-valuenow="{share:.0f}" aria-valuemin="0" '
-        f'aria-valuemax="100"><div style="width:{share:.1f}%"></div></div>'
-    )
+    return status_of(studio.library, what, own + (refused or []))

@@ -9,6 +9,7 @@ MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 CSS = """
 .gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
+.gradio-container main, .gradio-container .wrap { width: 100%; }
 #title h1 { font-size: 1.7rem; font-weight: 650; margin: 0.4rem 0 0; letter-spacing: -0.01em; }
 #title p { color: var(--body-text-color-subdued); margin: 0.1rem 0 0; }
 #about { font-size: 0.85rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
@@ -33,14 +34,17 @@ CSS = """
 .part-2 { background: var(--neutral-400) !important; }
 .progress { height: 0.45rem; border-radius: 0.25rem; background: var(--border-color-primary); overflow: hidden; }
 .progress div { height: 100%; background: var(--primary-500); }
-.shots .grid-wrap { max-height: none !important; }
-.shots .caption-label { font-size: 0.75rem; }
+.shots .grid-wrap { max-height: none !important; min-height: 0 !important; padding-top: 2.2rem !important; }
+.shots .caption-label { font-size: 0.75rem; max-width: 100%; left: 0; right: 0; text-align: left; }
+#search-button, #video-button { align-self: end; }
+.status { font-size: 0.85rem; } .status p { margin: 0; color: var(--body-text-color-subdued); }
 button:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:focus-visible {
   outline: 2px solid var(--primary-500) !important; outline-offset: 2px; }
 footer { opacity: 0.7; }
 @media (max-width: 640px) {
   .gradio-container { padding: 0.6rem !important; }
-  #title h1 { font-size: 1.35rem; }
+  .gradio-container main, .gradio-container .wrap { width: 100%; }
+#title h1 { font-size: 1.35rem; }
 }
 """
 
@@ -52,6 +56,8 @@ def theme() -> gr.themes.Base:
     ).set(
         body_background_fill="*neutral_50",
         body_background_fill_dark="*neutral_950",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
         block_shadow="none",
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",

@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from vlkit.config import run
+from vlkit.data.images import open_image
 from vlkit.errors import UserError
-from vlkit.files import write_json
+from vlkit.files import sha256_of, write_json
 from vlkit.index import IndexWriter, VectorIndex
-from vlkit.index.pictures import find_pictures, update_pictures
+from vlkit.index.update import find_pictures, update_index
 from vlkit.pipelines import load
 from vlkit.pipelines.retrieval import load_zero_shot
 
@@ -58,11 +59,12 @@ def main(config: Config) -> None:
         write_json(config.index / "source.json", source | {"images": str(config.images.absolute())})
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("embed pictures")
-            update = update_pictures(
+            update = update_index(
                 writer,
-                config.images,
                 items,
-                pipeline.embed_images,
+                read=lambda item: open_image(config.images / item.id),
+                embed=pipeline.embed_images,
+                digest=lambda item: sha256_of(config.images / item.id),
                 strict=config.strict,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )

@@ -1,24 +1,32 @@
 """Serve saved adapters to several people at once: loading, searching folders, limits. Needs no web server.
 
 models = load_models([Path("runs/mine")])
-library = PictureLibrary(Path("pictures"), models.retrieval)
+library = Library(Path("pictures"), models.retrieval, PICTURES)
 library.update()
-found = library.search("SHERL (mine)", models.retrieval["SHERL (mine)"].embed_texts(["a plane on a lake"]), k=5)
+name, pipeline = next(iter(models.adapters.items()))
+found = search_pictures(library, name, pipeline.embed_texts(["a plane on a lake"]), k=5)
 """
 
+from vlkit.serving.clips import CLIPS, FoundClip, search_clips
+from vlkit.serving.library import Library
 from vlkit.serving.limits import check_count, check_text, open_upload
 from vlkit.serving.models import Models, load_models, shipped_adapters
-from vlkit.serving.pictures import AddedPictures, Found, PictureLibrary, rank_texts
+from vlkit.serving.pictures import PICTURES, AddedPictures, Found, rank_texts, search_pictures
 
 __all__ = [
+    "CLIPS",
+    "PICTURES",
     "AddedPictures",
     "Found",
+    "FoundClip",
+    "Library",
     "Models",
-    "PictureLibrary",
     "check_count",
     "check_text",
     "load_models",
     "open_upload",
     "rank_texts",
+    "search_clips",
+    "search_pictures",
     "shipped_adapters",
 ]

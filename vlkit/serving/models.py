@@ -19,6 +19,11 @@ CHANGES_BASE = frozenset({"lora", "bitfit", "full"})
 """Methods that write into the base they are put on."""
 
 
+CLIP_TEXT = "clip"
+FUSED_TASKS = frozenset({"vqa", "grounding"})
+"""Tasks whose text model is chosen apart from the base; :data:`CLIP_TEXT` then stands for the base's own tower."""
+
+
 @dataclass
 class Models:
     """Loaded adapters: task -> name -> pipeline.
@@ -76,35 +81,46 @@ def load_models(folders: Iterable[Path] = (), device: str = "auto") -> Models:
     for pipeline in models.adapters.values():
         base = pipeline.embedder.base.name
         models.zero_shot.setdefault(f"zero-shot {base}", load_zero_shot(base, device, bases.clip(base)))
-    models.bases = sorted({*bases.clips, *bases.texts})
+    models.bases = sorted(bases.names)
     return models
 
 
 class _Bases:
-    """Bases loaded so far, by name; safe to share between models that do not change them."""
+    """Bases loaded so far; safe to share between models that do not change them."""
 
     def __init__(self) -> None:
-        self.clips: dict[str, ClipBase] = {}
-        self.texts: dict[str, TextBase] = {}
+        self._clips: dict[tuple[str, Any], ClipBase] = {}
+        self._texts: dict[str, TextBase] = {}
 
-    def clip(self, name: str) -> ClipBase:
-        if name not in self.clips:
-            self.clips[name] = load_base(name)
-        return self.clips[name]
+    @property
+    def names(self) -> set[str]:
+        """What ``--base`` and ``--text_base`` call them."""
+        return {name for name, _ in self._clips} | {f"{name} text" for name in self._texts}
+
+    def clip(self, name: str, image_size: Any = None) -> ClipBase:
+        """The contrastive base of that name, for pictures of its own or another size."""
+        key = name, str(image_size)
+        if key not in self._clips:
+            self._clips[key] = load_base(name, image_size=image_size)
+        return self._clips[key]
 
     def text(self, name: str) -> TextBase:
-        if name not in self.texts:
-            self.texts[name] = load_text_base(name)
-        return self.texts[name]
+        """The text base of that name."""
+        if name not in self._texts:
+            self._texts[name] = load_text_base(name)
+        return self._texts[name]
 
     def load(self, folder: Path, config: dict[str, Any], device: str) -> Any:
-        kinds = {options.get("kind") for options in config.get("adapters", {}).values()}
+        """The adapter's pipeline, on shared bases where its method leaves them alone."""
+        kinds = {options.get("kind") for options in config["adapters"].values()}
         if kinds & CHANGES_BASE:
             return load(folder, device)
-        towers = config.get("base", {})
-        clip = next((towers[t].get("load") for t in ("image", "text") if t in towers), None)
-        text = next((towers[t].get("load") for t in ("encoder", "decoder") if t in towers), None)
-        return load(folder, device, base=self.clip(clip) if clip else None, text_base=self.text(text) if text else None)
+        image = config["base"]["image"]
+        size = image.get("image_size") or config["preprocess"].get("image_size")
+        text = config["base"].get("text", {}).get("load", CLIP_TEXT)
+        # Contrastive tasks read texts with the other tower of the same base.
+        own_text = config["task"] in FUSED_TASKS and text != CLIP_TEXT
+        return load(folder, device, self.clip(image["load"], size), text_base=self.text(text) if own_text else None)
 
 
 def _new_name(folder: Path, config: dict[str, Any], taken: Iterable[str]) -> str:

@@ -1,0 +1,163 @@
+"""Videos that models search by their moments: windows of each file, and cutting one out to play it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image
+
+from vlkit.data.images import MediaError
+from vlkit.data.video import open_video
+from vlkit.demo.videos import find_encoder
+from vlkit.files import sha256_of, whole_file
+from vlkit.index.files import Item
+from vlkit.index.update import find_files, stamp_of
+from vlkit.serving.library import Library, Medium
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ogv"})
+WINDOW, STEP = 8.0, 4.0
+"""Seconds of a moment, and between the starts of two. Files up to one and a half windows are one moment."""
+SIDE = 480
+"""Longer side of what is played, in pixels."""
+
+
+@dataclass(frozen=True)
+class FoundClip:
+    """A search result: similarity, the file's path in the folder, the file, and its seconds from start to end."""
+
+    score: float
+    name: str
+    path: Path
+    start: float
+    end: float
+
+
+def find_clips(folder: Path) -> list[Item]:
+    """The moments of every video below ``folder``; a file that cannot be opened is one, which then is left out.
+
+    Raises:
+        UserError: no such folder, or no videos in it.
+    """
+    items = []
+    for path in find_files(folder, "videos", VIDEO_SUFFIXES):
+        name, stamp = path.relative_to(folder).as_posix(), stamp_of(path)
+        for start, end in windows(_seconds_of(path)):
+            where = {"file": name, "start": start, "end": end}
+            items.append(Item(f"{name}#{start:g}-{end:g}", stamp, metadata=where))
+    return items
+
+
+def windows(seconds: float) -> list[tuple[float, float]]:
+    """(start, end) of the moments of a file that lasts so long; the last ends with it."""
+    if seconds <= 1.5 * WINDOW:
+        return [(0.0, round(seconds, 2))]
+    starts = np.arange(0, seconds - WINDOW + STEP / 2, STEP).tolist()
+    return [(start, round(min(start + WINDOW, seconds), 2)) for start in starts[:-1]] + [
+        (starts[-1], round(seconds, 2))
+    ]
+
+
+def search_clips(library: Library, model: str, queries: np.ndarray, k: int) -> list[list[FoundClip]]:
+    """The k nearest moments of each query (float32 [Q, E]), best first; errors as :meth:`Library.search`."""
+    return [
+        [
+            FoundClip(hit.score, where["file"], library.folder / where["file"], where["start"], where["end"])
+            for hit in hits
+            for where in [hit.item.metadata]
+        ]
+        for hits in library.search(model, queries, k)
+    ]
+
+
+def still_of(clip: FoundClip) -> Image.Image:
+    """The picture in the middle of a moment.
+
+    Raises:
+        MediaError: the file is gone or damaged meanwhile.
+    """
+    middle = (clip.start + clip.end) / 2
+    with open_video(clip.path) as (container, stream):
+        try:
+            frame = next(_frames(container, stream, middle, clip.end + 1))
+            return frame.to_image(**_size(frame))
+        except (StopIteration, av.FFmpegError):
+            raise MediaError(clip.path, "damaged or truncated") from None
+
+
+def cut_clip(clip: FoundClip, output: Path) -> None:
+    """Write a moment as a small MP4 that browsers play, without sound.
+
+    Raises:
+        MediaError: the file is gone or damaged meanwhile.
+    """
+    encoder = find_encoder()
+    with whole_file(output) as part, open_video(clip.path) as (source, stream):
+        rate = min(Fraction(30), Fraction(stream.average_rate or 25).limit_denominator(1000))
+        with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as target:
+            out, due = None, clip.start
+            try:
+                for frame in _frames(source, stream, clip.start, clip.end):
+                    if frame.time < due - 1e-3:
+                        continue
+                    due += 1 / float(rate)
+                    if out is None:
+                        out = target.add_stream(encoder, rate=rate, options={"preset": "veryfast"})
+                        out.width, out.height, out.pix_fmt = *_size(frame).values(), "yuv420p"
+                    picture = frame.reformat(out.width, out.height, "yuv420p")
+                    picture.pts = None
+                    target.mux(out.encode(picture))
+            except av.FFmpegError as error:
+                raise MediaError(clip.path, f"damaged or truncated ({error.strerror or error})") from None
+            if out is None:
+                raise MediaError(clip.path, "damaged or truncated (no frame can be decoded)")
+            target.mux(out.encode())
+
+
+def _frames(container: Any, stream: Any, start: float, end: float) -> Any:
+    """Decoded frames from ``start`` on, up to ``end``, in seconds; seeks to the key frame before."""
+    if start > 0 and stream.time_base:
+        container.seek(int(start / stream.time_base), stream=stream, backward=True)
+    for frame in container.decode(stream):
+        if frame.time is None or frame.time + 1e-3 < start:
+            continue
+        if frame.time >= end:
+            return
+        yield frame
+
+
+def _size(frame: av.VideoFrame) -> dict[str, int]:
+    """Even width and height of at most :data:`SIDE` pixels."""
+    scale = min(1.0, SIDE / max(frame.width, frame.height))
+    return {side: max(2, round(getattr(frame, side) * scale / 2) * 2) for side in ("width", "height")}
+
+
+def _seconds_of(path: Path) -> float:
+    try:
+        with open_video(path) as (container, stream):
+            if stream.duration and stream.time_base:
+                return float(stream.duration * stream.time_base)
+            return container.duration / av.time_base if container.duration else 0.0
+    except MediaError:
+        return 0.0
+
+
+def _embed_clip(pipeline: Any, folder: Path, item: Item) -> np.ndarray:
+    """The vector [E] of a moment: read and embedded by itself, so that a bad file stops no other."""
+    where = item.metadata
+    with open_video(folder / where["file"]):
+        pass
+    return pipeline.embed_videos([(folder / where["file"], where["start"], where["end"])])[0]
+
+
+CLIPS = Medium(
+    find=find_clips,
+    read=_embed_clip,
+    embed=lambda pipeline, vectors: np.stack(vectors),
+    digest=lambda folder, item: sha256_of(folder / item.metadata["file"]),
+)
+"""Moments of video files, as a library's medium."""
