@@ -122,16 +122,15 @@ def open_port(page: Any, config: Config, **options: Any) -> None:
     print(f"the demo is at http://{config.host}:{config.port}", flush=True)
 
 
-def about(models: Models) -> str:
-    """A line on bases, adapters, device and precision."""
-    pipeline = next(iter(models.retrieval.values()))
-    fabric = pipeline.embedder.fabric
-    adapters = [f"{name} ({task.replace('_', ' ')})" for task, found in models.by_task.items() for name in found]
-    precision = fabric._precision.precision
-    return (
-        f"**Base** {', '.join(models.bases)} · **adapters** {', '.join(adapters)} · **device** {fabric.device} · "
-        f"**precision** {precision}"
-    )
+def about(models: Models) -> dict[str, Any]:
+    """Bases, adapters by task, device and precision."""
+    fabric = next(iter(models.retrieval.values())).embedder.fabric
+    return {
+        "bases": models.bases,
+        "adapters": {task: list(found) for task, found in models.by_task.items()},
+        "device": str(fabric.device),
+        "precision": fabric._precision.precision,
+    }
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Studio:
         clips: the videos to search; None without a model for them.
         album: the demo pictures and clips, with what is known of them: examples to click.
         own_pictures, own_videos: whether they are the user's folders instead of the album's.
-        about: a line on base, adapters, device and precision.
+        about: bases, adapters, device and precision.
     """
 
     models: Models
@@ -49,7 +49,7 @@ class Studio:
     album: Album
     own_pictures: bool
     own_videos: bool
-    about: str
+    about: dict[str, Any]
 
 
 def picture_input(label: str, **options: Any) -> gr.Image:

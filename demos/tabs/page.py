@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gradio as gr
 
 from tabs import ask, ground, memory, search, video
@@ -20,6 +22,18 @@ def build_page(studio: Studio) -> gr.Blocks:
             for name, tab in TABS.items():
                 with gr.Tab(name, id=name):
                     tab.build(studio)
-        gr.Markdown(studio.about, elem_id="about")
+        gr.Markdown(about_line(studio.about), elem_id="about")
         endpoint("about", lambda: studio.about, [])
     return page.queue(max_size=QUEUE, default_concurrency_limit=8)
+
+
+def about_line(about: dict[str, Any]) -> str:
+    """The facts in one line."""
+    adapters = [f"{name} ({task.replace('_', ' ')})" for task, names in about["adapters"].items() for name in names]
+    facts = {
+        "base": ", ".join(about["bases"]),
+        "adapters": ", ".join(adapters),
+        "device": about["device"],
+        "precision": about["precision"],
+    }
+    return " · ".join(f"**{key}** {value}" for key, value in facts.items())

@@ -170,7 +170,7 @@ def _build_words(studio: Studio) -> None:
 
     on_page([button.click], show, [picture, texts, model], [result])
     on_example(examples, show, [picture, texts, model], [result])
-    endpoint("choose_captions", choose_captions, [picture, texts, model])
+    endpoint("choose_captions", choose_captions, [picture, gr.Textbox(visible=False, label="texts"), model])
 
 
 def _build_adding(studio: Studio, added: gr.State, status: gr.HTML) -> None:

@@ -35,7 +35,12 @@ CSS = """
 .progress { height: 0.45rem; border-radius: 0.25rem; background: var(--border-color-primary); overflow: hidden; }
 .progress div { height: 100%; background: var(--primary-500); }
 .shots .grid-wrap { max-height: none !important; min-height: 0 !important; padding-top: 2.2rem !important; }
-.shots .caption-label { font-size: 0.75rem; max-width: 100%; left: 0; right: 0; text-align: left; }
+.shots .thumbnail-lg { display: flex; flex-direction: column; aspect-ratio: auto; height: auto; }
+.shots .thumbnail-lg img { aspect-ratio: 1; height: auto; }
+.shots .caption-label { position: static; width: 100%; max-width: none; border: 0; border-radius: 0;
+  font-size: 0.75rem; text-align: left; }
+[role=tab][aria-selected=true] { color: var(--primary-700) !important; }
+.dark [role=tab][aria-selected=true] { color: var(--primary-400) !important; }
 #search-button, #video-button { align-self: end; }
 .status { font-size: 0.85rem; } .status p { margin: 0; color: var(--body-text-color-subdued); }
 button:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:focus-visible {
