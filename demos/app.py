@@ -117,8 +117,8 @@ def open_port(page: Any, config: Config, **options: Any) -> None:
             mcp_server=False,
             **options,
         )
-    except OSError as error:
-        raise UserError(f"--port {config.port} on {config.host}: {error}; choose another --port") from None
+    except OSError:
+        raise UserError(f"--port {config.port}: cannot listen there on {config.host}; choose another --port") from None
     print(f"the demo is at http://{config.host}:{config.port}", flush=True)
 
 
