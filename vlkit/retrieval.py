@@ -24,7 +24,6 @@ from vlkit.distributed import gather_shares, my_share
 from vlkit.encoders.bases import ClipBase
 from vlkit.errors import UserError
 from vlkit.heads.embedding import EmbeddingHead, HeadOptions, TwoTower
-from vlkit.index.approximate import trained_index
 from vlkit.metrics.retrieval import RECALL_AT, fold_metrics, image_text_metrics
 
 CAPTIONS = 5  # captions an image that the COCO and Flickr30K protocols use
@@ -183,6 +182,8 @@ def index_recalls(images: np.ndarray, texts: np.ndarray, owner: np.ndarray, fact
     Returns:
         ``index_i2t_r1`` … ``index_t2i_r10`` in percent.
     """
+    from vlkit.index.approximate import trained_index  # FAISS takes a while, and few need it
+
     deepest = max(RECALL_AT)
     metrics: dict[str, float] = {}
     sides = (

@@ -131,8 +131,8 @@ class FusionLayer(nn.Module):
         self.to_seen = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
         self.norm_hidden = nn.LayerNorm(width)
-        self.expand = nn.Linear(width, 4 * width)
-        self.contract = nn.Linear(4 * width, width)
+        self.expand = nn.Linear(width, 2 * width)
+        self.contract = nn.Linear(2 * width, width)
 
     def forward(self, state: Tensor, seen: Tensor | None, owner: Tensor | None, mask: Tensor | None) -> Tensor:
         """New states.

@@ -4,8 +4,8 @@ A frozen tower's cells say little about where things end, and a query that regre
 way from cells to a box is cut into steps, easy to hard:
 
 1. A small convolutional *neck* lets neighbouring cells talk; fusion and head both read its cells.
-2. *What box would each cell belong to?* Every cell predicts the box of the thing it lies on, whatever the text says, and
-   learns it from all texts at once.
+2. *What box would each cell belong to?* Every cell predicts the box of the thing it lies on, whatever the text says,
+   and learns it from all texts at once.
 3. *Which cells?* A heat map. Every word votes for cells on its own, so that "red star" is where the votes of "red" and
    of "star" meet, and the fused query adds what takes the whole text and the whole picture.
 4. *What is left?* The cells' boxes, averaged by the heat map, are refined from the query.
@@ -16,6 +16,7 @@ Any tower that hands out cells will do, whatever their grid.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +27,10 @@ from vlkit.encoders.staged import StagedEncoder
 from vlkit.errors import UserError
 from vlkit.heads.fusion import FREQUENCIES, Fusion, cell_codes
 
-_MARGIN = 1e-3
-"""Centres and sides stay this far from 0 and 1 where their logit is taken."""
-_FIRST_SIDE = -1.4
-"""Logit of the sides of every cell's box before training: a fifth of the picture."""
+_REACH = 0.2
+"""Unit, as a share of the picture, in which a cell tells how far away the sides of its box are."""
+_MOST_CHANGE = 2.0
+"""Bound on the logarithm of the factor by which the sides of a box are refined."""
 
 
 @dataclass
@@ -110,23 +111,22 @@ class NeckBlock(nn.Module):
         return cells + self.out(F.relu(seen.flatten(2).transpose(1, 2)))
 
 
-@dataclass(frozen=True)
-class BoxPrediction:
+class BoxPrediction(NamedTuple):
     """Boxes of B texts, all float32; a box is centre x, centre y, width, height as shares of the model's input.
 
-    Attributes:
-        boxes: [B, Q, 4].
-        scores: [B, Q] logits of how well a box fits (its IoU with a right one; 0 for a box of nothing).
-        heat: [B, Q, cells] logits of the heat map, row by row.
-        cells: [B, cells, 4], the box that each cell predicts for the thing it lies on; the text has no part in it.
-        grid: rows and columns of the cells.
+    Sides are positive; a box may reach out of the picture.
     """
 
     boxes: Tensor
+    """[B, Q, 4]."""
     scores: Tensor
+    """[B, Q] logits of how well a box fits (its IoU with a right one; 0 for a box of nothing)."""
     heat: Tensor
+    """[B, Q, cells] logits of the heat map, row by row."""
     cells: Tensor
+    """[B, cells, 4], the box that each cell predicts for the thing it lies on; the text has no part in it."""
     grid: tuple[int, int]
+    """Rows and columns of the cells."""
 
 
 class BoxHead(nn.Module):
@@ -145,12 +145,9 @@ class BoxHead(nn.Module):
         self.point = nn.Linear(width, width)
         self.refine = _two_layers(2 * width + 4, width, 4)
         self.score = nn.Linear(width, 1)
-        # Training starts with boxes at the cells and nothing to refine.
-        for last in (self.cell_box[-1], self.refine[-1]):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-        with torch.no_grad():
-            self.cell_box[-1].bias[2:] = _FIRST_SIDE
+        # Training starts with nothing to refine.
+        nn.init.zeros_(self.refine[-1].weight)
+        nn.init.zeros_(self.refine[-1].bias)
 
     def forward(self, states: list[Tensor], image: Cells, text: Encoded, owner: Tensor) -> list[BoxPrediction]:
         """Boxes after each fusion layer.
@@ -167,10 +164,10 @@ class BoxHead(nn.Module):
         return [self._predict(state, votes, keys, cells, image.grid) for state in states]
 
     def _cell_boxes(self, keys: Tensor, grid: tuple[int, int]) -> Tensor:
-        """[P, cells, 4]: centre and sides, told from the cell's own centre."""
+        """[P, cells, 4]: sides are told by how far they are from the cell's centre, the same way everywhere."""
         centres = cell_codes(*grid, keys.device)[:, :2] / 2 + 0.5
-        start = torch.cat([centres.logit(_MARGIN), torch.zeros_like(centres)], dim=1)
-        return (start + self.cell_box(keys).float()).sigmoid()
+        left_top, right_bottom = (_REACH * F.softplus(self.cell_box(keys).float())).split(2, dim=-1)
+        return torch.cat([centres + (right_bottom - left_top) / 2, left_top + right_bottom], dim=-1)
 
     def _votes(self, text: Encoded) -> Tensor:
         """[B, 1, width]: the votes of all words."""
@@ -184,10 +181,12 @@ class BoxHead(nn.Module):
     ) -> BoxPrediction:
         heat = ((self.point(states) + votes) @ keys.transpose(1, 2)).float() * keys.shape[-1] ** -0.5
         share = heat.softmax(-1)
-        first = (share @ cells).logit(_MARGIN)
+        first = share @ cells
         seen = share.to(keys.dtype) @ keys
-        change = self.refine(torch.cat([states, seen, first.to(states.dtype)], dim=-1))
-        boxes = (first + change.float()).sigmoid()
+        change = self.refine(torch.cat([states, seen, first.to(states.dtype)], dim=-1)).float()
+        middle, sides = first.split(2, dim=-1)
+        stretch = change[..., 2:].clamp(-_MOST_CHANGE, _MOST_CHANGE).exp()
+        boxes = torch.cat([middle + change[..., :2] * sides, sides * stretch], dim=-1)
         return BoxPrediction(boxes, self.score(states).squeeze(-1).float(), heat, cells, grid)
 
 
