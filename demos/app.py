@@ -19,7 +19,7 @@ from typing import Any, Literal
 from vlkit.config import run
 from vlkit.demo.album import demo_album
 from vlkit.errors import UserError
-from vlkit.serving import CLIPS, PICTURES, Library, Models, load_models
+from vlkit.serving import Library, Models, load_models, pictures_in, videos_in
 from vlkit.serving.limits import UPLOAD_BYTES
 
 log = logging.getLogger(__name__)
@@ -75,9 +75,9 @@ def serve(config: Config) -> None:
 
     models = load_models(config.model, config.device)
     album = demo_album()
-    library = Library(config.images or album.pictures, models.retrieval, PICTURES)
+    library = Library(pictures_in(config.images or album.pictures), models.retrieval)
     watchers = models.by_task.get("video_retrieval", {})
-    clips = Library(config.videos or album.clips, watchers, CLIPS) if watchers else None
+    clips = Library(videos_in(config.videos or album.clips), watchers) if watchers else None
     own = {"own_pictures": config.images is not None, "own_videos": config.videos is not None}
     page = build_page(Studio(models, library, clips, album, **own, about=about(models)))
     libraries = [library, clips] if clips else [library]

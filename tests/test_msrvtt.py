@@ -21,6 +21,7 @@ from vlkit.data.sources import msrvtt, msvd
 from vlkit.data.sources.prepare import prepare
 from vlkit.data.video import probe
 from vlkit.errors import UserError
+from vlkit.metrics.video import text_video_metrics
 
 DATA_PREP = Path(__file__).parents[1] / "data_prep"
 SPLITS = ("train", "train", "train", "validate", "test", "test", "test")
@@ -137,6 +138,19 @@ def test_full_keeps_the_official_splits_and_all_sentences(official: Path) -> Non
     splits = msrvtt.read(official / "MSRVTT_data.json", split="full").splits
     assert {name: len(records) for name, records in splits.items()} == {"train": 3, "val": 1, "test": 3}
     assert {len(record["texts"]) for records in splits.values() for record in records} == {3}
+
+
+@pytest.mark.parametrize("split", ["9k", "full"])
+def test_the_texts_of_a_test_clip_decide_the_protocol(official: Path, tmp_path: Path, split: str) -> None:
+    """One sentence a clip in 1k-A, several in the official test: evaluation goes by that."""
+    source = msrvtt.read(official / "MSRVTT_data.json", split=split)
+    dataset = prepare(source, tmp_path / "out", official / "videos").dataset
+    records, entry = dataset.records("test"), dataset.splits["test"]
+    owner = [index for index, record in enumerate(records) for _ in record["texts"]]
+    assert (entry["texts"] == entry["media"]) == (split == "9k") and len(owner) == entry["texts"]
+    rng = np.random.default_rng(0)
+    metrics = text_video_metrics(rng.normal(size=(len(records), 4)), rng.normal(size=(len(owner), 4)), owner)
+    assert ("v2t_sentence_r1" in metrics) == (split == "full")
 
 
 def test_mp4_comes_before_webm_and_sub_folders_are_looked_into(official: Path, tmp_path: Path) -> None:

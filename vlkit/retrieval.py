@@ -112,12 +112,14 @@ class Embedder:
         return self._run(self.model.embed_texts, batches, len(texts), label)[order.argsort()]
 
     @torch.no_grad()
-    def _run(self, embed: Callable[[Tensor], Tensor], batches: Iterable[Tensor], count: int, label: str) -> Tensor:
+    def _run(
+        self, embed: Callable[[Any], Tensor], batches: Iterable[Any], count: int, label: str, size: int | None = None
+    ) -> Tensor:
         training = self.model.training
         self.model.eval()
-        steps = -(-count // self.batch_size)
+        steps = -(-count // (size or self.batch_size))
         hidden = not self.fabric.is_global_zero or not sys.stderr.isatty()
-        found = [torch.empty(0, self.model.image_head.out_dim)]
+        found = [torch.empty(0, self.model.out_dim)]
         for batch in track(batches, label, total=steps, console=Console(stderr=True), transient=True, disable=hidden):
             with self.fabric.autocast():
                 found.append(embed(self.fabric.to_device(batch)).float().cpu())

@@ -46,7 +46,7 @@ def build(studio: Studio) -> None:
         for entry in studio.album.about_pictures[::9]
         for asked, _ in entry.questions[1:2]
     ]
-    examples = gr.Examples(rows[:8], [picture, question], api_visibility="private", label="Try")
+    examples = gr.Examples(rows[:5], [picture, question], api_visibility="private", label="Try")
 
     def answers(picture: Image.Image | None, question: str, count: int, model: str | None) -> list[tuple[str, float]]:
         question = check_text(question, "question")

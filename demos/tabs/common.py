@@ -92,9 +92,9 @@ def _sentence(error: Exception) -> gr.Error:
         return error
     if isinstance(error, UserError | MediaError):
         # Shown as HTML: a file name must not become markup.
-        return gr.Error(html.escape(str(error), quote=False), title="Sorry", print_exception=False)
+        return gr.Error(html.escape(str(error), quote=False), duration=None, print_exception=False)
     log.error("a request failed", exc_info=error)
-    return gr.Error("This request failed; the log of the server says why.", title="Sorry", print_exception=False)
+    return gr.Error("This request failed; the log of the server says why.", duration=None, print_exception=False)
 
 
 def endpoint(name: str, function: Callable[..., Any], inputs: list[Any], **options: Any) -> None:

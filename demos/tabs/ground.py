@@ -56,7 +56,7 @@ def build(studio: Studio) -> None:
         for entry in studio.album.about_pictures[2::9]
         for phrase, _ in entry.phrases[:1]
     ]
-    examples = gr.Examples(rows[:8], [picture, phrase], api_visibility="private", label="Try, then edit the phrase")
+    examples = gr.Examples(rows[:5], [picture, phrase], api_visibility="private", label="Try, then edit the phrase")
 
     def boxes(picture: Image.Image | None, phrase: str, count: int, model: str | None) -> Scored:
         phrase = check_text(phrase, "phrase")

@@ -49,7 +49,7 @@ def build(studio: Studio) -> None:
     added = gr.State(AddedPictures(), time_to_live=3600)
     names = list(studio.models.adapters)
     with gr.Tabs():
-        with gr.Tab("By words"):
+        with gr.Tab("By words") as words_tab:
             with gr.Row():
                 text = gr.Textbox(
                     label="What are you looking for?", max_lines=2, scale=5, elem_id="search-text", min_width=220
@@ -58,24 +58,28 @@ def build(studio: Studio) -> None:
             word_examples = gr.Examples(
                 QUERIES if studio.own_pictures else DEMO_QUERIES, text, api_visibility="private", label="Try"
             )
-        with gr.Tab("By picture"), gr.Row():
+        with gr.Tab("By picture") as picture_tab, gr.Row():
             picture = picture_input("Find pictures like this one", height=240, elem_id="search-picture")
             with gr.Column():
                 picture_examples = gr.Examples(_pictures(studio), picture, api_visibility="private", label="Try")
                 by_picture = gr.Button("Search", variant="primary", elem_id="search-picture-button")
-        with gr.Tab("Picture to words"):
+        with gr.Tab("Picture to words") as captions_tab:
             _build_words(studio)
-    before = gr.Checkbox(
-        False, label="Before / after: show the base without adapter, too", elem_id="before-after", container=False
-    )
-    with gr.Row():
-        galleries = [_gallery(name, name == names[0]) for name in studio.models.retrieval]
-    status = gr.HTML(_status(studio, AddedPictures()), elem_id="index-status", elem_classes="status")
-    with gr.Accordion("Settings", open=False):
-        count = gr.Slider(1, MOST_RESULTS, value=6, step=1, label="Results")
-        shown = gr.CheckboxGroup(names, value=names, label="Adapters", visible=len(names) > 1)
-    settings = [count, shown, before, added]
-    _build_adding(studio, added, status)
+    with gr.Column() as results:
+        before = gr.Checkbox(
+            False, label="Before / after: show the base without adapter, too", elem_id="before-after", container=False
+        )
+        with gr.Row():
+            galleries = [_gallery(name) for name in studio.models.retrieval]
+        status = gr.HTML(_status(studio, AddedPictures()), elem_id="index-status", elem_classes="status")
+        with gr.Accordion("Settings", open=False):
+            count = gr.Slider(1, MOST_RESULTS, value=6, step=1, label="Results")
+            shown = gr.CheckboxGroup(names, value=names, label="Adapters", visible=len(names) > 1)
+        settings = [count, shown, before, added]
+        _build_adding(studio, added, status)
+    for tab in (words_tab, picture_tab, captions_tab):
+        visible = tab is not captions_tab
+        tab.select(lambda visible=visible: gr.Column(visible=visible), None, results, api_visibility="private")
 
     def show(rows: dict[str, list[Found]]) -> list[Any]:
         return [
@@ -196,14 +200,14 @@ def _build_adding(studio: Studio, added: gr.State, status: gr.HTML) -> None:
     on_page([files.upload], add, [files, added], [added, status], concurrency_limit=2)
 
 
-def _gallery(name: str, visible: bool) -> gr.Gallery:
+def _gallery(name: str) -> gr.Gallery:
     return gr.Gallery(
         label=name,
         columns=3,
         height="auto",
         object_fit="contain",
         buttons=["fullscreen"],
-        visible=visible,
+        visible=False,
         min_width=300,
         interactive=False,
         elem_classes="shots",

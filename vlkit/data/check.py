@@ -60,7 +60,8 @@ class _Opened:
 def check_dataset(dataset: Dataset, *, workers: int) -> Report:
     """Check every record and open every medium once, in ``workers`` threads; progress on stderr if it is a terminal.
 
-    Pictures are decoded completely, so a truncated file is found. Boxes are compared with the real picture size.
+    Pictures are decoded completely, so a truncated file is found. Boxes are compared with the real picture size. Frame
+    folders of videos (``data_prep/frames.py``) are checked as well, as far as there are any.
     """
     report = Report(dataset)
     scanned = {split: list(dataset.scan(split)) for split in dataset.splits}
@@ -81,6 +82,8 @@ def check_dataset(dataset: Dataset, *, workers: int) -> Report:
                 kept.append(record)
             else:
                 report.problems.append(Problem(file, line, path if isinstance(path, str) else None, problem))
+    if dataset.task == "video_retrieval":
+        report.problems += _frame_problems(dataset, report.good)
     return report
 
 
@@ -137,6 +140,15 @@ def _video_opener() -> Callable[[Path], _Opened]:
         return _Opened()
 
     return open_video
+
+
+def _frame_problems(dataset: Dataset, good: dict[str, list[Record]]) -> list[Problem]:
+    """What is wrong with the frame folders of good records; those of clips in several splits are opened once."""
+    from vlkit.data.frames import folder_problems  # heavy decoders, as above
+
+    records = {record["id"]: record for records in good.values() for record in records}
+    mend = "make it again by data_prep/frames.py, or remove it"
+    return [Problem(file, 0, None, f"{why}; {mend}") for file, why in folder_problems(dataset, list(records.values()))]
 
 
 def _size_problem(record: Record, size: tuple[int, int] | None) -> str | None:

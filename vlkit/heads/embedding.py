@@ -53,15 +53,19 @@ class EmbeddingHead(nn.Module):
 
     def forward(self, encoded: Encoded) -> Tensor:
         """[B, E] float, unit norm."""
+        return F.normalize(self.features(encoded), dim=-1)
+
+    def features(self, encoded: Encoded) -> Tensor:
+        """[B, E] float, before normalisation."""
         if self.pool == "base":
-            return F.normalize(self.projection(encoded.pooled), dim=-1)
+            return self.projection(encoded.pooled)
         tokens, mask = self.projection(encoded.tokens), encoded.mask
         if self.gpo is not None:
-            return F.normalize(self.gpo(tokens, mask), dim=-1)
+            return self.gpo(tokens, mask)
         if mask is None:
-            return F.normalize(tokens.mean(1), dim=-1)
+            return tokens.mean(1)
         weights = mask.unsqueeze(-1).to(tokens.dtype)
-        return F.normalize((tokens * weights).sum(1) / weights.sum(1).clamp_min(1), dim=-1)
+        return (tokens * weights).sum(1) / weights.sum(1).clamp_min(1)
 
 
 class TwoTower(nn.Module):
@@ -88,6 +92,11 @@ class TwoTower(nn.Module):
         self.image_head, self.text_head = image_head, text_head
         self.logit_scale = nn.Parameter(torch.tensor(float(logit_scale)))
         self.logit_bias = nn.Parameter(torch.tensor(float(logit_bias)))
+
+    @property
+    def out_dim(self) -> int:
+        """Width E of the joint space."""
+        return self.image_head.out_dim
 
     def embed_images(self, pixels: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] -> [B, E] float32, unit norm."""

@@ -116,6 +116,11 @@ class IndexWriter:
         """Number of items, those not saved yet included."""
         return len(self._row_of) + len(self._added)
 
+    @property
+    def items(self) -> list[Item]:
+        """The saved items that count."""
+        return [item for item in self._rows if item is not None]
+
     def diff(self, items: Iterable[Item], digest: Callable[[Item], str] | None = None) -> Plan:
         """Compare the wanted items with the saved ones.
 

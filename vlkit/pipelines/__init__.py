@@ -15,7 +15,7 @@ from vlkit.distributed import make_fabric
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.errors import UserError
 
-TASKS = ("retrieval", "vqa", "grounding")
+TASKS = ("retrieval", "video_retrieval", "vqa", "grounding")
 """Tasks with a pipeline: modules of this package."""
 
 

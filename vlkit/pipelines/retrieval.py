@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class RetrievalPipeline:
 
     def __init__(self, embedder: Embedder, name: str, identity: str, metrics: dict[str, float]) -> None:
         self.embedder, self.name, self.identity, self.metrics = embedder, name, identity, metrics
+        self._lock = threading.Lock()  # of what other media a pipeline adds
         # Opened here and not in the batch, so that a bad file stops its own call alone.
         self._images = Batching(lambda pictures: embedder.images(pictures, lambda picture: picture).numpy(), BATCH)
         self._texts = Batching(lambda texts: embedder.texts(texts).numpy(), BATCH)
@@ -48,7 +50,7 @@ class RetrievalPipeline:
     @property
     def dim(self) -> int:
         """Width E of the joint space."""
-        return self.embedder.model.image_head.out_dim
+        return self.embedder.model.out_dim
 
     def embed_images(self, images: Sequence[Picture]) -> np.ndarray:
         """Paths or PIL pictures -> float32 [n, E], unit norm.
@@ -100,6 +102,10 @@ def _pipeline(
     base: ClipBase, model: Any, fabric: Fabric, name: str, adapter: str, metrics: dict[str, float]
 ) -> RetrievalPipeline:
     fabric.setup_module(model.requires_grad_(False)).eval()
+    return RetrievalPipeline(Embedder(model, base, fabric), name, model_identity(base, name, adapter), metrics)
+
+
+def model_identity(base: ClipBase, name: str, adapter: str) -> str:
+    """Short text that tells models apart: ``name``, the base, and a hash of the base's weights and ``adapter``."""
     prints = "".join(base.identity[tower]["fingerprint"] for tower in ("image", "text"))
-    identity = f"{name} on {base.name} ({hashlib.sha256((prints + adapter).encode()).hexdigest()[:16]})"
-    return RetrievalPipeline(Embedder(model, base, fabric), name, identity, metrics)
+    return f"{name} on {base.name} ({hashlib.sha256((prints + adapter).encode()).hexdigest()[:16]})"

@@ -14,14 +14,13 @@ from PIL import Image
 from vlkit.data.images import MediaError
 from vlkit.data.video import open_video
 from vlkit.demo.videos import find_encoder
-from vlkit.files import sha256_of, whole_file
+from vlkit.files import whole_file
 from vlkit.index.files import Item
-from vlkit.index.update import find_files, stamp_of
 from vlkit.serving.library import Library, Medium
+from vlkit.video_index import VideoWindows, video_files
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ogv"})
-WINDOW, STEP = 8.0, 4.0
-"""Seconds of a moment, and between the starts of two. Files up to one and a half windows are one moment."""
+WINDOW, STRIDE = 8.0, 4.0
+"""Seconds of a moment, and between the starts of two."""
 SIDE = 480
 """Longer side of what is played, in pixels."""
 
@@ -37,36 +36,33 @@ class FoundClip:
     end: float
 
 
-def find_clips(folder: Path) -> list[Item]:
-    """The moments of every video below ``folder``; a file that cannot be opened is one, which then is left out.
+def videos_in(folder: Path) -> Medium:
+    """The moments of the video files below ``folder``, as a library's medium."""
+    cut = VideoWindows(folder, WINDOW, STRIDE)
 
-    Raises:
-        UserError: no such folder, or no videos in it.
-    """
-    items = []
-    for path in find_files(folder, "videos", VIDEO_SUFFIXES):
-        name, stamp = path.relative_to(folder).as_posix(), stamp_of(path)
-        for start, end in windows(_seconds_of(path)):
-            where = {"file": name, "start": start, "end": end}
-            items.append(Item(f"{name}#{start:g}-{end:g}", stamp, metadata=where))
-    return items
+    def find() -> tuple[list[Item], list[MediaError]]:
+        items, bad = [], []
+        for path in video_files(folder):
+            try:
+                items += cut.items_of(path)
+            except MediaError as error:
+                bad.append(error)
+        return items, bad
 
-
-def windows(seconds: float) -> list[tuple[float, float]]:
-    """(start, end) of the moments of a file that lasts so long; the last ends with it."""
-    if seconds <= 1.5 * WINDOW:
-        return [(0.0, round(seconds, 2))]
-    starts = np.arange(0, seconds - WINDOW + STEP / 2, STEP).tolist()
-    return [(start, round(min(start + WINDOW, seconds), 2)) for start in starts[:-1]] + [
-        (starts[-1], round(seconds, 2))
-    ]
+    return Medium(
+        folder,
+        find=find,
+        read=lambda pipeline, item: pipeline.embedder.reader(cut.clip(item)),
+        embed=lambda pipeline, frames: pipeline.embed_frames(frames),
+        digest=cut.digest,
+    )
 
 
 def search_clips(library: Library, model: str, queries: np.ndarray, k: int) -> list[list[FoundClip]]:
     """The k nearest moments of each query (float32 [Q, E]), best first; errors as :meth:`Library.search`."""
     return [
         [
-            FoundClip(hit.score, where["file"], library.folder / where["file"], where["start"], where["end"])
+            FoundClip(hit.score, where["video"], library.folder / where["video"], where["start"], where["end"])
             for hit in hits
             for where in [hit.item.metadata]
         ]
@@ -134,30 +130,3 @@ def _size(frame: av.VideoFrame) -> dict[str, int]:
     """Even width and height of at most :data:`SIDE` pixels."""
     scale = min(1.0, SIDE / max(frame.width, frame.height))
     return {side: max(2, round(getattr(frame, side) * scale / 2) * 2) for side in ("width", "height")}
-
-
-def _seconds_of(path: Path) -> float:
-    try:
-        with open_video(path) as (container, stream):
-            if stream.duration and stream.time_base:
-                return float(stream.duration * stream.time_base)
-            return container.duration / av.time_base if container.duration else 0.0
-    except MediaError:
-        return 0.0
-
-
-def _embed_clip(pipeline: Any, folder: Path, item: Item) -> np.ndarray:
-    """The vector [E] of a moment: read and embedded by itself, so that a bad file stops no other."""
-    where = item.metadata
-    with open_video(folder / where["file"]):
-        pass
-    return pipeline.embed_videos([(folder / where["file"], where["start"], where["end"])])[0]
-
-
-CLIPS = Medium(
-    find=find_clips,
-    read=_embed_clip,
-    embed=lambda pipeline, vectors: np.stack(vectors),
-    digest=lambda folder, item: sha256_of(folder / item.metadata["file"]),
-)
-"""Moments of video files, as a library's medium."""

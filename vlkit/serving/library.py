@@ -14,6 +14,7 @@ from typing import Any
 import filelock
 import numpy as np
 
+from vlkit.data.images import MediaError
 from vlkit.errors import UserError
 from vlkit.files import cache_folder
 from vlkit.index import IndexWriter, VectorIndex
@@ -33,33 +34,34 @@ class Medium:
     """What a folder holds and how a pipeline reads it.
 
     Attributes:
-        find: folder -> its items.
-        read: (pipeline, folder, item) -> the opened item; raises MediaError if it is of no use.
+        folder: where the files are.
+        find: -> its items, and what could not be read.
+        read: (pipeline, item) -> the opened item; raises MediaError if it is of no use.
         embed: (pipeline, n opened items) -> float32 [n, E].
-        digest: (folder, item) -> hash of its content.
+        digest: item -> hash of its content.
     """
 
-    find: Callable[[Path], list[Item]]
-    read: Callable[[Any, Path, Item], Any]
+    folder: Path
+    find: Callable[[], tuple[list[Item], list[MediaError]]]
+    read: Callable[[Any, Item], Any]
     embed: Callable[[Any, Sequence[Any]], np.ndarray]
-    digest: Callable[[Path, Item], str]
+    digest: Callable[[Item], str]
 
 
 class Library:
     """A folder indexed by one or more models. Any number of threads may search it, also while it is indexed.
 
     Args:
-        folder: searched with all its sub-folders.
+        medium: the folder, searched with all its sub-folders, and what it holds.
         models: pipelines by name; each has ``dim`` and ``identity``, and an index of its own in the cache folder.
-        medium: what the folder holds.
 
     Attributes:
         error: why the folder could not be indexed, once that is known.
         left_out: files that could not be read, with the reason.
     """
 
-    def __init__(self, folder: Path, models: Mapping[str, Any], medium: Medium) -> None:
-        self.folder, self.models, self._medium = folder, dict(models), medium
+    def __init__(self, medium: Medium, models: Mapping[str, Any]) -> None:
+        self.folder, self.models, self._medium = medium.folder, dict(models), medium
         self.error: str | None = None
         self.left_out: list[str] = []
         self._indexes: dict[str, VectorIndex] = {}
@@ -99,7 +101,7 @@ class Library:
         Raises:
             UserError: no such folder, nothing in it, or the cache cannot be written.
         """
-        items = self._medium.find(self.folder)
+        items, unreadable = self._medium.find()
         for name, pipeline in self.models.items():
             home = self._home(pipeline)
             home.parent.mkdir(parents=True, exist_ok=True)
@@ -111,14 +113,14 @@ class Library:
                 update = update_index(
                     writer,
                     items,
-                    read=functools.partial(self._medium.read, pipeline, self.folder),
+                    read=functools.partial(self._medium.read, pipeline),
                     embed=functools.partial(self._medium.embed, pipeline),
-                    digest=functools.partial(self._medium.digest, self.folder),
+                    digest=self._medium.digest,
                     batch_size=BATCH,
                     progress=functools.partial(self._show, name, home, writer),
                 )
             self._indexes[name] = VectorIndex.open(home, pipeline.identity)
-            self.left_out = [str(error) for error in update.bad]
+            self.left_out = [str(error) for error in unreadable + update.bad]
             self._finished.add(name)
         for message in self.left_out:
             log.warning("left out: %s", message)

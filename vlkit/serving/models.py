@@ -31,13 +31,11 @@ class Models:
     Attributes:
         by_task: pipelines in the order in which their folders were given.
         zero_shot: bases of the retrieval adapters without an adapter, by name; in :attr:`retrieval`, too.
-        folders: name -> folder, of each adapter.
         bases: bases that were loaded, by what ``--base`` calls them.
     """
 
     by_task: dict[str, dict[str, Any]] = field(default_factory=dict)
     zero_shot: dict[str, RetrievalPipeline] = field(default_factory=dict)
-    folders: dict[str, Path] = field(default_factory=dict)
     bases: list[str] = field(default_factory=list)
 
     @property
@@ -75,9 +73,8 @@ def load_models(folders: Iterable[Path] = (), device: str = "auto") -> Models:
             configs[folder] = config
     models, bases = Models(), _Bases()
     for folder, config in configs.items():
-        name = _new_name(folder, config, models.folders)
-        models.by_task.setdefault(config["task"], {})[name] = bases.load(folder, config, device)
-        models.folders[name] = folder
+        pipelines = models.by_task.setdefault(config["task"], {})
+        pipelines[_new_name(folder, config, pipelines)] = bases.load(folder, config, device)
     for pipeline in models.adapters.values():
         base = pipeline.embedder.base.name
         models.zero_shot.setdefault(f"zero-shot {base}", load_zero_shot(base, device, bases.clip(base)))
@@ -129,8 +126,6 @@ def _new_name(folder: Path, config: dict[str, Any], taken: Iterable[str]) -> str
     name = "+".join(kinds).upper()
     if folder.parent != SHIPPED:
         name += f" ({folder.resolve().name})"
-    else:
-        name += "" if name not in taken else f" ({config['task'].replace('_', ' ')})"
     number, unique = 2, name
     while unique in taken:
         number, unique = number + 1, f"{name} {number}"

@@ -19,13 +19,16 @@ from vlkit.serving.library import Library, Medium
 THUMBNAIL = 512
 """Longer side of what is shown of a picture, in pixels."""
 
-PICTURES = Medium(
-    find=find_pictures,
-    read=lambda pipeline, folder, item: open_image(folder / item.id),
-    embed=lambda pipeline, pictures: pipeline.embed_images(pictures),
-    digest=lambda folder, item: sha256_of(folder / item.id),
-)
-"""Picture files, as a library's medium."""
+
+def pictures_in(folder: Path) -> Medium:
+    """The picture files below ``folder``, as a library's medium."""
+    return Medium(
+        folder,
+        find=lambda: (find_pictures(folder), []),
+        read=lambda pipeline, item: open_image(folder / item.id),
+        embed=lambda pipeline, pictures: pipeline.embed_images(pictures),
+        digest=lambda item: sha256_of(folder / item.id),
+    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,135 @@
+"""Index a folder of videos for search; run again to bring the index up to date.
+
+    python tasks/video_retrieval/index.py --model runs/video_retrieval/… --videos FOLDER --index IDX
+    python tasks/video_retrieval/index.py --model … --videos FOLDER --index IDX --window 10 --stride 5   # long videos
+
+Unchanged videos are skipped, removed ones dropped; what was embedded before a crash or Ctrl-C is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from vlkit.config import run
+from vlkit.data.images import MediaError
+from vlkit.data.video_pairs import Clip
+from vlkit.errors import UserError
+from vlkit.files import write_json
+from vlkit.index import IndexWriter, VectorIndex
+from vlkit.pipelines import load
+from vlkit.pipelines.video_retrieval import VideoRetrievalPipeline, load_zero_shot
+from vlkit.video_index import VideoWindows, video_files
+
+BATCH = 32
+
+
+@dataclass
+class Config:
+    """Index a folder of videos for search."""
+
+    videos: Path
+    """Folder of videos, searched with all its sub-folders."""
+    index: Path
+    """Index folder, made if missing."""
+    model: Path | None = None
+    """Run or adapter folder."""
+    base: str | None = None
+    """Embed with this base alone instead of an adapter."""
+    window: float | None = None
+    """Seconds of a window that long videos are cut into; each is found on its own. Default: a video is one."""
+    stride: float | None = None
+    """Seconds between the starts of two windows; default: the window, so that none overlap."""
+    factory: str | None = None
+    """FAISS factory string: Flat (exact, the default of a new index), HNSW32, IVF256,Flat, IVF1024,PQ32, …"""
+    strict: bool = False
+    """Stop at a video that cannot be read, instead of leaving it out and listing it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+
+    def __post_init__(self) -> None:
+        if self.stride is not None and self.window is None:
+            raise UserError("--stride: belongs to --window; give both or neither")
+        for name in ("window", "stride"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise UserError(f"--{name} {value}: must be a number of seconds above 0")
+        if self.window is not None and self.stride is not None and self.stride > self.window:
+            raise UserError(f"--stride {self.stride}: longer than --window {self.window}; parts would be left out")
+
+
+def main(config: Config) -> None:
+    if (config.model is None) == (config.base is None):
+        raise UserError("give either --model DIR (a saved adapter) or --base NAME")
+    files = video_files(config.videos)
+    pipeline = (
+        load(config.model, config.device, task="video_retrieval")
+        if config.model
+        else load_zero_shot(config.base, config.device)
+    )
+    console, bad, items = Console(stderr=True), {}, []
+    with IndexWriter.open(config.index, pipeline.dim, pipeline.identity, config.factory) as writer:
+        source = {"model": str(config.model.absolute()) if config.model else None, "base": config.base}
+        write_json(config.index / "source.json", source | {"videos": str(config.videos.absolute())})
+        cut = VideoWindows(config.videos, config.window, config.stride, writer.items)
+        for path in track(files, "look at videos", console=console, transient=True):
+            try:
+                items += cut.items_of(path)
+            except MediaError as error:
+                leave_out(error, bad, config)
+        plan = writer.diff(items, cut.digest)
+        writer.remove(plan.removed)
+        batches = [plan.todo[start : start + BATCH] for start in range(0, len(plan.todo), BATCH)]
+        with ThreadPoolExecutor(4) as pool:
+            for batch in track(batches, "embed videos", console=console, transient=True, disable=not batches):
+                good = []
+                clips = [cut.clip(item) for item in batch]
+                for item, frames in zip(batch, pool.map(reader_of(pipeline), clips), strict=True):
+                    if isinstance(frames, MediaError):
+                        leave_out(frames, bad, config)
+                    else:
+                        good.append((replace(item, digest=cut.digest(item)), frames))
+                if good:
+                    writer.add([item for item, _ in good], pipeline.embed_frames([frames for _, frames in good]))
+        # A video that was fine and no longer is must not stay in the index with its old vectors, nor in part.
+        writer.remove([item.id for item in items if item.metadata["video"] in bad])
+    for error in bad.values():
+        console.print(f"left out: {error}", highlight=False, soft_wrap=True)
+    index = VectorIndex.open(config.index, pipeline.identity)
+    exact = "" if index.factory == "Flat" else f"; finds {100 * index.recall_against_exact():.1f} % of the exact top 10"
+    new, changed = (len([i for i in part if i.metadata["video"] not in bad]) for part in (plan.new, plan.changed))
+    print(
+        f"{config.index}: {len({item.metadata['video'] for item in index.items})} videos, {len(index)} windows ({new} "
+        f"new, {changed} changed, {plan.unchanged} unchanged, {len(plan.removed)} removed), {len(bad)} videos "
+        f"unreadable, {index.factory} index{exact}"
+    )
+
+
+def reader_of(pipeline: VideoRetrievalPipeline) -> Callable[[Clip], Tensor | MediaError]:
+    """Reads a clip's frames, or says why they cannot be read."""
+
+    def read(clip: Clip) -> Tensor | MediaError:
+        try:
+            return pipeline.embedder.reader(clip)
+        except MediaError as error:
+            return error
+
+    return read
+
+
+def leave_out(error: MediaError, bad: dict[str, MediaError], config: Config) -> None:
+    """Remember a bad video by its path in the folder, or stop at it if that is asked for."""
+    if config.strict:
+        raise UserError(f"{error}; mend or remove it, or leave --strict out")
+    bad[Path(error.path).relative_to(config.videos).as_posix()] = error
+
+
+if __name__ == "__main__":
+    run(main, Config)
