@@ -128,6 +128,7 @@ def about(models: Models) -> dict[str, Any]:
     return {
         "bases": models.bases,
         "adapters": {task: list(found) for task, found in models.by_task.items()},
+        "searchable": list(models.retrieval),
         "device": str(fabric.device),
         "precision": fabric._precision.precision,
     }

@@ -95,7 +95,7 @@ def cut_clip(clip: FoundClip, output: Path) -> None:
     with whole_file(output) as part, open_video(clip.path) as (source, stream):
         rate = min(Fraction(30), Fraction(stream.average_rate or 25).limit_denominator(1000))
         with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as target:
-            out, due = None, clip.start
+            out, due, written = None, clip.start, 0
             try:
                 for frame in _frames(source, stream, clip.start, clip.end):
                     if frame.time < due - 1e-3:
@@ -105,7 +105,7 @@ def cut_clip(clip: FoundClip, output: Path) -> None:
                         out = target.add_stream(encoder, rate=rate, options={"preset": "veryfast"})
                         out.width, out.height, out.pix_fmt = *_size(frame).values(), "yuv420p"
                     picture = frame.reformat(out.width, out.height, "yuv420p")
-                    picture.pts = None
+                    picture.pts, picture.time_base, written = written, 1 / rate, written + 1
                     target.mux(out.encode(picture))
             except av.FFmpegError as error:
                 raise MediaError(clip.path, f"damaged or truncated ({error.strerror or error})") from None
