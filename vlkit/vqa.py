@@ -47,16 +47,22 @@ class TextSide:
     Attributes:
         name: what the user asked for (``--text_base``): ``clip`` or a text base.
         encoder: staged tower for ids [B, L] int64.
-        tokenize: questions -> ids [B, L] int64, no longer than the longest needs.
         identity: who the towers are, by tower: ``text``, and ``decoder`` of a T5.
         base: the text base; None for ``clip``.
+        clip_tokenize: CLIP's tokenizer; None for a text base.
     """
 
     name: str
     encoder: TextEncoder
-    tokenize: Callable[[list[str]], Tensor]
     identity: dict[str, dict[str, Any]]
-    base: TextBase | None
+    base: TextBase | None = None
+    clip_tokenize: Callable[[list[str]], Tensor] | None = None
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """Questions -> ids [B, L] int64, no longer than the longest needs."""
+        if self.base is None:
+            return self.encoder.trim(self.clip_tokenize(texts))
+        return self.base.tokenize(texts, min(MAX_TOKENS, self.base.tokenizer.model_max_length))
 
     @property
     def pad_id(self) -> int:
@@ -74,12 +80,11 @@ def text_side(name: str, base: ClipBase, text_base: TextBase | None = None) -> T
     """
     if name == "clip":
         identity = {"text": {**base.identity["text"], "load": "clip"}}
-        return TextSide(name, base.text, lambda texts: base.text.trim(base.tokenize(texts)), identity, None)
+        return TextSide(name, base.text, identity, clip_tokenize=base.tokenize)
     text_base = text_base or load_text_base(name)
     towers = {{"encoder": "text"}.get(tower, tower): who for tower, who in text_base.identity.items()}
     identity = {tower: {**who, "load": name} for tower, who in towers.items()}
-    limit = min(MAX_TOKENS, text_base.tokenizer.model_max_length)
-    return TextSide(name, text_base.encoder, lambda texts: text_base.tokenize(texts, limit), identity, text_base)
+    return TextSide(name, text_base.encoder, identity, text_base)
 
 
 def build_model(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,7 +114,7 @@ def main(config: Config) -> None:
         vocabulary = vocabulary_of(dataset, config.data)
         targets = SoftTargets(vocabulary)
     elif text.base is not None:
-        targets = AnswerTokens(lambda answers: text.base.tokenize(answers, config.head.max_tokens))
+        targets = AnswerTokens(partial(text.base.tokenize, max_length=config.head.max_tokens))
     examples = PictureQuestions(
         dataset, config.data.train, image_transform(base.preprocess, config.data.augment), config.data.per_picture
     )

@@ -110,8 +110,9 @@ class AnswerGenerator(nn.Module):
     """Adapted towers and fusion, whose queries join the memory of T5's decoder, which writes the answer.
 
     With SHERL (flavour T5) the encoder's side memory, extended by the fused states, feeds the last decoder block; the
-    blocks before it run without gradient on the frozen memory of the question. With methods that tune the base itself
-    all decoder blocks attend to the question and the fused states.
+    blocks before it run without gradient on the frozen memory of the question. (Picture tokens in front of the
+    question would need a gradient through all of the frozen encoder.) With methods that tune the base itself all
+    decoder blocks attend to the question and the fused states.
 
     Args:
         image: adapted vision tower; None = blind.
