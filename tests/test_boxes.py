@@ -279,3 +279,15 @@ def test_blind_boxes_are_the_best_of_the_training_split(dataset: Dataset):
     metrics = blind_metrics(blind, dataset, records)
     assert metrics["acc@0.5"] == metrics["constant_box_acc@0.5"] == pytest.approx(200 / 3)
     assert metrics["centre_box_acc@0.5"] < 50 and 0 < metrics["mean_iou"] < 100
+
+
+def test_parts_of_a_batch_have_the_mean_gradient_of_the_whole():
+    target, valid = targets()
+    whole = prediction()
+    grounding_loss([whole], target, valid, BoxLoss())["loss"].backward()
+    parts, count = prediction(), valid.sum() / 2
+    for rows in (slice(0, 1), slice(1, 3)):
+        part = BoxPrediction(*(tensor[rows] for tensor in parts[:4]), parts.grid)
+        (grounding_loss([part], target[rows], valid[rows], BoxLoss(), count)["loss"] / 2).backward()
+    for one, other in zip(whole[:4], parts[:4], strict=True):
+        torch.testing.assert_close(one.grad, other.grad)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import tiny
 import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
-from scripts import call, launch
+from scripts import ROOT, call, launch
 
 import vlkit
 from vlkit.adapters.linear import LinearOptions
@@ -341,6 +343,22 @@ def test_wrong_boxes_stop_training_before_it_starts(box, problem: str, dataset: 
     (root / "train.jsonl").write_text("\n".join(lines) + "\n")
     with pytest.raises(UserError, match=rf"train\.jsonl:5: .*{problem}"):
         call(TRAIN, "--data.root", root, "--output", tmp_path / "run", *QUICK)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(dataset: Path, tmp_path: Path):
+    words = ("--data.root", dataset, *QUICK, "--adapter.dropout", 0, "--fusion.dropout", 0, "--data.texts", 3)
+    call(TRAIN, "--output", tmp_path / "one", *words, "--lr", 0.0005)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    two = [*launcher, "--standalone", str(ROOT / TRAIN), "--output", str(tmp_path / "two"), *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*two, "--lr", "0.0005"], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    one, both = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(one[name], both[name], atol=1e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+    one, both = (json.loads((tmp_path / name / "metrics.json").read_text())["after"] for name in ("one", "two"))
+    assert both["mean_iou"] == pytest.approx(one["mean_iou"], abs=0.1)
 
 
 @pytest.mark.slow

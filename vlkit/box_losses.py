@@ -43,7 +43,7 @@ class BoxLoss:
 
 
 def grounding_loss(
-    predictions: Sequence[BoxPrediction], target: Tensor, valid: Tensor, weights: BoxLoss
+    predictions: Sequence[BoxPrediction], target: Tensor, valid: Tensor, weights: BoxLoss, count: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Losses of a batch, means over its annotated boxes.
 
@@ -52,12 +52,15 @@ def grounding_loss(
         target: [B, G, 4] float, x1, y1, x2, y2 as shares of the model's input.
         valid: [B, G] bool, which of them are boxes and not padding; at least one in the batch.
         weights: see :class:`BoxLoss`.
+        count: what sums over boxes are divided by, a scalar; None = their number. With several processes, whose parts
+            of a batch differ in it, the mean of their numbers makes the mean of their gradients that of the batch.
 
     Returns:
         Scalars: ``loss``, the weighted sum over layers, and its parts, those of the last layer, unweighted.
     """
-    *others, last = [_layer_losses(prediction, target, valid, weights) for prediction in predictions]
-    last["cells"] = cell_loss(predictions[-1], target, valid, weights)
+    count = (valid.sum() if count is None else count).clamp_min(1)
+    *others, last = [_layer_losses(prediction, target, valid, weights, count) for prediction in predictions]
+    last["cells"] = cell_loss(predictions[-1], target, valid, weights, count)
     loss = _weighted(last, weights)
     for parts in others:
         loss = loss + weights.auxiliary * _weighted(parts, weights)
@@ -68,9 +71,11 @@ def _weighted(parts: dict[str, Tensor], weights: BoxLoss) -> Tensor:
     return torch.stack([getattr(weights, name) * value for name, value in parts.items()]).sum()
 
 
-def _layer_losses(found: BoxPrediction, target: Tensor, valid: Tensor, weights: BoxLoss) -> dict[str, Tensor]:
+def _layer_losses(
+    found: BoxPrediction, target: Tensor, valid: Tensor, weights: BoxLoss, count: Tensor
+) -> dict[str, Tensor]:
     query, matched = match_queries(found, target, valid, weights)
-    share = matched / matched.sum().clamp_min(1)  # [B, G]; a mean over boxes as a sum
+    share = matched / count  # [B, G]; a mean over boxes as a sum
     at = query.unsqueeze(-1)
     boxes = found.boxes.gather(1, at.expand(-1, -1, 4))  # [B, G, 4], the prediction of each annotated box
     heat = found.heat.gather(1, at.expand(-1, -1, found.heat.shape[-1]))
@@ -81,20 +86,21 @@ def _layer_losses(found: BoxPrediction, target: Tensor, valid: Tensor, weights: 
     cover = -(cell_shares(safe, found.grid) * heat.log_softmax(-1)).sum(-1)
     quality = pairwise_iou(corners.detach(), safe) * matched
     wanted = torch.zeros_like(found.scores).scatter_add(1, query, quality)
+    score = F.binary_cross_entropy_with_logits(found.scores, wanted, reduction="none").mean(1)
     return {
         "l1": (l1 * share).sum(),
         "giou": (giou * share).sum(),
         "heat": (cover * share).sum(),
-        "score": F.binary_cross_entropy_with_logits(found.scores, wanted),
+        "score": score.sum() / count,
     }
 
 
-def cell_loss(found: BoxPrediction, target: Tensor, valid: Tensor, weights: BoxLoss) -> Tensor:
+def cell_loss(found: BoxPrediction, target: Tensor, valid: Tensor, weights: BoxLoss, count: Tensor) -> Tensor:
     """``l1`` x L1 + ``giou`` x (1 - GIoU) of the cells' own boxes, weighted by how much of the annotated box a cell
-    covers; mean over annotated boxes. A scalar.
+    covers, summed over annotated boxes and divided by ``count``. A scalar.
     """
     safe = _without_padding(target, valid)
-    share = cell_shares(safe, found.grid) * (valid / valid.sum().clamp_min(1)).unsqueeze(-1)  # [B, G, cells]
+    share = cell_shares(safe, found.grid) * (valid / count).unsqueeze(-1)  # [B, G, cells]
     wanted = safe.unsqueeze(2).expand(-1, -1, found.cells.shape[1], -1)
     boxes = found.cells.unsqueeze(1).expand_as(wanted)
     giou = generalized_box_iou_loss(box_convert(boxes, "cxcywh", "xyxy"), wanted)

@@ -21,50 +21,15 @@ from vlkit.data.boxes import BoxTransform, Shape
 from vlkit.data.manifest import Dataset
 from vlkit.data.pairs import read_image
 from vlkit.distributed import my_share
-from vlkit.encoders.bases import ClipBase, TextBase
-from vlkit.encoders.load import load_text_base
-from vlkit.encoders.text import TextEncoder
+from vlkit.encoders.bases import ClipBase
 from vlkit.errors import UserError
 from vlkit.heads.fusion import Fusion, FusionOptions
 from vlkit.heads.grounding import BoxHead, Grounder, GroundingOptions, Neck
 from vlkit.metrics.grounding import grounding_metrics, phrase_recall, precision_at_k
+from vlkit.vqa import TextSide
 
-LONGEST_TEXT = 64
-"""Tokens of a text; what comes after is cut."""
 TESTS = ("testA", "testB")
 """What "test" stands for in datasets without a split of that name (RefCOCO, RefCOCO+)."""
-
-
-@dataclass
-class TextSide:
-    """The text tower of a grounding model.
-
-    Attributes:
-        encoder: reads ids [B, L] int64.
-        tokenize: texts -> ids without columns of padding only.
-        identity: as in ``adapter_config.json``.
-    """
-
-    encoder: TextEncoder
-    tokenize: Callable[[list[str]], Tensor]
-    identity: dict[str, Any]
-
-
-def text_side(name: str, base: ClipBase, loaded: TextBase | None = None) -> TextSide:
-    """The text tower that ``--text_base`` names: ``clip`` is the one of ``base``, all else a text base of its own.
-
-    Raises:
-        UserError: no such text base, or one without a staged encoder.
-    """
-    if name == "clip":
-        encoder = base.text
-        return TextSide(
-            encoder, lambda texts: encoder.trim(base.tokenize(texts)), {**base.identity["text"], "load": name}
-        )
-    text = loaded or load_text_base(name)
-    identity = {**text.identity["encoder"], "load": text.name}
-    limit = min(LONGEST_TEXT, text.tokenizer.model_max_length)
-    return TextSide(text.encoder, lambda texts: text.tokenize(texts, limit), identity)
 
 
 def build_model(
@@ -74,7 +39,7 @@ def build_model(
 
     Args:
         base: the loaded base; its image tower becomes part of the model.
-        text: from :func:`text_side`.
+        text: from :func:`vlkit.vqa.text_side`.
         adapter: options of one of :data:`vlkit.adapters.ADAPTERS`.
         fusion, head: their options.
     """
@@ -90,7 +55,7 @@ def build_model(
 
 def identities(base: ClipBase, text: TextSide) -> dict[str, dict[str, Any]]:
     """Who the two towers are, and under which name they load."""
-    return {"image": {**base.identity["image"], "load": base.name}, "text": text.identity}
+    return {"image": {**base.identity["image"], "load": base.name}, "text": text.identity["text"]}
 
 
 def adapter_config(

@@ -30,13 +30,14 @@ from vlkit.demo.prepared import demo_dataset
 from vlkit.encoders.load import load_base
 from vlkit.engine import RunConfig, fit, make_fabric, make_loader, open_run
 from vlkit.errors import UserError
-from vlkit.grounding import Locator, adapter_config, build_model, evaluate_split, identities, records_of, text_side
+from vlkit.grounding import Locator, adapter_config, build_model, evaluate_split, identities, records_of
 from vlkit.hardware import attention_for, keep_freed_memory
 from vlkit.heads.fusion import FusionOptions
 from vlkit.heads.grounding import Grounder, GroundingOptions
 from vlkit.loader import EpochLoader
 from vlkit.memory import StepMemory, measure_step
 from vlkit.runlog import Report
+from vlkit.vqa import text_side
 
 
 @dataclass
@@ -78,10 +79,10 @@ class Config(RunConfig):
     """Side of the input in pixels; default: the base's own."""
     data: Data = field(default_factory=Data)
     adapter: Any = kinds(ADAPTERS, "sherl")
-    fusion: FusionOptions = field(default_factory=FusionOptions)
+    fusion: FusionOptions = field(default_factory=lambda: FusionOptions(width=128, layers=2, heads=4))
     head: GroundingOptions = field(default_factory=GroundingOptions)
     loss: BoxLoss = field(default_factory=BoxLoss)
-    epochs: int = 16
+    epochs: int = 12
     batch_size: int = 16
     """Pictures a step, all processes together; each comes with its texts."""
     lr: float = 2e-3
@@ -113,7 +114,8 @@ def main(config: Config) -> None:
 
     def step(batch: BoxBatch, epoch: float) -> dict[str, Tensor]:
         predictions = model(batch.pixels, batch.ids, batch.owner)
-        losses = grounding_loss(predictions, batch.boxes, batch.valid, config.loss)
+        count = fabric.all_reduce(batch.valid.sum().float(), reduce_op="mean")
+        losses = grounding_loss(predictions, batch.boxes, batch.valid, config.loss, count)
         fabric.backward(losses["loss"])
         return losses
 
@@ -192,10 +194,10 @@ def memory_of_a_step(model: Grounder, loader: EpochLoader, loss: BoxLoss, fabric
 
 def show(report: Report, folder: Path) -> None:
     """Print the numbers of the run and where the adapter lies."""
-    keys = list(report.after)
-    table = Table("", *keys, title=f"{report.split} split, percent")
-    for name, metrics in (("best blind box", report.before), (report.adapter["kind"], report.after)):
-        table.add_row(name, *(f"{metrics[key]:.1f}" if key in metrics else "" for key in keys))
+    table = Table("", "best blind box", report.adapter["kind"], title=f"{report.split} split, percent")
+    for key, value in report.after.items():
+        before = report.before.get(key)
+        table.add_row(key, "" if before is None else f"{before:.1f}", f"{value:.1f}")
     console = Console()
     console.print(table)
     console.print(

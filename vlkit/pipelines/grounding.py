@@ -16,10 +16,11 @@ from vlkit.data.images import open_image, to_rgb
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base
 from vlkit.errors import UserError
-from vlkit.grounding import Locator, build_model, identities, load_shape, text_side
+from vlkit.grounding import Locator, build_model, identities, load_shape
 from vlkit.heads.fusion import FusionOptions
 from vlkit.heads.grounding import GroundingOptions
 from vlkit.retrieval import adapter_options
+from vlkit.vqa import text_side
 
 Picture = str | Path | Image.Image
 
