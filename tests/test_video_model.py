@@ -1,4 +1,4 @@
-"""The video-text model: frames in lots give the gradient of the whole batch, and memory does not follow their number."""
+"""The video-text model: frames in lots give the gradient of the whole batch; memory does not follow their number."""
 
 from __future__ import annotations
 

@@ -83,7 +83,8 @@ def main(config: Config) -> None:
     ]
     if config.json:
         write_json(config.json, {"query": {kind: str(asked)}, "model": pipeline.identity, "results": found})
-    table = Table("score", "start", "end", "video", title=f"{asked} ({len(index)} windows)")
+    table = Table("score", "start", "end", title=f"{asked} ({len(index)} windows)")
+    table.add_column("video", overflow="fold")
     for hit in found:
         table.add_row(f"{hit['score']:.3f}", f"{hit['start']:.1f} s", f"{hit['end']:.1f} s", hit["video"])
     Console().print(table, soft_wrap=True)

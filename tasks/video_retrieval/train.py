@@ -105,8 +105,9 @@ class Config(RunConfig):
     head: VideoHeadOptions = field(default_factory=VideoHeadOptions)
     loss: Loss = field(default_factory=Loss)
     epochs: int = 10
-    batch_size: int = 64
+    batch_size: int = 32
     lr: float = 1e-3
+    evaluate_every: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
