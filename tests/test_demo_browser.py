@@ -229,7 +229,7 @@ def test_keyboard_alone_is_enough(page):
     page.keyboard.press("Enter")
     page.locator(".shots:visible img").first.wait_for()
     page.get_by_role("tab", name="Search", exact=True).focus()
-    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     assert page.get_by_role("tab", name="Video search", exact=True).get_attribute("aria-selected") == "true"
 

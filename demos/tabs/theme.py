@@ -8,8 +8,8 @@ SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-s
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 CSS = """
-.gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
-.gradio-container main, .gradio-container .wrap { width: 100%; }
+.gradio-container { max-width: 1120px !important; width: 100% !important; margin: 0 auto !important; }
+.gallery-item, .gallery-item * { white-space: normal !important; text-align: left; }
 #title h1 { font-size: 1.7rem; font-weight: 650; margin: 0.4rem 0 0; letter-spacing: -0.01em; }
 #title p { color: var(--body-text-color-subdued); margin: 0.1rem 0 0; }
 #about { font-size: 0.85rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
@@ -48,7 +48,7 @@ button:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:fo
 footer { opacity: 0.7; }
 @media (max-width: 640px) {
   .gradio-container { padding: 0.6rem !important; }
-  .gradio-container main, .gradio-container .wrap { width: 100%; }
+  .gallery-item, .gallery-item * { white-space: normal !important; text-align: left; }
 #title h1 { font-size: 1.35rem; }
 }
 """
