@@ -80,7 +80,7 @@ def serve(config: Config) -> None:
     clips = Library(videos_in(config.videos or album.clips), watchers) if watchers else None
     own = {"own_pictures": config.images is not None, "own_videos": config.videos is not None}
     page = build_page(Studio(models, library, clips, album, **own, about=about(models)))
-    libraries = [library, clips] if clips else [library]
+    libraries = [each for each in (library, clips) if each is not None]
     for each in libraries:
         each.start()
     try:

@@ -174,6 +174,7 @@ def test_library_finds_is_kept_and_notices_changes(folder: Path):
     library = Library(pictures_in(folder), {"colour": pipeline})
     with pytest.raises(UserError, match="still being indexed"):
         library.search("colour", pipeline.embed_texts(["red"]), 1)
+    assert library and len(library) == 0
     library.update()
     assert library.finished and len(library) == 3 and library.progress() == (4, 4)
     assert len(library.left_out) == 1 and "note.jpg: not an image" in library.left_out[0]

@@ -215,7 +215,7 @@ def _gallery(name: str) -> gr.Gallery:
 
 
 def _shots(found: list[Found]) -> list[tuple[Image.Image, str]]:
-    return [(f.thumbnail(), f"{f.score:.3f} · {f.name}") for f in found]
+    return [(f.thumbnail(), f"{f.score:.3f} {f.name}") for f in found]
 
 
 def _answer(rows: dict[str, list[Found]]) -> dict[str, Any]:

@@ -45,6 +45,7 @@ CSS = """
 .status { font-size: 0.85rem; } .status p { margin: 0; color: var(--body-text-color-subdued); }
 button:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:focus-visible {
   outline: 2px solid var(--primary-500) !important; outline-offset: 2px; }
+.wrap > .error { visibility: hidden; }
 footer { opacity: 0.7; }
 @media (max-width: 640px) {
   .gradio-container { padding: 0.6rem !important; }

@@ -70,7 +70,7 @@ def build(studio: Studio) -> None:
 
     def show(text: str, count: float, model: str | None) -> tuple[Any, ...]:
         clips = find(text, count, model)
-        shots = [(still_of(clip), f"{clip.score:.3f} · {range_of(clip)} · {clip.name}") for clip in clips]
+        shots = [(still_of(clip), f"{clip.score:.3f} {clip.name}, {range_of(clip)}") for clip in clips]
         return clips, shots, play(clips[0])
 
     def pick(clips: list[FoundClip], event: gr.SelectData) -> Any:

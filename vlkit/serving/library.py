@@ -91,6 +91,10 @@ class Library:
         counts = list(self._progress.values())
         return sum(done for done, _ in counts), sum(total for _, total in counts)
 
+    def __bool__(self) -> bool:
+        """A library without items is one, too."""
+        return True
+
     def __len__(self) -> int:
         """Items that can be found now, by every model."""
         return min((len(self._indexes.get(name, ())) for name in self.models), default=0)
