@@ -80,8 +80,12 @@ def page(browser, url: str) -> Iterator:
 
 
 def open_tab(page, name: str) -> None:
-    """Click a tab of the page by its name."""
-    page.get_by_role("tab", name=name, exact=True).click()
+    """Click a tab of the page by its name; on a narrow screen it may be in the menu behind the dots."""
+    tab = page.get_by_role("tab", name=name, exact=True)
+    if not tab.is_visible():
+        page.locator(".overflow-menu:visible > button").first.click()
+        tab = page.locator(".overflow-dropdown button", has_text=name)
+    tab.click()
 
 
 def assert_tells_how_to_train(page, task: str) -> None:

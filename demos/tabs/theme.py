@@ -48,9 +48,10 @@ button:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:fo
 .wrap > .error { visibility: hidden; }
 footer { opacity: 0.7; }
 @media (max-width: 640px) {
-  .gradio-container { padding: 0.6rem !important; }
-  .gallery-item, .gallery-item * { white-space: normal !important; text-align: left; }
-#title h1 { font-size: 1.35rem; }
+  .gradio-container .app { padding: 0.8rem !important; }
+  .gradio-container [role=tab], .tab-container button { font-size: 0.8rem; padding: 0 0.4rem; }
+  #title h1 { font-size: 1.35rem; }
+  #search-button, #video-button { align-self: stretch; width: 100%; }
 }
 """
 
