@@ -220,10 +220,14 @@ def test_memory(page, shots: Path):
 def test_an_error_is_a_sentence_in_the_page(page, shots: Path, tmp_path: Path):
     (tmp_path / "fake.jpg").write_text("no picture")
     page.get_by_role("tab", name="By picture").click()
+    # An example first: Gradio then makes the input anew for this visitor, and its limits must come along.
+    page.locator("button.gallery-item:visible").first.click()
+    page.locator(".shots:visible img").first.wait_for()
     page.locator("#search-picture input[type=file]").set_input_files(tmp_path / "fake.jpg")
     page.click("#search-picture-button")
     page.get_by_text("fake.jpg: cannot be used as a picture (not an image).").wait_for()
     assert "Traceback" not in page.content()
+    page.wait_for_timeout(500)  # it fades in
     page.screenshot(path=shots / "error.png")
 
 

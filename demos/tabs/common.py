@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import gradio as gr
 from PIL import Image
@@ -52,16 +53,24 @@ class Studio:
     about: dict[str, Any]
 
 
-def picture_input(label: str, **options: Any) -> gr.Image:
-    """An image input whose handler gets the RGB picture, opened under our limits instead of Gradio's."""
-    image = gr.Image(label=label, type="filepath", sources=["upload", "clipboard"], buttons=["fullscreen"], **options)
+# Gradio would write a stub file beside any module that defines a component.
+with mock.patch("gradio.component_meta.create_or_modify_pyi"):
 
-    def opened(payload: Any) -> Image.Image | None:
-        return None if payload is None else told(open_upload)(payload.path, payload.orig_name or "")
+    class PictureInput(gr.Image):
+        """An image input whose handler gets the RGB picture, opened under our limits instead of Gradio's."""
 
-    # Gradio would decode whatever it is, and answer with a traceback.
-    image.preprocess = opened
-    return image
+        is_template = True
+
+        def preprocess(self, payload: Any) -> Image.Image | None:
+            """What is wrong with a file is told in a sentence; Gradio would decode it and answer with a traceback."""
+            return None if payload is None else told(open_upload)(payload.path, payload.orig_name or "")
+
+
+def picture_input(label: str, **options: Any) -> PictureInput:
+    """A place to upload or paste a picture."""
+    return PictureInput(
+        label=label, type="filepath", sources=["upload", "clipboard"], buttons=["fullscreen"], **options
+    )
 
 
 def told(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -174,7 +183,8 @@ def show_progress(library: Library, status: gr.HTML, say: Callable[..., str], in
     def tick(*values: Any) -> tuple[str, gr.Timer]:
         return say(*values), gr.Timer(active=not library.finished and library.error is None)
 
-    timer.tick(tick, inputs, [status, timer], api_visibility="private", show_progress="hidden")
+    for triggers in (timer.tick, None):  # None: when the page is opened
+        gr.on(triggers, tick, inputs, [status, timer], api_visibility="private", show_progress="hidden")
 
 
 def lead(text: str) -> None:
