@@ -27,14 +27,11 @@ from vlkit.adapters.tuning import LoraOptions
 from vlkit.config import kinds, run
 from vlkit.errors import UserError
 from vlkit.files import write_json
-from vlkit.memory import largest_batch
+from vlkit.memory import CUDA_CONTEXT_BYTES, CUDA_GAPS, largest_batch, tensor_budget
 from vlkit.memory.contrastive import ContrastiveBench
 from vlkit.runlog import versions
 
 MIB = 2**20
-# What a GPU process takes besides tensors: the CUDA context and library workspaces, and gaps between tensors.
-CUDA_CONTEXT_BYTES = 600 * MIB
-CUDA_GAPS = 0.05
 
 
 @dataclass
@@ -148,7 +145,7 @@ def row_of(bench: ContrastiveBench, options: Any, config: Config) -> dict[str, A
         **{"peak_over_inference": memory.peak_bytes / inference, "time_over_inference": ratio},
     }
     if config.gpu_memory is not None:
-        budget = int((parse_size(config.gpu_memory) - CUDA_CONTEXT_BYTES) / (1 + CUDA_GAPS))
+        budget = tensor_budget(parse_size(config.gpu_memory))
         row["largest_batch"] = largest_batch(lambda trial: bench.memory(model, trial).total_bytes, budget)
     return row
 

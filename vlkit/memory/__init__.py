@@ -1,11 +1,13 @@
 """How much memory a training step keeps for backward and peaks at, measured or predicted without running it."""
 
-from vlkit.memory.estimate import fake_copy, fake_tensors, largest_batch
+from vlkit.memory.estimate import CUDA_CONTEXT_BYTES, CUDA_GAPS, fake_copy, fake_tensors, largest_batch, tensor_budget
 from vlkit.memory.live import LiveBytes, saved_bytes
 from vlkit.memory.shapes import shape_base
 from vlkit.memory.step import StepMemory, measure_step, peak_bytes, time_ratio, train_step
 
 __all__ = [
+    "CUDA_CONTEXT_BYTES",
+    "CUDA_GAPS",
     "LiveBytes",
     "StepMemory",
     "fake_copy",
@@ -15,6 +17,7 @@ __all__ = [
     "peak_bytes",
     "saved_bytes",
     "shape_base",
+    "tensor_budget",
     "time_ratio",
     "train_step",
 ]

@@ -17,6 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 M = TypeVar("M", bound=nn.Module)
 
+# What a GPU process takes besides tensors: the CUDA context and library workspaces, and gaps between tensors.
+CUDA_CONTEXT_BYTES = 600 * 2**20
+CUDA_GAPS = 0.05
+
 
 @contextlib.contextmanager
 def fake_tensors() -> Iterator[None]:
@@ -36,6 +40,11 @@ def fake_copy(module: M, device: torch.device) -> M:
         values = torch.empty_like(parameter, device=device)
         memo[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
     return copy.deepcopy(module, memo)
+
+
+def tensor_budget(gpu_bytes: int) -> int:
+    """Bytes that a GPU of ``gpu_bytes`` has for tensors."""
+    return int((gpu_bytes - CUDA_CONTEXT_BYTES) / (1 + CUDA_GAPS))
 
 
 def largest_batch(total_bytes_of: Callable[[int], int], budget: int, limit: int = 1 << 16) -> int:

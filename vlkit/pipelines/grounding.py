@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,18 +10,21 @@ from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor
 
+from vlkit.batching import Batching
 from vlkit.checkpoint import check_base, load_trained
 from vlkit.data.images import open_image, to_rgb
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base
 from vlkit.errors import UserError
-from vlkit.grounding import Locator, build_model, identities, load_shape
+from vlkit.grounding import Found, Locator, build_model, identities, load_shape
 from vlkit.heads.fusion import FusionOptions
 from vlkit.heads.grounding import GroundingOptions
 from vlkit.retrieval import adapter_options
 from vlkit.vqa import text_side
 
 Picture = str | Path | Image.Image
+PICTURES_AT_ONCE = 32
+"""Most pictures, of several callers, that are looked at together."""
 
 
 class Candidate(NamedTuple):
@@ -35,7 +37,9 @@ class Candidate(NamedTuple):
 
 
 class GroundingPipeline:
-    """An adapted grounding model: finds in a picture what a text speaks of. Safe to call from several threads.
+    """An adapted grounding model: finds in a picture what a text speaks of.
+
+    Safe to call from several threads; what is asked while the model is busy is found together.
 
     Args:
         locator: model, bases and device.
@@ -45,7 +49,7 @@ class GroundingPipeline:
 
     def __init__(self, locator: Locator, name: str, metrics: dict[str, float]) -> None:
         self.locator, self.name, self.metrics = locator, name, metrics
-        self._lock = threading.Lock()
+        self._together = Batching(self._find, PICTURES_AT_ONCE)
 
     def ground(self, image: Picture, text: str, k: int = 1) -> Candidate | list[Candidate]:
         """The box that ``text`` speaks of, with its score: ``box, score = model.ground("dogs.jpg", "the left dog")``.
@@ -68,11 +72,15 @@ class GroundingPipeline:
         if not text.strip():
             raise UserError("the text is blank; say what to find in the picture")
         picture = to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
-        with self._lock:
-            (found,) = next(self.locator.find([picture], [[text]], lambda opened: opened))
+        (found,) = self._together([(picture, text)])
         inside = np.clip(found.boxes, 0, np.array([picture.width, picture.height] * 2, dtype=np.float32))
         pairs = zip(inside[:k].tolist(), found.scores[:k].tolist(), strict=True)
         return [Candidate(tuple(box), score) for box, score in pairs]
+
+    def _find(self, asked: list[tuple[Image.Image, str]]) -> list[Found]:
+        """What is found for each picture and its text."""
+        pictures, texts = zip(*asked, strict=True)
+        return [own[0] for own in self.locator.find(pictures, [[text] for text in texts], lambda picture: picture)]
 
 
 def open_adapter(

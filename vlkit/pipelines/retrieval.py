@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor
 
+from vlkit.batching import Batching
 from vlkit.checkpoint import check_base, load_trained
 from vlkit.data.images import open_image, to_rgb
 from vlkit.distributed import make_fabric
@@ -23,10 +24,14 @@ from vlkit.heads.embedding import HeadOptions
 from vlkit.retrieval import Embedder, adapter_options, build_model, zero_shot
 
 Picture = str | Path | Image.Image
+BATCH = 64
+"""Pictures, or texts, that go through the model at once."""
 
 
 class RetrievalPipeline:
-    """An adapted two-tower model: pictures and texts to unit vectors in one space. Safe to call from several threads.
+    """An adapted two-tower model: pictures and texts to unit vectors in one space.
+
+    Safe to call from several threads; calls that come in while the model is busy are embedded together.
 
     Args:
         embedder: model, base and device.
@@ -37,7 +42,10 @@ class RetrievalPipeline:
 
     def __init__(self, embedder: Embedder, name: str, identity: str, metrics: dict[str, float]) -> None:
         self.embedder, self.name, self.identity, self.metrics = embedder, name, identity, metrics
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of what other media a pipeline adds
+        # Opened here and not in the batch, so that a bad file stops its own call alone.
+        self._images = Batching(lambda pictures: embedder.images(pictures, lambda picture: picture).numpy(), BATCH)
+        self._texts = Batching(lambda texts: embedder.texts(texts).numpy(), BATCH)
 
     @property
     def dim(self) -> int:
@@ -50,13 +58,17 @@ class RetrievalPipeline:
         Raises:
             vlkit.data.images.MediaError: a file is no readable picture; names it and the reason.
         """
-        with self._lock:
-            return self.embedder.images(list(images), _as_rgb).numpy()
+        vectors = np.empty((len(images), self.dim), dtype=np.float32)
+        for start in range(0, len(images), BATCH):
+            part = slice(start, start + BATCH)
+            vectors[part] = self._images([_as_rgb(picture) for picture in images[part]])
+        return vectors
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts -> float32 [n, E], unit norm."""
-        with self._lock:
-            return self.embedder.texts(list(texts)).numpy()
+        if not texts:
+            return np.empty((0, self.dim), dtype=np.float32)
+        return np.stack(self._texts(texts))
 
 
 def _as_rgb(picture: Picture) -> Image.Image:
@@ -80,9 +92,9 @@ def open_adapter(
     return _pipeline(base, model, fabric, folder.name, fingerprint, config.get("metrics", {}))
 
 
-def load_zero_shot(base_name: str, device: str = "auto") -> RetrievalPipeline:
-    """The base alone, unadapted, as a pipeline."""
-    base = load_base(base_name)
+def load_zero_shot(base_name: str, device: str = "auto", base: ClipBase | None = None) -> RetrievalPipeline:
+    """The base alone, unadapted, as a pipeline; ``base`` is that base if it is loaded already."""
+    base = base or load_base(base_name)
     return _pipeline(base, zero_shot(base), make_fabric(device), base.name, "zero-shot", {})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor
 
+from vlkit.batching import Batching
 from vlkit.checkpoint import check_base, load_trained
 from vlkit.data.images import open_image, to_rgb
 from vlkit.encoders.bases import ClipBase, TextBase
@@ -22,10 +22,14 @@ from vlkit.retrieval import adapter_options
 from vlkit.vqa import Answerer, Answers, HeadOptions, build_model, identity_of, text_side
 
 Picture = str | Path | Image.Image
+PICTURES_AT_ONCE = 32
+"""Most pictures, of several callers, that are answered about together."""
 
 
 class VqaPipeline:
-    """Answers questions about pictures. Safe to call from several threads.
+    """Answers questions about pictures.
+
+    Safe to call from several threads; what is asked while the model is busy is answered together.
 
     A classifier's probability is its estimate of the answer's VQA accuracy (with ``--head.loss bce`` they need not sum
     to 1); a decoder's is that of the written text.
@@ -38,7 +42,7 @@ class VqaPipeline:
 
     def __init__(self, answerer: Answerer, name: str, metrics: dict[str, float]) -> None:
         self.answerer, self.name, self.metrics = answerer, name, metrics
-        self._lock = threading.Lock()
+        self._together = Batching(self._answer_groups, PICTURES_AT_ONCE)
 
     def answer(self, image: Picture, question: str, k: int = 5) -> Answers:
         """The k best answers to a question about a picture, as (answer, probability), the best first.
@@ -70,9 +74,17 @@ class VqaPipeline:
                 pictures.append(image)
                 groups.append([])
             groups[-1].append(question)
-        with self._lock:
-            found = self.answerer.answer(pictures, groups, _as_rgb, k)
+        found = self._together([(picture, group, k) for picture, group in zip(pictures, groups, strict=True)])
         return [answers for group in found for answers in group]
+
+    def _answer_groups(self, asked: list[tuple[Picture, list[str], int]]) -> list[list[Answers]]:
+        """Answers to the questions of each picture; how far a decoder looks depends on ``k``, so each has its run."""
+        found: dict[int, list[Answers]] = {}
+        for k in {k for *_, k in asked}:
+            rows = [row for row, (*_, own) in enumerate(asked) if own == k]
+            pictures, groups = [asked[row][0] for row in rows], [asked[row][1] for row in rows]
+            found |= zip(rows, self.answerer.answer(pictures, groups, _as_rgb, k), strict=True)
+        return [found[row] for row in range(len(asked))]
 
 
 def _as_rgb(picture: Picture) -> Image.Image:

@@ -1,0 +1,138 @@
+"""The web demo: saved adapters in a browser.
+
+    python demos/app.py                                        # shipped adapters, demo pictures and clips
+    python demos/app.py --model runs/mine runs/other --images PICTURES
+
+It listens on this machine alone; --host 0.0.0.0 opens it to the network, --auth name:password asks who is there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from vlkit.config import run
+from vlkit.demo.album import demo_album
+from vlkit.errors import UserError
+from vlkit.serving import Library, Models, load_models, pictures_in, videos_in
+from vlkit.serving.limits import UPLOAD_BYTES
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Config:
+    """Show what training saved in a web page."""
+
+    model: list[Path] = field(default_factory=list)
+    """Run or adapter folders, of any tasks; tasks without one use the adapter that comes with the package."""
+    images: Path | None = None
+    """Folder of pictures to search, with its sub-folders; default: the demo pictures."""
+    videos: Path | None = None
+    """Folder of videos to search; default: the demo clips."""
+    port: int = 7860
+    """Where to listen."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 = every network of this machine."""
+    auth: str | None = None
+    """name:password that visitors must give."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto = CUDA if there is a device."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.port <= 65535:
+            raise UserError(f"--port {self.port}: must be from 1 to 65535")
+        if self.auth is not None and not all(self.auth.partition(":")):
+            raise UserError("--auth: must be name:password")
+        for flag in ("images", "videos"):
+            folder = getattr(self, flag)
+            if folder is not None and not folder.is_dir():
+                raise UserError(f"--{flag} {folder}: no such folder")
+
+
+def main(config: Config) -> None:
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # Uploads and what is shown live here and nowhere else, and go when the demo ends.
+    with tempfile.TemporaryDirectory(prefix="vlkit-demo-") as folder:
+        os.environ |= {
+            **{"GRADIO_TEMP_DIR": folder, "GRADIO_EXAMPLES_CACHE": f"{folder}/examples"},
+            **{"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"},
+        }
+        serve(config)
+
+
+def serve(config: Config) -> None:
+    """Load, listen, and stop in good order at Ctrl-C or SIGTERM."""
+    # Gradio reads its environment when it is imported.
+    from tabs.common import Studio
+    from tabs.page import THREADS, build_page
+    from tabs.theme import CSS, theme
+
+    models = load_models(config.model, config.device)
+    album = demo_album()
+    library = Library(pictures_in(config.images or album.pictures), models.retrieval)
+    watchers = models.by_task.get("video_retrieval", {})
+    clips = Library(videos_in(config.videos or album.clips), watchers) if watchers else None
+    own = {"own_pictures": config.images is not None, "own_videos": config.videos is not None}
+    page = build_page(Studio(models, library, clips, album, **own, about=about(models)))
+    libraries = [each for each in (library, clips) if each is not None]
+    for each in libraries:
+        each.start()
+    try:
+        open_port(page, config, max_threads=THREADS, theme=theme(), css=CSS)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        log.info("stopping")
+    finally:
+        for each in libraries:
+            each.stop()
+        page.close(verbose=False)
+
+
+def open_port(page: Any, config: Config, **options: Any) -> None:
+    """Start to listen in threads of the web server; never a public link.
+
+    Raises:
+        UserError: the address or port cannot be had.
+    """
+    try:
+        page.launch(
+            server_name=config.host,
+            server_port=config.port,
+            auth=tuple(config.auth.split(":", 1)) if config.auth else None,
+            share=False,
+            prevent_thread_lock=True,
+            show_error=False,
+            quiet=True,
+            max_file_size=UPLOAD_BYTES,
+            footer_links=["api"],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            mcp_server=False,
+            **options,
+        )
+    except OSError:
+        raise UserError(f"--port {config.port}: cannot listen there on {config.host}; choose another --port") from None
+    print(f"the demo is at http://{config.host}:{config.port}", flush=True)
+
+
+def about(models: Models) -> dict[str, Any]:
+    """Bases, adapters by task, device and precision."""
+    fabric = next(iter(models.retrieval.values())).embedder.fabric
+    return {
+        "bases": models.bases,
+        "adapters": {task: list(found) for task, found in models.by_task.items()},
+        "searchable": list(models.retrieval),
+        "device": str(fabric.device),
+        "precision": fabric._precision.precision,
+    }
+
+
+if __name__ == "__main__":
+    run(main, Config)

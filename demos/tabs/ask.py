@@ -1,0 +1,69 @@
+"""Ask: a question about a picture, answers as bars."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from tabs.common import (
+    Studio,
+    bars,
+    chosen,
+    endpoint,
+    lead,
+    no_model,
+    on_example,
+    on_page,
+    percent,
+    picker,
+    picture_input,
+)
+from tabs.search import given
+from vlkit.serving import check_count, check_text
+
+MOST_ANSWERS = 10
+
+
+def build(studio: Studio) -> None:
+    """Lay out the tab; call it within a ``gr.Tab``."""
+    models = studio.models.by_task.get("vqa", {})
+    lead("Ask a question about a picture. The bars are the model's probabilities.")
+    if not models:
+        no_model("vqa", "questions")
+        return
+    with gr.Row():
+        picture = picture_input("Picture", height=320, elem_id="ask-picture")
+        with gr.Column():
+            question = gr.Textbox(label="Question", max_lines=2, elem_id="ask-question")
+            model = picker(models)
+            count = gr.Slider(1, MOST_ANSWERS, value=5, step=1, label="Answers", visible=False)
+            button = gr.Button("Ask", variant="primary", elem_id="ask-button")
+            result = gr.HTML(elem_id="ask-result")
+    rows = [
+        [str(studio.album.pictures / entry.name), asked]
+        for entry in studio.album.about_pictures[::9]
+        for asked, _ in entry.questions[1:2]
+    ]
+    examples = gr.Examples(rows[:5], [picture, question], api_visibility="private", label="Try")
+
+    def answers(picture: Image.Image | None, question: str, count: int, model: str | None) -> list[tuple[str, float]]:
+        question = check_text(question, "question")
+        k = check_count(count, "number of answers", MOST_ANSWERS)
+        return chosen(models, model).answer(given(picture), question, k=k)
+
+    def show(picture: Image.Image | None, question: str, count: int, model: str | None) -> str:
+        return bars(answers(picture, question, count, model), percent, label="Answers, most probable first")
+
+    def answer(
+        picture: Image.Image | None, question: str, count: int = 5, model: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Answers to a question about a picture: [{"answer", "probability"}], most probable first."""
+        found = answers(picture, question, count, model)
+        return [{"answer": text, "probability": float(probability)} for text, probability in found]
+
+    inputs = [picture, question, count, model]
+    on_page([button.click, question.submit], show, inputs, [result])
+    on_example(examples, show, inputs, [result])
+    endpoint("answer", answer, inputs)

@@ -1,0 +1,39 @@
+"""The page: title, about line and the tabs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from tabs import ask, ground, memory, search, video
+from tabs.common import Studio, endpoint
+
+TABS = {"Search": search, "Video search": video, "Ask": ask, "Ground": ground, "Memory": memory}
+QUEUE, THREADS = 128, 32
+"""Requests that may wait, and that may run, at the same time."""
+
+
+def build_page(studio: Studio) -> gr.Blocks:
+    """The app, ready to launch."""
+    with gr.Blocks(title="vlkit", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.Markdown("# vlkit\nA frozen CLIP with a small adapter, in your browser.", elem_id="title")
+        with gr.Tabs():
+            for name, tab in TABS.items():
+                with gr.Tab(name, id=name):
+                    tab.build(studio)
+        gr.Markdown(about_line(studio.about), elem_id="about")
+        endpoint("about", lambda: studio.about, [])
+    return page.queue(max_size=QUEUE, default_concurrency_limit=8)
+
+
+def about_line(about: dict[str, Any]) -> str:
+    """The facts in one line."""
+    adapters = [f"{name} ({task.replace('_', ' ')})" for task, names in about["adapters"].items() for name in names]
+    facts = {
+        "base": ", ".join(about["bases"]),
+        "adapters": ", ".join(adapters),
+        "device": about["device"],
+        "precision": about["precision"],
+    }
+    return " · ".join(f"**{key}** {value}" for key, value in facts.items())

@@ -1,0 +1,240 @@
+"""Search: words or a picture to pictures, and a picture to words, with every loaded model side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from tabs.common import (
+    MOST_RESULTS,
+    Studio,
+    bars,
+    endpoint,
+    lead,
+    on_example,
+    on_page,
+    picker,
+    picture_input,
+    show_progress,
+    status_of,
+)
+from vlkit.errors import UserError
+from vlkit.serving import (
+    AddedPictures,
+    Found,
+    check_count,
+    check_text,
+    open_upload,
+    rank_texts,
+    search_pictures,
+)
+
+MOST_ADDED, MOST_TEXTS = 200, 200
+DEMO_QUERIES = [
+    "a yellow house and a black snowman",
+    "a dark blue pyramid close to a large white dining chair",
+    "two chequered black oaks and a small purple daisy",
+    "a white bird is right of a jet black heart",
+    "a red chair near the top and a red candle in the lower right",
+]
+QUERIES = ["people outdoors", "food on a table", "an animal", "a street at night", "something red"]
+
+
+def build(studio: Studio) -> None:
+    """Lay out the tab; call it within a ``gr.Tab``."""
+    lead("Find pictures by words or by another picture, or let the model choose among captions.")
+    added = gr.State(AddedPictures(), time_to_live=3600)
+    names = list(studio.models.adapters)
+    with gr.Tabs():
+        with gr.Tab("By words") as words_tab:
+            with gr.Row():
+                text = gr.Textbox(
+                    label="What are you looking for?", max_lines=2, scale=5, elem_id="search-text", min_width=220
+                )
+                by_words = gr.Button("Search", variant="primary", scale=0, min_width=120, elem_id="search-button")
+            word_examples = gr.Examples(
+                QUERIES if studio.own_pictures else DEMO_QUERIES, text, api_visibility="private", label="Try"
+            )
+        with gr.Tab("By picture") as picture_tab, gr.Row():
+            picture = picture_input("Find pictures like this one", height=240, elem_id="search-picture")
+            with gr.Column():
+                picture_examples = gr.Examples(_pictures(studio), picture, api_visibility="private", label="Try")
+                by_picture = gr.Button("Search", variant="primary", elem_id="search-picture-button")
+        with gr.Tab("Picture to words") as captions_tab:
+            _build_words(studio)
+    with gr.Column() as results:
+        before = gr.Checkbox(
+            False, label="Before / after: show the base without adapter, too", elem_id="before-after", container=False
+        )
+        with gr.Row():
+            galleries = [_gallery(name) for name in studio.models.retrieval]
+        status = gr.HTML(_status(studio, AddedPictures()), elem_id="index-status", elem_classes="status")
+        with gr.Accordion("Settings", open=False):
+            count = gr.Slider(1, MOST_RESULTS, value=6, step=1, label="Results")
+            shown = gr.CheckboxGroup(names, value=names, label="Adapters", visible=len(names) > 1)
+        settings = [count, shown, before, added]
+        _build_adding(studio, added, status)
+    for tab in (words_tab, picture_tab, captions_tab):
+        visible = tab is not captions_tab
+        tab.select(lambda visible=visible: gr.Column(visible=visible), None, results, api_visibility="private")
+
+    def show(rows: dict[str, list[Found]]) -> list[Any]:
+        return [
+            gr.Gallery(_shots(rows[name]), visible=True) if name in rows else gr.Gallery(visible=False)
+            for name in studio.models.retrieval
+        ]
+
+    def search_words(text: str, count: int, shown: list[str], before: bool, added: AddedPictures) -> list[Any]:
+        return show(find(studio, check_text(text, "query"), count, wanted(studio, shown, before), added))
+
+    def search_picture(
+        picture: Image.Image | None, count: int, shown: list[str], before: bool, added: AddedPictures
+    ) -> list[Any]:
+        return show(find(studio, given(picture), count, wanted(studio, shown, before), added))
+
+    on_page([by_words.click, text.submit], search_words, [text, *settings], galleries)
+    on_example(word_examples, search_words, [text, *settings], galleries)
+    on_page([by_picture.click], search_picture, [picture, *settings], galleries)
+    on_example(picture_examples, search_picture, [picture, *settings], galleries)
+    model = gr.Textbox(visible=False, label="Model")
+
+    def search(text: str, count: int = 6, model: str | None = None) -> dict[str, Any]:
+        """Pictures for a text: {"model", "results": [{"picture", "score"}]}, best first."""
+        return _answer(find(studio, check_text(text, "query"), count, _one(studio, model)))
+
+    def search_by_picture(picture: Image.Image | None, count: int = 6, model: str | None = None) -> dict[str, Any]:
+        """Pictures like a picture; answers as search does."""
+        return _answer(find(studio, given(picture), count, _one(studio, model)))
+
+    endpoint("search", search, [text, count, model], concurrency_limit=16)
+    endpoint("search_by_picture", search_by_picture, [picture, count, model])
+    show_progress(studio.library, status, lambda added: _status(studio, added), [added])
+
+
+def find(
+    studio: Studio, query: str | Image.Image, count: float, models: list[str], added: AddedPictures | None = None
+) -> dict[str, list[Found]]:
+    """Search with every model in ``models``.
+
+    Raises:
+        UserError: the count is out of range, or nothing is indexed yet.
+    """
+    k = check_count(count, "number of results", MOST_RESULTS)
+    rows = {}
+    for name in models:
+        pipeline = studio.models.retrieval[name]
+        vectors = pipeline.embed_texts([query]) if isinstance(query, str) else pipeline.embed_images([query])
+        rows[name] = search_pictures(studio.library, name, vectors, k, added)[0]
+    return rows
+
+
+def wanted(studio: Studio, adapters: list[str], before: bool) -> list[str]:
+    """Names of the models to show: the chosen adapters and, with ``before``, the bases without one."""
+    return [n for n in studio.models.retrieval if n in adapters or (before and n in studio.models.zero_shot)]
+
+
+def given(picture: Image.Image | None) -> Image.Image:
+    """The picture.
+
+    Raises:
+        UserError: there is none.
+    """
+    if picture is None:
+        raise UserError("There is no picture yet; upload one or click an example.")
+    return picture
+
+
+def _build_words(studio: Studio) -> None:
+    captions = [entry.captions[0] for entry in studio.album.about_pictures[::4]]
+    with gr.Row():
+        picture = picture_input("Picture to describe", height=240, elem_id="words-picture")
+        with gr.Column():
+            texts = gr.Textbox("\n".join(captions), label="Captions to choose among, one a line", lines=6, max_lines=6)
+            model = picker(studio.models.retrieval)
+            button = gr.Button("Choose captions", variant="primary", elem_id="words-button")
+    result = gr.HTML(elem_id="words-result")
+    examples = gr.Examples(_pictures(studio, step=4), picture, api_visibility="private", label="Try")
+
+    def ranked(picture: Image.Image | None, texts: str, model: str | None) -> list[tuple[str, float]]:
+        lines = [line.strip() for line in (texts or "").splitlines() if line.strip()]
+        if not lines or len(lines) > MOST_TEXTS:
+            raise UserError(f"Give 1 to {MOST_TEXTS} captions, one a line.")
+        lines = [check_text(line, "caption") for line in lines]
+        return rank_texts(studio.models.retrieval[next(iter(_one(studio, model)))], given(picture), lines)
+
+    def show(picture: Image.Image | None, texts: str, model: str | None) -> str:
+        return bars(ranked(picture, texts, model)[:5], lambda score: f"{score:.3f}", label="Captions, best first")
+
+    def choose_captions(picture: Image.Image | None, texts: str, model: str | None = None) -> list[dict[str, Any]]:
+        """Captions (one a line) for a picture: [{"text", "score"}], best first."""
+        return [{"text": text, "score": score} for text, score in ranked(picture, texts, model)]
+
+    on_page([button.click], show, [picture, texts, model], [result])
+    on_example(examples, show, [picture, texts, model], [result])
+    endpoint("choose_captions", choose_captions, [picture, gr.Textbox(visible=False, label="texts"), model])
+
+
+def _build_adding(studio: Studio, added: gr.State, status: gr.HTML) -> None:
+    with gr.Accordion("Add your own pictures", open=False):
+        files = gr.File(label="Pictures", file_count="multiple", type="filepath", height=140, elem_id="add-files")
+        gr.Markdown(
+            "They are kept in memory for your visit, found by your searches alone, and forgotten afterwards.",
+            elem_classes="lead",
+        )
+
+    def add(paths: list[str] | None, added: AddedPictures, progress: gr.Progress = gr.Progress()) -> tuple[Any, str]:  # noqa: B008 - how Gradio hands it in
+        refused = []
+        for path in progress.tqdm(paths or [], desc="add pictures"):
+            name = Path(path).name
+            try:
+                if len(added.names) >= MOST_ADDED:
+                    raise UserError(f"{name}: at most {MOST_ADDED} pictures can be added.")
+                added = added.plus(name, open_upload(path), studio.models.retrieval)
+            except UserError as error:
+                refused.append(str(error))
+        return added, _status(studio, added, refused)
+
+    on_page([files.upload], add, [files, added], [added, status], concurrency_limit=2)
+
+
+def _gallery(name: str) -> gr.Gallery:
+    return gr.Gallery(
+        label=name,
+        columns=3,
+        height="auto",
+        object_fit="contain",
+        buttons=["fullscreen"],
+        visible=False,
+        min_width=300,
+        interactive=False,
+        elem_classes="shots",
+    )
+
+
+def _shots(found: list[Found]) -> list[tuple[Image.Image, str]]:
+    return [(f.thumbnail(), f"{f.score:.3f} {f.name}") for f in found]
+
+
+def _answer(rows: dict[str, list[Found]]) -> dict[str, Any]:
+    name, found = next(iter(rows.items()))
+    return {"model": name, "results": [{"picture": f.name, "score": round(f.score, 6)} for f in found]}
+
+
+def _one(studio: Studio, model: str | None) -> list[str]:
+    names = list(studio.models.retrieval)
+    if model and model not in names:
+        raise UserError(f"There is no model {model!r} here; these are loaded: {', '.join(names)}.")
+    return [model or names[0]]
+
+
+def _pictures(studio: Studio, step: int = 16) -> list[list[str]]:
+    return [[str(studio.album.pictures / entry.name)] for entry in studio.album.about_pictures[::step][:5]]
+
+
+def _status(studio: Studio, added: AddedPictures, refused: list[str] | None = None) -> str:
+    own = [f"{len(added.names)} added by you"] if added.names else []
+    what = "pictures of your folder" if studio.own_pictures else "demo pictures"
+    return status_of(studio.library, what, own + (refused or []))

@@ -1,0 +1,111 @@
+"""A small album of the demo world for the web demo: test pictures and clips, drawn large enough to look at."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from vlkit.demo.folder import whole_folder
+from vlkit.demo.make import VERSION
+from vlkit.demo.refcoco import referred
+from vlkit.demo.videos import FOLDER, draw_videos
+from vlkit.demo.vqa import ask
+from vlkit.demo.world import Box, Picture, draw_world, split_folder
+from vlkit.errors import UserError
+from vlkit.files import cache_folder, read_json, write_json
+
+PICTURES, CLIPS = 80, 16
+PICTURE_SIDE, CLIP_SIDE = 256, 192
+"""Pixels. The models scale what they get to their own size; the datasets they train on have 96."""
+TRAINED_SIDE = 96
+_FILE = "album.json"
+
+
+@dataclass(frozen=True)
+class AlbumPicture:
+    """A picture and what is known of it.
+
+    Attributes:
+        name: file in :attr:`Album.pictures`.
+        captions: sentences that describe it.
+        questions: (question, true answer).
+        phrases: (phrase, box of the one thing it means, xyxy in pixels).
+    """
+
+    name: str
+    captions: list[str]
+    questions: list[tuple[str, str]]
+    phrases: list[tuple[str, Box]]
+
+
+@dataclass(frozen=True)
+class AlbumClip:
+    """A clip: file in :attr:`Album.clips`, seconds, and sentences that describe it, plain to detailed."""
+
+    name: str
+    seconds: float
+    captions: list[str]
+
+
+@dataclass(frozen=True)
+class Album:
+    """The album on disk: a folder of pictures, one of clips, and what is in them."""
+
+    pictures: Path
+    clips: Path
+    about_pictures: list[AlbumPicture] = field(default_factory=list)
+    about_clips: list[AlbumClip] = field(default_factory=list)
+
+
+def demo_album() -> Album:
+    """The album, in the cache folder; drawn on first use (a few seconds).
+
+    Its scenes are the first ones of the test split, so no model was trained on them.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    home = cache_folder().absolute() / "demo" / f"v{VERSION}-album"
+    try:
+        with whole_folder(home, (home / _FILE).exists) as folder:
+            if folder is not None:
+                _draw(folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{home}: cannot write ({reason}); set VLKIT_CACHE to a folder with free space") from error
+    known = read_json(home / _FILE)
+    return Album(
+        home / "pictures",
+        home / FOLDER,
+        [AlbumPicture(**entry) for entry in known["pictures"]],
+        [AlbumClip(**entry) for entry in known["clips"]],
+    )
+
+
+def _draw(folder: Path) -> None:
+    world = draw_world(0, {"test": PICTURES}, folder, PICTURE_SIDE)
+    (folder / split_folder("test")).rename(folder / "pictures")
+    for number, picture in enumerate(world.pictures["test"]):
+        (folder / "pictures" / picture.file_name).rename(folder / "pictures" / _name(number))
+    videos = draw_videos(0, {"train": 0, "test": CLIPS}, folder, CLIP_SIDE)
+    pictures = [asdict(_describe(number, p, world.seed)) for number, p in enumerate(world.pictures["test"])]
+    clips = [
+        asdict(AlbumClip(Path(video.file_name).name, video.clip.seconds, list(video.sentences))) for video in videos
+    ]
+    write_json(folder / _FILE, json.loads(json.dumps({"pictures": pictures, "clips": clips})))
+
+
+def _name(number: int) -> str:
+    return f"picture{number + 1:02d}.jpg"
+
+
+def _describe(number: int, picture: Picture, seed: int) -> AlbumPicture:
+    # What counts as hardly seen was set for the size that datasets have.
+    scale = (TRAINED_SIDE / PICTURE_SIDE) ** 2
+    small = replace(picture, areas=tuple(area * scale for area in picture.areas))
+    questions = [
+        (question["question"], annotation["multiple_choice_answer"]) for question, annotation in ask(small, seed)
+    ]
+    phrases = [(phrase.words, picture.boxes[thing]) for thing, called in referred(small, seed) for phrase in called[:1]]
+    return AlbumPicture(_name(number), list(picture.captions), questions, phrases)

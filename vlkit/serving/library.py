@@ -1,0 +1,179 @@
+"""Folders that several models search: indexed in the background, kept between starts."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+
+from vlkit.data.images import MediaError
+from vlkit.errors import UserError
+from vlkit.files import cache_folder
+from vlkit.index import IndexWriter, VectorIndex
+from vlkit.index.files import Item
+from vlkit.index.reader import Hit
+from vlkit.index.update import update_index
+
+log = logging.getLogger(__name__)
+
+BATCH, SHOW_EVERY = 16, 256
+"""Items embedded at once (a search that comes in between waits for one such batch), and between two looks at them by
+searches."""
+
+
+@dataclass(frozen=True)
+class Medium:
+    """What a folder holds and how a pipeline reads it.
+
+    Attributes:
+        folder: where the files are.
+        find: -> its items, and what could not be read.
+        read: (pipeline, item) -> the opened item; raises MediaError if it is of no use.
+        embed: (pipeline, n opened items) -> float32 [n, E].
+        digest: item -> hash of its content.
+    """
+
+    folder: Path
+    find: Callable[[], tuple[list[Item], list[MediaError]]]
+    read: Callable[[Any, Item], Any]
+    embed: Callable[[Any, Sequence[Any]], np.ndarray]
+    digest: Callable[[Item], str]
+
+
+class Library:
+    """A folder indexed by one or more models. Any number of threads may search it, also while it is indexed.
+
+    Args:
+        medium: the folder, searched with all its sub-folders, and what it holds.
+        models: pipelines by name; each has ``dim`` and ``identity``, and an index of its own in the cache folder.
+
+    Attributes:
+        error: why the folder could not be indexed, once that is known.
+        left_out: files that could not be read, with the reason.
+    """
+
+    def __init__(self, medium: Medium, models: Mapping[str, Any]) -> None:
+        self.folder, self.models, self._medium = medium.folder, dict(models), medium
+        self.error: str | None = None
+        self.left_out: list[str] = []
+        self._indexes: dict[str, VectorIndex] = {}
+        self._progress: dict[str, tuple[int, int]] = {}
+        self._finished: set[str] = set()
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+
+    def start(self) -> None:
+        """Index in a thread of its own."""
+        self._thread = threading.Thread(target=self._update_quietly, name=f"index {self.folder}", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after its current batch; what was embedded is kept for the next start."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    @property
+    def finished(self) -> bool:
+        """Whether every model has seen the folder."""
+        return self._finished == set(self.models)
+
+    def progress(self) -> tuple[int, int]:
+        """Items embedded, and to embed, over all models begun so far."""
+        counts = list(self._progress.values())
+        return sum(done for done, _ in counts), sum(total for _, total in counts)
+
+    def __bool__(self) -> bool:
+        """A library without items is one, too."""
+        return True
+
+    def __len__(self) -> int:
+        """Items that can be found now, by every model."""
+        return min((len(self._indexes.get(name, ())) for name in self.models), default=0)
+
+    def update(self) -> None:
+        """Bring the index of every model up to date, and return when that is done.
+
+        Raises:
+            UserError: no such folder, nothing in it, or the cache cannot be written.
+        """
+        items, unreadable = self._medium.find()
+        for name, pipeline in self.models.items():
+            home = self._home(pipeline)
+            home.parent.mkdir(parents=True, exist_ok=True)
+            # Two servers over one folder: the second waits and then finds nothing left to do.
+            with (
+                filelock.FileLock(f"{home}.lock"),
+                IndexWriter.open(home, pipeline.dim, pipeline.identity) as writer,
+            ):
+                update = update_index(
+                    writer,
+                    items,
+                    read=functools.partial(self._medium.read, pipeline),
+                    embed=functools.partial(self._medium.embed, pipeline),
+                    digest=self._medium.digest,
+                    batch_size=BATCH,
+                    progress=functools.partial(self._show, name, home, writer),
+                )
+            self._indexes[name] = VectorIndex.open(home, pipeline.identity)
+            self.left_out = [str(error) for error in unreadable + update.bad]
+            self._finished.add(name)
+        for message in self.left_out:
+            log.warning("left out: %s", message)
+
+    def search(self, model: str, queries: np.ndarray, k: int) -> list[list[Hit]]:
+        """The k nearest items of each query, best first; among those that are indexed so far.
+
+        Args:
+            model: whose index; its embeddings are the queries.
+            queries: float32 [Q, E].
+            k: at least 1.
+
+        Raises:
+            UserError: nothing is indexed yet, or the folder could not be indexed.
+        """
+        index = self._indexes.get(model)
+        if index is None and self.error:
+            raise UserError(self.error)
+        if index is None or not len(index):
+            raise UserError("The folder is still being indexed; try again in a moment.")
+        return index.search(queries, k)
+
+    def _show(self, name: str, home: Path, writer: IndexWriter, done: int, total: int) -> None:
+        """Note the progress, and now and then let searches see it."""
+        if self._stop.is_set():
+            raise _Stopped
+        if name not in self._indexes or len(writer) - len(self._indexes[name]) >= SHOW_EVERY:
+            writer.commit()
+            if len(writer):
+                self._indexes[name] = VectorIndex.open(home, self.models[name].identity)
+        self._progress[name] = (done, total)
+
+    def _update_quietly(self) -> None:
+        try:
+            self.update()
+        except _Stopped:
+            pass
+        except (UserError, OSError) as error:
+            self.error = str(error)
+            log.error("%s", error)
+        except Exception:
+            self.error = "The folder could not be indexed; the log of the server says why."
+            log.exception("indexing %s", self.folder)
+
+    def _home(self, pipeline: Any) -> Path:
+        place = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
+        model = hashlib.sha256(pipeline.identity.encode()).hexdigest()[:16]
+        return cache_folder().absolute() / "search" / place / model
+
+
+class _Stopped(Exception):
+    """Ends an update early."""

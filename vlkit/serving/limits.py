@@ -1,0 +1,70 @@
+"""What a stranger may send: limits on texts, numbers and pictures, each refused with a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from vlkit.data.images import MediaError, open_image
+from vlkit.errors import UserError
+
+UPLOAD_BYTES = 20 * 2**20
+"""Largest file that may be uploaded."""
+UPLOAD_PIXELS = 40_000_000
+"""Most pixels of an uploaded picture: what a good camera takes, and 120 MB once decoded."""
+TEXT_CHARACTERS = 500
+"""Longest query, question or phrase; CLIP reads about 77 tokens of it."""
+
+
+def check_text(text: str | None, what: str) -> str:
+    """``text`` without blanks around it.
+
+    Args:
+        what: what the text is, for the message: "query", "question".
+
+    Raises:
+        UserError: empty, or longer than :data:`TEXT_CHARACTERS`.
+    """
+    text = (text or "").strip()
+    if not text:
+        raise UserError(f"The {what} is empty; write a few words.")
+    if len(text) > TEXT_CHARACTERS:
+        raise UserError(f"The {what} has {len(text):,} characters; at most {TEXT_CHARACTERS} are read, shorten it.")
+    return text
+
+
+def check_count(count: float | None, what: str, most: int) -> int:
+    """``count`` as a whole number from 1 to ``most``.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not isinstance(count, int | float) or count != count or not 1 <= count <= most:
+        raise UserError(f"The {what} must be a number from 1 to {most}.")
+    return int(count)
+
+
+def open_upload(path: str | Path | None, name: str = "") -> Image.Image:
+    """The uploaded picture as RGB; what it is shows in its content, whatever it is called.
+
+    Args:
+        path: the file, or None if none was sent.
+        name: what the user calls it.
+
+    Raises:
+        UserError: none sent, too large a file, too many pixels, damaged, or no picture.
+    """
+    if path is None:
+        raise UserError("There is no picture yet; upload one or click an example.")
+    name = name or Path(path).name
+    try:
+        size = Path(path).stat().st_size
+    except OSError:
+        raise UserError(f"{name}: did not arrive whole; upload it again.") from None
+    if size > UPLOAD_BYTES:
+        raise UserError(f"{name}: has {size / 2**20:.0f} MiB; at most {UPLOAD_BYTES // 2**20} MiB are taken.")
+    try:
+        return open_image(path, max_pixels=UPLOAD_PIXELS)
+    except MediaError as error:
+        raise UserError(f"{name}: cannot be used as a picture ({error.reason}).") from None

@@ -1,0 +1,132 @@
+"""Load several saved adapters; those that leave their base alone share one copy of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlkit.checkpoint import load_adapter
+from vlkit.encoders.bases import ClipBase, TextBase
+from vlkit.encoders.load import load_base, load_text_base
+from vlkit.pipelines import load
+from vlkit.pipelines.retrieval import RetrievalPipeline, load_zero_shot
+
+SHIPPED = Path(__file__).parents[1] / "assets" / "adapters"
+"""A folder a task with the small adapter that comes with the package."""
+CHANGES_BASE = frozenset({"lora", "bitfit", "full"})
+"""Methods that write into the base they are put on."""
+
+
+CLIP_TEXT = "clip"
+FUSED_TASKS = frozenset({"vqa", "grounding"})
+"""Tasks whose text model is chosen apart from the base; :data:`CLIP_TEXT` then stands for the base's own tower."""
+
+
+@dataclass
+class Models:
+    """Loaded adapters: task -> name -> pipeline.
+
+    Attributes:
+        by_task: pipelines in the order in which their folders were given.
+        zero_shot: bases of the retrieval adapters without an adapter, by name; in :attr:`retrieval`, too.
+        bases: bases that were loaded, by what ``--base`` calls them.
+    """
+
+    by_task: dict[str, dict[str, Any]] = field(default_factory=dict)
+    zero_shot: dict[str, RetrievalPipeline] = field(default_factory=dict)
+    bases: list[str] = field(default_factory=list)
+
+    @property
+    def adapters(self) -> dict[str, RetrievalPipeline]:
+        """The retrieval adapters."""
+        return self.by_task.get("retrieval", {})
+
+    @property
+    def retrieval(self) -> dict[str, RetrievalPipeline]:
+        """Everything that embeds pictures and texts: the adapters, then the bases without one."""
+        return {**self.adapters, **self.zero_shot}
+
+
+def shipped_adapters() -> list[Path]:
+    """Folders of the adapters that come with the package, by name of their task."""
+    return sorted(path.parent for path in SHIPPED.glob("*/adapter_config.json"))
+
+
+def load_models(folders: Iterable[Path] = (), device: str = "auto") -> Models:
+    """Load the given adapters, and the shipped one of each task that none of them is for.
+
+    Args:
+        folders: run or adapter folders.
+        device: auto, cpu or cuda.
+
+    Raises:
+        UserError: a folder is no adapter, or its base cannot be had.
+    """
+    given = [Path(folder) for folder in folders]
+    configs = {folder: load_adapter(folder)[0] for folder in given}
+    tasks = {config.get("task") for config in configs.values()}
+    for folder in shipped_adapters():
+        config = load_adapter(folder)[0]
+        if config.get("task") not in tasks:
+            configs[folder] = config
+    models, bases = Models(), _Bases()
+    for folder, config in configs.items():
+        pipelines = models.by_task.setdefault(config["task"], {})
+        pipelines[_new_name(folder, config, pipelines)] = bases.load(folder, config, device)
+    for pipeline in models.adapters.values():
+        base = pipeline.embedder.base.name
+        models.zero_shot.setdefault(f"zero-shot {base}", load_zero_shot(base, device, bases.clip(base)))
+    models.bases = sorted(bases.names)
+    return models
+
+
+class _Bases:
+    """Bases loaded so far; safe to share between models that do not change them."""
+
+    def __init__(self) -> None:
+        self._clips: dict[tuple[str, Any], ClipBase] = {}
+        self._texts: dict[str, TextBase] = {}
+
+    @property
+    def names(self) -> set[str]:
+        """What ``--base`` and ``--text_base`` call them."""
+        return {name for name, _ in self._clips} | {f"{name} text" for name in self._texts}
+
+    def clip(self, name: str, image_size: Any = None) -> ClipBase:
+        """The contrastive base of that name, for pictures of its own or another size."""
+        key = name, str(image_size)
+        if key not in self._clips:
+            self._clips[key] = load_base(name, image_size=image_size)
+        return self._clips[key]
+
+    def text(self, name: str) -> TextBase:
+        """The text base of that name."""
+        if name not in self._texts:
+            self._texts[name] = load_text_base(name)
+        return self._texts[name]
+
+    def load(self, folder: Path, config: dict[str, Any], device: str) -> Any:
+        """The adapter's pipeline, on shared bases where its method leaves them alone."""
+        kinds = {options.get("kind") for options in config["adapters"].values()}
+        if kinds & CHANGES_BASE:
+            return load(folder, device)
+        image = config["base"]["image"]
+        size = image.get("image_size") or config["preprocess"].get("image_size")
+        text = config["base"].get("text", {}).get("load", CLIP_TEXT)
+        # Contrastive tasks read texts with the other tower of the same base.
+        own_text = config["task"] in FUSED_TASKS and text != CLIP_TEXT
+        return load(folder, device, self.clip(image["load"], size), text_base=self.text(text) if own_text else None)
+
+
+def _new_name(folder: Path, config: dict[str, Any], taken: Iterable[str]) -> str:
+    """``SHERL`` for a shipped adapter, ``LORA (mine)`` for the run folder ``mine``; a number makes it unique."""
+    kinds = sorted({options.get("kind", "?") for options in config.get("adapters", {}).values()})
+    name = "+".join(kinds).upper()
+    if folder.parent != SHIPPED:
+        name += f" ({folder.resolve().name})"
+    number, unique = 2, name
+    while unique in taken:
+        number, unique = number + 1, f"{name} {number}"
+    return unique

@@ -1,0 +1,119 @@
+"""Pictures that several models search, and the ones that a visitor adds."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vlkit.data.images import MediaError, open_image
+from vlkit.files import sha256_of
+from vlkit.index.update import find_pictures
+from vlkit.pipelines.retrieval import RetrievalPipeline
+from vlkit.serving.library import Library, Medium
+
+THUMBNAIL = 512
+"""Longer side of what is shown of a picture, in pixels."""
+
+
+def pictures_in(folder: Path) -> Medium:
+    """The picture files below ``folder``, as a library's medium."""
+    return Medium(
+        folder,
+        find=lambda: (find_pictures(folder), []),
+        read=lambda pipeline, item: open_image(folder / item.id),
+        embed=lambda pipeline, pictures: pipeline.embed_images(pictures),
+        digest=lambda item: sha256_of(folder / item.id),
+    )
+
+
+@dataclass(frozen=True)
+class Found:
+    """A search result: cosine similarity, name, and the picture's file or the picture itself."""
+
+    score: float
+    name: str
+    source: Path | Image.Image
+
+    def thumbnail(self) -> Image.Image:
+        """The picture, at most :data:`THUMBNAIL` pixels a side.
+
+        Raises:
+            MediaError: the file is gone or damaged meanwhile.
+        """
+        if isinstance(self.source, Image.Image):
+            return self.source
+        return _thumbnail_of(self.source, self.source.stat().st_mtime_ns if self.source.exists() else 0)
+
+
+@dataclass(frozen=True)
+class AddedPictures:
+    """Pictures that one visitor added: they live in memory and are found by nobody else.
+
+    Attributes:
+        names: what the visitor calls them.
+        thumbnails: as many pictures.
+        vectors: by model, float32 [n, E].
+    """
+
+    names: tuple[str, ...] = ()
+    thumbnails: tuple[Image.Image, ...] = ()
+    vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def plus(self, name: str, picture: Image.Image, models: Mapping[str, RetrievalPipeline]) -> AddedPictures:
+        """These and one more, embedded by every model."""
+        new = {model: pipeline.embed_images([picture]) for model, pipeline in models.items()}
+        vectors = {model: np.concatenate([self.vectors.get(model, row[:0]), row]) for model, row in new.items()}
+        return AddedPictures((*self.names, name), (*self.thumbnails, shrunk(picture)), vectors)
+
+
+def search_pictures(
+    library: Library, model: str, queries: np.ndarray, k: int, added: AddedPictures | None = None
+) -> list[list[Found]]:
+    """The k nearest pictures of each query, best first; among those that are indexed so far.
+
+    Args:
+        library: of pictures.
+        model: whose index; its embeddings are the queries.
+        queries: float32 [Q, E].
+        k: at least 1.
+        added: a visitor's own pictures, searched as well.
+
+    Raises:
+        UserError: nothing is indexed yet, or the folder could not be indexed.
+    """
+    rows = [
+        [Found(hit.score, hit.item.id, library.folder / hit.item.id) for hit in hits]
+        for hits in library.search(model, queries, k)
+    ]
+    if added is None or model not in added.vectors:
+        return rows
+    scores = queries @ added.vectors[model].T
+    own = [
+        [Found(float(s), *pair) for s, *pair in zip(row, added.names, added.thumbnails, strict=True)] for row in scores
+    ]
+    return [sorted(hits + more, key=lambda found: -found.score)[:k] for hits, more in zip(rows, own, strict=True)]
+
+
+def rank_texts(pipeline: RetrievalPipeline, picture: Image.Image, texts: Sequence[str]) -> list[tuple[str, float]]:
+    """Texts with their cosine similarity to a picture, best first."""
+    scores = pipeline.embed_texts(texts) @ pipeline.embed_images([picture])[0]
+    return [(texts[i], float(scores[i])) for i in np.argsort(-scores, kind="stable")]
+
+
+def shrunk(picture: Image.Image) -> Image.Image:
+    """A copy of at most :data:`THUMBNAIL` pixels a side."""
+    small = picture.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    return small
+
+
+@functools.lru_cache(maxsize=256)
+def _thumbnail_of(path: Path, modified: int) -> Image.Image:
+    if not modified:
+        raise MediaError(path, "missing")
+    return shrunk(open_image(path, min_side=THUMBNAIL))
