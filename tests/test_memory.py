@@ -174,6 +174,19 @@ def test_step_of_one_layer():
     assert memory.peak_bytes >= memory.saved_bytes + values * FLOAT
     assert memory.total_bytes == memory.parameter_bytes + memory.optimizer_bytes + memory.peak_bytes
     assert all(p.grad is None for p in model.parameters())
+    assert memory.time_over_forward is None
+
+
+def test_timed_step_takes_forwards_without_gradient_in_turns():
+    model, x, modes = nn.Linear(8, 4), torch.randn(5, 8), []
+
+    def forward() -> torch.Tensor:
+        modes.append(torch.is_grad_enabled())
+        return model(x).sum()
+
+    memory = measure_step(model, forward, torch.optim.AdamW(model.parameters(), lr=0.0), timed=2)
+    assert memory.time_over_forward > 0
+    assert modes == [True] * 3 + [False, True, False, True, False]
 
 
 def test_time_ratio_compares_in_turns():

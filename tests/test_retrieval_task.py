@@ -77,6 +77,7 @@ def test_run_folder_holds_what_the_contract_names(trained: Path):
     assert keys <= set(metrics["before"]) and keys <= set(metrics["after"])
     assert 0 < metrics["trainable_parameters"] < metrics["total_parameters"]
     assert metrics["saved_activation_bytes"] > 0
+    assert metrics["step_time_over_forward"] > 0
     config = json.loads((trained / "adapter_config.json").read_text())
     assert config["format"] == "vlkit-adapter"
     assert {"task", "base", "adapters", "head", "preprocess", "metrics", "format_version"} <= set(config)

@@ -47,6 +47,7 @@ class Report:
         train_seconds: time in training steps, resumed parts included.
         examples_per_second: training speed.
         seed: seed of the run.
+        step_time_over_forward: time of a training step over that of the same forward without gradient.
         versions: of vlkit and what it stands on; filled in if left out.
         more: further keys of a task.
     """
@@ -64,6 +65,7 @@ class Report:
     train_seconds: float
     examples_per_second: float
     seed: int
+    step_time_over_forward: float | None = None
     versions: dict[str, str] = field(default_factory=lambda: versions())
     more: dict[str, Any] = field(default_factory=dict)
 

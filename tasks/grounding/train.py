@@ -154,6 +154,7 @@ def main(config: Config) -> None:
         train_seconds=result.train_seconds,
         examples_per_second=result.examples_per_second,
         seed=config.seed,
+        step_time_over_forward=memory.time_over_forward,
         more={"before_is": "one box for all texts, chosen on the training split"},
     )
     if fabric.is_global_zero:
@@ -189,7 +190,7 @@ def memory_of_a_step(model: Grounder, loader: EpochLoader, loss: BoxLoss, fabric
         return grounding_loss(predictions, batch.boxes, batch.valid, loss)["loss"]
 
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
-    return measure_step(model.train(), forward, optimizer)
+    return measure_step(model.train(), forward, optimizer, timed=3)
 
 
 def show(report: Report, folder: Path) -> None:

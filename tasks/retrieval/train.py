@@ -184,6 +184,7 @@ def main(config: Config) -> None:
         train_seconds=result.train_seconds,
         examples_per_second=result.examples_per_second,
         seed=config.seed,
+        step_time_over_forward=memory.time_over_forward,
     )
     if fabric.is_global_zero:
         folder.write_report(report, data={"name": dataset.name, "train pairs": len(pairs)})
@@ -202,7 +203,7 @@ def memory_of_a_step(
         return loss_of(gather_pairs(images, texts, groups), scale, bias, 0.0)
 
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
-    return measure_step(model.train(), forward, optimizer)
+    return measure_step(model.train(), forward, optimizer, timed=3)
 
 
 def show(report: Report, folder: Path) -> None:

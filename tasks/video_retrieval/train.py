@@ -195,6 +195,7 @@ def main(config: Config) -> None:
         train_seconds=result.train_seconds,
         examples_per_second=result.examples_per_second,
         seed=config.seed,
+        step_time_over_forward=memory.time_over_forward,
         more={"frames": config.frames, "sampling": config.sampling, "protocol": protocol(embedded)},
     )
     if fabric.is_global_zero:
@@ -242,7 +243,7 @@ def memory_of_a_step(model: VideoText, loader: EpochLoader, config: Config, fabr
         return info_nce(gather_pairs(videos, texts, negatives(groups, config, fabric)), scale)
 
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
-    return measure_step(model.train(), forward, optimizer)
+    return measure_step(model.train(), forward, optimizer, timed=3)
 
 
 def show(report: Report, folder: Path) -> None:

@@ -172,6 +172,7 @@ def main(config: Config) -> None:
         train_seconds=result.train_seconds,
         examples_per_second=result.examples_per_second,
         seed=config.seed,
+        step_time_over_forward=memory.time_over_forward,
         more={
             "before_is": f"the most frequent training answer, {most!r}, to every question",
             "head": asdict(config.head),
@@ -203,7 +204,7 @@ def memory_of_a_step(
     """What one step of this run takes. The weights move: call it when the adapter is saved."""
     batch = fabric.to_device(next(iter(loader.batches(0, 1))))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
-    return measure_step(model.train(), lambda: loss_of(batch), optimizer)
+    return measure_step(model.train(), lambda: loss_of(batch), optimizer, timed=3)
 
 
 def show(report: Report, folder: Path) -> None:

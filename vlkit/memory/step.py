@@ -27,6 +27,7 @@ class StepMemory:
         optimizer_bytes: state of the optimizer.
         saved_bytes: kept for backward when the forward is done (:func:`vlkit.memory.saved_bytes`).
         peak_bytes: most there is at once beyond parameters, optimizer state and inputs; gradients are included.
+        time_over_forward: time of the step over that of the same forward without gradient; None if it was not taken.
     """
 
     trainable_parameters: int
@@ -35,6 +36,7 @@ class StepMemory:
     optimizer_bytes: int
     saved_bytes: int
     peak_bytes: int
+    time_over_forward: float | None = None
 
     @property
     def total_bytes(self) -> int:
@@ -42,7 +44,7 @@ class StepMemory:
         return self.parameter_bytes + self.optimizer_bytes + self.peak_bytes
 
 
-def measure_step(model: nn.Module, loss_of: Callable[[], Tensor], optimizer: Optimizer) -> StepMemory:
+def measure_step(model: nn.Module, loss_of: Callable[[], Tensor], optimizer: Optimizer, timed: int = 0) -> StepMemory:
     """Take two training steps and measure the second: the first one makes the optimizer's state and warms libraries up.
 
     Weights move: measure a copy where that matters. Of fake tensors the first step is left out but for that state.
@@ -51,6 +53,7 @@ def measure_step(model: nn.Module, loss_of: Callable[[], Tensor], optimizer: Opt
         model: in training mode, without gradients.
         loss_of: the forward of one step: -> the loss.
         optimizer: over what trains in ``model``.
+        timed: steps to time as well, in turns with forwards.
     """
     device = next(model.parameters()).device
     if _is_fake(device):
@@ -71,6 +74,9 @@ def measure_step(model: nn.Module, loss_of: Callable[[], Tensor], optimizer: Opt
 
     peak = peak_bytes(step, device)
     state = (value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor))
+    ratio = None
+    if timed and not _is_fake(device):
+        ratio = time_ratio(lambda: train_step(loss_of, optimizer), torch.no_grad()(loss_of), timed)
     return StepMemory(
         trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         total_parameters=sum(p.numel() for p in model.parameters()),
@@ -78,6 +84,7 @@ def measure_step(model: nn.Module, loss_of: Callable[[], Tensor], optimizer: Opt
         optimizer_bytes=_bytes_of(state),
         saved_bytes=saved,
         peak_bytes=peak,
+        time_over_forward=ratio,
     )
 
 
