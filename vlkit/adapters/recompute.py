@@ -103,9 +103,6 @@ def merged_again(model: AdaptedEncoder, stream: Stream, taps: list[Stream], tap_
     return (_coupled if model.adapter.coupled else _independent)(model, [iter(route)], tap_dtype)
 
 
-# --- samples on their own ---
-
-
 def _independent(model: AdaptedEncoder, routes: Iterable[Route], tap_dtype: TapDtype) -> Finished:
     pieces, ends, outputs = [], [], []
     for route in routes:
