@@ -188,17 +188,18 @@ def test_nothing_is_kept_without_gradient(flavour: str) -> None:
         assert saved_bytes(model, lambda: model(x).pooled.sum()) == 0
 
 
-@pytest.mark.parametrize("flavour", ["pooled", "text"])
-def test_taps_of_another_number_format_can_be_finished(flavour: str) -> None:
+@pytest.mark.parametrize(("tower", "flavour"), [("vit", "pooled"), ("vit", "text"), ("resnet", "conv")])
+def test_taps_of_another_number_format_can_be_finished(tower: str, flavour: str) -> None:
     """As a cache of taps keeps them."""
-    plain, model, x = pair("vit", flavour, torch.float32)
+    plain, model, x = pair(tower, flavour, torch.float32)
     stream, taps = model.read(x)
-    rounded = [tap.replace(hidden=tap.hidden.bfloat16().float()) for tap in taps]
+    stored = [tap.replace(hidden=tap.hidden.bfloat16()) for tap in taps]
+    rounded = [tap.replace(hidden=tap.hidden.float()) for tap in stored]
     expected = run(plain, lambda: plain.finish(stream, rounded).pooled)
-    assert_same(run(model, lambda: model.finish(stream, rounded).pooled), expected, 1e-4)
-    if flavour == "pooled":
-        stored = [tap.replace(hidden=tap.hidden.bfloat16()) for tap in taps]
-        assert_same(run(model, lambda: model.finish(stream, stored).pooled), expected, 1e-4)
+    for cached in (rounded, stored):
+        assert_same(run(model, lambda cached=cached: model.finish(stream, cached).pooled), expected, 1e-4)
+    short = stream.replace(hidden=stream.hidden.bfloat16())
+    assert model.finish(short, stored).pooled.isfinite().all()
 
 
 # --- golden files on the other path ----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vlkit.adapters.chunks import Chunker, EarlyChunk, samples_of
+from vlkit.adapters.chunks import Chunker, EarlyChunk, in_dtype, samples_of
 from vlkit.adapters.kept import TapDtype
 from vlkit.adapters.recompute import merged_again, run_again
 from vlkit.encoders.staged import ReadAhead, StagedEncoder, Stream, freeze, run_early
@@ -223,7 +223,8 @@ class AdaptedEncoder(nn.Module):
 
     def _collect(self, reduced: list[Any], stream: Stream) -> Any:
         with torch.no_grad():
-            last = self.base.pool(stream)
+            # A cache may hold the state in fewer bits than the base works with.
+            last = self.base.pool(in_dtype(stream, next(self.base.parameters()).dtype))
         return self.adapter.collect(reduced, last, stream)
 
     def _late(self, reduced: list[Any], stream: Stream) -> Encoded:

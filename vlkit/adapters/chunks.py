@@ -82,3 +82,8 @@ def samples_of(stream: Stream, at: slice) -> Stream:
     """The samples ``at`` of a stream, without its extras: those are the tower's own business."""
     mask, summary = stream.mask, stream.summary
     return Stream(stream.hidden[at], None if mask is None else mask[at], None if summary is None else summary[at])
+
+
+def in_dtype(stream: Stream, dtype: torch.dtype) -> Stream:
+    """The stream with its state in ``dtype``."""
+    return stream if stream.hidden.dtype == dtype else stream.replace(hidden=stream.hidden.to(dtype))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from vlkit.adapters.chunks import in_dtype
 from vlkit.adapters.kept import Kept, TapDtype
 from vlkit.encoders.staged import Stream, run_blocks
 
@@ -80,10 +81,9 @@ class Piece:
         self._newest = stream.hidden
         self._streams.append((stream.replace(hidden=None), kept))
 
-    def close(self) -> Piece:
+    def close(self) -> None:
         """Let go of the newest state itself."""
         self._newest = None
-        return self
 
     def open(self) -> list[Stream]:
         """The streams in the order they were added."""
@@ -103,9 +103,6 @@ def merged_again(model: AdaptedEncoder, stream: Stream, taps: list[Stream], tap_
     return (_coupled if model.adapter.coupled else _independent)(model, [iter(route)], tap_dtype)
 
 
-# --- samples on their own ---
-
-
 def _independent(model: AdaptedEncoder, routes: Iterable[Route], tap_dtype: TapDtype) -> Finished:
     pieces, ends, outputs = [], [], []
     for route in routes:
@@ -115,7 +112,7 @@ def _independent(model: AdaptedEncoder, routes: Iterable[Route], tap_dtype: TapD
         outputs.append(output)
 
     def second_run(piece: Piece) -> Tensor:
-        *taps, stream = piece.open()
+        *taps, stream = (in_dtype(stream, _dtype(model)) for stream in piece.open())
         return _rest(model, [model.adapter.reduce(i, tap) for i, tap in enumerate(taps)], stream)[1]
 
     outputs = attach(second_run, pieces, outputs, owner=model.adapter)
@@ -135,12 +132,17 @@ def _first_run(model: AdaptedEncoder, route: Route, tap_dtype: TapDtype) -> tupl
             if len(reduced) < len(adapter.layers) and k == adapter.layers[len(reduced)]:
                 if piece is not None:
                     piece.add(stream)
-                reduced.append(adapter.reduce(len(reduced), stream))
+                reduced.append(adapter.reduce(len(reduced), in_dtype(stream, _dtype(model))))
         if piece is not None:
             piece.add(stream)
             piece.close()
-        end, output = _rest(model, reduced, stream)
+        end, output = _rest(model, reduced, in_dtype(stream, _dtype(model)))
     return piece, end.replace(hidden=None) if adapter.handoff == "tokens" else end, output
+
+
+def _dtype(model: AdaptedEncoder) -> torch.dtype:
+    """The number format that adapter and late route work with; a cache may hold taps in another one."""
+    return next(model.adapter.parameters()).dtype
 
 
 def _rest(model: AdaptedEncoder, reduced: list[Any], stream: Stream) -> tuple[Stream, Tensor]:
@@ -172,13 +174,14 @@ def _coupled(model: AdaptedEncoder, routes: Iterable[Route], tap_dtype: TapDtype
     with torch.no_grad():
         for route in routes:
             taps: list[Tensor] = []
-            for k, stream in route:
+            for k, state in route:
+                stream = in_dtype(state, _dtype(model))
                 if len(taps) < len(adapter.layers) and k == adapter.layers[len(taps)]:
                     taps.append(stream.hidden)
             gathered.append(adapter.gather(taps, stream.hidden))
             states.append(stream.hidden)
             streams.append(stream.replace(hidden=None))
-            del taps, stream
+            del taps, stream, state
         maps, last = [torch.cat(column) for column in zip(*gathered, strict=True)], torch.cat(states)
         sizes = [len(state) for state in states]
         del gathered, states
