@@ -13,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 import gradio as gr
+from gradio.context import get_blocks_context
 from PIL import Image
 
 from vlkit.data.images import MediaError
@@ -177,14 +178,14 @@ def status_of(library: Library, what: str, notes: list[str] | None = None) -> st
 
 
 def show_progress(library: Library, status: gr.HTML, say: Callable[..., str], inputs: list[Any]) -> None:
-    """Refresh ``status`` with ``say(*inputs)`` each second until the library is finished."""
+    """Set ``status`` to ``say(*inputs)`` when the page is opened, and each second until the library is finished."""
     timer = gr.Timer(1.0, active=not library.finished)
 
     def tick(*values: Any) -> tuple[str, gr.Timer]:
         return say(*values), gr.Timer(active=not library.finished and library.error is None)
 
-    for triggers in (timer.tick, None):  # None: when the page is opened
-        gr.on(triggers, tick, inputs, [status, timer], api_visibility="private", show_progress="hidden")
+    for event in (timer.tick, get_blocks_context().root_block.load):
+        event(tick, inputs, [status, timer], api_visibility="private", show_progress="hidden")
 
 
 def lead(text: str) -> None:
