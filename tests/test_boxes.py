@@ -13,7 +13,8 @@ from torch import Tensor
 from torchvision.ops import box_convert, box_iou, generalized_box_iou
 
 from vlkit.box_baseline import blind_boxes, blind_metrics
-from vlkit.box_losses import BoxLoss, cell_shares, grounding_loss, match_queries, pairwise_giou, pairwise_iou
+from vlkit.box_losses import BoxLoss, cell_shares, grounding_loss, match_queries
+from vlkit.box_overlap import pairwise_giou, pairwise_iou
 from vlkit.data.boxes import BoxCollate, BoxedPictures, BoxTransform, Fit, crop_around, flip, with_boxes
 from vlkit.data.manifest import Dataset, write_dataset
 from vlkit.data.mirror import mirrored

@@ -21,14 +21,15 @@ from scripts import ROOT, call, launch
 import vlkit
 from vlkit.adapters.linear import LinearOptions
 from vlkit.adapters.sherl import SherlOptions
-from vlkit.box_losses import BoxLoss, grounding_loss, pairwise_iou
+from vlkit.box_losses import BoxLoss, grounding_loss
+from vlkit.box_overlap import pairwise_iou
 from vlkit.data.manifest import write_dataset
 from vlkit.data.sources import flickr30k_entities
 from vlkit.encoders.stage import stage_hf, stage_text, stage_vision
 from vlkit.errors import UserError
 from vlkit.grounding import Found, metrics_of
 from vlkit.heads.fusion import Fusion, FusionOptions
-from vlkit.heads.grounding import BoxHead, Grounder, Neck
+from vlkit.heads.grounding import BoxHead, Grounder, Neck, agreed_boxes
 from vlkit.metrics.grounding import grounding_metrics
 
 TRAIN, EVALUATE, PREDICT = (f"tasks/grounding/{name}.py" for name in ("train", "evaluate", "predict"))
@@ -124,8 +125,7 @@ def test_texts_are_read_by_any_tower_without_their_padding(tower: str):
 def test_boxes_start_at_the_cells_and_everything_trains():
     model = small_model(options=SherlOptions())
     found = model(tiny.pictures(2), tiny.padded_ids(), torch.tensor([0, 1]))
-    share = found[-1].heat.softmax(-1)
-    torch.testing.assert_close(found[-1].boxes, share @ found[-1].cells)
+    torch.testing.assert_close(found[-1].boxes, agreed_boxes(found[-1].heat, found[-1].cells)[0])
     target = torch.tensor([[[0.1, 0.1, 0.6, 0.5]], [[0.5, 0.4, 0.9, 0.8]]])
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     for _ in range(2):  # what comes before a zero weight has a gradient from the second step on
@@ -136,6 +136,15 @@ def test_boxes_start_at_the_cells_and_everything_trains():
     idle = {name for name, p in model.named_parameters() if p.requires_grad and not (p.grad.abs().sum() > 0)}
     assert {name for name in idle if "adapter.aggregator" not in name} == set()
     assert all(p.grad is None for p in model.image.base.parameters())
+
+
+def test_the_box_is_that_of_one_thing_where_two_are_likely():
+    left, right = [0.2, 0.5, 0.2, 0.4], [0.8, 0.5, 0.2, 0.4]
+    cells = torch.tensor([[left, left, [0.22, 0.5, 0.2, 0.4], right, right]])
+    heat = torch.tensor([[[2.0, 1.9, 1.9, 1.9, 1.9], [0.0, 0.0, 0.0, 9.0, 0.0]]])
+    boxes, weights = agreed_boxes(heat, cells)
+    assert boxes[0, 0, 0] == pytest.approx(0.2063, abs=1e-3) and boxes[0, 1].tolist() == pytest.approx(right)
+    assert weights[0, 0, 3:].sum() == 0 and weights[0].sum(-1).tolist() == pytest.approx([1, 1])
 
 
 @pytest.mark.parametrize("queries", [1, 3])

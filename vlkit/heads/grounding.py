@@ -9,7 +9,10 @@ way from cells to a box is cut into steps, easy to hard:
 3. *Which cells?* A heat map. A cell knows whether it is a thing at all; every word votes for cells on its own, so that
    "red star" is where the votes of "red" and of "star" meet; and the fused query adds what takes the whole text and the
    whole picture.
-4. *What is left?* The cells' boxes, averaged by the heat map, are refined from the query.
+4. *Which box?* That of the hottest cell, averaged with those of hot cells that agree with it. The mean over the whole
+   heat map would lie between two things where the text is not understood for sure, and be wrong for both.
+5. *What is left?* The query refines that box a little. Only this step learns from the box's L1 and GIoU: heat map and
+   cells have losses of their own, and a wrong choice of thing teaches them nothing about boxes.
 
 Any tower that hands out cells will do, whatever their grid.
 """
@@ -22,16 +25,18 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import box_convert
 
 from vlkit.adapters.base import Encoded
+from vlkit.box_overlap import pairwise_iou
 from vlkit.encoders.staged import StagedEncoder
 from vlkit.errors import UserError
 from vlkit.heads.fusion import FREQUENCIES, Fusion, NeckBlock, cell_codes
 
 _REACH = 0.2
 """Unit, as a share of the picture, in which a cell tells how far away the sides of its box are."""
-_MOST_CHANGE = 2.0
-"""Bound on the logarithm of the factor by which the sides of a box are refined."""
+_MOST_CHANGE = 0.5
+"""Bound on refinement: of the centre as a share of the sides, and of the logarithm of the sides."""
 
 
 @dataclass
@@ -167,14 +172,32 @@ class BoxHead(nn.Module):
     ) -> BoxPrediction:
         meets = (self.point(states) + votes) @ keys.transpose(1, 2)
         heat = (meets * keys.shape[-1] ** -0.5 + things).float()
-        share = heat.softmax(-1)
-        first = share @ cells
+        first, share = agreed_boxes(heat.detach(), cells.detach())
         seen = share.to(keys.dtype) @ keys
         change = self.refine(torch.cat([states, seen, first.to(states.dtype)], dim=-1)).float()
+        shift, stretch = (_MOST_CHANGE * change.tanh()).split(2, dim=-1)
         middle, sides = first.split(2, dim=-1)
-        stretch = change[..., 2:].clamp(-_MOST_CHANGE, _MOST_CHANGE).exp()
-        boxes = torch.cat([middle + change[..., :2] * sides, sides * stretch], dim=-1)
+        boxes = torch.cat([middle + shift * sides, sides * stretch.exp()], dim=-1)
         return BoxPrediction(boxes, self.score(states).squeeze(-1).float(), heat, cells, grid)
+
+
+def agreed_boxes(heat: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+    """The box of the hottest cell, averaged with those of other cells as far as they are hot and agree with it.
+
+    Args:
+        heat: [B, Q, cells] logits.
+        cells: [B, cells, 4] centre x, centre y, width, height.
+
+    Returns:
+        Boxes [B, Q, 4] in the same form, and the weights of the cells [B, Q, cells]: softmax of the heat times the IoU
+        with the hottest cell's box, normalised.
+    """
+    corners = box_convert(cells, "cxcywh", "xyxy")
+    hottest = heat.argmax(-1, keepdim=True).expand(-1, -1, 4)
+    agreement = pairwise_iou(corners.unsqueeze(1), corners.gather(1, hottest).unsqueeze(2))
+    weights = heat.softmax(-1) * agreement
+    weights = weights / weights.sum(-1, keepdim=True)
+    return weights @ cells, weights
 
 
 def _two_layers(width_in: int, width: int, width_out: int) -> nn.Sequential:
