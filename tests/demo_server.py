@@ -33,8 +33,8 @@ class DemoServer:
 
 
 @contextlib.contextmanager
-def demo_server(*words: object) -> Iterator[DemoServer]:
-    """``python demos/app.py`` with these flags on a free port."""
+def demo_server(*words: object, **environment: str) -> Iterator[DemoServer]:
+    """``python demos/app.py`` with these flags on a free port, and these environment variables on top of ours."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -44,7 +44,7 @@ def demo_server(*words: object) -> Iterator[DemoServer]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         # A shell's background job ignores Ctrl-C, and so would its children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import http.client
 import json
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -202,9 +200,10 @@ def test_own_folder_two_adapters_and_a_password(tmp_path: Path):
     (tmp_path / "mine").mkdir()
     for file in shipped.iterdir():
         (tmp_path / "mine" / file.name).write_bytes(file.read_bytes())
-    before = set(glob.glob(f"{tempfile.gettempdir()}/vlkit-demo-*"))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     words = ("--model", shipped, tmp_path / "mine", "--images", pictures, "--auth", "ann:pass:word")
-    with demo_server(*words) as server:
+    with demo_server(*words, TMPDIR=str(temporary)) as server:
         assert httpx.post(f"{server.url}/gradio_api/call/search", json={"data": ["x", 1, None]}).status_code == 401
         client = Client(server.url, auth=("ann", "pass:word"), verbose=False)
         wait_for_index(client)
@@ -216,9 +215,9 @@ def test_own_folder_two_adapters_and_a_password(tmp_path: Path):
         assert session.get("/config").status_code == 200
         for name in ("secret.txt", ITS_PICTURE):
             assert session.get(f"/gradio_api/file={pictures / name}").status_code == 403
-        assert set(glob.glob(f"{tempfile.gettempdir()}/vlkit-demo-*")) - before
+        assert list(temporary.glob("vlkit-demo-*"))
         assert server.stop(signal.SIGINT) == 0
-    assert not set(glob.glob(f"{tempfile.gettempdir()}/vlkit-demo-*")) - before
+    assert not list(temporary.glob("vlkit-demo-*"))
 
 
 def test_it_starts_quickly_and_stops_in_good_order(server: DemoServer, client: Client):
