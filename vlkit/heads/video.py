@@ -113,8 +113,8 @@ class VideoText(nn.Module):
         return self.embed_videos(frames, chunk), self.embed_texts(ids), scale
 
     def _encode_twice(self, pixels: Tensor) -> Tensor:
-        # Reentrant: the first time runs without gradient, so that a method with a backward of its own keeps nothing either.
-        # It needs an input that asks for a gradient. The buffer tells it which device's random state to replay; the pixels
-        # may still be on the host.
+        # Reentrant: the first time runs without gradient, so that a method with its own backward keeps nothing either.
+        # It needs an input that asks for a gradient. The buffer tells it which device's random state to replay; the
+        # pixels may still be on the host.
         asks = torch.empty(0, requires_grad=True)
         return checkpoint(lambda part, *_: self.embed_frames(part), pixels, self.mean, asks, use_reentrant=True)
