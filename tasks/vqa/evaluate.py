@@ -27,6 +27,8 @@ class Data:
 
     root: Path | None = None
     """Prepared dataset; default: the demo dataset."""
+    size: Literal["small", "medium", "large"] = "large"
+    """Of the demo dataset."""
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    dataset = Dataset.open(config.data.root or demo_dataset("vqa"), "vqa")
+    dataset = Dataset.open(config.data.root or demo_dataset("vqa", config.data.size), "vqa")
     records = answered(dataset, config.split)
     pipeline = load(config.model, config.device, task="vqa")
     metrics = score(records, predict_records(pipeline.answerer, dataset, records, f"{config.split} questions"))

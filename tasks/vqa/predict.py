@@ -28,6 +28,8 @@ class Data:
 
     root: Path | None = None
     """Prepared dataset; default: the demo dataset."""
+    size: Literal["small", "medium", "large"] = "large"
+    """Of the demo dataset."""
 
 
 @dataclass
@@ -60,7 +62,7 @@ def main(config: Config) -> None:
     if config.image is not None:
         answer_one(config)
         return
-    dataset = Dataset.open(config.data.root or demo_dataset("vqa"), "vqa")
+    dataset = Dataset.open(config.data.root or demo_dataset("vqa", config.data.size), "vqa")
     records = dataset.records(config.split)
     pipeline = load(config.model, config.device, task="vqa")
     answers = predict_records(pipeline.answerer, dataset, records, f"{config.split} questions")

@@ -63,7 +63,7 @@ class Data:
 
     root: Path | None = None
     """Prepared dataset (data_prep/*); default: the demo dataset, made on first use."""
-    size: Literal["small", "medium", "large"] = "medium"
+    size: Literal["small", "medium", "large"] = "large"
     """Of the demo dataset: 400, 2,000 or 10,000 training pictures with four or five questions each."""
     train: str = "train"
     """Split to train on."""
@@ -95,11 +95,11 @@ class Config(RunConfig):
     data: Data = field(default_factory=Data)
     adapter: Any = kinds(ADAPTERS, "sherl")
     head: Any = kinds(VQA_HEADS, "classify")
-    fusion: FusionOptions = field(default_factory=FusionOptions)
-    epochs: int = 20
+    fusion: FusionOptions = field(default_factory=lambda: FusionOptions(layers=2, dropout=0.0))
+    epochs: int = 4
     batch_size: int = 32
     """Pictures a step, all processes together; each comes with its questions."""
-    lr: float = 1e-3
+    lr: float = 2e-3
 
 
 def main(config: Config) -> None:

@@ -58,7 +58,10 @@ VQA_HEADS = {"classify": ClassifyOptions, "generate": GenerateOptions}
 
 
 class AnswerClassifier(nn.Module):
-    """Adapted towers, fusion and a two-layer classifier on its query.
+    """Adapted towers, fusion and a two-layer classifier on what the fusion found.
+
+    Beside the fusion's query the classifier reads the product of both pooled embeddings (low-rank bilinear pooling, Kim
+    et al., ICLR 2017): what a picture holds as a whole is learned from it long before attention finds the right cells.
 
     Args:
         image: adapted vision tower; None = blind.
@@ -74,8 +77,10 @@ class AnswerClassifier(nn.Module):
         super().__init__()
         self.image, self.text, self.fusion = image, text, fusion
         width = fusion.width
+        self.whole_image = None if image is None else _projection(image.base.out_dim, width)
+        self.whole_text = _projection(text.base.out_dim, width)
         self.classifier = nn.Sequential(
-            nn.Linear(width, 2 * width),
+            nn.Linear((2 if image is None else 3) * width, 2 * width),
             nn.GELU(),
             nn.LayerNorm(2 * width, eps=1e-12),
             nn.Dropout(dropout),
@@ -87,8 +92,16 @@ class AnswerClassifier(nn.Module):
     def forward(self, pixels: Tensor, ids: Tensor, owner: Tensor) -> Tensor:
         """Logits [B, A] float32 of pictures [P, 3, H, W], questions [B, L] int64 and each one's picture [B] int64."""
         image = None if self.image is None else self.image(pixels)
-        query = self.fusion(image, self.text(ids), owner)[-1][:, 0]
-        return self.classifier(query).float()
+        text = self.text(ids)
+        whole = self.whole_text(text.pooled)
+        found = [self.fusion(image, text, owner)[-1][:, 0], whole]
+        if image is not None:
+            found.append(whole * self.whole_image(image.pooled)[owner])
+        return self.classifier(torch.cat(found, dim=-1)).float()
+
+
+def _projection(width_in: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(width_in), nn.Linear(width_in, width))
 
 
 def answer_bce(logits: Tensor, targets: Tensor) -> Tensor:
