@@ -25,6 +25,7 @@ from vlkit.runlog import RunFolder
 
 if TYPE_CHECKING:
     from vlkit.engine import RunConfig
+    from vlkit.memory import StepMemory
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,19 @@ class FitResult:
     train_seconds: float
     examples_per_second: float
     peak_memory_bytes: int
+
+    def costs(self, step: StepMemory, device: torch.device) -> dict[str, Any]:
+        """What a :class:`vlkit.runlog.Report` says of memory and time: of this run, and of one step of it."""
+        return {
+            "trainable_parameters": step.trainable_parameters,
+            "total_parameters": step.total_parameters,
+            "saved_activation_bytes": step.saved_bytes,
+            # On the CPU the process's resident size would mostly tell the size of the libraries.
+            "peak_memory_bytes": self.peak_memory_bytes if device.type == "cuda" else step.total_bytes,
+            "train_seconds": self.train_seconds,
+            "examples_per_second": self.examples_per_second,
+            "step_time_over_forward": step.time_over_forward,
+        }
 
 
 def cosine_with_warmup(step: int, steps: int, warmup: int) -> float:

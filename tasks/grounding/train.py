@@ -146,15 +146,8 @@ def main(config: Config) -> None:
         split=test,
         before=before,
         after=after,
-        trainable_parameters=memory.trainable_parameters,
-        total_parameters=memory.total_parameters,
-        saved_activation_bytes=memory.saved_bytes,
-        # On the CPU the process's resident size would mostly tell the size of the libraries.
-        peak_memory_bytes=result.peak_memory_bytes if fabric.device.type == "cuda" else memory.total_bytes,
-        train_seconds=result.train_seconds,
-        examples_per_second=result.examples_per_second,
+        **result.costs(memory, fabric.device),
         seed=config.seed,
-        step_time_over_forward=memory.time_over_forward,
         more={"before_is": "one box for all texts, chosen on the training split"},
     )
     if fabric.is_global_zero:

@@ -164,15 +164,8 @@ def main(config: Config) -> None:
         split=test,
         before=before,
         after=after,
-        trainable_parameters=memory.trainable_parameters,
-        total_parameters=memory.total_parameters,
-        saved_activation_bytes=memory.saved_bytes,
-        # On the CPU the process's resident size would mostly tell the size of the libraries.
-        peak_memory_bytes=result.peak_memory_bytes if fabric.device.type == "cuda" else memory.total_bytes,
-        train_seconds=result.train_seconds,
-        examples_per_second=result.examples_per_second,
+        **result.costs(memory, fabric.device),
         seed=config.seed,
-        step_time_over_forward=memory.time_over_forward,
         more={
             "before_is": f"the most frequent training answer, {most!r}, to every question",
             "head": asdict(config.head),
