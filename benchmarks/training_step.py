@@ -4,7 +4,7 @@
     python benchmarks/training_step.py --bases ViT-B-16 ViT-L-14 --batch_sizes 32 128 --json gpu.json      # on a GPU
 
 A step is contrastive: both towers, InfoNCE, AdamW. Every timed step stands between two forwards of the base without
-gradient, and the median ratio counts. On a GPU peaks come from the allocator and steps run in bf16 autocast. Rows that
+gradient on texts padded to the base's longest, and the median ratio counts. On a GPU peaks come from the allocator and steps run in bf16 autocast. Rows that
 are in the JSON file already are kept, so that a broken run goes on.
 """
 
@@ -27,7 +27,7 @@ from vlkit.adapters.tuning import FullOptions, LoraOptions
 from vlkit.config import run
 from vlkit.files import read_json, whole_file, write_json
 from vlkit.hardware import keep_freed_memory
-from vlkit.memory.contrastive import ContrastiveBench
+from vlkit.memory.contrastive import ContrastiveBench, context_length
 from vlkit.runlog import versions
 
 MIB = 2**20
@@ -94,9 +94,10 @@ def measure(bench: ContrastiveBench, name: str, size: int, repeats: int) -> dict
     """One row: bytes of a step and its time over that of inference; ``error`` where it does not fit."""
     options = METHODS[name]
     try:
-        inference, model = bench.inference_peak(size), bench.model(options)
+        padded = context_length(bench.base)
+        inference, model = bench.inference_peak(size, padded), bench.model(options)
         memory = bench.memory(model, size)
-        ratio = bench.time_over_inference(model, size, repeats)
+        ratio = bench.time_over_inference(model, size, repeats, padded)
     except torch.cuda.OutOfMemoryError:
         return {"error": "out of memory"}
     finally:

@@ -64,7 +64,7 @@ class ContrastiveBench:
         self.active_share = active_share
         self.base: ClipBase = shape_base(base) if predicts else load_base(base)
         self.text_length = text_length or context_length(self.base)
-        self._inference_peaks: dict[int, int] = {}
+        self._inference_peaks: dict[tuple[int, int], int] = {}
 
     def model(self, options: Any) -> TwoTower:
         """Both towers with the method in them."""
@@ -76,20 +76,26 @@ class ContrastiveBench:
     def memory(self, model: TwoTower, batch_size: int) -> StepMemory:
         """The memory of one training step."""
         with self._tensors():
-            model, loss_of = self._step(model, batch_size)
+            model, loss_of = self._step(model, batch_size, self.text_length)
             return measure_step(model, loss_of, optimizer_of(model))
 
-    def inference_peak(self, batch_size: int) -> int:
-        """Peak of a forward of the base without gradient, in bytes."""
-        if batch_size not in self._inference_peaks:
+    def inference_peak(self, batch_size: int, text_length: int | None = None) -> int:
+        """Peak of a forward of the base without gradient, in bytes; texts as long as in steps, or ``text_length``."""
+        key = (batch_size, text_length or self.text_length)
+        if key not in self._inference_peaks:
             with self._tensors(), torch.no_grad():
-                _, infer = self._step(self._plain(), batch_size)
-                self._inference_peaks[batch_size] = peak_bytes(lambda _: infer(), self.device)
-        return self._inference_peaks[batch_size]
+                _, infer = self._step(self._plain(), *key)
+                self._inference_peaks[key] = peak_bytes(lambda _: infer(), self.device)
+        return self._inference_peaks[key]
 
-    def time_over_inference(self, model: TwoTower, batch_size: int, repeats: int) -> float:
-        """Time of a training step over that of a forward of the base without gradient."""
-        (_, loss_of), (_, infer) = self._step(model, batch_size), self._step(self._plain(), batch_size)
+    def time_over_inference(
+        self, model: TwoTower, batch_size: int, repeats: int, text_length: int | None = None
+    ) -> float:
+        """Time of a training step over that of a forward of the base without gradient, which reads texts as long as
+        those of the step, or of ``text_length`` tokens.
+        """
+        _, loss_of = self._step(model, batch_size, self.text_length)
+        _, infer = self._step(self._plain(), batch_size, text_length or self.text_length)
         optimizer = optimizer_of(model)
         return time_ratio(lambda: train_step(loss_of, optimizer), torch.no_grad()(infer), repeats)
 
@@ -105,13 +111,13 @@ class ContrastiveBench:
         with fake_tensors(), assume_share(self.active_share):
             yield
 
-    def _step(self, model: TwoTower, batch_size: int) -> tuple[TwoTower, Callable[[], Tensor]]:
+    def _step(self, model: TwoTower, batch_size: int, text_length: int) -> tuple[TwoTower, Callable[[], Tensor]]:
         """The model, as a fake copy if steps are predicted, and the forward of one step."""
         if self.predicts:
             model = fake_copy(model, self.device)
         with self.device:
             pixels = torch.zeros(batch_size, 3, *self.base.preprocess.size)
-            ids = made_up_ids(self.base, batch_size, self.text_length)
+            ids = made_up_ids(self.base, batch_size, text_length)
             groups = torch.arange(batch_size)
 
         def loss_of() -> Tensor:
