@@ -24,6 +24,7 @@ from torch import Tensor
 from vlkit.adapters import ADAPTERS
 from vlkit.checkpoint import save_adapter
 from vlkit.config import kinds, run
+from vlkit.data.cached_pictures import cached_pictures
 from vlkit.data.manifest import Dataset
 from vlkit.data.questions import (
     AnswerTokens,
@@ -39,6 +40,7 @@ from vlkit.data.transforms import image_transform
 from vlkit.demo.prepared import demo_dataset
 from vlkit.encoders.load import load_base
 from vlkit.engine import RunConfig, fit, make_fabric, make_loader, open_run
+from vlkit.errors import UserError
 from vlkit.hardware import keep_freed_memory
 from vlkit.heads.fusion import FusionOptions
 from vlkit.heads.vqa import VQA_HEADS, answer_bce, answer_softmax, shift_right, token_loss
@@ -96,10 +98,29 @@ class Config(RunConfig):
     adapter: Any = kinds(ADAPTERS, "sherl")
     head: Any = kinds(VQA_HEADS, "classify")
     fusion: FusionOptions = field(default_factory=lambda: FusionOptions(layers=2, dropout=0.0))
+    cache: bool | Path = False
+    """Keep what the frozen early route gives for each training picture and question on the disk, in this folder or
+    (true) in vlkit's cache folder: from the second epoch on, and in later runs, no picture is decoded and no backbone
+    runs."""
+    cache_dtype: Literal["fp32", "bf16", "int8"] = "bf16"
+    """Number format of the cache; int8 has a scale for every 64 values."""
     epochs: int = 4
     batch_size: int = 32
     """Pictures a step, all processes together; each comes with its questions."""
     lr: float = 2e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cache and self.data.augment != "none":
+            raise UserError(
+                f"--cache: with --data.augment {self.data.augment} a picture is another one in each epoch, so its taps "
+                "cannot be kept; leave one of the two out"
+            )
+        if self.cache and self.head.kind != "classify":
+            raise UserError(
+                f"--cache: with --head.kind {self.head.kind} both stacks of T5 are needed in each step; leave --cache "
+                "out or use --head.kind classify"
+            )
 
 
 def main(config: Config) -> None:
@@ -122,8 +143,15 @@ def main(config: Config) -> None:
     )
 
     answer_model = build_model(base, text, config.adapter, config.head, config.fusion, len(vocabulary))
-    loader = make_loader(examples, config, fabric, collate=QuestionCollate(text.tokenize, targets))
     model = fabric.setup_module(answer_model)
+    if config.cache:
+        cached = cached_pictures(
+            *(config.cache, config.cache_dtype, examples, answer_model, base, text, fabric),
+            preprocess=base.preprocess.to_dict(),
+        )
+        loader = cached.loader(make_loader(cached, config, fabric, QuestionCollate(cached.read, targets, cached.stack)))
+    else:
+        loader = make_loader(examples, config, fabric, QuestionCollate(text.tokenize, targets))
     answerer = Answerer(answer_model, base, text, config.head, vocabulary, fabric)
 
     def loss_of(batch: Batch) -> Tensor:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vlkit.data.manifest import Dataset
-from vlkit.data.pairs import Transform, read_image
+from vlkit.data.pairs import Transform, identify_file, read_image
 from vlkit.data.records import Record
+from vlkit.data.tap_rows import TapBatch
 from vlkit.errors import UserError
 from vlkit.files import read_json
 from vlkit.metrics.vqa import build_vocabulary, soft_target
@@ -44,10 +44,30 @@ class PictureQuestions:
 
     def __getitem__(self, index: int) -> Example:
         """Pixels [3, H, W] and the records of the picture's questions."""
+        _, group = self.unopened(index)
+        return self.transform(read_image(self.dataset, group[0])), group
+
+    # --- for training with --cache: see vlkit.data.cached_pictures.PicturesWithTexts ---
+
+    def unopened(self, index: int) -> tuple[int, list[Record]]:
+        """The example with its number in place of pixels."""
         group = self.groups[index]
         if 0 < self.per_picture < len(group):
             group = random.sample(group, self.per_picture)
-        return self.transform(read_image(self.dataset, group[0])), group
+        return index, group
+
+    @property
+    def texts(self) -> list[str]:
+        """The questions of all records."""
+        return [record["question"] for group in self.groups for record in group]
+
+    def identify(self, index: int) -> list[Any]:
+        """What changes when the picture of an example does."""
+        return identify_file(self.dataset.path(self.groups[index][0]))
+
+    def load(self, indices: list[int]) -> Tensor:
+        """Pictures of examples, [n, 3, H, W]; without augmentation always the same."""
+        return torch.stack([self.transform(read_image(self.dataset, self.groups[index][0])) for index in indices])
 
 
 def answered(dataset: Dataset, split: str) -> list[Record]:
@@ -74,29 +94,17 @@ def by_picture(records: Sequence[Record]) -> list[list[Record]]:
     return list(groups.values())
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Pictures and questions of a training step.
+class Batch(NamedTuple):
+    """P pictures and B questions of a training step."""
 
-    Attributes:
-        pixels: [P, 3, H, W].
-        ids: [B, L] int64, the questions' tokens.
-        owner: [B] int64, the picture of each question.
-        targets: [B, A] float soft targets of a classifier, or [B, T] int64 answer tokens of a decoder.
-    """
-
-    pixels: Tensor
-    ids: Tensor
+    pixels: Tensor | TapBatch
+    """[P, 3, H, W], or the rows of P pictures."""
+    ids: Tensor | TapBatch
+    """[B, L] int64, the questions' tokens, or the rows of B questions."""
     owner: Tensor
+    """[B] int64, the picture of each question."""
     targets: Tensor
-
-    def to(self, device: Any, **options: Any) -> Batch:
-        """The batch on another device (Fabric calls it)."""
-        return Batch(*(tensor.to(device, **options) for tensor in vars(self).values()))
-
-    def pin_memory(self) -> Batch:
-        """The batch in page-locked memory (the loader calls it)."""
-        return Batch(*(tensor.pin_memory() for tensor in vars(self).values()))
+    """[B, A] float soft targets of a classifier, or [B, T] int64 answer tokens of a decoder."""
 
 
 class QuestionCollate:
@@ -105,13 +113,19 @@ class QuestionCollate:
     Args:
         tokenize: questions -> ids [B, L].
         targets: lists of ten answers, one a question -> [B, ...] (:class:`SoftTargets` or :class:`AnswerTokens`).
+        stack: what the examples hold of each picture -> what a batch holds of all.
     """
 
-    def __init__(self, tokenize: Callable[[list[str]], Tensor], targets: Callable[[list[list[str]]], Tensor]) -> None:
-        self.tokenize, self.targets = tokenize, targets
+    def __init__(
+        self,
+        tokenize: Callable[[list[str]], Tensor | TapBatch],
+        targets: Callable[[list[list[str]]], Tensor],
+        stack: Callable[[list[Any]], Tensor | TapBatch] = torch.stack,
+    ) -> None:
+        self.tokenize, self.targets, self.stack = tokenize, targets, stack
 
     def __call__(self, examples: list[Example]) -> Batch:
-        pixels = torch.stack([picture for picture, _ in examples])
+        pixels = self.stack([picture for picture, _ in examples])
         owner = torch.tensor([place for place, (_, group) in enumerate(examples) for _ in group])
         records = [record for _, group in examples for record in group]
         ids = self.tokenize([record["question"] for record in records])

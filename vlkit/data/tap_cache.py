@@ -250,7 +250,7 @@ class CachedLoader:
     of an epoch), so that from the second epoch on nothing is decoded and no early route runs.
 
     Args:
-        loader: makes batches; each a tuple, some of whose items come from :meth:`TapCache.look_up`.
+        loader: makes batches; each a tuple (named or not), some of whose items come from :meth:`TapCache.look_up`.
         caches: theirs.
         fabric: the run's Fabric; processes share the work at the end of an epoch.
     """
@@ -267,12 +267,10 @@ class CachedLoader:
     def batches(self, start: int, stop: int) -> Iterator[tuple[Any, ...]]:
         """Batches ``start .. stop - 1``, counted over all epochs; see :meth:`vlkit.loader.EpochLoader.batches`."""
         for place, batch in enumerate(self.loader.batches(start, stop), start):
-            done = tuple(
-                self.caches[item.cache].complete(item) if isinstance(item, TapBatch) else item for item in batch
-            )
+            done = [self.caches[item.cache].complete(item) if isinstance(item, TapBatch) else item for item in batch]
             if (place + 1) % len(self) == 0:
                 self._make_the_rest()
-            yield done
+            yield batch._make(done) if hasattr(batch, "_make") else tuple(done)
 
     def _make_the_rest(self) -> None:
         self.fabric.barrier()  # all processes have stored what their batches needed, and see the same rows missing
