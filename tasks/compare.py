@@ -26,7 +26,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from vlkit.adapters import ADAPTERS
+from vlkit.adapters import ADAPTERS, TUNING
 from vlkit.config import run
 from vlkit.errors import UserError
 from vlkit.files import read_json, whole_file, write_text
@@ -72,7 +72,8 @@ class Config:
     jobs: int = 1
     """Runs side by side; the cores are shared between them."""
     flags: list[str] = field(default_factory=list)
-    """Further flags for every run as name=value, e.g. epochs=8 data.root=DIR."""
+    """Further flags for every run as name=value, e.g. epochs=8 data.root=DIR. Methods that train inside the base
+    (bitfit, lora, full) cannot be cached: cache=true and cache_dtype are left out of their runs."""
     learning_rates: list[str] = field(default_factory=list)
     """Learning rates as method=value; default: the script's; lora 1e-3, full 3e-4, vqt 1e-2."""
 
@@ -133,7 +134,7 @@ def train(config: Config, method: str, seed: int, folder: Path) -> None:
     rates: dict[str, Any] = {**LEARNING_RATES, **dict(pair.rsplit("=", 1) for pair in config.learning_rates)}
     rate = rates.get(method, rates.get(kind))
     flags = [f"--adapter.kind={kind}", *(f"--adapter.{option}" for option in options)]
-    flags += ([] if rate is None else [f"--lr={rate}"]) + [f"--{flag}" for flag in config.flags]
+    flags += ([] if rate is None else [f"--lr={rate}"]) + flags_for(kind, config.flags)
     script = [sys.executable, str(TASKS / config.task / "train.py"), "--resume", f"--output={folder}", f"--seed={seed}"]
     threads = max(1, (os.cpu_count() or 1) // config.jobs)
     log = folder.with_suffix(".log")
@@ -144,6 +145,12 @@ def train(config: Config, method: str, seed: int, folder: Path) -> None:
     if code:
         last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"])[-1]
         raise UserError(f"{method} seed {seed}: exit code {code} ({last}); its output is in {log}; run again to go on")
+
+
+def flags_for(kind: str, flags: Sequence[str]) -> list[str]:
+    """The further flags of a run; those of the cache only for methods that can be cached."""
+    left_out = ("cache", "cache_dtype") if kind in TUNING else ()
+    return [f"--{flag}" for flag in flags if flag.partition("=")[0] not in left_out]
 
 
 def write_csv(path: Path, task: str, metrics: Mapping[Cell, Metrics]) -> None:

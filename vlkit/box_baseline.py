@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vlkit.data.manifest import Dataset
-from vlkit.data.pairs import read_image
+from vlkit.data.pairs import picture_size
 from vlkit.metrics.grounding import box_iou, grounding_metrics, precision_at_k
 
 CANDIDATES = 400
@@ -66,8 +66,7 @@ def picture_sides(dataset: Dataset, records: Sequence[dict[str, Any]]) -> np.nda
     sizes: dict[str, tuple[float, float]] = {}
     for record in records:
         if record["image"] not in sizes:
-            stated = record.get("width"), record.get("height")
-            sizes[record["image"]] = read_image(dataset, record).size if None in stated else stated
+            sizes[record["image"]] = picture_size(dataset, record)
     return np.array([2 * sizes[record["image"]] for record in records], dtype=np.float32)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -25,6 +25,7 @@ from vlkit.box_losses import BoxLoss, grounding_loss
 from vlkit.checkpoint import save_adapter
 from vlkit.config import kinds, run
 from vlkit.data.boxes import Augment, BoxBatch, BoxCollate, BoxedPictures, BoxTransform, Shape
+from vlkit.data.cached_pictures import cached_pictures
 from vlkit.data.manifest import Dataset
 from vlkit.demo.prepared import demo_dataset
 from vlkit.encoders.load import load_base
@@ -82,10 +83,24 @@ class Config(RunConfig):
     fusion: FusionOptions = field(default_factory=lambda: FusionOptions(layers=2, neck=2))
     head: GroundingOptions = field(default_factory=GroundingOptions)
     loss: BoxLoss = field(default_factory=BoxLoss)
+    cache: bool | Path = False
+    """Keep what the frozen early route gives for each training picture and text on the disk, in this folder or (true)
+    in vlkit's cache folder: from the second epoch on, and in later runs, no picture is decoded and no backbone runs."""
+    cache_dtype: Literal["fp32", "bf16", "int8"] = "bf16"
+    """Number format of the cache; int8 has a scale for every 64 values."""
     epochs: int = 12
     batch_size: int = 16
     """Pictures a step, all processes together; each comes with its texts."""
     lr: float = 1.5e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        changed = f"--data.augment {self.data.augment}" if self.data.augment != "none" else "--data.flip true"
+        if self.cache and (self.data.augment != "none" or self.data.flip):
+            raise UserError(
+                f"--cache: with {changed} a picture is another one in each epoch, so its taps cannot be kept; leave "
+                "one of the two out"
+            )
 
 
 def main(config: Config) -> None:
@@ -108,8 +123,15 @@ def main(config: Config) -> None:
     before = before_training(dataset, config.data.train, test)
 
     grounder = build_model(base, text, config.adapter, config.fusion, config.head)
-    loader = make_loader(examples, config, fabric, collate=BoxCollate(text.tokenize))
     model = fabric.setup_module(grounder)
+    if config.cache:
+        cached = cached_pictures(
+            *(config.cache, config.cache_dtype, examples, grounder, base, text, fabric),
+            preprocess={**base.preprocess.to_dict(), "shape": config.data.shape},
+        )
+        loader = cached.loader(make_loader(cached, config, fabric, BoxCollate(cached.read, cached.stack)))
+    else:
+        loader = make_loader(examples, config, fabric, BoxCollate(text.tokenize))
     locator = Locator(grounder, base, text, fabric, config.data.shape)
 
     def step(batch: BoxBatch, epoch: float) -> dict[str, Tensor]:

@@ -21,5 +21,7 @@ ADAPTERS = {
     "full": FullOptions,
 }
 """Name for ``--adapter.kind`` -> its options, which build the adapted encoder."""
+TUNING = ("bitfit", "lora", "full")
+"""Those that train inside the base: they have no frozen early route that could be cached."""
 
-__all__ = ["ADAPTERS", "AdaptedEncoder", "Adapter", "Encoded", "trained_state"]
+__all__ = ["ADAPTERS", "TUNING", "AdaptedEncoder", "Adapter", "Encoded", "trained_state"]

@@ -21,7 +21,8 @@ from torchvision.transforms.v2 import functional as VF
 
 from vlkit.data.manifest import Dataset
 from vlkit.data.mirror import mirrored
-from vlkit.data.pairs import read_image
+from vlkit.data.pairs import identify_file, picture_size, read_image
+from vlkit.data.tap_rows import TapBatch
 from vlkit.encoders.bases import Preprocess
 
 Shape = Literal["squash", "letterbox"]
@@ -59,12 +60,18 @@ class Fit:
 
     def place(self, image: Image.Image, boxes: Tensor, mode: InterpolationMode) -> Boxed:
         """The picture at the input's size, and its boxes in the input's pixels."""
-        left, top, width, height = self.inner(image.width, image.height)
-        image, boxes = (VF.resize(x, [height, width], mode, antialias=True) for x in (image, boxes))
+        return self._put(image, image.size, mode), self.place_boxes(boxes, image.size)
+
+    def place_boxes(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+        """Boxes (:func:`with_boxes`) of a picture of ``size`` (width, height) in the input's pixels."""
+        return self._put(boxes, size, InterpolationMode.NEAREST)
+
+    def _put(self, x: Any, size: tuple[int, int], mode: InterpolationMode) -> Any:
+        left, top, width, height = self.inner(*size)
+        x = VF.resize(x, [height, width], mode, antialias=True)
         if (height, width) == self.size:
-            return image, boxes
-        padding = [left, top, self.size[1] - width - left, self.size[0] - height - top]
-        return VF.pad(image, padding, self.fill), VF.pad(boxes, padding)
+            return x
+        return VF.pad(x, [left, top, self.size[1] - width - left, self.size[0] - height - top], self.fill)
 
     def to_picture(self, boxes: Tensor, width: int, height: int) -> Tensor:
         """The exact inverse for boxes: shares of the input [..., 4] corners -> pixels of a ``width`` x ``height``
@@ -98,20 +105,26 @@ class BoxTransform:
 
     def __call__(self, image: Image.Image, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """RGB picture and its boxes [n, 4] in pixels (n may be 0) -> [3, H, W] float32 and [n, 4] float32 in 0..1."""
-        boxes = with_boxes(image, boxes)
+        boxes = with_boxes(image.size, boxes)
         if self.augment == "crop":
             image, boxes = crop_around(image, boxes)
         if self.augment != "none":
             image = self.color(image)
         image, boxes = self.fit.place(image, boxes, self.mode)
-        sides = torch.tensor([self.fit.size[1], self.fit.size[0]] * 2)
-        return self.tensor(image), boxes.as_subclass(Tensor) / sides
+        return self.tensor(image), self._shares(boxes)
+
+    def boxes_alone(self, size: tuple[int, int], boxes: Tensor) -> Tensor:
+        """What becomes of the boxes of a picture of ``size`` (width, height) that is not augmented."""
+        return self._shares(self.fit.place_boxes(with_boxes(size, boxes), size))
+
+    def _shares(self, boxes: Tensor) -> Tensor:
+        return boxes.as_subclass(Tensor) / torch.tensor([self.fit.size[1], self.fit.size[0]] * 2)
 
 
-def with_boxes(image: Image.Image, boxes: Tensor) -> tv_tensors.BoundingBoxes:
-    """Boxes as torchvision's transforms know them."""
+def with_boxes(size: tuple[int, int], boxes: Tensor) -> tv_tensors.BoundingBoxes:
+    """Boxes in a picture of ``size`` (width, height) as torchvision's transforms know them."""
     return tv_tensors.BoundingBoxes(
-        torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4), format="XYXY", canvas_size=image.size[::-1]
+        torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4), format="XYXY", canvas_size=size[::-1]
     )
 
 
@@ -137,7 +150,7 @@ def flip(image: Image.Image, boxes: Tensor, texts: Sequence[str]) -> tuple[Image
     swapped = [mirrored(text) for text in texts]
     if any(text is None for text in swapped):
         return None
-    return VF.horizontal_flip(image), VF.horizontal_flip(with_boxes(image, boxes)), swapped
+    return VF.horizontal_flip(image), VF.horizontal_flip(with_boxes(image.size, boxes)), swapped
 
 
 @dataclass(frozen=True)
@@ -145,12 +158,12 @@ class BoxedPicture:
     """An example: one picture with some of the texts about it.
 
     Attributes:
-        pixels: [3, H, W] float32.
+        pixels: [3, H, W] float32, or the example's number (:meth:`BoxedPictures.unopened`).
         texts: what is asked for.
         boxes: for each text [g, 4] float32, x1, y1, x2, y2 in 0..1 of the input.
     """
 
-    pixels: Tensor
+    pixels: Tensor | int
     texts: list[str]
     boxes: list[Tensor]
 
@@ -182,6 +195,7 @@ class BoxedPictures:
             groups.setdefault(record["image"], []).append(record)
         self.examples = [own[i : i + texts] for own in groups.values() for i in range(0, len(own), texts)]
         self.count = sum(map(len, self.examples))
+        self._sizes: dict[str, tuple[int, int]] = {}
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -198,6 +212,31 @@ class BoxedPictures:
         pixels, joined = self.transform(image, joined)
         return BoxedPicture(pixels, texts, list(joined.split(counts)))
 
+    # --- for training with --cache: see vlkit.data.cached_pictures.PicturesWithTexts ---
+
+    def unopened(self, index: int) -> BoxedPicture:
+        """The example with its number in place of pixels; not augmented, not mirrored."""
+        records = self.examples[index]
+        name = records[0]["image"]
+        if name not in self._sizes:
+            self._sizes[name] = picture_size(self.dataset, records[0])
+        boxes = [self.transform.boxes_alone(self._sizes[name], boxes_of(record, self.several)) for record in records]
+        return BoxedPicture(index, [record["text"] for record in records], boxes)
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts of all examples."""
+        return [record["text"] for records in self.examples for record in records]
+
+    def identify(self, index: int) -> list[Any]:
+        """What changes when the picture of an example does; examples of one picture have the same."""
+        return identify_file(self.dataset.path(self.examples[index][0]))
+
+    def load(self, indices: list[int]) -> Tensor:
+        """Pictures of examples, [n, 3, H, W]; without augmentation always the same."""
+        images = (read_image(self.dataset, self.examples[index][0]) for index in indices)
+        return torch.stack([self.transform(image, torch.empty(0, 4))[0] for image in images])
+
 
 def boxes_of(record: dict[str, Any], several: bool = True) -> Tensor:
     """A record's boxes, float32 [g, 4] in pixels: all of ``boxes`` if it has them and ``several``, else ``box``."""
@@ -208,10 +247,10 @@ def boxes_of(record: dict[str, Any], several: bool = True) -> Tensor:
 class BoxBatch(NamedTuple):
     """P pictures and B texts about them."""
 
-    pixels: Tensor
-    """[P, 3, H, W] float32."""
-    ids: Tensor
-    """[B, L] int64."""
+    pixels: Tensor | TapBatch
+    """[P, 3, H, W] float32, or the rows of P pictures."""
+    ids: Tensor | TapBatch
+    """[B, L] int64, or the rows of B texts."""
     owner: Tensor
     """[B] int64, the picture of each text."""
     boxes: Tensor
@@ -225,16 +264,21 @@ class BoxCollate:
 
     Args:
         tokenize: texts -> ids [B, L], without columns of padding only.
+        stack: what the examples hold of each picture -> what a batch holds of all.
     """
 
-    def __init__(self, tokenize: Callable[[list[str]], Tensor]) -> None:
-        self.tokenize = tokenize
+    def __init__(
+        self,
+        tokenize: Callable[[list[str]], Tensor | TapBatch],
+        stack: Callable[[list[Any]], Tensor | TapBatch] = torch.stack,
+    ) -> None:
+        self.tokenize, self.stack = tokenize, stack
 
     def __call__(self, examples: list[BoxedPicture]) -> BoxBatch:
         owner = [i for i, example in enumerate(examples) for _ in example.texts]
         own = [boxes for example in examples for boxes in example.boxes]
         return BoxBatch(
-            torch.stack([example.pixels for example in examples]),
+            self.stack([example.pixels for example in examples]),
             self.tokenize([text for example in examples for text in example.texts]),
             torch.tensor(owner),
             torch.nn.utils.rnn.pad_sequence(own, batch_first=True),

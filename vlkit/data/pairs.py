@@ -128,6 +128,13 @@ def read_image(dataset: Dataset, record: dict[str, Any]) -> Image.Image:
         ) from None
 
 
+def picture_size(dataset: Dataset, record: dict[str, Any]) -> tuple[int, int]:
+    """Width and height of the record's picture in pixels; it is opened if the record does not state them."""
+    if record.get("width") is not None and record.get("height") is not None:
+        return record["width"], record["height"]
+    return read_image(dataset, record).size
+
+
 def image_batches(paths: list[Any], open_one: Callable[[Any], Tensor], size: int, threads: int = 4) -> Iterator[Tensor]:
     """Load pictures with a few threads, a batch ahead: yields [b, 3, H, W] in the order of ``paths``."""
     with ThreadPoolExecutor(threads) as pool:
