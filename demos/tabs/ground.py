@@ -95,6 +95,8 @@ def build(studio: Studio) -> None:
     on_page([button.click, phrase.submit], show, inputs, [drawn, result])
     on_example(examples, show, inputs, [drawn, result])
     picture.change(told(offer), [picture, phrase], [ready], api_visibility="private", show_progress="hidden")
+    # Once it is edited, it is none of them.
+    phrase.input(lambda: gr.Radio(value=None), None, ready, api_visibility="private", show_progress="hidden")
     filled = ready.input(lambda choice: choice, ready, phrase, api_visibility="private", show_progress="hidden")
     filled.success(told(show), inputs, [drawn, result], api_visibility="private")
     endpoint("ground", ground, inputs)

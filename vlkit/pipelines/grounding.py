@@ -35,8 +35,8 @@ class Candidate(NamedTuple):
     score: float
     """0..1. Of the best candidate, and of every one of a model with several queries: the IoU with the right box that
     the model expects. Of a runner-up of a model with one query: the best one's score times the share of heat at its
-    place, beside the hottest. Nothing was trained to make that an IoU: on the demo validation split it follows the mean IoU of
-    runners-up below 0.3 and says too much above."""
+    place, beside the hottest. Nothing was trained to make that an IoU: on the demo validation split it follows the mean
+    IoU of runners-up below 0.3 and says too much above."""
 
 
 class GroundingPipeline:
