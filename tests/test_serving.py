@@ -309,3 +309,34 @@ def test_memory_needs_say_what_fits(monkeypatch):
         assert need.fits == (need.largest_batch >= 64)
     assert (needs["SHERL"].fits, needs["LoRA"].fits) == (True, False)
     assert all(need.fits is None for need in memory_needs("tiny", 64))
+
+
+@pytest.mark.slow
+def test_the_line_through_two_batch_sizes_is_exact_enough(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("VLKIT_CACHE", str(tmp_path))
+    memory_module._predicted.cache_clear()
+    bench = memory_module._bench("ViT-B-32")
+    for batch_size in (24, 56):
+        for need in memory_needs("ViT-B-32", batch_size):
+            step = bench.memory(bench.model(METHODS[need.method]()), batch_size)
+            assert need.kept == pytest.approx(step.saved_bytes, rel=0.02), (need.method, batch_size)
+            assert need.total == pytest.approx(step.total_bytes, rel=0.02), (need.method, batch_size)
+
+
+def test_predictions_are_kept_for_the_next_start(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("VLKIT_CACHE", str(tmp_path))
+    memory_module._predicted.cache_clear()
+    first = memory_module._predicted("tiny", "full", 2)
+    (file,) = (tmp_path / "memory").iterdir()
+    memory_module._predicted.cache_clear()
+
+    def busy(base: str) -> None:
+        raise AssertionError("predicted again")
+
+    monkeypatch.setattr(memory_module, "_bench", busy)
+    assert memory_module._predicted("tiny", "full", 2) == first
+    file.write_text("{}")
+    memory_module._predicted.cache_clear()
+    with pytest.raises(AssertionError, match="predicted again"):
+        memory_module._predicted("tiny", "full", 2)
+    memory_module._predicted.cache_clear()

@@ -18,6 +18,7 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from vlkit.adapters.sherl import SherlOptions
+from vlkit.box_candidates import runners_up
 from vlkit.data.boxes import BoxTransform, Shape
 from vlkit.data.manifest import Dataset
 from vlkit.data.pairs import read_image
@@ -25,7 +26,7 @@ from vlkit.distributed import my_share
 from vlkit.encoders.bases import ClipBase
 from vlkit.errors import UserError
 from vlkit.heads.fusion import Fusion, FusionOptions
-from vlkit.heads.grounding import BoxHead, Grounder, GroundingOptions, Neck
+from vlkit.heads.grounding import BoxHead, BoxPrediction, Grounder, GroundingOptions, Neck
 from vlkit.metrics.grounding import grounding_metrics, phrase_recall, precision_at_k
 from vlkit.vqa import TextSide
 
@@ -91,7 +92,8 @@ class Found:
 
     Attributes:
         boxes: float32 [Q, 4], x1, y1, x2, y2 in pixels of the original picture, not clipped to it.
-        scores: float32 [Q], the IoU with a right box that the model expects, 0..1.
+        scores: float32 [Q], the IoU with a right box that the model expects, 0..1; of runners-up (see
+            :meth:`Locator.find`) an estimate that was not learned.
     """
 
     boxes: np.ndarray
@@ -131,9 +133,14 @@ class Locator:
         texts: Sequence[Sequence[str]],
         open_one: Callable[[Any], Image.Image],
         label: str = "pictures",
+        candidates: int = 1,
     ) -> Iterator[list[Found]]:
         """For each source the boxes of its texts; ``open_one`` turns a source into an RGB picture. Pictures are read a
         batch ahead.
+
+        A model with one query has one answer. With more ``candidates``, what else its heat map points at follows as
+        runners-up (:func:`vlkit.box_candidates.runners_up`), so that a text has up to that many boxes. A runner-up's
+        score is that of the answer times the heat of its place, as a share of the hottest.
         """
         parts = list(self._parts(texts))
         hidden = not self.fabric.is_global_zero or not sys.stderr.isatty()
@@ -147,7 +154,7 @@ class Locator:
             for number, rows in enumerate(bar):
                 now, waiting = waiting, ahead(parts[number + 1]) if number + 1 < len(parts) else []
                 pixels, sizes = zip(*(future.result() for future in now), strict=True)
-                yield from self._boxes(torch.stack(pixels), sizes, [texts[row] for row in rows])
+                yield from self._boxes(torch.stack(pixels), sizes, [texts[row] for row in rows], candidates)
 
     def _parts(self, texts: Sequence[Sequence[str]]) -> Iterator[range]:
         """Neighbouring pictures whose number and texts fit in one batch."""
@@ -166,7 +173,7 @@ class Locator:
 
     @torch.no_grad()
     def _boxes(
-        self, pixels: Tensor, sizes: Sequence[tuple[int, int]], texts: list[Sequence[str]]
+        self, pixels: Tensor, sizes: Sequence[tuple[int, int]], texts: list[Sequence[str]], candidates: int
     ) -> Iterator[list[Found]]:
         training = self.model.training
         self.model.eval()
@@ -174,17 +181,26 @@ class Locator:
         ids = self.text.tokenize([text for own in texts for text in own])
         with self.fabric.autocast():
             last = self.model(*(self.fabric.to_device(x) for x in (pixels, ids, owner)))[-1]
-        boxes, scores = box_convert(last.boxes, "cxcywh", "xyxy").cpu(), last.scores.sigmoid().cpu()
         self.model.train(training)
         row = 0
         for (width, height), own in zip(sizes, texts, strict=True):
             found = []
             for _ in own:
-                order = scores[row].argsort(descending=True, stable=True)
-                placed = self.transform.fit.to_picture(boxes[row, order], width, height)
-                found.append(Found(placed.numpy(), scores[row, order].numpy()))
+                boxes, scores = _ranked(last, row, candidates)
+                placed = self.transform.fit.to_picture(boxes, width, height)
+                found.append(Found(placed.numpy(), scores.numpy()))
                 row += 1
             yield found
+
+
+def _ranked(last: BoxPrediction, row: int, candidates: int) -> tuple[Tensor, Tensor]:
+    """Boxes [n, 4] (corners, shares of the input) and scores [n] of a text, best first, on the CPU."""
+    boxes, scores = last.boxes[row].cpu(), last.scores[row].sigmoid().cpu()
+    if len(scores) == 1 and candidates > 1:
+        more, shares = runners_up(last.heat[row, 0].cpu(), last.cells[row].cpu(), boxes[0], candidates - 1)
+        boxes, scores = torch.cat([boxes, more]), torch.cat([scores, scores * shares])
+    order = scores.argsort(descending=True, stable=True)
+    return box_convert(boxes[order], "cxcywh", "xyxy"), scores[order]
 
 
 def records_of(dataset: Dataset, split: str) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ def build(studio: Studio) -> None:
     with gr.Row():
         base = gr.Dropdown(list(BASES), value=BASES[0], label="Base", elem_id="memory-base")
         size = gr.Slider(1, MOST_PAIRS, value=64, step=1, label="Pairs a step", elem_id="memory-size")
-        gpu = gr.Dropdown([(f"{n} GB", n) for n in GPUS], value=8, label="Does it fit my GPU?", elem_id="memory-gpu")
+        gpu = gr.Dropdown([(f"{n} GB", n) for n in GPUS], value=8, label="My GPU", elem_id="memory-gpu")
     button = gr.Button("Predict", variant="primary", elem_id="memory-button")
     result = gr.HTML(elem_id="memory-result")
     examples = gr.Examples(
@@ -43,6 +43,7 @@ def build(studio: Studio) -> None:
 
     def show(base: str, size: float, gpu: float) -> Iterator[str]:
         needs: list[Need] = []
+        yield f'<p role="status">Predicting {", ".join(METHODS)}: some seconds for a base that is new here …</p>'
         for need in predicted(base, size, gpu):
             needs.append(need)
             yield chart(needs, int(gpu), waiting=list(METHODS)[len(needs) :])

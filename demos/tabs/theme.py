@@ -22,14 +22,19 @@ CSS = """
 .bars .track { grid-column: 1 / -1; height: 0.6rem; border-radius: 0.3rem; background: var(--border-color-primary);
   overflow: hidden; display: flex; position: relative; }
 .bars .fill { background: var(--primary-500); height: 100%; border-radius: 0.3rem; }
-.bars .swatch, .key .swatch { display: inline-block; width: 0.8rem; height: 0.8rem; border-radius: 0.2rem;
-  margin-right: 0.45rem; }
+.bars .swatch, .key .swatch, .boxes .swatch { display: inline-block; width: 0.8rem; height: 0.8rem;
+  border-radius: 0.2rem; margin-right: 0.45rem; }
 .stack .track { height: 1.1rem; }
 .stack .fill { border-radius: 0; }
 .stack .limit { position: absolute; top: 0; bottom: 0; width: 2px; background: var(--body-text-color); }
 .stack li { grid-template-columns: minmax(5rem, 1fr) auto; }
 .key { display: flex; flex-wrap: wrap; gap: 0.3rem 1.1rem; margin-top: 0.8rem; font-size: 0.85rem;
   color: var(--body-text-color-subdued); }
+.boxes { border: 0 !important; width: 100%; border-collapse: collapse;
+  font-variant-numeric: tabular-nums; font-size: 0.9rem; }
+.boxes caption { text-align: left; font-weight: 600; padding-bottom: 0.3rem; }
+.boxes th, .boxes td { text-align: left; padding: 0.3rem 0.5rem 0.3rem 0; border: 0 !important;
+  border-bottom: 1px solid var(--border-color-primary) !important; }
 .part-0 { background: var(--primary-700) !important; } .part-1 { background: var(--primary-400) !important; }
 .part-2 { background: var(--neutral-400) !important; }
 .progress { height: 0.45rem; border-radius: 0.25rem; background: var(--border-color-primary); overflow: hidden; }
@@ -69,4 +74,6 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
         button_primary_text_color="white",
+        checkbox_background_color_selected="*primary_700",
+        checkbox_border_color_selected="*primary_700",
     )

@@ -52,7 +52,7 @@ class Config:
     """Predict for a whole split instead; test stands for testA and testB where there is no split of that name."""
     data: Data = field(default_factory=Data)
     k: int = 1
-    """Boxes a text, at most; the model has --head.queries of them."""
+    """Boxes a text, at most. Of --split, a model has --head.queries of them; of one picture there may be more."""
     draw: Path | None = None
     """Write a PNG: the picture with its boxes, or a sheet of pictures of the split (annotated boxes in white)."""
     json: Path | None = None

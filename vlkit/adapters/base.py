@@ -24,12 +24,15 @@ class Encoded:
     Args:
         base: the tower that made ``stream``.
         stream: the state after the last block; a list of them, if the batch ran in chunks; or a function that runs the
-            tower for it, if nobody kept it.
+            tower for either, if nobody kept it.
         pooled: the pooled embedding if an adapter already made it, else the base's own pooling is used.
     """
 
     def __init__(
-        self, base: StagedEncoder, stream: Stream | list[Stream] | Callable[[], Stream], pooled: Tensor | None = None
+        self,
+        base: StagedEncoder,
+        stream: Stream | list[Stream] | Callable[[], Stream | list[Stream]],
+        pooled: Tensor | None = None,
     ) -> None:
         self._base, self._stream, self._pooled = base, stream, pooled
 
@@ -146,11 +149,19 @@ class AdaptedEncoder(nn.Module):
             With an adapter on tokens it needs ``recompute``.
         recompute: None: autograd keeps what adapter and late route need for backward. Else only the taps are kept, in
             this number format, and adapter and late route run again in backward, chunk by chunk
-            (:mod:`vlkit.adapters.recompute`). The forward is the same to the last bit either way.
+            (:mod:`vlkit.adapters.recompute`).
+        summary_only: the head reads the pooled embedding. With ``recompute``, where the base pools one token, the last
+            block of the late route runs for that token alone (:meth:`StagedEncoder.finish_pooled`). The other views of
+            :class:`Encoded` are there nonetheless, at the price of another run.
     """
 
     def __init__(
-        self, base: StagedEncoder, adapter: Adapter, early_chunk: EarlyChunk = 0, recompute: TapDtype | None = None
+        self,
+        base: StagedEncoder,
+        adapter: Adapter,
+        early_chunk: EarlyChunk = 0,
+        recompute: TapDtype | None = None,
+        summary_only: bool = False,
     ) -> None:
         super().__init__()
         if early_chunk != 0 and adapter.handoff == "tokens" and recompute is None:
@@ -160,6 +171,8 @@ class AdaptedEncoder(nn.Module):
         self.stop = base.depth - adapter.late
         self.chunker = Chunker(base, early_chunk, late=recompute is not None)
         self.recompute = recompute
+        on_tokens = adapter.handoff == "tokens" and adapter.late > 0
+        self.summary_only = summary_only and on_tokens and base.pools_one_token
 
     def forward(self, x: Any) -> Encoded:
         """Early route, adapter, late route, pool; taps are reduced while the early route runs."""

@@ -10,16 +10,16 @@ An adapter that mixes samples (batch norm) is merged for the whole batch at once
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from vlkit.adapters.chunks import in_dtype
 from vlkit.adapters.kept import Kept, TapDtype
+from vlkit.adapters.second_run import Conditions, attach
 from vlkit.encoders.staged import Stream, run_blocks
 
 if TYPE_CHECKING:
@@ -27,39 +27,8 @@ if TYPE_CHECKING:
 
 Route = Iterator[tuple[int, Stream]]
 """Depths and streams, as :func:`vlkit.encoders.staged.run_early` yields them."""
-Finished = tuple[list[Stream], Tensor | None]
-"""The streams after the last block, one a chunk, and the pooled embedding if the adapter made it."""
-
-
-class Conditions:
-    """Random state and autocast as they are now, to be had again later.
-
-    Args:
-        device: where the work is done.
-        random: whether it draws random numbers.
-    """
-
-    def __init__(self, device: torch.device, random: bool) -> None:
-        self._device, self._states = device, None
-        self._autocast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
-        if random:
-            on_cuda = device.type == "cuda"
-            self._states = torch.get_rng_state(), torch.cuda.get_rng_state(device) if on_cuda else None
-
-    @contextlib.contextmanager
-    def again(self) -> Iterator[None]:
-        """Within it, things are as they were; afterwards they are as if nothing had been drawn."""
-        enabled, dtype = self._autocast
-        devices = [self._device] if self._device.type == "cuda" else []
-        with torch.autocast(self._device.type, dtype=dtype, enabled=enabled):
-            if self._states is None:
-                yield
-                return
-            with torch.random.fork_rng(devices=devices):
-                torch.set_rng_state(self._states[0])
-                if self._states[1] is not None:
-                    torch.cuda.set_rng_state(self._states[1], self._device)
-                yield
+Finished = tuple[list[Stream] | Callable[[], list[Stream]], Tensor | None]
+"""The streams after the last block, one a chunk, or what makes them; and the pooled embedding if it is made already."""
 
 
 class Piece:
@@ -92,36 +61,51 @@ class Piece:
 
 def run_again(model: AdaptedEncoder, chunks: list[Any], tap_dtype: TapDtype) -> Finished:
     """The whole encoder on a batch that is cut in ``chunks``; each is what :meth:`AdaptedEncoder.route` takes."""
-    adapter = model.adapter
-    routes = (model.route(chunk) for chunk in chunks)
-    return _coupled(model, routes, tap_dtype) if adapter.coupled else _independent(model, routes, tap_dtype)
+    return _run(model, lambda: map(model.route, chunks), tap_dtype)
 
 
 def merged_again(model: AdaptedEncoder, stream: Stream, taps: list[Stream], tap_dtype: TapDtype) -> Finished:
     """The same for one batch whose early route is done: the stream at the hand-off, and the taps."""
     route = [*zip(model.adapter.layers, taps, strict=True), (-1, stream)]
-    return (_coupled if model.adapter.coupled else _independent)(model, [iter(route)], tap_dtype)
+    return _run(model, lambda: [iter(route)], tap_dtype)
 
 
-def _independent(model: AdaptedEncoder, routes: Iterable[Route], tap_dtype: TapDtype) -> Finished:
+def _run(model: AdaptedEncoder, routes: Callable[[], Iterable[Route]], tap_dtype: TapDtype) -> Finished:
+    if model.adapter.coupled:
+        return _coupled(model, routes(), tap_dtype)
+    if not model.summary_only:
+        return _independent(model, routes(), tap_dtype, False)
+    conditions = Conditions(next(model.adapter.parameters()).device, model.adapter.training)
+
+    def every_token() -> list[Stream]:
+        with conditions.again():
+            return _independent(model, routes(), tap_dtype, False)[0]
+
+    return every_token, _independent(model, routes(), tap_dtype, True)[1]
+
+
+def _independent(model: AdaptedEncoder, routes: Iterable[Route], tap_dtype: TapDtype, summary_only: bool) -> Finished:
     pieces, ends, outputs = [], [], []
     for route in routes:
-        piece, end, output = _first_run(model, route, tap_dtype)
+        piece, end, output = _first_run(model, route, tap_dtype, summary_only)
         pieces.append(piece)
         ends.append(end)
         outputs.append(output)
 
     def second_run(piece: Piece) -> Tensor:
         *taps, stream = (in_dtype(stream, _dtype(model)) for stream in piece.open())
-        return _rest(model, [model.adapter.reduce(i, tap) for i, tap in enumerate(taps)], stream)[1]
+        reduced = [model.adapter.reduce(i, tap) for i, tap in enumerate(taps)]
+        return _rest(model, reduced, stream, summary_only)[1]
 
     outputs = attach(second_run, pieces, outputs, owner=model.adapter)
-    if model.adapter.handoff == "pooled":
+    if model.adapter.handoff == "pooled" or summary_only:
         return ends, torch.cat(outputs)
     return [end.replace(hidden=output) for end, output in zip(ends, outputs, strict=True)], None
 
 
-def _first_run(model: AdaptedEncoder, route: Route, tap_dtype: TapDtype) -> tuple[Piece | None, Stream, Tensor]:
+def _first_run(
+    model: AdaptedEncoder, route: Route, tap_dtype: TapDtype, summary_only: bool
+) -> tuple[Piece | None, Stream, Tensor]:
     """A chunk from start to end without a graph: what to keep, the stream after the last block, and the output."""
     adapter, piece, reduced = model.adapter, None, []
     trains = torch.is_grad_enabled()
@@ -136,7 +120,7 @@ def _first_run(model: AdaptedEncoder, route: Route, tap_dtype: TapDtype) -> tupl
         if piece is not None:
             piece.add(stream)
             piece.close()
-        end, output = _rest(model, reduced, in_dtype(stream, _dtype(model)))
+        end, output = _rest(model, reduced, in_dtype(stream, _dtype(model)), summary_only)
     return piece, end.replace(hidden=None) if adapter.handoff == "tokens" else end, output
 
 
@@ -145,14 +129,20 @@ def _dtype(model: AdaptedEncoder) -> torch.dtype:
     return next(model.adapter.parameters()).dtype
 
 
-def _rest(model: AdaptedEncoder, reduced: list[Any], stream: Stream) -> tuple[Stream, Tensor]:
-    """Adapter and late route: the stream after the last block, and the output that carries gradient."""
+def _rest(model: AdaptedEncoder, reduced: list[Any], stream: Stream, summary_only: bool) -> tuple[Stream, Tensor]:
+    """Adapter and late route: the stream after the last block, and the output that carries gradient.
+
+    With ``summary_only`` the output is the pooled embedding, and the stream is that in front of the last block.
+    """
     if model.adapter.handoff == "pooled":
         with torch.no_grad():
             last = model.base.pool(stream)
         return stream, model.adapter.merge(reduced, last, stream)
     stream = stream.replace(hidden=model.adapter.merge(reduced, stream.hidden, stream))
     reduced.clear()
+    if summary_only:
+        stream = run_blocks(model.base, stream, model.stop, model.base.depth - 1)
+        return stream, model.base.finish_pooled(stream)
     stream = run_blocks(model.base, stream, model.stop, model.base.depth)
     return stream, stream.hidden
 
@@ -228,73 +218,3 @@ def spare_buffers(module: nn.Module) -> Iterator[None]:
     finally:
         for owner, buffers in own:
             owner._buffers.update(buffers)
-
-
-# --- the graph ---
-
-
-def attach(
-    second_run: Callable[..., Tensor],
-    pieces: list[Any],
-    outputs: list[Tensor],
-    inputs: Sequence[Tensor] | None = None,
-    owner: nn.Module | None = None,
-) -> tuple[Tensor, ...]:
-    """Hang ``outputs``, made without a graph, into one whose backward makes each of them again.
-
-    The graph can be gone through once: backward lets go of the pieces.
-
-    Args:
-        second_run: (piece[, input]) -> the output again, with gradient.
-        pieces: one for each output, with its ``conditions``.
-        outputs: from the first run; without gradient enabled they are returned as they are.
-        inputs: one for each output, if the gradient passes on to them.
-        owner: whose parameters get a gradient.
-    """
-    if not torch.is_grad_enabled():
-        return tuple(outputs)
-    parameters = [p for p in owner.parameters() if p.requires_grad] if owner is not None else []
-    return _Again.apply(second_run, pieces, outputs, len(inputs or ()), *(inputs or ()), *parameters)
-
-
-class _Again(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        second_run: Callable[..., Tensor],
-        pieces: list[Any],
-        outputs: list[Tensor],
-        inputs: int,
-        *leaves: Tensor,
-    ) -> tuple[Tensor, ...]:
-        ctx.second_run, ctx.pieces, ctx.inputs = second_run, pieces, inputs
-        ctx.save_for_backward(*leaves)  # parameters, too: a change before backward would be noticed
-        ctx.set_materialize_grads(False)
-        return tuple(outputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        if ctx.pieces is None:
-            raise RuntimeError("the lean route frees what it kept as backward goes along: it can be taken only once")
-        saved = ctx.saved_tensors  # once: inside torch's checkpoint a second look is an error
-        inputs, parameters = saved[: ctx.inputs], saved[ctx.inputs :]
-        pieces, ctx.pieces = ctx.pieces, None
-        found: list[Tensor | None] = [None] * (len(inputs) + len(parameters))
-        for i, gradient in enumerate(gradients):
-            piece, pieces[i] = pieces[i], None
-            if gradient is None:
-                continue
-            own = [inputs[i].detach().requires_grad_()] if inputs else []
-            with torch.enable_grad(), piece.conditions.again():
-                output = ctx.second_run(piece, *own)
-            del piece
-            news = list(torch.autograd.grad(output, [*own, *parameters], gradient, allow_unused=True))
-            del output
-            if own:
-                found[i] = news.pop(0)
-            for place, new in enumerate(news, start=len(inputs)):
-                if new is not None:
-                    found[place] = new if found[place] is None else found[place].add_(new)
-            del news
-        return None, None, None, None, *found

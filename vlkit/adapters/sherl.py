@@ -242,9 +242,9 @@ class SherlOptions:
             0.1 if self.dropout is None else self.dropout,
             self.init,
         )
-        return AdaptedEncoder(
-            encoder, adapter, self.early_chunk if self.lean else 0, self.tap_dtype if self.lean else None
-        )
+        if not self.lean:
+            return AdaptedEncoder(encoder, adapter)
+        return AdaptedEncoder(encoder, adapter, self.early_chunk, self.tap_dtype, summary_only=reads == "pooled")
 
     def _layers(self, encoder: StagedEncoder, stop: int) -> tuple[int, ...]:
         if self.taps is None:

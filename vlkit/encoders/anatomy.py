@@ -232,22 +232,21 @@ def attend(attention: Attention, queries: Tensor, tokens: Tensor, mask: Tensor |
 
 
 def ask(block: Anatomy, hidden: Tensor, mask: Tensor | None, queries: Tensor) -> Tensor:
-    """Run a block on ``queries`` that attend to a sequence and not to each other; the sequence is a constant.
+    """Run a block on ``queries`` that attend to a sequence and not to each other.
 
     Position biases and causal masks are left out: a query has no place in the sequence.
 
     Args:
         block: of a frozen base.
         hidden: [B, N, D], the state that enters the block.
-        mask: [B, N] bool, True = real token; None = all real.
+        mask: [B, N] bool, True = may be attended to; None = all.
         queries: [Q, D] or [B, Q, D].
 
     Returns:
         [B, Q, D].
     """
     queries = queries.expand(len(hidden), *queries.shape[-2:])
-    with torch.no_grad():
-        tokens = block.attention.norm(hidden) if block.norm_first else hidden
+    tokens = block.attention.norm(hidden) if block.norm_first else hidden
     if not block.norm_first:
         queries = block.attention.norm(queries + attend(block.attention, queries, tokens, mask))
         return block.mlp_norm(queries + block.mlp(queries))

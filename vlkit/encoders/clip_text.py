@@ -7,7 +7,7 @@ from open_clip.model import CLIP
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
-from vlkit.encoders.clip_vision import run_resblock
+from vlkit.encoders.clip_vision import is_plain, run_resblock
 from vlkit.encoders.staged import Stream
 from vlkit.encoders.text import TextEncoder, up_to
 
@@ -68,6 +68,13 @@ class ClipText(TextEncoder):
         if projection is None:
             return pooled
         return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+
+    @property
+    def pools_one_token(self) -> bool:
+        """True for causal towers that pool the end of text: it sees the tokens up to itself, as the mask says."""
+        at_end = self.model.cls_emb is None and self.model.pool_type in ("argmax", "eos")
+        plain = self.causal and not self.model.use_pad_mask
+        return at_end and plain and is_plain(self.model.transformer.resblocks[-1])
 
     def tokens(self, stream: Stream) -> Tensor:
         """[B, L, D] after the final norm."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from vlkit.encoders.staged import StagedEncoder, Stream
@@ -31,7 +31,7 @@ class ClipVision(StagedEncoder):
         """Pictures [B, 3, H, W] -> stream with hidden [B, 1 + patches, D], class token at position 0."""
         hidden = self.model._embeds(x)
         summary = None
-        if self.model.attn_pool is None and self.model.pool_type == "tok":
+        if self._has_class_token_pool():
             summary = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
         return Stream(hidden, summary=summary)
 
@@ -52,6 +52,14 @@ class ClipVision(StagedEncoder):
         # A contrastive pooler has one query and keeps its axis: [B, 1, out_dim].
         return pooled.squeeze(1) if pooled.ndim == 3 else pooled
 
+    @property
+    def pools_one_token(self) -> bool:
+        """True for towers that pool their class token and whose last block is open_clip's own."""
+        return self._has_class_token_pool() and is_plain(self.model.transformer.resblocks[-1])
+
+    def _has_class_token_pool(self) -> bool:
+        return self.model.attn_pool is None and self.model.pool_type == "tok"
+
     def tokens(self, stream: Stream) -> Tensor:
         """[B, 1 + patches, D]: every token after the norm that stands before pooling."""
         pooler = self.model.attn_pool
@@ -63,6 +71,11 @@ class ClipVision(StagedEncoder):
         """Rows and columns of the patches, which follow the class token."""
         rows, columns = self.model.grid_size
         return rows, columns
+
+
+def is_plain(block: torch.nn.Module) -> bool:
+    """Whether a block is self-attention and MLP of open_clip's usual kind; a subclass may do anything."""
+    return type(block) is ResidualAttentionBlock and not hasattr(block, "ln_1_kv")
 
 
 def run_resblock(block: torch.nn.Module, hidden: Tensor, batch_first: bool, attn_mask: Tensor | None = None) -> Tensor:

@@ -122,7 +122,27 @@ class StagedEncoder(nn.Module):
         Raises:
             UserError: see :func:`vlkit.encoders.anatomy.anatomy_of`.
         """
-        return ask(anatomy_of(self.transformer_block(i)), stream.hidden, stream.mask, queries)
+        return ask(anatomy_of(self.transformer_block(i)), stream.hidden.detach(), stream.mask, queries)
+
+    @property
+    def pools_one_token(self) -> bool:
+        """Whether :meth:`pool` reads the state at the summary position alone, and :meth:`finish_pooled` makes use of
+        it."""
+        return False
+
+    def finish_pooled(self, stream: Stream) -> Tensor:
+        """Last block and pool, [B, out_dim]; gradient passes.
+
+        Where one token is pooled, the last block is run for that token alone: its keys, values and MLP at every other
+        position are work that nobody reads.
+        """
+        if not self.pools_one_token:
+            return self.pool(self.block(self.depth - 1, stream))
+        rows = torch.arange(len(stream.hidden), device=stream.hidden.device)
+        token = stream.hidden[rows, stream.summary].unsqueeze(1)
+        # The mask ends at the summary position, so what a causal tower must not see is masked, too.
+        token = ask(anatomy_of(self.transformer_block(self.depth - 1)), stream.hidden, stream.mask, token)
+        return self.pool(stream.replace(hidden=token, mask=None, summary=torch.zeros_like(stream.summary)))
 
     def narrow(self, layers: tuple[int, ...], reduction: int) -> NarrowBlocks:
         """New blocks like blocks ``layers`` (0-based) of this tower, every width but the number of heads over

@@ -33,7 +33,10 @@ class Candidate(NamedTuple):
     box: tuple[float, float, float, float]
     """x1, y1, x2, y2 in pixels of the original picture, inside it."""
     score: float
-    """0..1, the IoU with the right box that the model expects."""
+    """0..1. Of the best candidate, and of every one of a model with several queries: the IoU with the right box that
+    the model expects. Of a runner-up of a model with one query: the best one's score times the share of heat at its
+    place, beside the hottest. Nothing was trained to make that an IoU: on the demo validation split it follows the mean
+    IoU of runners-up below 0.3 and says too much above."""
 
 
 class GroundingPipeline:
@@ -51,36 +54,43 @@ class GroundingPipeline:
         self.locator, self.name, self.metrics = locator, name, metrics
         self._together = Batching(self._find, PICTURES_AT_ONCE)
 
-    def ground(self, image: Picture, text: str, k: int = 1) -> Candidate | list[Candidate]:
+    def ground(self, image: Picture, text: str, candidates: int = 1) -> Candidate | list[Candidate]:
         """The box that ``text`` speaks of, with its score: ``box, score = model.ground("dogs.jpg", "the left dog")``.
 
         Args:
             image: path or PIL picture.
             text: what to find.
-            k: with more than 1, a list of the k best candidates, best first; a model has as many as it has queries
-                (``--head.queries``).
+            candidates: with more than 1, a list of at most as many, best first; the first is the single answer.
 
         Raises:
-            UserError: the text is blank.
+            UserError: the text is blank, or ``candidates`` is below 1.
             vlkit.data.images.MediaError: the file is no readable picture; names it and the reason.
         """
-        found = self.candidates(image, text, k)
-        return found[0] if k == 1 else found
+        found = self.candidates(image, text, candidates)
+        return found[0] if candidates == 1 else found
 
     def candidates(self, image: Picture, text: str, k: int = 1) -> list[Candidate]:
-        """The k best candidates, or all there are; see :meth:`ground`."""
+        """The k best candidates, or all there are; see :meth:`ground`.
+
+        A model with several queries (``--head.queries``) has as many. One with a single query offers its answer and
+        the other places that its heat map points at, which do not overlap (IoU below 0.5).
+        """
         if not text.strip():
             raise UserError("the text is blank; say what to find in the picture")
+        if k < 1:
+            raise UserError(f"candidates={k}: must be at least 1")
         picture = to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
-        (found,) = self._together([(picture, text)])
+        (found,) = self._together([(picture, text, k)])
         inside = np.clip(found.boxes, 0, np.array([picture.width, picture.height] * 2, dtype=np.float32))
         pairs = zip(inside[:k].tolist(), found.scores[:k].tolist(), strict=True)
         return [Candidate(tuple(box), score) for box, score in pairs]
 
-    def _find(self, asked: list[tuple[Image.Image, str]]) -> list[Found]:
-        """What is found for each picture and its text."""
-        pictures, texts = zip(*asked, strict=True)
-        return [own[0] for own in self.locator.find(pictures, [[text] for text in texts], lambda picture: picture)]
+    def _find(self, asked: list[tuple[Image.Image, str, int]]) -> list[Found]:
+        """What is found for each picture and its text; as many candidates as any of the callers wants."""
+        pictures, texts, counts = zip(*asked, strict=True)
+        each = [[text] for text in texts]
+        found = self.locator.find(pictures, each, lambda picture: picture, candidates=max(counts))
+        return [own[0] for own in found]
 
 
 def open_adapter(

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import functools
+import gc
+import hashlib
+import json
+import logging
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
 
 from vlkit.adapters import FullOptions, LoraOptions, SherlOptions
+from vlkit.errors import UserError
+from vlkit.files import cache_folder, read_json, write_json
 from vlkit.memory import tensor_budget
 from vlkit.memory.contrastive import ContrastiveBench
 from vlkit.memory.step import StepMemory
+
+log = logging.getLogger(__name__)
 
 METHODS = {"SHERL": SherlOptions, "LoRA": LoraOptions, "full": FullOptions}
 """Methods compared, with their default options."""
 BASES = ("tiny", "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14", "RN50", "convnext_base_w")
 """Bases to choose from; ``python tasks/memory.py`` takes any other."""
+
+ON_A_LINE = frozenset({"ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14"})
+"""Bases whose batches from the first of :data:`POINTS` on lie on a line through both: so large that methods cut them
+into chunks, and that activations, not the optimizer, decide the peak. Others are predicted for the batch asked for."""
+POINTS = 16, 32
 
 # Predicting swaps what tensors are for a while: one at a time, so that a busy demo keeps its memory.
 _one_at_a_time = threading.Lock()
@@ -44,7 +61,7 @@ class Need:
 
 
 def memory_needs(base: str, batch_size: int, gpu_bytes: int | None = None) -> Iterator[Need]:
-    """Predict method after method; the first time takes seconds each, later it is remembered.
+    """Predict method after method; the first time takes seconds each, later it is remembered, for any batch size.
 
     Args:
         base: architecture of open_clip, or ``tiny``.
@@ -52,25 +69,78 @@ def memory_needs(base: str, batch_size: int, gpu_bytes: int | None = None) -> It
         gpu_bytes: memory of the GPU.
     """
     for method in METHODS:
-        memory = _predicted(base, method, batch_size)
-        parameters = memory.parameter_bytes + memory.optimizer_bytes
-        need = (method, memory.saved_bytes, parameters, memory.total_bytes)
+        line = _line(base, method, batch_size)
+        need = (method, line.kept, line.parameters, line.total)
         if gpu_bytes is None:
             yield Need(*need)
             continue
         budget = tensor_budget(gpu_bytes)
-        other = max(1, batch_size // 2) if batch_size > 1 else 2
-        # On a line through two batch sizes; the scores of all pairs bend it a little.
-        slope = (memory.total_bytes - _predicted(base, method, other).total_bytes) / (batch_size - other)
-        largest = batch_size + int((budget - memory.total_bytes) / max(slope, 1))
-        yield Need(*need, largest_batch=max(0, largest), fits=memory.total_bytes <= budget)
+        largest = batch_size + int((budget - line.total) / max(line.slope, 1))
+        yield Need(*need, largest_batch=max(0, largest), fits=line.total <= budget)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """Bytes at a batch size, as in :class:`Need`, and how ``total`` grows with each pair."""
+
+    kept: int
+    parameters: int
+    total: int
+    slope: float
+
+
+def _line(base: str, method: str, batch_size: int) -> _Line:
+    on_it = base in ON_A_LINE and batch_size >= POINTS[0]
+    sizes = POINTS if on_it else (batch_size, max(1, batch_size // 2) if batch_size > 1 else 2)
+    one, other = (_predicted(base, method, size) for size in sizes)
+    beyond, apart = batch_size - sizes[0], sizes[1] - sizes[0]
+    kept = one.saved_bytes + beyond * (other.saved_bytes - one.saved_bytes) / apart
+    slope = (other.total_bytes - one.total_bytes) / apart
+    parameters = one.parameter_bytes + one.optimizer_bytes
+    return _Line(round(kept), parameters, round(one.total_bytes + beyond * slope), slope)
 
 
 @functools.lru_cache(maxsize=256)
 def _predicted(base: str, method: str, batch_size: int) -> StepMemory:
+    """One prediction, from the cache folder if it was made there before by the same code."""
+    options = METHODS[method]()
+    known = {"base": base, "options": asdict(options), "method": method, "batch": batch_size, "code": _code()}
+    name = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:24]
+    file = cache_folder().absolute() / "memory" / f"{name}.json"
     with _one_at_a_time:
+        try:
+            return StepMemory(**read_json(file))
+        except (UserError, OSError, TypeError):  # not there, or damaged: made anew
+            pass
         bench = _bench(base)
-        return bench.memory(bench.model(METHODS[method]()), batch_size)
+        with _no_collections():
+            memory = bench.memory(bench.model(options), batch_size)
+    try:
+        write_json(file, asdict(memory))
+    except OSError as error:
+        log.warning("%s: cannot write (%s); it will be predicted again", file, error.strerror or error)
+    return memory
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Python's collections look through all that a server has loaded; they take a fifth of a prediction's time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@functools.lru_cache(maxsize=1)
+def _code() -> str:
+    """Hash of what a prediction depends on besides its arguments: torch, and this package's code."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 @functools.lru_cache(maxsize=2)
