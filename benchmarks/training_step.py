@@ -4,8 +4,8 @@
     python benchmarks/training_step.py --bases ViT-B-16 ViT-L-14 --batch_sizes 32 128 --json gpu.json      # on a GPU
 
 A step is contrastive: both towers, InfoNCE, AdamW. Every timed step stands between two forwards of the base without
-gradient on texts padded to the base's longest, and the median ratio counts. On a GPU peaks come from the allocator and steps run in bf16 autocast. Rows that
-are in the JSON file already are kept, so that a broken run goes on.
+gradient on texts padded to the base's longest, and the median ratio counts. On a GPU peaks come from the allocator
+and steps run in bf16 autocast. Rows that are in the JSON file already are kept, so that a broken run goes on.
 """
 
 from __future__ import annotations
