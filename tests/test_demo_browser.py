@@ -199,7 +199,8 @@ def test_ground(page, shots: Path):
 def test_ground_by_a_phrase_that_is_clicked_and_one_that_is_edited(page, shots: Path):
     open_tab(page, "Ground")
     if "grounding" not in SHIPPED:
-        pytest.skip("no grounding adapter is shipped")
+        assert_tells_how_to_train(page, "grounding")
+        return
     entries = [entry for entry in demo_album().about_pictures[2::9] if entry.phrases][:5]
     number, entry = next((n, entry) for n, entry in enumerate(entries) if len(entry.phrases) > 1)
     page.locator("tr.tr-body:visible").nth(number).click()

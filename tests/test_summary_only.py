@@ -59,7 +59,7 @@ def test_towers_that_pool_several_tokens_run_the_whole_block(monkeypatch: pytest
 
 @pytest.mark.parametrize("late", [1, 2])
 @pytest.mark.parametrize("tower", BASES)
-def test_heads_that_read_tokens_and_late_zero_run_every_token(tower: str, late: int) -> None:
+def test_only_a_lean_late_route_behind_a_pooled_view_is_cut_short(tower: str, late: int) -> None:
     options = SherlOptions(handoff="tokens", late=late)
     assert options.build(BASES[tower](), "pooled").summary_only
     assert not options.build(BASES[tower](), "tokens").summary_only

@@ -202,9 +202,10 @@ def test_written_answers_are_the_most_probable(written: Path, dataset: Path):
 def test_gradients_reach_what_trains_and_nothing_else(dataset: Path):
     from vlkit.adapters.sherl import SherlOptions
     from vlkit.encoders.load import load_base
+    from vlkit.encoders.text_side import text_side
     from vlkit.heads.fusion import FusionOptions
     from vlkit.heads.vqa import ClassifyOptions, GenerateOptions, shift_right, token_loss
-    from vlkit.vqa import build_model, text_side
+    from vlkit.vqa import build_model
 
     for head in (ClassifyOptions(), GenerateOptions(queries=2)):
         base = load_base("tiny")

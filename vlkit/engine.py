@@ -16,6 +16,7 @@ from typing import Any, Literal
 from lightning_fabric import Fabric
 from torch import nn
 
+from vlkit.data.tap_rows import Stored
 from vlkit.distributed import make_fabric
 from vlkit.errors import UserError
 from vlkit.interrupt import StopRequest
@@ -23,7 +24,7 @@ from vlkit.loader import EpochLoader, Examples, Lengths
 from vlkit.runlog import RunFolder, open_run
 from vlkit.training import Evaluate, FitResult, Run, Step
 
-__all__ = ["FitResult", "RunConfig", "fit", "make_fabric", "make_loader", "open_run"]
+__all__ = ["CachedRunConfig", "FitResult", "RunConfig", "fit", "make_fabric", "make_loader", "open_run"]
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,32 @@ class RunConfig:
                 raise UserError(f"--{name} {value}: must be 0 or more, and finite")
         if not 0 <= self.warmup <= 1:
             raise UserError(f"--warmup {self.warmup}: must be a share between 0 and 1")
+
+
+@dataclass
+class CachedRunConfig(RunConfig):
+    """Those of the scripts that can train from the cache of taps (:mod:`vlkit.data.tap_cache`)."""
+
+    cache: bool | Path = False
+    """Keep what the frozen early route gives for each training example on the disk, in this folder or (true) in vlkit's
+    cache folder: from the second epoch on, and in later runs, nothing is decoded and no backbone runs."""
+    cache_dtype: Stored = "bf16"
+    """Number format of the cache; int8 has a scale for every 64 values."""
+
+    def refuse_cache(self, flag: str, what: str) -> None:
+        """Refuse a run that was asked to keep taps although they change.
+
+        Args:
+            flag: what changes them, as the user gave it.
+            what: in words, what is different in each epoch.
+
+        Raises:
+            UserError: ``--cache`` was given.
+        """
+        if self.cache:
+            raise UserError(
+                f"--cache: with {flag} {what} in each epoch, so taps cannot be kept; leave one of the two out"
+            )
 
 
 def make_loader(

@@ -24,11 +24,11 @@ from vlkit.data.manifest import Dataset
 from vlkit.data.pairs import read_image
 from vlkit.distributed import my_share
 from vlkit.encoders.bases import ClipBase
+from vlkit.encoders.text_side import TextSide
 from vlkit.errors import UserError
 from vlkit.heads.fusion import Fusion, FusionOptions
-from vlkit.heads.grounding import BoxHead, BoxPrediction, Grounder, GroundingOptions, Neck
+from vlkit.heads.grounding import BoxHead, Grounder, GroundingOptions, Neck
 from vlkit.metrics.grounding import grounding_metrics, phrase_recall, precision_at_k
-from vlkit.vqa import TextSide
 
 TESTS = ("testA", "testB")
 """What "test" stands for in datasets without a split of that name (RefCOCO, RefCOCO+)."""
@@ -182,25 +182,28 @@ class Locator:
         with self.fabric.autocast():
             last = self.model(*(self.fabric.to_device(x) for x in (pixels, ids, owner)))[-1]
         self.model.train(training)
+        boxes, scores = last.boxes.cpu(), last.scores.sigmoid().cpu()  # once for all texts: a GPU is waited for
         row = 0
         for (width, height), own in zip(sizes, texts, strict=True):
             found = []
             for _ in own:
-                boxes, scores = _ranked(last, row, candidates)
-                placed = self.transform.fit.to_picture(boxes, width, height)
-                found.append(Found(placed.numpy(), scores.numpy()))
+                pair = boxes[row], scores[row]
+                if len(scores[row]) == 1 and candidates > 1:
+                    pair = _with_runners_up(*pair, last.heat[row, 0].cpu(), last.cells[row].cpu(), candidates)
+                order = pair[1].argsort(descending=True, stable=True)
+                corners = box_convert(pair[0][order], "cxcywh", "xyxy")
+                placed = self.transform.fit.to_picture(corners, width, height)
+                found.append(Found(placed.numpy(), pair[1][order].numpy()))
                 row += 1
             yield found
 
 
-def _ranked(last: BoxPrediction, row: int, candidates: int) -> tuple[Tensor, Tensor]:
-    """Boxes [n, 4] (corners, shares of the input) and scores [n] of a text, best first, on the CPU."""
-    boxes, scores = last.boxes[row].cpu(), last.scores[row].sigmoid().cpu()
-    if len(scores) == 1 and candidates > 1:
-        more, shares = runners_up(last.heat[row, 0].cpu(), last.cells[row].cpu(), boxes[0], candidates - 1)
-        boxes, scores = torch.cat([boxes, more]), torch.cat([scores, scores * shares])
-    order = scores.argsort(descending=True, stable=True)
-    return box_convert(boxes[order], "cxcywh", "xyxy"), scores[order]
+def _with_runners_up(
+    boxes: Tensor, scores: Tensor, heat: Tensor, cells: Tensor, candidates: int
+) -> tuple[Tensor, Tensor]:
+    """The one answer (boxes [1, 4], scores [1]) and behind it what else is hot."""
+    more, shares = runners_up(heat, cells, boxes[0], candidates - 1)
+    return torch.cat([boxes, more]), torch.cat([scores, scores * shares])
 
 
 def records_of(dataset: Dataset, split: str) -> list[dict[str, Any]]:

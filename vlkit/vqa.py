@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -24,67 +24,17 @@ from vlkit.data.questions import answered, by_picture, main_answer
 from vlkit.data.records import Record
 from vlkit.data.transforms import image_transform
 from vlkit.distributed import gather_objects, my_share
-from vlkit.encoders.bases import ClipBase, TextBase
-from vlkit.encoders.load import load_text_base
-from vlkit.encoders.text import TextEncoder
+from vlkit.encoders.bases import ClipBase
+from vlkit.encoders.text_side import TextSide
 from vlkit.errors import UserError
 from vlkit.heads.fusion import Fusion, FusionOptions
 from vlkit.heads.vqa import AnswerClassifier, AnswerGenerator, ClassifyOptions, GenerateOptions, beam_search
 from vlkit.metrics.vqa import vqa_metrics
 
-MAX_TOKENS = 64
-"""Longest question in tokens; what is longer loses its end."""
 Model = AnswerClassifier | AnswerGenerator
 HeadOptions = ClassifyOptions | GenerateOptions
 Answers = list[tuple[str, float]]
 """Answers with their probabilities, the best first."""
-
-
-@dataclass
-class TextSide:
-    """What reads the questions: a text base (T5, BERT), or CLIP's own text tower.
-
-    Attributes:
-        name: what the user asked for (``--text_base``): ``clip`` or a text base.
-        encoder: staged tower for ids [B, L] int64.
-        identity: who the towers are, by tower: ``text``, and ``decoder`` of a T5.
-        base: the text base; None for ``clip``.
-        clip_tokenize: CLIP's tokenizer; None for a text base.
-    """
-
-    name: str
-    encoder: TextEncoder
-    identity: dict[str, dict[str, Any]]
-    base: TextBase | None = None
-    clip_tokenize: Callable[[list[str]], Tensor] | None = None
-
-    def tokenize(self, texts: list[str]) -> Tensor:
-        """Questions -> ids [B, L] int64, no longer than the longest needs."""
-        if self.base is None:
-            return self.encoder.trim(self.clip_tokenize(texts))
-        return self.base.tokenize(texts, min(MAX_TOKENS, self.base.tokenizer.model_max_length))
-
-    @property
-    def pad_id(self) -> int:
-        """Id of the tokenizer's padding (text bases only)."""
-        return self.base.tokenizer.pad_token_id
-
-
-def text_side(name: str, base: ClipBase, text_base: TextBase | None = None) -> TextSide:
-    """Load what reads the questions.
-
-    Args:
-        name: ``clip`` (the text tower of ``base``) or what :func:`vlkit.encoders.load.load_text_base` takes.
-        base: the contrastive base.
-        text_base: the text base of that name if it is loaded already.
-    """
-    if name == "clip":
-        identity = {"text": {**base.identity["text"], "load": "clip"}}
-        return TextSide(name, base.text, identity, clip_tokenize=base.tokenize)
-    text_base = text_base or load_text_base(name)
-    towers = {{"encoder": "text"}.get(tower, tower): who for tower, who in text_base.identity.items()}
-    identity = {tower: {**who, "load": name} for tower, who in towers.items()}
-    return TextSide(name, text_base.encoder, identity, text_base)
 
 
 def build_model(

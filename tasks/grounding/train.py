@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -29,7 +29,8 @@ from vlkit.data.cached_pictures import cached_pictures
 from vlkit.data.manifest import Dataset
 from vlkit.demo.prepared import demo_dataset
 from vlkit.encoders.load import load_base
-from vlkit.engine import RunConfig, fit, make_fabric, make_loader, open_run
+from vlkit.encoders.text_side import text_side
+from vlkit.engine import CachedRunConfig, fit, make_fabric, make_loader, open_run
 from vlkit.errors import UserError
 from vlkit.grounding import Locator, adapter_config, build_model, evaluate_split, identities, records_of
 from vlkit.hardware import attention_for, keep_freed_memory
@@ -38,7 +39,6 @@ from vlkit.heads.grounding import Grounder, GroundingOptions
 from vlkit.loader import EpochLoader
 from vlkit.memory import StepMemory, measure_step
 from vlkit.runlog import Report
-from vlkit.vqa import text_side
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Data:
 
 
 @dataclass
-class Config(RunConfig):
+class Config(CachedRunConfig):
     """Adapt a CLIP base and a text base to visual grounding."""
 
     base: str = "tiny"
@@ -83,11 +83,6 @@ class Config(RunConfig):
     fusion: FusionOptions = field(default_factory=lambda: FusionOptions(layers=2, neck=2))
     head: GroundingOptions = field(default_factory=GroundingOptions)
     loss: BoxLoss = field(default_factory=BoxLoss)
-    cache: bool | Path = False
-    """Keep what the frozen early route gives for each training picture and text on the disk, in this folder or (true)
-    in vlkit's cache folder: from the second epoch on, and in later runs, no picture is decoded and no backbone runs."""
-    cache_dtype: Literal["fp32", "bf16", "int8"] = "bf16"
-    """Number format of the cache; int8 has a scale for every 64 values."""
     epochs: int = 12
     batch_size: int = 16
     """Pictures a step, all processes together; each comes with its texts."""
@@ -95,12 +90,10 @@ class Config(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        changed = f"--data.augment {self.data.augment}" if self.data.augment != "none" else "--data.flip true"
-        if self.cache and (self.data.augment != "none" or self.data.flip):
-            raise UserError(
-                f"--cache: with {changed} a picture is another one in each epoch, so its taps cannot be kept; leave "
-                "one of the two out"
-            )
+        if self.data.augment != "none":
+            self.refuse_cache(f"--data.augment {self.data.augment}", "a picture is another one")
+        if self.data.flip:
+            self.refuse_cache("--data.flip true", "a picture is another one")
 
 
 def main(config: Config) -> None:

@@ -28,8 +28,7 @@ from vlkit.data.pairs import ImageTextPairs, PairCollate
 from vlkit.data.transforms import image_transform
 from vlkit.demo.prepared import demo_dataset
 from vlkit.encoders.load import load_base
-from vlkit.engine import RunConfig, fit, make_fabric, make_loader, open_run
-from vlkit.errors import UserError
+from vlkit.engine import CachedRunConfig, fit, make_fabric, make_loader, open_run
 from vlkit.hardware import keep_freed_memory
 from vlkit.heads.embedding import HeadOptions, TwoTower
 from vlkit.loader import EpochLoader
@@ -71,7 +70,7 @@ class Loss:
 
 
 @dataclass
-class Config(RunConfig):
+class Config(CachedRunConfig):
     """Adapt a CLIP base to image-text retrieval."""
 
     base: str = "tiny"
@@ -80,11 +79,6 @@ class Config(RunConfig):
     adapter: Any = kinds(ADAPTERS, "sherl")
     head: HeadOptions = field(default_factory=HeadOptions)
     loss: Loss = field(default_factory=Loss)
-    cache: bool | Path = False
-    """Keep what the frozen early route gives for each training example on the disk, in this folder or (true) in vlkit's
-    cache folder: from the second epoch on, and in later runs, no picture is decoded and no backbone runs."""
-    cache_dtype: Literal["fp32", "bf16", "int8"] = "bf16"
-    """Number format of the cache; int8 has a scale for every 64 values."""
     bucket: bool = False
     """Batches of captions of similar length, so that less of a batch is padding: worth it where the text tower takes
     much of the time. The negatives of a caption are then about as long as it is."""
@@ -95,11 +89,8 @@ class Config(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.cache and self.data.augment != "none":
-            raise UserError(
-                f"--cache: with --data.augment {self.data.augment} a picture is another one in each epoch, so its taps "
-                "cannot be kept; leave one of the two out"
-            )
+        if self.data.augment != "none":
+            self.refuse_cache(f"--data.augment {self.data.augment}", "a picture is another one")
 
 
 def main(config: Config) -> None:

@@ -31,7 +31,7 @@ from vlkit.data.records import Record
 from vlkit.data.video_pairs import ClipReader, RecordFrames, VideoCollate, VideoTextPairs, hold_out
 from vlkit.demo.prepared import demo_dataset
 from vlkit.encoders.load import load_base
-from vlkit.engine import RunConfig, fit, make_fabric, make_loader, open_run
+from vlkit.engine import CachedRunConfig, fit, make_fabric, make_loader, open_run
 from vlkit.errors import UserError
 from vlkit.hardware import keep_freed_memory
 from vlkit.heads.video import VideoHeadOptions, VideoText
@@ -90,7 +90,7 @@ class Loss:
 
 
 @dataclass
-class Config(RunConfig):
+class Config(CachedRunConfig):
     """Adapt a CLIP base to text-video retrieval."""
 
     base: str = "tiny"
@@ -103,11 +103,6 @@ class Config(RunConfig):
     frame_chunk: Literal["auto"] | int = "auto"
     """Frames through the image tower at once; memory does not grow with --frames, and frames beyond one chunk are
     encoded twice. auto: as many as a batch has videos, 32 at least; 0 = all, each once."""
-    cache: bool | Path = False
-    """Keep what the frozen early route gives for each training clip on the disk, in this folder or (true) in vlkit's
-    cache folder: from the second epoch on, and in later runs, no clip is decoded and no backbone runs."""
-    cache_dtype: Literal["fp32", "bf16", "int8"] = "bf16"
-    """Number format of the cache; int8 has a scale for every 64 values."""
     adapter: Any = kinds(ADAPTERS, "sherl")
     head: VideoHeadOptions = field(default_factory=VideoHeadOptions)
     loss: Loss = field(default_factory=Loss)
@@ -121,11 +116,8 @@ class Config(RunConfig):
         if self.frame_chunk != "auto" and self.frame_chunk < 0:
             raise UserError(f"--frame_chunk {self.frame_chunk}: give auto, a number of frames, or 0 for all")
         self.head.check_frames(self.frames)
-        if self.cache and self.sampling != "uniform":
-            raise UserError(
-                f"--cache: with --sampling {self.sampling} a clip gives other frames in each epoch, so their taps "
-                "cannot be kept; leave one of the two out"
-            )
+        if self.sampling != "uniform":
+            self.refuse_cache(f"--sampling {self.sampling}", "a clip gives other frames")
 
 
 def main(config: Config) -> None:

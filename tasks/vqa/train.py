@@ -39,7 +39,8 @@ from vlkit.data.questions import (
 from vlkit.data.transforms import image_transform
 from vlkit.demo.prepared import demo_dataset
 from vlkit.encoders.load import load_base
-from vlkit.engine import RunConfig, fit, make_fabric, make_loader, open_run
+from vlkit.encoders.text_side import text_side
+from vlkit.engine import CachedRunConfig, fit, make_fabric, make_loader, open_run
 from vlkit.errors import UserError
 from vlkit.hardware import keep_freed_memory
 from vlkit.heads.fusion import FusionOptions
@@ -55,7 +56,6 @@ from vlkit.vqa import (
     evaluate_split,
     identity_of,
     prior_metrics,
-    text_side,
 )
 
 
@@ -85,7 +85,7 @@ class Data:
 
 
 @dataclass
-class Config(RunConfig):
+class Config(CachedRunConfig):
     """Adapt a CLIP base and a text base to visual question answering."""
 
     base: str = "tiny"
@@ -98,12 +98,6 @@ class Config(RunConfig):
     adapter: Any = kinds(ADAPTERS, "sherl")
     head: Any = kinds(VQA_HEADS, "classify")
     fusion: FusionOptions = field(default_factory=lambda: FusionOptions(layers=2, dropout=0.0))
-    cache: bool | Path = False
-    """Keep what the frozen early route gives for each training picture and question on the disk, in this folder or
-    (true) in vlkit's cache folder: from the second epoch on, and in later runs, no picture is decoded and no backbone
-    runs."""
-    cache_dtype: Literal["fp32", "bf16", "int8"] = "bf16"
-    """Number format of the cache; int8 has a scale for every 64 values."""
     epochs: int = 4
     batch_size: int = 32
     """Pictures a step, all processes together; each comes with its questions."""
@@ -111,11 +105,8 @@ class Config(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.cache and self.data.augment != "none":
-            raise UserError(
-                f"--cache: with --data.augment {self.data.augment} a picture is another one in each epoch, so its taps "
-                "cannot be kept; leave one of the two out"
-            )
+        if self.data.augment != "none":
+            self.refuse_cache(f"--data.augment {self.data.augment}", "a picture is another one")
         if self.cache and self.head.kind != "classify":
             raise UserError(
                 f"--cache: with --head.kind {self.head.kind} both stacks of T5 are needed in each step; leave --cache "

@@ -16,8 +16,8 @@ from vlkit.data.tap_cache import CachedLoader, TapCache, check_room
 from vlkit.data.tap_rows import Stored, TapBatch
 from vlkit.data.tap_store import digest
 from vlkit.encoders.bases import ClipBase
+from vlkit.encoders.text_side import TextSide
 from vlkit.loader import EpochLoader
-from vlkit.vqa import TextSide
 
 
 class PicturesWithTexts(Protocol):

@@ -15,12 +15,12 @@ from vlkit.checkpoint import check_base, load_trained
 from vlkit.data.images import open_image, to_rgb
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base
+from vlkit.encoders.text_side import text_side
 from vlkit.errors import UserError
 from vlkit.grounding import Found, Locator, build_model, identities, load_shape
 from vlkit.heads.fusion import FusionOptions
 from vlkit.heads.grounding import GroundingOptions
 from vlkit.retrieval import adapter_options
-from vlkit.vqa import text_side
 
 Picture = str | Path | Image.Image
 PICTURES_AT_ONCE = 32
@@ -35,8 +35,7 @@ class Candidate(NamedTuple):
     score: float
     """0..1. Of the best candidate, and of every one of a model with several queries: the IoU with the right box that
     the model expects. Of a runner-up of a model with one query: the best one's score times the share of heat at its
-    place, beside the hottest. Nothing was trained to make that an IoU: on the demo validation split it follows the mean
-    IoU of runners-up below 0.3 and says too much above."""
+    place, beside the hottest. Nothing was trained to make that an IoU."""
 
 
 class GroundingPipeline:

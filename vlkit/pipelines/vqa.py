@@ -15,11 +15,12 @@ from vlkit.checkpoint import check_base, load_trained
 from vlkit.data.images import open_image, to_rgb
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base
+from vlkit.encoders.text_side import text_side
 from vlkit.errors import UserError
 from vlkit.heads.fusion import FusionOptions
 from vlkit.heads.vqa import VQA_HEADS
 from vlkit.retrieval import adapter_options
-from vlkit.vqa import Answerer, Answers, HeadOptions, build_model, identity_of, text_side
+from vlkit.vqa import Answerer, Answers, HeadOptions, build_model, identity_of
 
 Picture = str | Path | Image.Image
 PICTURES_AT_ONCE = 32

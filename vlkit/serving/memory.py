@@ -61,7 +61,9 @@ class Need:
 
 
 def memory_needs(base: str, batch_size: int, gpu_bytes: int | None = None) -> Iterator[Need]:
-    """Predict method after method; the first time takes seconds each, later it is remembered, for any batch size.
+    """Predict method after method; the first time takes seconds each, later it is remembered.
+
+    Of a base in :data:`ON_A_LINE` two predictions serve all batches from the first of :data:`POINTS` on.
 
     Args:
         base: architecture of open_clip, or ``tiny``.
@@ -124,7 +126,7 @@ def _predicted(base: str, method: str, batch_size: int) -> StepMemory:
 
 @contextmanager
 def _no_collections() -> Iterator[None]:
-    """Python's collections look through all that a server has loaded; they take a fifth of a prediction's time."""
+    """Python's collections look through all that a server has loaded; and find nothing to free."""
     was = gc.isenabled()
     gc.disable()
     try:
