@@ -246,7 +246,9 @@ def ask(block: Anatomy, hidden: Tensor, mask: Tensor | None, queries: Tensor) ->
         [B, Q, D].
     """
     queries = queries.expand(len(hidden), *queries.shape[-2:])
-    tokens = block.attention.norm(hidden) if block.norm_first else hidden
+    # A sequence without gradient is a constant: backward need not keep what it was before the norm.
+    with torch.set_grad_enabled(torch.is_grad_enabled() and hidden.requires_grad):
+        tokens = block.attention.norm(hidden) if block.norm_first else hidden
     if not block.norm_first:
         queries = block.attention.norm(queries + attend(block.attention, queries, tokens, mask))
         return block.mlp_norm(queries + block.mlp(queries))
