@@ -43,6 +43,8 @@ METHODS = {
     "full + checkpointing": FullOptions(checkpointing=True),
     "full": FullOptions(),
 }
+MARKERS = "s^ov<D*PXh"
+"""Of the methods, in this order."""
 
 
 @dataclass
@@ -147,14 +149,15 @@ def draw(path: Path, table: dict[str, Any]) -> None:
             if (row["base"], row["batch_size"], row["text_length"]) != key:
                 continue
             x, y = row["peak_bytes"] / row["inference_peak_bytes"], row["time_over_inference"]
-            ours = row["method"].startswith("SHERL")
-            axes.scatter(x, y, color="#0072B2" if ours else "#D55E00", marker="o" if ours else "s", s=40)
-            axes.annotate(row["method"], (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+            ours, place = row["method"].startswith("SHERL"), list(METHODS).index(row["method"])
+            color = "#0072B2" if ours else "#D55E00"
+            axes.scatter(x, y, color=color, marker=MARKERS[place], s=50, alpha=0.8, label=row["method"])
         axes.axvline(1, color="grey", linestyle="--", linewidth=1)
         axes.set(xscale="log", xlabel="peak memory of a step / inference (log)", ylabel="time of a step / inference")
         axes.set_title(f"{key[0]}, {key[1]} pairs of {key[2]} tokens, {table['machine']}")
         axes.margins(x=0.25, y=0.15)
         axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)  # labels beside the points would cover each other
     with whole_file(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))
 
