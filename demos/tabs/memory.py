@@ -43,7 +43,7 @@ def build(studio: Studio) -> None:
 
     def show(base: str, size: float, gpu: float) -> Iterator[str]:
         needs: list[Need] = []
-        yield f'<p role="status">Predicting {", ".join(METHODS)}: some seconds for a base that is new here …</p>'
+        yield f'<p role="status">Predicting {", ".join(METHODS)}: up to half a minute for a base that is new here …</p>'
         for need in predicted(base, size, gpu):
             needs.append(need)
             yield chart(needs, int(gpu), waiting=list(METHODS)[len(needs) :])
