@@ -11,7 +11,7 @@ from typing import Literal
 from vlkit.config import run
 from vlkit.demo.make import make_world
 from vlkit.demo.preview import write_contact_sheet
-from vlkit.demo.world import COUNTS
+from vlkit.demo.world import COUNTS, Style
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ class Config:
     """Scenes (train/val/test): small 400/50/100, medium 2,000/200/500, large 10,000/500/1,000."""
     side: int = 96
     """Width and height of the pictures in pixels."""
+    style: Style = "drawn"
+    """drawn: by hand on textured grounds, new to the embedded bases; plain: as in their pre-training, other scenes."""
     workers: int = os.cpu_count() or 1
     """Processes that draw; 0 = no other than this one. The result does not depend on it."""
     preview: Path | None = None
@@ -39,7 +41,7 @@ def main(config: Config) -> None:
     if config.preview is not None:
         write_contact_sheet(config.preview, config.seed)
         log.info("contact sheet: %s", config.preview)
-    make_world(config.output, config.seed, config.size, config.side, config.workers)
+    make_world(config.output, config.seed, config.size, config.side, config.workers, style=config.style)
     for split, count in COUNTS[config.size].items():
         log.info("%s: %s pictures", split, f"{count:,}")
     log.info("demo world: %s", config.output)

@@ -22,21 +22,26 @@ from vlkit.demo.question import Question
 from vlkit.demo.questions import TEMPLATES, questions
 from vlkit.demo.vqa import question_type
 from vlkit.demo.words import COLOURS
-from vlkit.demo.world import COUNTS, generator, read_world, sample_scenes
+from vlkit.demo.world import COUNTS, Style, generator, read_world, sample_scenes
 from vlkit.files import sha256_of
 
 COUNT = {"train": 30, "val": 6, "test": 10}
 Asked = list[tuple[Scene, Question]]
 
 
-def asked(seed: int, split: str, count: int) -> Asked:
-    scenes = sample_scenes(seed, {split: count})[split]
+def asked(seed: int, split: str, count: int, style: Style = "drawn") -> Asked:
+    scenes = sample_scenes(seed, {split: count}, style)[split]
     return [(s, q) for i, s in enumerate(scenes) for q in questions(s, generator(seed, split, i, 9))]
 
 
 @pytest.fixture(scope="module")
 def many() -> Asked:
     return asked(5, "train", 500)
+
+
+@pytest.fixture(scope="module", params=["drawn", "plain"])
+def either(request: pytest.FixtureRequest, many: Asked) -> Asked:
+    return many if request.param == "drawn" else asked(5, "train", 1500, "plain")
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +137,9 @@ READERS = (
 )
 
 
-def test_every_answer_is_true(many: Asked) -> None:
+def test_every_answer_is_true(either: Asked) -> None:
     checked = Counter()
-    for scene, question in many:
+    for scene, question in either:
         words = question.text[0].lower() + question.text[1:].removesuffix("?")
         match, read = next((m, read) for pattern, read in READERS if (m := re.fullmatch(pattern, words)))
         assert read(scene, *match.groups()) == question.answer, (question, scene.things)
@@ -146,9 +151,9 @@ def test_every_answer_is_true(many: Asked) -> None:
 # --- Balance ---
 
 
-def test_yes_and_no_are_balanced_in_every_form(many: Asked) -> None:
+def test_yes_and_no_are_balanced_in_every_form(either: Asked) -> None:
     yes, total = Counter(), Counter()
-    for _, question in many:
+    for _, question in either:
         if question.answer_type == "yes/no":
             total[question.template] += 1
             yes[question.template] += question.answer == "yes"

@@ -76,6 +76,15 @@ def test_another_seed_size_or_version_is_another_dataset(cache: Path, monkeypatc
     assert texts[0] != texts[1]
 
 
+def test_plain_drawings_are_a_world_of_their_own(cache: Path) -> None:
+    drawn, plain = (Dataset.open(demo_dataset("vqa", "small", style=style), "vqa") for style in ("drawn", "plain"))
+    assert plain.media_root.resolve() != drawn.media_root.resolve()
+    assert check_dataset(plain, workers=1).problems == []
+    assert [r["question"] for r in plain.records("test")] != [r["question"] for r in drawn.records("test")]
+    with pytest.raises(UserError, match="style plain"):
+        make.make_world(plain.media_root.resolve(), size="small")
+
+
 def test_making_it_shows_progress_on_stderr_and_nothing_on_stdout(
     cache: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

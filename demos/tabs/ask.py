@@ -41,10 +41,11 @@ def build(studio: Studio) -> None:
             count = gr.Slider(1, MOST_ANSWERS, value=5, step=1, label="Answers", visible=False)
             button = gr.Button("Ask", variant="primary", elem_id="ask-button")
             result = gr.HTML(elem_id="ask-result")
+    # Another question of each picture's four or five: they come in order of their kind.
     rows = [
-        [str(studio.album.pictures / entry.name), asked]
-        for entry in studio.album.about_pictures[::9]
-        for asked, _ in entry.questions[1:2]
+        [str(studio.album.plain / entry.name), entry.questions[number % len(entry.questions)][0]]
+        for number, entry in enumerate(studio.album.about_plain)
+        if entry.questions
     ]
     examples = gr.Examples(rows[:5], [picture, question], api_visibility="private", label="Try")
 

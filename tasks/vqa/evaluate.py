@@ -29,6 +29,8 @@ class Data:
     """Prepared dataset; default: the demo dataset."""
     size: Literal["small", "medium", "large"] = "large"
     """Of the demo dataset."""
+    style: Literal["plain", "drawn"] = "plain"
+    """Of the demo dataset: the plain drawings that the embedded bases know, or hand-drawn ones that are new to them."""
 
 
 @dataclass
@@ -47,7 +49,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    dataset = Dataset.open(config.data.root or demo_dataset("vqa", config.data.size), "vqa")
+    dataset = Dataset.open(config.data.root or demo_dataset("vqa", config.data.size, style=config.data.style), "vqa")
     records = answered(dataset, config.split)
     pipeline = load(config.model, config.device, task="vqa")
     metrics = score(records, predict_records(pipeline.answerer, dataset, records, f"{config.split} questions"))

@@ -30,6 +30,8 @@ class Data:
     """Prepared dataset; default: the demo dataset."""
     size: Literal["small", "medium", "large"] = "large"
     """Of the demo dataset."""
+    style: Literal["plain", "drawn"] = "plain"
+    """Of the demo dataset: the plain drawings that the embedded bases know, or hand-drawn ones that are new to them."""
 
 
 @dataclass
@@ -62,7 +64,7 @@ def main(config: Config) -> None:
     if config.image is not None:
         answer_one(config)
         return
-    dataset = Dataset.open(config.data.root or demo_dataset("vqa", config.data.size), "vqa")
+    dataset = Dataset.open(config.data.root or demo_dataset("vqa", config.data.size, style=config.data.style), "vqa")
     records = dataset.records(config.split)
     pipeline = load(config.model, config.device, task="vqa")
     answers = predict_records(pipeline.answerer, dataset, records, f"{config.split} questions")

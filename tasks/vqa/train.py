@@ -67,6 +67,8 @@ class Data:
     """Prepared dataset (data_prep/*); default: the demo dataset, made on first use."""
     size: Literal["small", "medium", "large"] = "large"
     """Of the demo dataset: 400, 2,000 or 10,000 training pictures with four or five questions each."""
+    style: Literal["plain", "drawn"] = "plain"
+    """Of the demo dataset: the plain drawings that the embedded bases know, or hand-drawn ones that are new to them."""
     train: str = "train"
     """Split to train on."""
     validation: str = "val"
@@ -119,7 +121,7 @@ def main(config: Config) -> None:
     folder = open_run(config, "vqa", fabric)
     keep_freed_memory()
 
-    dataset = Dataset.open(config.data.root or demo_dataset("vqa", config.data.size), "vqa")
+    dataset = Dataset.open(config.data.root or demo_dataset("vqa", config.data.size, style=config.data.style), "vqa")
     test = reported_split(dataset, config.data)
     base = load_base(config.base, image_size=config.image_size)
     text = text_side(config.text_base, base)

@@ -16,8 +16,8 @@ from vlkit.encoders.staged import ReadAhead, StagedEncoder, Stream
 EarlyChunk = int | Literal["auto"]
 """Samples at once; 0 = the whole batch; ``"auto"`` = as few as keep the processor busy."""
 
-# Values of a chunk's hidden state that keep a processor busy: 8 samples of a ViT-B-32 on a CPU, 160 on a GPU.
-BUSY = {"cpu": 300_000, "cuda": 6_000_000}
+# Values of a chunk's hidden state that keep a processor busy: 11 samples of a ViT-B-32 on a CPU, 160 on a GPU.
+BUSY = {"cpu": 440_000, "cuda": 6_000_000}
 LATE = 0.75
 FEWEST = 4
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from vlkit.demo.folder import whole_folder
 from vlkit.demo.make import VERSION
 from vlkit.demo.refcoco import referred
 from vlkit.demo.videos import FOLDER, draw_videos
 from vlkit.demo.vqa import ask
-from vlkit.demo.world import Box, Picture, draw_world, split_folder
+from vlkit.demo.world import Box, Picture, Style, draw_world, split_folder
 from vlkit.errors import UserError
 from vlkit.files import cache_folder, read_json, write_json
 
-PICTURES, CLIPS = 80, 16
+PICTURES, CLIPS, PLAIN = 80, 16, 24
 PICTURE_SIDE, CLIP_SIDE = 256, 192
 """Pixels. The models scale what they get to their own size; the datasets they train on have 96."""
 TRAINED_SIDE = 96
@@ -50,12 +51,14 @@ class AlbumClip:
 
 @dataclass(frozen=True)
 class Album:
-    """The album on disk: a folder of pictures, one of clips, and what is in them."""
+    """The album on disk: folders of pictures, of clips and of plain drawings to ask about, and what is in them."""
 
     pictures: Path
     clips: Path
+    plain: Path
     about_pictures: list[AlbumPicture] = field(default_factory=list)
     about_clips: list[AlbumClip] = field(default_factory=list)
+    about_plain: list[AlbumPicture] = field(default_factory=list)
 
 
 def demo_album() -> Album:
@@ -66,7 +69,7 @@ def demo_album() -> Album:
     Raises:
         UserError: the cache cannot be written.
     """
-    home = cache_folder().absolute() / "demo" / f"v{VERSION}-album"
+    home = cache_folder().absolute() / "demo" / f"v{VERSION}-album-plain{PLAIN}"
     try:
         with whole_folder(home, (home / _FILE).exists) as folder:
             if folder is not None:
@@ -78,22 +81,30 @@ def demo_album() -> Album:
     return Album(
         home / "pictures",
         home / FOLDER,
+        home / "plain",
         [AlbumPicture(**entry) for entry in known["pictures"]],
         [AlbumClip(**entry) for entry in known["clips"]],
+        [AlbumPicture(**entry) for entry in known["plain"]],
     )
 
 
 def _draw(folder: Path) -> None:
-    world = draw_world(0, {"test": PICTURES}, folder, PICTURE_SIDE)
-    (folder / split_folder("test")).rename(folder / "pictures")
-    for number, picture in enumerate(world.pictures["test"]):
-        (folder / "pictures" / picture.file_name).rename(folder / "pictures" / _name(number))
+    pictures = _draw_pictures(folder, "pictures", PICTURES, "drawn")
+    plain = _draw_pictures(folder, "plain", PLAIN, "plain")
     videos = draw_videos(0, {"train": 0, "test": CLIPS}, folder, CLIP_SIDE)
-    pictures = [asdict(_describe(number, p, world.seed)) for number, p in enumerate(world.pictures["test"])]
     clips = [
         asdict(AlbumClip(Path(video.file_name).name, video.clip.seconds, list(video.sentences))) for video in videos
     ]
-    write_json(folder / _FILE, json.loads(json.dumps({"pictures": pictures, "clips": clips})))
+    write_json(folder / _FILE, json.loads(json.dumps({"pictures": pictures, "clips": clips, "plain": plain})))
+
+
+def _draw_pictures(folder: Path, name: str, count: int, style: Style) -> list[dict[str, Any]]:
+    """Draw the first ``count`` test pictures of a style into ``folder / name`` and describe them."""
+    world = draw_world(0, {"test": count}, folder, PICTURE_SIDE, style=style)
+    (folder / split_folder("test")).rename(folder / name)
+    for number, picture in enumerate(world.pictures["test"]):
+        (folder / name / picture.file_name).rename(folder / name / _name(number))
+    return [asdict(_describe(number, p, world.seed)) for number, p in enumerate(world.pictures["test"])]
 
 
 def _name(number: int) -> str:

@@ -12,7 +12,7 @@ from vlkit.demo.folder import whole_folder
 from vlkit.demo.msrvtt import write_msrvtt
 from vlkit.demo.refcoco import write_refcoco
 from vlkit.demo.vqa import write_vqa
-from vlkit.demo.world import COUNTS, World, WorldSize, draw_world, read_world
+from vlkit.demo.world import COUNTS, Style, World, WorldSize, draw_world, read_world
 from vlkit.errors import UserError
 from vlkit.files import read_json, write_json
 
@@ -36,6 +36,7 @@ def make_world(
     side: int = 96,
     workers: int = 0,
     parts: Iterable[str] | None = None,
+    style: Style = "drawn",
 ) -> Path:
     """Write the demo world to ``output``; what is there already, of the same settings, is left as it is.
 
@@ -46,6 +47,7 @@ def make_world(
         side: width and height of the pictures in pixels.
         workers: processes to draw with; 0 = this one alone. More need a main module that can be imported.
         parts: keys of :data:`PARTS` to have besides pictures, captions and instances; None = all.
+        style: how things are drawn (:data:`vlkit.demo.world.DOMAINS`).
 
     Returns:
         ``output``.
@@ -60,10 +62,11 @@ def make_world(
     if not 32 <= side <= 512:
         raise UserError(f"side {side}: pictures have 32 to 512 pixels a side")
     settings = {"format": "vlkit-demo-world", "version": VERSION, "seed": seed, "size": size, "side": side}
+    settings["style"] = style
     if not is_complete(output, settings):
         with whole_folder(output, lambda: is_complete(output, settings)) as folder:
             if folder is not None:
-                world = draw_world(seed, COUNTS[size], folder, side, workers)
+                world = draw_world(seed, COUNTS[size], folder, side, workers, style)
                 for write in WRITERS:
                     write(world, folder)
                 for part in wanted:
@@ -100,7 +103,7 @@ def is_complete(output: Path, settings: dict[str, Any]) -> bool:
     marker = output / MARKER
     if not marker.is_file():
         raise UserError(f"{output}: exists and is no demo world; choose another --output or remove it")
-    found = read_json(marker)
+    found = {"style": "drawn", **read_json(marker)}  # worlds of earlier versions do not say
     other = [key for key in settings if found.get(key) != settings[key]]
     if other:
         got = ", ".join(f"{key} {found.get(key)}" for key in other)

@@ -15,7 +15,7 @@ from vlkit.data.sources import coco, msrvtt, refcoco, vqav2
 from vlkit.data.sources.prepare import Source, prepare
 from vlkit.demo.folder import whole_folder
 from vlkit.demo.make import VERSION, make_world
-from vlkit.demo.world import WorldSize
+from vlkit.demo.world import Style, WorldSize
 from vlkit.errors import UserError
 from vlkit.files import cache_folder
 
@@ -50,16 +50,17 @@ RECIPES: dict[str, Recipe] = {
 """Task -> recipe."""
 
 
-def demo_dataset(task: Task, size: WorldSize = "medium", seed: int = 0) -> Path:
+def demo_dataset(task: Task, size: WorldSize = "medium", seed: int = 0, style: Style = "drawn") -> Path:
     """The prepared demo dataset of a task, below ``cache_folder()/demo``; made on first use, then reused.
 
-    The tasks share the pictures of one world. A killed run leaves nothing that a later one would take for complete,
-    and of several processes at once one does the work.
+    The tasks share the pictures of one world a style. A killed run leaves nothing that a later one would take for
+    complete, and of several processes at once one does the work.
 
     Args:
         task: what the dataset is for.
         size: number of scenes (:data:`vlkit.demo.world.COUNTS`).
         seed: of the world.
+        style: of its pictures (:data:`vlkit.demo.world.DOMAINS`).
 
     Returns:
         The folder with ``dataset.json``.
@@ -68,16 +69,17 @@ def demo_dataset(task: Task, size: WorldSize = "medium", seed: int = 0) -> Path:
         UserError: the cache cannot be written, or ``seed`` is negative.
     """
     recipe = RECIPES[task]
-    home = cache_folder().absolute() / "demo" / f"v{VERSION}-{size}-seed{seed}"
+    suffix = "" if style == "drawn" else f"-{style}"
+    home = cache_folder().absolute() / "demo" / f"v{VERSION}-{size}-seed{seed}{suffix}"
     world, output = home / "world", home / task
     if _is_ready(output, task):
         return output
-    log.info("making the demo dataset for %s (%s, seed %d) in %s", task.replace("_", " "), size, seed, output)
+    log.info("making the %s demo dataset for %s (%s, seed %d) in %s", style, task.replace("_", " "), size, seed, output)
     try:
-        make_world(world, seed, size, parts=recipe.parts)
+        make_world(world, seed, size, parts=recipe.parts, style=style)
         with whole_folder(output, lambda: _is_ready(output, task)) as folder:
             if folder is not None:
-                source = dataclasses.replace(recipe.read(world), name="demo")
+                source = dataclasses.replace(recipe.read(world), name="demo" + suffix)
                 prepare(source, folder, world / recipe.media)
                 shutil.rmtree(output, ignore_errors=True)  # an earlier one that lost its media
     except OSError as error:

@@ -60,6 +60,8 @@ def what_is_related(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 def what_is_outermost(scene: Scene, rng: np.random.Generator) -> Question | None:
     """What is furthest left?"""
+    if len(scene.things) < 2:
+        return None
     sides = {"furthest left": ("x", 1), "furthest right": ("x", -1), "highest": ("y", 1), "lowest": ("y", -1)}
     words = choose(rng, sides)
     axis, direction = sides[words]

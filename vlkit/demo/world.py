@@ -21,10 +21,11 @@ from rich.progress import track
 
 from vlkit.demo.captions import captions
 from vlkit.demo.draw import mask_boxes, render
-from vlkit.demo.scenes import Scene, sample_scene, scene_from_json
+from vlkit.demo.scenes import Domain, Scene, sample_scene, scene_from_json
 from vlkit.files import read_json
 
 WorldSize = Literal["small", "medium", "large"]
+Style = Literal["drawn", "plain"]
 Split = Literal["train", "val", "test"]
 Box = tuple[float, float, float, float]
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -37,6 +38,9 @@ COUNTS: dict[str, dict[str, int]] = {
     "large": {"train": 10000, "val": 500, "test": 1000},
 }
 """Scenes a split by size of the world."""
+DOMAINS: dict[str, Domain] = {"drawn": "demo", "plain": "pretrain"}
+"""Styles of a world: drawn by hand on textured grounds, which the embedded bases have never seen, or the plain drawings
+that they were pre-trained on (other scenes of them)."""
 CAPTIONS = 5
 """Captions a picture."""
 SCENE_STREAM, CAPTION_STREAM = 0, 1
@@ -103,7 +107,7 @@ def file_name(split: str, index: int) -> str:
     return f"COCO_{split_folder(split)}_{image_id(split, index):012d}.jpg"
 
 
-def sample_scenes(seed: int, counts: dict[str, int]) -> dict[str, list[Scene]]:
+def sample_scenes(seed: int, counts: dict[str, int], style: Style = "drawn") -> dict[str, list[Scene]]:
     """Scenes of every split; no two in the whole world have the same :meth:`Scene.key`.
 
     Held-out splits are drawn first, so they do not depend on the size of the training split.
@@ -111,23 +115,24 @@ def sample_scenes(seed: int, counts: dict[str, int]) -> dict[str, list[Scene]]:
     seen: set[str] = set()
     scenes: dict[str, list[Scene]] = {}
     for split in sorted(counts, key=lambda name: -SPLITS[name]):
-        scenes[split] = [_new_scene(seed, split, index, seen) for index in range(counts[split])]
+        scenes[split] = [_new_scene(seed, split, index, seen, DOMAINS[style]) for index in range(counts[split])]
     return {split: scenes[split] for split in counts}
 
 
-def _new_scene(seed: int, split: str, index: int, seen: set[str]) -> Scene:
+def _new_scene(seed: int, split: str, index: int, seen: set[str], domain: Domain) -> Scene:
     attempt = 0
-    while (scene := sample_scene(generator(seed, split, index, SCENE_STREAM, attempt), "demo")).key() in seen:
+    while (scene := sample_scene(generator(seed, split, index, SCENE_STREAM, attempt), domain)).key() in seen:
         attempt += 1
     seen.add(scene.key())
     return scene
 
 
-def draw_world(seed: int, counts: dict[str, int], folder: Path, side: int = 96, workers: int = 0) -> World:
+def draw_world(
+    seed: int, counts: dict[str, int], folder: Path, side: int = 96, workers: int = 0, style: Style = "drawn"
+) -> World:
     """Sample the scenes, write one JPEG each below ``folder``, and say what is seen where."""
-    items = [
-        (split, i, scene) for split, scenes in sample_scenes(seed, counts).items() for i, scene in enumerate(scenes)
-    ]
+    found = sample_scenes(seed, counts, style)
+    items = [(split, i, scene) for split, scenes in found.items() for i, scene in enumerate(scenes)]
     pictures: dict[str, list[Picture]] = {split: [] for split in counts}
     for split in counts:
         (folder / split_folder(split)).mkdir(parents=True)
