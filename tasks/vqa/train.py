@@ -92,8 +92,9 @@ class Config(CachedRunConfig):
 
     base: str = "tiny"
     """tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip."""
-    text_base: str = "tiny"
-    """Reads the questions: tiny (embedded T5), a T5 or BERT of the hub, a folder, or clip (the base's text tower)."""
+    text_base: str | None = None
+    """Reads the questions: clip (the base's own text tower), tiny (embedded T5), a T5 or BERT of the hub, or a folder;
+    default: clip, which knows what pictures look like, or tiny where --head.kind generate needs a decoder."""
     image_size: int | None = None
     """Side of the pictures in pixels; default: the base's own."""
     data: Data = field(default_factory=Data)
@@ -107,6 +108,8 @@ class Config(CachedRunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.text_base is None:
+            self.text_base = "clip" if self.head.kind == "classify" else "tiny"
         if self.data.augment != "none":
             self.refuse_cache(f"--data.augment {self.data.augment}", "a picture is another one")
         if self.cache and self.head.kind != "classify":
