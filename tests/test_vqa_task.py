@@ -169,6 +169,7 @@ def test_other_methods_train_save_and_load(kind: str, dataset: Path, tmp_path: P
         ("--head.loss", "softmax", "--fusion.neck", 1),
         ("--head.kind", "generate", "--adapter.kind", "lora", "--fusion.checkpointing", "true"),
         ("--head.kind", "generate", "--head.blind", "true", "--adapter.init", "published"),
+        ("--adapter.kind", "lst", "--adapter.start", "fisher", "--adapter.fisher_examples", 3, "--head.blind", "true"),
     ],
 )
 def test_options_run(options: tuple, dataset: Path, tmp_path: Path):

@@ -123,11 +123,13 @@ def _bases_alone(model: nn.Module) -> Iterator[dict[str, AdaptedEncoder]]:
 
 def _in_format_of_weights(model: nn.Module, fabric: Fabric) -> Forward:
     """What Fabric's wrapper does around a forward, but for autocast, whose small gradients float16 would lose."""
-    precision = fabric.strategy.precision
+    dtype = next(model.parameters()).dtype
 
     def forward(*inputs: Any) -> Any:
+        cast = [x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs]
         with fabric.autocast(), torch.autocast(fabric.device.type, enabled=False):
-            return precision.convert_output(model(*precision.convert_input(inputs)))
+            found = model(*cast)
+        return fabric.strategy.precision.convert_output(found)
 
     return forward
 
