@@ -37,7 +37,7 @@ from vlkit.losses import gather_pairs, info_nce
 
 IMAGES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "vit": (tiny.tiny_clip, 32),
-    "timm": (lambda: tiny.tiny_timm_clip(image_size=64), 64),
+    "timm": (tiny.tiny_timm_clip, 160),
     "resnet": (tiny.tiny_resnet_clip, 64),
 }
 """Family of the contrastive base -> its model, and the side of its pictures in pixels."""
