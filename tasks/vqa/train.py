@@ -182,7 +182,7 @@ def main(config: Config) -> None:
     if fabric.is_global_zero:
         settings = adapter_config(base, text, config.adapter, config.head, config.fusion, vocabulary, after)
         save_adapter(folder.path, answer_model, settings)
-    memory = memory_of_a_step(answer_model, loader, partial(loss_of, model), fabric)
+    memory = memory_of_a_step(answer_model, loader, loss_of, fabric)
     report = Report(
         task="vqa",
         base=identity["base"],
@@ -218,12 +218,17 @@ def vocabulary_of(dataset: Dataset, data: Data) -> list[str]:
 
 
 def memory_of_a_step(
-    model: Model, loader: EpochLoader, loss_of: Callable[[Batch], Tensor], fabric: Fabric
+    model: Model, loader: EpochLoader, loss_of: Callable[[Callable[..., Tensor], Batch], Tensor], fabric: Fabric
 ) -> StepMemory:
     """What one step of this run takes. The weights move: call it when the adapter is saved."""
     batch = fabric.to_device(next(iter(loader.batches(0, 1))))
+
+    def forward(*inputs: Tensor) -> Tensor:
+        with fabric.autocast():
+            return model(*inputs)
+
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
-    return measure_step(model.train(), lambda: loss_of(batch), optimizer, timed=3)
+    return measure_step(model.train(), lambda: loss_of(forward, batch), optimizer, timed=3)
 
 
 def show(report: Report, folder: Path) -> None:
