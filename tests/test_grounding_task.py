@@ -216,6 +216,17 @@ def test_saved_adapter_measures_as_it_did_in_training(trained: Path, dataset: Pa
         ("--text_base", "clip", "--data.shape", "letterbox", "--head.queries", 3, "--data.flip"),
         ("--image_size", 48, "--data.augment", "crop", "--adapter.kind", "lora", "--data.texts", 1),
         ("--adapter.kind", "linear", "--fusion.update_image", "true", "--fusion.neck", 0, "--loss.auxiliary", 0),
+        (
+            "--adapter.kind",
+            "lst",
+            "--adapter.start",
+            "fisher",
+            "--adapter.fisher_examples",
+            3,
+            "--data.augment",
+            "crop",
+            "--data.flip",
+        ),
     ],
 )
 def test_options_train_save_and_load(options: tuple, dataset: Path, tmp_path: Path):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vlkit.losses import (
     Pairs,
     backward_in_chunks,
+    example_losses,
     gather_pairs,
     info_nce,
     siglip,
@@ -186,6 +187,20 @@ def test_chunks_add_to_gradients_that_are_there() -> None:
         backward_in_chunks(split(inputs(), [6, 6]), twice, loss_of, fabric)
     for name, gradient in gradients(twice).items():
         torch.testing.assert_close(gradient, 2 * gradients(once)[name], rtol=1e-12, atol=1e-12)
+
+
+def test_losses_of_examples_add_up_to_the_batch() -> None:
+    batch, groups = inputs(), torch.arange(12) // 2
+    whole, apart = towers().eval(), towers().eval()
+    contrastive(groups)(*whole(batch)).backward()
+    shares = list(example_losses(split(batch, [1] * 12), apart, contrastive(groups)))
+    assert len(shares) == 12
+    first = torch.autograd.grad(shares[0], apart.image[0].weight, retain_graph=True)[0]
+    sum(shares).backward()
+    for name, p in whole.named_parameters():
+        if name != "logit_scale":
+            torch.testing.assert_close(apart.get_parameter(name).grad, p.grad, rtol=1e-10, atol=1e-12, msg=name)
+    assert not torch.allclose(12 * first, apart.image[0].weight.grad, rtol=0.1)
 
 
 def test_chunks_leave_a_frozen_scale_alone() -> None:

@@ -237,8 +237,13 @@ def _lines(folder: Path) -> int:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(dataset: Path, tmp_path: Path):
-    words = ("--data.root", dataset, *QUICK, "--adapter.dropout", 0, "--lr", 0.0005)
+@pytest.mark.parametrize(
+    "adapter",
+    [("--adapter.dropout", 0), ("--adapter.kind", "lst", "--adapter.start", "fisher", "--adapter.fisher_examples", 3)],
+    ids=["sherl", "lst"],
+)
+def test_two_processes_train_as_one(adapter: tuple, dataset: Path, tmp_path: Path):
+    words = ("--data.root", dataset, *QUICK, *adapter, "--lr", 0.0005)
     call(TRAIN, "--output", tmp_path / "one", *words)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
     two = [*launcher, "--standalone", str(ROOT / TRAIN), "--output", str(tmp_path / "two"), *map(str, words)]

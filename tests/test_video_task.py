@@ -105,6 +105,16 @@ def test_every_kind_trains_saves_and_loads(kind: str, dataset: Path, tmp_path: P
         ("--head.temporal", "lstm", "--frame_chunk", 3, "--data.every_caption", "true", "--batch_size", 18),
         ("--head.pool", "gpo", "--loss.kind", "clip4clip", "--sampling", "segment", "--frame_chunk", 0),
         ("--accumulate", 2, "--data.keep", 0, "--head.scale", "trained", "--head.projection", "false"),
+        (
+            "--adapter.kind",
+            "lst",
+            "--adapter.start",
+            "fisher",
+            "--adapter.fisher_examples",
+            3,
+            "--head.temporal",
+            "lstm",
+        ),
     ],
 )
 def test_options_run(options: tuple, dataset: Path, tmp_path: Path):

@@ -166,9 +166,10 @@ def test_other_methods_train_save_and_load(kind: str, dataset: Path, tmp_path: P
     [
         ("--text_base", "clip", "--adapter.late", 2, "--data.per_picture", 2),
         ("--image_size", 48, "--fusion.update_image", "true", "--data.augment", "crop"),
-        ("--head.loss", "softmax", "--fusion.neck", 1),
+        ("--head.loss", "softmax", "--fusion.neck", 1, "--precision", "bf16-mixed"),
         ("--head.kind", "generate", "--adapter.kind", "lora", "--fusion.checkpointing", "true"),
         ("--head.kind", "generate", "--head.blind", "true", "--adapter.init", "published"),
+        ("--adapter.kind", "lst", "--adapter.start", "fisher", "--adapter.fisher_examples", 3, "--head.blind", "true"),
     ],
 )
 def test_options_run(options: tuple, dataset: Path, tmp_path: Path):

@@ -115,25 +115,28 @@ def make_loader(
 
     With ``lengths`` each batch holds examples of similar length; see :class:`vlkit.loader.EpochLoader`.
     """
-    on_cuda = fabric.device.type == "cuda"
-    workers = config.workers
-    if workers is None:
-        workers = min(8, os.cpu_count() or 1) if on_cuda else 0
     loader = EpochLoader(
         dataset,
         config.batch_size,
         config.seed,
         rank=fabric.global_rank,
         world=fabric.world_size,
-        workers=workers,
+        workers=workers_for(config, fabric),
         collate=collate,
-        pin_memory=on_cuda,
+        pin_memory=fabric.device.type == "cuda",
         lengths=lengths,
     )
     left_out = loader.count - len(loader) * loader.batch_size
     note = f", {left_out} left out in each epoch (others each time)" if left_out else ""
     log.info("%d examples, %d batches of %d an epoch%s", loader.count, len(loader), loader.batch_size, note)
     return loader
+
+
+def workers_for(config: RunConfig, fabric: Fabric) -> int:
+    """Background processes that make batches: as the config says, or what suits the device."""
+    if config.workers is not None:
+        return config.workers
+    return min(8, os.cpu_count() or 1) if fabric.device.type == "cuda" else 0
 
 
 def fit(

@@ -7,7 +7,7 @@ loss of the one large batch, and so is its gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,17 +140,7 @@ def backward_in_chunks(
     Returns:
         The loss, detached.
     """
-    states, parts = [], []
-    with torch.no_grad():
-        for chunk in chunks:
-            states.append(_random_state())
-            parts.append(encode(chunk))
-    leaves = tuple(
-        (torch.cat(column) if column[0].dim() else column[0]).detach().requires_grad_()
-        for column in zip(*parts, strict=True)
-    )
-    loss = loss_of(*leaves)
-    gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+    loss, gradients, states = _of_whole_batch(chunks, encode, loss_of)
     after, start = _random_state(), 0
     for number, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
         last = number == len(chunks) - 1
@@ -166,6 +156,45 @@ def backward_in_chunks(
         start += size
     _set_random_state(after)
     return loss.detach()
+
+
+def example_losses(
+    examples: Sequence[Any], encode: Callable[[Any], tuple[Tensor, ...]], loss_of: Callable[..., Tensor]
+) -> Iterator[Tensor]:
+    """A contrastive loss over a batch, taken apart: scalars whose gradients add up to that of the batch's loss.
+
+    The one of an example runs that example alone; the embeddings of all others are constants. So each is the gradient
+    that this example has in the batch, negatives and all, in the memory of one example.
+
+    Args:
+        examples: of a batch, each as ``encode`` takes it.
+        encode: as for :func:`backward_in_chunks`; what has no dimension counts as a constant.
+        loss_of: as for :func:`backward_in_chunks`.
+    """
+    _, gradients, _ = _of_whole_batch(examples, encode, loss_of)
+    for row, example in enumerate(examples):
+        yield sum(
+            (output * gradient[row : row + 1]).sum()
+            for output, gradient in zip(encode(example), gradients, strict=True)
+            if gradient is not None and output.dim()
+        )
+
+
+def _of_whole_batch(
+    chunks: Sequence[Any], encode: Callable[[Any], tuple[Tensor, ...]], loss_of: Callable[..., Tensor]
+) -> tuple[Tensor, tuple[Tensor | None, ...], list[Any]]:
+    """The loss, its gradient for each thing ``encode`` returns, and the random state before each chunk."""
+    states, parts = [], []
+    with torch.no_grad():
+        for chunk in chunks:
+            states.append(_random_state())
+            parts.append(encode(chunk))
+    leaves = tuple(
+        (torch.cat(column) if column[0].dim() else column[0]).detach().requires_grad_()
+        for column in zip(*parts, strict=True)
+    )
+    loss = loss_of(*leaves)
+    return loss, torch.autograd.grad(loss, leaves, allow_unused=True), states
 
 
 def _random_state() -> tuple[Tensor, list[Tensor]]:

@@ -24,16 +24,22 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 class ProgressBar:
-    """Step, loss, speed and memory on stderr: a bar on a terminal, now and then a line in a file."""
+    """Step, loss, speed and memory on stderr: a bar on a terminal, now and then a line in a file.
+
+    Args:
+        steps: how many there are.
+        shown: False: say nothing.
+        label: what is going on, in a word.
+    """
 
     LINE_SECONDS = 30.0
 
-    def __init__(self, steps: int, shown: bool) -> None:
+    def __init__(self, steps: int, shown: bool, label: str = "train") -> None:
         console = Console(stderr=True)
         self._lines = shown and not console.is_terminal
         self._line_at = time.monotonic()
         self._steps = steps
-        columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+        columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
         # No refresh thread: a forked worker would inherit its locks.
         self._progress = Progress(
             *columns,
@@ -43,7 +49,7 @@ class ProgressBar:
             auto_refresh=False,
             disable=not shown or self._lines,
         )
-        self._task = self._progress.add_task("train", total=steps, text="")
+        self._task = self._progress.add_task(label, total=steps, text="")
         self._shown_at = -math.inf
 
     def __enter__(self) -> ProgressBar:
@@ -63,7 +69,10 @@ class ProgressBar:
 
     def advance(self, step: int, loss: float, speed: float, memory: int) -> None:
         """Show where the run is."""
-        text = f"loss {loss:.4f}  {speed:.1f} examples/s  {memory / 2**20:.0f} MiB"
+        self.show(step, f"loss {loss:.4f}  {speed:.1f} examples/s  {memory / 2**20:.0f} MiB")
+
+    def show(self, step: int, text: str) -> None:
+        """Show that ``step`` steps are done, and a text beside the bar."""
         self._progress.update(self._task, completed=step, text=text)
         if time.monotonic() - self._shown_at > 0.2:
             self._progress.refresh()

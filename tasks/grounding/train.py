@@ -9,6 +9,7 @@ Reads top to bottom: data, bases, adapters and heads, the step with its loss, tr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from vlkit.encoders.load import load_base
 from vlkit.encoders.text_side import text_side
 from vlkit.engine import CachedRunConfig, fit, make_fabric, make_loader, open_run
 from vlkit.errors import UserError
+from vlkit.fisher_start import fisher_due, start_from_fisher
 from vlkit.grounding import Locator, adapter_config, build_model, evaluate_split, identities, records_of
 from vlkit.hardware import attention_for, keep_freed_memory
 from vlkit.heads.fusion import FusionOptions
@@ -105,14 +107,9 @@ def main(config: Config) -> None:
     test = reported_split(dataset, config.data)
     base = load_base(config.base, image_size=config.image_size)
     text = text_side(config.text_base, base)
-    examples = BoxedPictures(
-        dataset,
-        config.data.train,
-        BoxTransform(base.preprocess, config.data.shape, config.data.augment),
-        config.data.texts,
-        config.data.flip,
-        several=config.head.queries > 1,
-    )
+    transform = BoxTransform(base.preprocess, config.data.shape, config.data.augment)
+    several = config.head.queries > 1
+    examples = BoxedPictures(dataset, config.data.train, transform, config.data.texts, config.data.flip, several)
     before = before_training(dataset, config.data.train, test)
 
     grounder = build_model(base, text, config.adapter, config.fusion, config.head)
@@ -126,6 +123,15 @@ def main(config: Config) -> None:
     else:
         loader = make_loader(examples, config, fabric, BoxCollate(text.tokenize))
     locator = Locator(grounder, base, text, fabric, config.data.shape)
+
+    def losses_of(forward: Callable[..., Any], batch: BoxBatch) -> list[Tensor]:
+        predictions = forward(batch.pixels, batch.ids, batch.owner)
+        return [grounding_loss(predictions, batch.boxes, batch.valid, config.loss)["loss"]]
+
+    if fisher_due(config.adapter, folder):
+        # One text at a time.
+        single = BoxedPictures(dataset, config.data.train, transform, 1, config.data.flip, several)
+        start_from_fisher(grounder, single, BoxCollate(text.tokenize), losses_of, config, fabric)
 
     def step(batch: BoxBatch, epoch: float) -> dict[str, Tensor]:
         predictions = model(batch.pixels, batch.ids, batch.owner)

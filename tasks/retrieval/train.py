@@ -8,7 +8,7 @@ Reads top to bottom: data, base, adapter and head, the step with its loss, train
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,10 +29,11 @@ from vlkit.data.transforms import image_transform
 from vlkit.demo.prepared import demo_dataset
 from vlkit.encoders.load import load_base
 from vlkit.engine import CachedRunConfig, fit, make_fabric, make_loader, open_run
+from vlkit.fisher_start import fisher_due, start_from_fisher
 from vlkit.hardware import keep_freed_memory
 from vlkit.heads.embedding import HeadOptions, TwoTower
 from vlkit.loader import EpochLoader
-from vlkit.losses import Pairs, backward_in_chunks, gather_pairs, info_nce, siglip, triplet
+from vlkit.losses import Pairs, backward_in_chunks, example_losses, gather_pairs, info_nce, siglip, triplet
 from vlkit.memory import StepMemory, measure_step
 from vlkit.retrieval import Embedder, adapter_config, build_model, evaluate_split, zero_shot
 from vlkit.runlog import Report
@@ -114,11 +115,12 @@ def main(config: Config) -> None:
     two_tower = build_model(base, config.adapter, config.head)
     model = fabric.setup_module(two_tower)
     embedder = Embedder(two_tower, base, fabric)
+    collate = PairCollate(base.tokenize, base.text.trim)
     if config.cache:
         cached = cached_pairs(config.cache, config.cache_dtype, pairs, two_tower, base, fabric)
         loader = cached.loader(make_loader(cached, config, fabric, cached.collate, lengths))
     else:
-        loader = make_loader(pairs, config, fabric, PairCollate(base.tokenize, base.text.trim), lengths)
+        loader = make_loader(pairs, config, fabric, collate, lengths)
 
     def loss_of(pairs: Pairs, scale: Tensor, bias: Tensor, epoch: float) -> Tensor:
         if config.loss.kind == "siglip":
@@ -127,6 +129,18 @@ def main(config: Config) -> None:
             # As published for VSE-infinity: all negatives first, then the hardest with a ramp over one epoch.
             return triplet(pairs, config.loss.margin, hardest=epoch >= 1) * (epoch - 1 if 1 <= epoch < 2 else 1)
         return info_nce(pairs, scale)
+
+    def losses_of(forward: Callable[..., Any], batch: tuple[Tensor, Tensor, Tensor]) -> Iterator[Tensor]:
+        """Of each pair of a batch, with the others as negatives."""
+        pixels, ids, groups = batch
+        return example_losses(
+            list(zip(pixels.split(1), ids.split(1), strict=True)),
+            lambda pair: forward(*pair),
+            lambda images, texts, *rest: loss_of(gather_pairs(images, texts, groups), *rest, 0.0),
+        )
+
+    if fisher_due(config.adapter, folder):
+        start_from_fisher(two_tower, pairs, collate, losses_of, config, fabric, config.batch_size)
 
     def step(batch: tuple[Tensor, Tensor, Tensor], epoch: float) -> dict[str, Tensor]:
         pixels, ids, groups = batch

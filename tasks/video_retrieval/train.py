@@ -9,6 +9,7 @@ Reads top to bottom: data, base, adapter and heads, the step with its loss, trai
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -33,10 +34,11 @@ from vlkit.demo.prepared import demo_dataset
 from vlkit.encoders.load import load_base
 from vlkit.engine import CachedRunConfig, fit, make_fabric, make_loader, open_run
 from vlkit.errors import UserError
+from vlkit.fisher_start import fisher_due, start_from_fisher
 from vlkit.hardware import keep_freed_memory
 from vlkit.heads.video import VideoHeadOptions, VideoText
 from vlkit.loader import EpochLoader
-from vlkit.losses import gather_pairs, info_nce
+from vlkit.losses import example_losses, gather_pairs, info_nce
 from vlkit.memory import StepMemory, measure_step
 from vlkit.metrics.video import text_video_metrics
 from vlkit.runlog import Report
@@ -141,12 +143,27 @@ def main(config: Config) -> None:
     video_text = build_model(base, config.adapter, config.head)
     model = fabric.setup_module(video_text)
     embedder = VideoEmbedder(video_text, base, fabric, reader)
+    collate = VideoCollate(base.tokenize, base.text.trim)
     if config.cache:
         options = {"name": "clip", "sampling": train_frames.source.key(), "cache": ClipTapCache}
         cached = cached_pairs(config.cache, config.cache_dtype, pairs, video_text.towers, base, fabric, **options)
         loader = cached.loader(make_loader(cached, config, fabric, cached.collate))
     else:
-        loader = make_loader(pairs, config, fabric, VideoCollate(base.tokenize, base.text.trim))
+        loader = make_loader(pairs, config, fabric, collate)
+
+    def losses_of(forward: Callable[..., Any], batch: tuple[Frames, Tensor, Tensor]) -> Iterator[Tensor]:
+        """Of each video and its sentence, with the others of a batch as negatives."""
+        frames, ids, groups = batch
+        return example_losses(
+            list(zip(frames.videos(), ids.split(1), strict=True)),
+            lambda pair: forward(*pair),
+            lambda videos, texts, scale: info_nce(
+                gather_pairs(videos, texts, negatives(groups, config, fabric)), scale
+            ),
+        )
+
+    if fisher_due(config.adapter, folder):
+        start_from_fisher(video_text, pairs, collate, losses_of, config, fabric, config.batch_size)
 
     def step(batch: tuple[Frames, Tensor, Tensor], epoch: float) -> dict[str, Tensor]:
         frames, ids, groups = batch

@@ -42,6 +42,7 @@ from vlkit.encoders.load import load_base
 from vlkit.encoders.text_side import text_side
 from vlkit.engine import CachedRunConfig, fit, make_fabric, make_loader, open_run
 from vlkit.errors import UserError
+from vlkit.fisher_start import fisher_due, start_from_fisher
 from vlkit.hardware import keep_freed_memory
 from vlkit.heads.fusion import FusionOptions
 from vlkit.heads.vqa import VQA_HEADS, answer_bce, answer_softmax, shift_right, token_loss
@@ -150,15 +151,21 @@ def main(config: Config) -> None:
         loader = make_loader(examples, config, fabric, QuestionCollate(text.tokenize, targets))
     answerer = Answerer(answer_model, base, text, config.head, vocabulary, fabric)
 
-    def loss_of(batch: Batch) -> Tensor:
+    def loss_of(forward: Callable[..., Tensor], batch: Batch) -> Tensor:
         if config.head.kind == "classify":
             loss = answer_bce if config.head.loss == "bce" else answer_softmax
-            return loss(model(batch.pixels, batch.ids, batch.owner), batch.targets)
+            return loss(forward(batch.pixels, batch.ids, batch.owner), batch.targets)
         start = shift_right(batch.targets, text.base.start_id)
-        return token_loss(model(batch.pixels, batch.ids, batch.owner, start), batch.targets, text.pad_id)
+        return token_loss(forward(batch.pixels, batch.ids, batch.owner, start), batch.targets, text.pad_id)
+
+    if fisher_due(config.adapter, folder):
+        # One question at a time.
+        single = PictureQuestions(dataset, config.data.train, examples.transform, per_picture=1)
+        collate = QuestionCollate(text.tokenize, targets)
+        start_from_fisher(answer_model, single, collate, lambda *given: [loss_of(*given)], config, fabric)
 
     def step(batch: Batch, epoch: float) -> dict[str, Tensor]:
-        loss = loss_of(batch)
+        loss = loss_of(model, batch)
         fabric.backward(loss)
         return {"loss": loss}
 
@@ -216,12 +223,17 @@ def vocabulary_of(dataset: Dataset, data: Data) -> list[str]:
 
 
 def memory_of_a_step(
-    model: Model, loader: EpochLoader, loss_of: Callable[[Batch], Tensor], fabric: Fabric
+    model: Model, loader: EpochLoader, loss_of: Callable[[Callable[..., Tensor], Batch], Tensor], fabric: Fabric
 ) -> StepMemory:
     """What one step of this run takes. The weights move: call it when the adapter is saved."""
     batch = fabric.to_device(next(iter(loader.batches(0, 1))))
+
+    def forward(*inputs: Tensor) -> Tensor:
+        with fabric.autocast():
+            return model(*inputs)
+
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
-    return measure_step(model.train(), lambda: loss_of(batch), optimizer, timed=3)
+    return measure_step(model.train(), lambda: loss_of(forward, batch), optimizer, timed=3)
 
 
 def show(report: Report, folder: Path) -> None:

@@ -200,28 +200,35 @@ class LstOptions:
     """Training steps of a scheduled gate: all of them for linear, those of an epoch for inverse."""
     after: bool = False
     """Mix behind the side block instead of in front of it."""
-    start: Literal["auto", "magnitude", "random"] = "auto"
-    """Initial weights of the side blocks: the largest weights of the base, or random; auto: magnitude, but random for
-    blocks that cannot be taken apart."""
+    start: Literal["auto", "magnitude", "fisher", "random"] = "auto"
+    """Initial weights of the side blocks: the largest weights of the base, those with the largest squared gradients of
+    the task's loss (published), or random; auto: magnitude, but random for blocks that cannot be taken apart."""
+    fisher_examples: int = 1024
+    """Training examples whose gradients a fisher start squares and sums; once through the data at most."""
     init: Literal["published", "identity"] = "identity"
     """identity: start exactly at the base's zero-shot answer; published: the side network's output alone."""
 
     def __post_init__(self) -> None:
         if self.gate_steps < 1:
             raise UserError(f"--adapter.gate_steps {self.gate_steps}: must be at least 1")
+        if self.fisher_examples < 1:
+            raise UserError(f"--adapter.fisher_examples {self.fisher_examples}: must be at least 1")
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> AdaptedEncoder:
         """Freeze ``encoder`` and put a side network beside it; both views are adapted.
 
+        With ``start="fisher"`` it stands at its magnitude start until :mod:`vlkit.fisher_start` has seen examples.
+
         Raises:
-            UserError: the tower is none of transformer blocks, or ``keep`` or ``reduction`` do not fit it.
+            UserError: the tower is none of transformer blocks, ``keep`` or ``reduction`` do not fit it, or its blocks
+                cannot be taken apart and ``start`` asks for just that.
         """
         ladder = make_ladder(encoder, self.keep, self.reduction, self.gate, self.after, self.gate_steps)
         if self.start != "random":
             try:
                 prune_(ladder.blocks, encoder)
             except UserError:
-                if self.start == "magnitude":
+                if self.start != "auto":
                     raise
         width = encoder.widths[0]
         return AdaptedEncoder(encoder, LstAdapter(ladder, width, width // self.reduction, init=self.init))

@@ -8,7 +8,7 @@ MLP in; MLP out) keeps the input columns whose units the group before it kept, a
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 
 import torch
@@ -37,20 +37,29 @@ def fisher(encoder: StagedEncoder, losses: Iterable[Tensor]) -> dict[str, Tensor
         losses: a generator that runs the tower on one example at a time and yields the loss of its label (the paper
             takes 1,024 examples).
     """
-    weights = dict(encoder.model.named_parameters())
-    before = {name: weight.requires_grad for name, weight in weights.items()}
-    encoder.model.requires_grad_(True)
-    found = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    return fisher_of_towers([encoder], losses)[0]
+
+
+def fisher_of_towers(encoders: Sequence[StagedEncoder], losses: Iterable[Tensor]) -> list[dict[str, Tensor]]:
+    """:func:`fisher` of several towers that the same losses depend on; sums are float32 or wider."""
+    weights = [dict(encoder.model.named_parameters()) for encoder in encoders]
+    flat = [weight for own in weights for weight in own.values()]
+    before = [weight.requires_grad for weight in flat]
+    # Squares of what bfloat16 can tell apart would drown in a sum kept in bfloat16.
+    totals = [torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) for weight in flat]
     try:
+        for weight in flat:
+            weight.requires_grad_(True)
         for loss in losses:
-            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-            for total, gradient in zip(found.values(), gradients, strict=True):
+            gradients = torch.autograd.grad(loss, flat, allow_unused=True)
+            for total, gradient in zip(totals, gradients, strict=True):
                 if gradient is not None:
-                    total += gradient.square()
+                    total += gradient.to(total.dtype).square()
     finally:
-        for name, weight in weights.items():
-            weight.requires_grad_(before[name])
-    return found
+        for weight, asked in zip(flat, before, strict=True):
+            weight.requires_grad_(asked)
+    rest = iter(totals)
+    return [{name: next(rest) for name in own} for own in weights]
 
 
 @torch.no_grad()
@@ -160,7 +169,8 @@ def _prune_group(
     ratio: int,
 ) -> Tensor:
     """Choose the output rows of weights that share them, copy what is kept, and return the rows."""
-    kept = [score.weight[:, column] for score, column in zip(scores, columns, strict=True)]
+    # Products of three squared gradients can be below what float32 holds.
+    kept = [score.weight[:, column].double() for score, column in zip(scores, columns, strict=True)]
     count = len(sources[0].weight) // ratio if targets is None else len(targets[0].weight)
     rows = _top(reduce(torch.mul, kept).abs().sum(1), count)
     for target, source, column in zip(targets or (), sources, columns, strict=False):

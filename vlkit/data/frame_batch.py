@@ -37,6 +37,10 @@ class Frames:
         """The pixels in parts of ``size`` frames; 0 = in one."""
         return self.pixels.split(size or len(self))
 
+    def videos(self) -> list[Frames]:
+        """Each video as a batch of its own."""
+        return [Frames.of([pixels]) for pixels in self.pixels.split(self.mask.sum(1).tolist())]
+
     def pin_memory(self) -> Frames:
         """A page-locked copy (the loader asks for it when batches go to CUDA)."""
         pinned = Frames(self.pixels.pin_memory(), self.mask.pin_memory())
