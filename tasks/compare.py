@@ -136,7 +136,8 @@ def train(config: Config, method: str, seed: int, folder: Path) -> None:
     flags = [f"--adapter.kind={kind}", *(f"--adapter.{option}" for option in options)]
     flags += ([] if rate is None else [f"--lr={rate}"]) + flags_for(kind, config.flags)
     script = [sys.executable, str(TASKS / config.task / "train.py"), "--resume", f"--output={folder}", f"--seed={seed}"]
-    threads = max(1, (os.cpu_count() or 1) // config.jobs)
+    # No more than asked for: on a machine that does other work, too many threads wait for each other.
+    threads = max(1, min(int(os.environ.get("OMP_NUM_THREADS", "") or 2**16), (os.cpu_count() or 1) // config.jobs))
     log = folder.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -119,8 +120,14 @@ class TimmTransformer(StagedEncoder):
 
     def grid(self, stream: Stream) -> tuple[int, int] | None:
         """Rows and columns of the patches, which follow class and register tokens."""
-        size = getattr(self.model.trunk.patch_embed, "grid_size", None)
-        return None if size is None else (size[0], size[1])
+        trunk = self.model.trunk
+        size = getattr(trunk.patch_embed, "grid_size", None)
+        if size is None:
+            return None
+        # A trunk that takes pictures of any size still names the grid of the size it was made for.
+        cells = stream.hidden.shape[1] - getattr(trunk, "num_prefix_tokens", 0)
+        side = math.isqrt(cells)
+        return (side, side) if size[0] * size[1] != cells == side * side else (size[0], size[1])
 
 
 class TimmStages(StagedEncoder):
