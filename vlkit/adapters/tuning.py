@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from peft import LoraConfig, inject_adapter_in_model
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -122,6 +122,10 @@ class LoraOptions:
         targets = _lora_targets(encoder)
         if not targets:
             raise UserError(f"--adapter.kind lora: {type(encoder).__name__} has no layer that peft can update")
+        # Takes a second to import, which only those pay who use it; what it makes of its own is no part of the model
+        # and stays off the device that the model is built on.
+        with torch.device("cpu"):
+            from peft import LoraConfig, inject_adapter_in_model
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets)
         inject_adapter_in_model(config, encoder)
         return TunedEncoder(encoder, self.checkpointing)
