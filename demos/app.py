@@ -65,6 +65,7 @@ def main(config: Config) -> None:
         os.environ |= {
             **{"GRADIO_TEMP_DIR": folder, "GRADIO_EXAMPLES_CACHE": f"{folder}/examples"},
             **{"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"},
+            "MPLBACKEND": "agg",  # or the first request waits for Gradio to try Matplotlib's windows one by one
         }
         with drawing_ahead():
             studio = prepare(config)
