@@ -22,6 +22,7 @@ from vlkit.errors import UserError
 
 if TYPE_CHECKING:
     from tabs.common import Studio
+
     from vlkit.serving import Models
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ def prepare(config: Config) -> Studio:
     """Load the models, and say what there is to search."""
     # Here and not above: the album is drawn meanwhile, and Gradio reads its environment when it is imported.
     from tabs.common import Studio
+
     from vlkit.serving import Library, load_models, pictures_in, videos_in
 
     models = load_models(config.model, config.device)

@@ -32,7 +32,7 @@ def fake_tensors() -> Iterator[None]:
 
 
 class _FakeTensors(FakeTensorMode):
-    """Looks once whether there is a GPU, not at every operation: where the driver is asked, that is a sixth of the time."""
+    """Looks once whether there is a GPU, not at every operation, which takes long where the driver is asked."""
 
     @functools.cached_property
     def avoid_device_init(self) -> bool:
