@@ -14,13 +14,16 @@ import tempfile
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vlkit.config import run
-from vlkit.demo.album import demo_album
+from vlkit.demo.album import demo_album, drawing_ahead
 from vlkit.errors import UserError
-from vlkit.serving import Library, Models, load_models, pictures_in, videos_in
-from vlkit.serving.limits import UPLOAD_BYTES
+
+if TYPE_CHECKING:
+    from tabs.common import Studio
+
+    from vlkit.serving import Models
 
 log = logging.getLogger(__name__)
 
@@ -56,22 +59,26 @@ class Config:
 
 
 def main(config: Config) -> None:
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for talkative in ("httpx", "faiss"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     # Uploads and what is shown live here and nowhere else, and go when the demo ends.
     with tempfile.TemporaryDirectory(prefix="vlkit-demo-") as folder:
         os.environ |= {
             **{"GRADIO_TEMP_DIR": folder, "GRADIO_EXAMPLES_CACHE": f"{folder}/examples"},
             **{"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"},
+            "MPLBACKEND": "agg",  # or the first request waits for Gradio to try Matplotlib's windows one by one
         }
-        serve(config)
+        with drawing_ahead():
+            studio = prepare(config)
+        serve(studio, config)
 
 
-def serve(config: Config) -> None:
-    """Load, listen, and stop in good order at Ctrl-C or SIGTERM."""
-    # Gradio reads its environment when it is imported.
+def prepare(config: Config) -> Studio:
+    """Load the models, and say what there is to search."""
+    # Here and not above: the album is drawn meanwhile, and Gradio reads its environment when it is imported.
     from tabs.common import Studio
-    from tabs.page import THREADS, build_page
-    from tabs.theme import CSS, theme
+
+    from vlkit.serving import Library, load_models, pictures_in, videos_in
 
     models = load_models(config.model, config.device)
     album = demo_album()
@@ -79,8 +86,16 @@ def serve(config: Config) -> None:
     watchers = models.by_task.get("video_retrieval", {})
     clips = Library(videos_in(config.videos or album.clips), watchers) if watchers else None
     own = {"own_pictures": config.images is not None, "own_videos": config.videos is not None}
-    page = build_page(Studio(models, library, clips, album, **own, about=about(models)))
-    libraries = [each for each in (library, clips) if each is not None]
+    return Studio(models, library, clips, album, **own, about=about(models))
+
+
+def serve(studio: Studio, config: Config) -> None:
+    """Listen, index in the background, and stop in good order at Ctrl-C or SIGTERM."""
+    from tabs.page import THREADS, build_page
+    from tabs.theme import CSS, theme
+
+    page = build_page(studio)
+    libraries = [each for each in (studio.library, studio.clips) if each is not None]
     for each in libraries:
         each.start()
     try:
@@ -100,6 +115,8 @@ def open_port(page: Any, config: Config, **options: Any) -> None:
     Raises:
         UserError: the address or port cannot be had.
     """
+    from vlkit.serving.limits import UPLOAD_BYTES
+
     try:
         page.launch(
             server_name=config.host,

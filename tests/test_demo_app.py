@@ -20,7 +20,8 @@ from PIL import Image
 from scripts import command, load_script
 
 from vlkit.config import parse
-from vlkit.demo.album import demo_album
+from vlkit.demo import album as album_module
+from vlkit.demo.album import demo_album, drawing_ahead
 from vlkit.errors import UserError
 from vlkit.files import cache_folder
 from vlkit.serving import load_models, shipped_adapters
@@ -188,6 +189,28 @@ def test_a_slow_request_does_not_hold_up_a_search(server: DemoServer, client: Cl
     needs = slow.result(timeout=240)
     assert [need["method"] for need in needs] == ["SHERL", "LoRA", "full"]
     assert needs[0]["kept"] < 0.2 * needs[2]["kept"] and all(need["fits"] for need in needs)
+
+
+# --- the album -------------------------------------------------------------------------------------------------------
+
+
+def test_the_album_is_drawn_ahead_by_another_process(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("VLKIT_CACHE", str(tmp_path))
+    with drawing_ahead():
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("demo/*-album/album.json")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        monkeypatch.setattr(album_module, "_draw", lambda folder: pytest.fail("drawn twice"))
+        album = demo_album()
+    assert all((album.pictures / entry.name).is_file() for entry in album.about_pictures)
+
+
+def test_the_album_is_drawn_here_if_the_other_process_fails(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("VLKIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(album_module.sys, "executable", shutil.which("false"))
+    with drawing_ahead():
+        album = demo_album()
+    assert len(list(album.pictures.iterdir())) == len(album.about_pictures)
 
 
 # --- opening up and stopping -----------------------------------------------------------------------------------------

@@ -237,7 +237,8 @@ def iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 
 
 def test_memory(page, shots: Path):
-    open_tab(page, "Memory")
+    open_tab(page, "Memory")  # what stands there is predicted without a click
+    page.locator("#memory-result li[data-method=full]").wait_for()
     page.click("#memory-button")
     page.locator("#memory-result li[data-method=full]").wait_for()
     assert "On a GPU of 8 GB this fits: SHERL, LoRA, full." in page.locator("#memory-result").inner_text()
@@ -257,6 +258,7 @@ def test_an_error_is_a_sentence_in_the_page(page, shots: Path, tmp_path: Path):
     page.get_by_text("fake.jpg: cannot be used as a picture (not an image).").wait_for()
     assert "Traceback" not in page.content()
     page.wait_for_timeout(500)  # it fades in
+    assert page.locator(".shots:visible img").first.is_visible()  # what was found before stays in sight
     page.screenshot(path=shots / "error.png")
 
 

@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from vlkit.checkpoint import CONFIG_FILE, remove_leftovers
 from vlkit.config import to_yaml
@@ -141,6 +139,10 @@ class RunFolder:
             lines = self.read_log()
             train = [line for line in lines if "split" not in line]
             evaluations = [line for line in lines if "split" in line]
+            # Takes most of a second to import, and whoever serves a model draws no curves.
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+
             figure = Figure(figsize=(12, 3.5))
             figure.subplots_adjust(left=0.06, right=0.98, bottom=0.16, top=0.9, wspace=0.25)
             panels = (("loss", train, "."), ("lr", train, ""), (primary, evaluations, "o"))

@@ -29,7 +29,7 @@ MOST_ANSWERS = 10
 def build(studio: Studio) -> None:
     """Lay out the tab; call it within a ``gr.Tab``."""
     models = studio.models.by_task.get("vqa", {})
-    lead("Ask a question about a picture. The bars are the model's probabilities.")
+    lead("Ask a question about a picture. A bar is the model's probability of one answer; each is judged by itself.")
     if not models:
         no_model("vqa", "questions")
         return

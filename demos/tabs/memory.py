@@ -19,8 +19,8 @@ GPUS = [4, 6, 8, 12, 16, 24, 32, 48, 80, 141]
 PARTS = ["parameters and optimizer", "kept for backward", "everything else at the peak"]
 
 
-def build(studio: Studio) -> None:
-    """Lay out the tab; call it within a ``gr.Tab``."""
+def build(studio: Studio, tab: gr.Tab) -> None:
+    """Lay out the tab; call it within ``tab``, which shows what the base at the top needs as soon as it is opened."""
     lead("What one training step needs, predicted without loading the model (contrastive, both towers, float32).")
     with gr.Row():
         base = gr.Dropdown(list(BASES), value=BASES[0], label="Base", elem_id="memory-base")
@@ -54,7 +54,7 @@ def build(studio: Studio) -> None:
 
     # One prediction at a time: searches of other visitors go on beside it.
     limits = {"concurrency_limit": 1, "concurrency_id": "memory"}
-    on_page([button.click], show, [base, size, gpu], [result], **limits)
+    on_page([button.click, tab.select], show, [base, size, gpu], [result], **limits)
     on_example(examples, show, [base, size, gpu], [result], **limits)
     endpoint("memory", memory, [base, size, gpu], **limits)
 

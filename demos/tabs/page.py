@@ -20,8 +20,8 @@ def build_page(studio: Studio) -> gr.Blocks:
         gr.Markdown("# vlkit\nA frozen CLIP with a small adapter, in your browser.", elem_id="title")
         with gr.Tabs():
             for name, tab in TABS.items():
-                with gr.Tab(name, id=name):
-                    tab.build(studio)
+                with gr.Tab(name, id=name) as opened:
+                    tab.build(studio, opened) if tab is memory else tab.build(studio)
         gr.Markdown(about_line(studio.about), elem_id="about")
         endpoint("about", lambda: studio.about, [])
     return page.queue(max_size=QUEUE, default_concurrency_limit=8)

@@ -33,6 +33,7 @@ CSS = """
 .boxes { border: 0 !important; width: 100%; border-collapse: collapse;
   font-variant-numeric: tabular-nums; font-size: 0.9rem; }
 .boxes caption { text-align: left; font-weight: 600; padding-bottom: 0.3rem; }
+.boxes thead, .boxes tbody, .boxes tr { border: 0 !important; }
 .boxes th, .boxes td { text-align: left; padding: 0.3rem 0.5rem 0.3rem 0; border: 0 !important;
   border-bottom: 1px solid var(--border-color-primary) !important; }
 .part-0 { background: var(--primary-700) !important; } .part-1 { background: var(--primary-400) !important; }
@@ -50,8 +51,8 @@ CSS = """
 .status { font-size: 0.85rem; } .status p { margin: 0; color: var(--body-text-color-subdued); }
 button:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:focus-visible {
   outline: 2px solid var(--primary-500) !important; outline-offset: 2px; }
-.wrap > .error { visibility: hidden; }
-footer { opacity: 0.7; }
+.wrap:has(> .error) { display: none !important; }
+footer { opacity: 0.7; } footer .divider { display: none; }
 @media (max-width: 640px) {
   .gradio-container .app { padding: 0.8rem !important; }
   .gradio-container [role=tab], .tab-container button { font-size: 0.8rem; padding: 0 0.4rem; }

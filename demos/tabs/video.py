@@ -22,9 +22,12 @@ from tabs.common import (
     show_progress,
     status_of,
 )
+from vlkit.demo.album import AlbumClip
 from vlkit.serving import FoundClip, check_count, check_text, search_clips
 from vlkit.serving.clips import cut_clip, still_of
 
+SHOWN_CHARACTERS = 60
+"""Gradio cuts longer examples."""
 QUERIES = ["someone walks in", "a car drives past", "food is being cooked", "people talk at a table"]
 
 
@@ -41,12 +44,18 @@ def build(studio: Studio) -> None:
     with gr.Row():
         text = gr.Textbox(label="What happens?", max_lines=2, scale=5, elem_id="video-text", min_width=220)
         button = gr.Button("Search", variant="primary", scale=0, min_width=120, elem_id="video-button")
-    queries = QUERIES if studio.own_videos else [clip.captions[-1] for clip in studio.album.about_clips[:5]]
+    queries = QUERIES if studio.own_videos else [_example(clip) for clip in studio.album.about_clips[:5]]
     examples = gr.Examples(queries, text, api_visibility="private", label="Try")
     model = picker(models)
     with gr.Row():
         player = gr.Video(
-            label="Best match", interactive=False, autoplay=True, height=320, buttons=[], elem_id="video-player"
+            label="Best match",
+            interactive=False,
+            autoplay=True,
+            height=320,
+            buttons=[],
+            elem_id="video-player",
+            visible=False,
         )
         gallery = gr.Gallery(
             label="All matches: click one to play it",
@@ -57,6 +66,7 @@ def build(studio: Studio) -> None:
             buttons=[],
             elem_classes="shots",
             elem_id="video-matches",
+            visible=False,
         )
     status = gr.HTML(status_of(library, what), elem_classes="status")
     count = gr.Slider(1, MOST_RESULTS, value=6, step=1, label="Results", visible=False)
@@ -71,7 +81,7 @@ def build(studio: Studio) -> None:
     def show(text: str, count: float, model: str | None) -> tuple[Any, ...]:
         clips = find(text, count, model)
         shots = [(still_of(clip), f"{clip.score:.3f} {clip.name}, {range_of(clip)}") for clip in clips]
-        return clips, shots, play(clips[0])
+        return clips, gr.Gallery(shots, visible=True), play(clips[0])
 
     def pick(clips: list[FoundClip], event: gr.SelectData) -> Any:
         return play(clips[event.index])
@@ -91,13 +101,18 @@ def build(studio: Studio) -> None:
     show_progress(library, status, lambda: status_of(library, what), [])
 
 
+def _example(clip: AlbumClip) -> str:
+    """Its most detailed sentence that Gradio shows whole, else the plainest."""
+    return next((text for text in reversed(clip.captions) if len(text) <= SHOWN_CHARACTERS), clip.captions[0])
+
+
 def play(clip: FoundClip) -> gr.Video:
     """The player with that moment, cut out once and kept while the demo runs."""
     name = hashlib.sha256(f"{clip.path}|{clip.start}|{clip.end}".encode()).hexdigest()[:24]
     path = Path(os.environ["GRADIO_TEMP_DIR"]) / "clips" / f"{name}.mp4"
     if not path.exists():
         cut_clip(clip, path)
-    return gr.Video(str(path), label=f"{clip.name}, {range_of(clip)}")
+    return gr.Video(str(path), label=f"{clip.name}, {range_of(clip)}", visible=True)
 
 
 def range_of(clip: FoundClip) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vlkit.encoders.staged import ReadAhead, StagedEncoder, Stream
+from vlkit.encoders.staged import ReadAhead, StagedEncoder, Stream, in_weights_format
 
 EarlyChunk = int | Literal["auto"]
 """Samples at once; 0 = the whole batch; ``"auto"`` = as few as keep the processor busy."""
@@ -53,7 +53,7 @@ class Chunker:
         shape = (*x.shape[1:],)
         if shape not in self._values:
             with torch.no_grad():
-                self._values[shape] = self.base.embed(x[:1]).hidden.numel()
+                self._values[shape] = self.base.embed(in_weights_format(self.base, x[:1])).hidden.numel()
         return busy_samples(self._values[shape], x.device, self.late)
 
     def slices(self, stream: Stream) -> list[slice]:

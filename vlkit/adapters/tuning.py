@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from peft import LoraConfig, inject_adapter_in_model
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vlkit.adapters.base import Encoded, Reads
-from vlkit.encoders.staged import StagedEncoder, Stream, freeze, run_blocks, unfreeze
+from vlkit.encoders.staged import StagedEncoder, Stream, freeze, in_weights_format, run_blocks, unfreeze
 from vlkit.errors import UserError
 
 
@@ -29,7 +29,7 @@ class TunedEncoder(nn.Module):
 
     def forward(self, x: Any) -> Encoded:
         """Every block with gradient."""
-        stream = self.base.embed(x)
+        stream = self.base.embed(in_weights_format(self.base, x))
         if not self.checkpointing:
             return Encoded(self.base, run_blocks(self.base, stream, 0, self.base.depth))
         for i in range(self.base.depth):
@@ -122,6 +122,10 @@ class LoraOptions:
         targets = _lora_targets(encoder)
         if not targets:
             raise UserError(f"--adapter.kind lora: {type(encoder).__name__} has no layer that peft can update")
+        # Takes a second to import, which only those pay who use it; what it makes of its own is no part of the model
+        # and stays off the device that the model is built on.
+        with torch.device("cpu"):
+            from peft import LoraConfig, inject_adapter_in_model
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets)
         inject_adapter_in_model(config, encoder)
         return TunedEncoder(encoder, self.checkpointing)

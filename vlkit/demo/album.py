@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +73,7 @@ def demo_album() -> Album:
     Raises:
         UserError: the cache cannot be written.
     """
-    home = cache_folder().absolute() / "demo" / f"v{VERSION}-album-plain{PLAIN}"
+    home = _home()
     try:
         with whole_folder(home, (home / _FILE).exists) as folder:
             if folder is not None:
@@ -86,6 +90,27 @@ def demo_album() -> Album:
         [AlbumClip(**entry) for entry in known["clips"]],
         [AlbumPicture(**entry) for entry in known["plain"]],
     )
+
+
+@contextmanager
+def drawing_ahead() -> Iterator[None]:
+    """Let a process of its own draw the album meanwhile, if there is none yet, for :func:`demo_album` to find.
+
+    Whatever becomes of that process, ``demo_album`` waits for it and then draws what is missing.
+    """
+    if (_home() / _FILE).exists():
+        yield
+        return
+    process = subprocess.Popen([sys.executable, "-m", __name__], stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _home() -> Path:
+    return cache_folder().absolute() / "demo" / f"v{VERSION}-album-plain{PLAIN}"
 
 
 def _draw(folder: Path) -> None:
@@ -120,3 +145,7 @@ def _describe(number: int, picture: Picture, seed: int) -> AlbumPicture:
     ]
     phrases = [(phrase.words, picture.boxes[thing]) for thing, called in referred(small, seed) for phrase in called[:1]]
     return AlbumPicture(_name(number), list(picture.captions), questions, phrases)
+
+
+if __name__ == "__main__":
+    demo_album()

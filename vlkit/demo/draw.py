@@ -194,14 +194,16 @@ def _second_colour(thing: Thing) -> tuple[int, int, int]:
 @lru_cache(maxsize=64)
 def pattern_tile(pattern: Pattern, period: int, side: int) -> Image.Image:
     """A pattern as a 1-bit image with room for any shift below one period."""
-    y, x = np.mgrid[0 : 2 * side, 0 : 2 * side] % period
+    y, x = np.mgrid[0:period, 0:period]
     if pattern == "striped":
         on = y < period // 2
     elif pattern == "dotted":
         on = (x - period / 2) ** 2 + (y - period / 2) ** 2 < (0.3 * period) ** 2
     else:
         on = (x < period // 2) ^ (y < period // 2)
-    return Image.fromarray((on * 255).astype(np.uint8)).convert("1", dither=Image.Dither.NONE)
+    times = -(-2 * side // period)
+    whole = np.tile((on * 255).astype(np.uint8), (times, times))[: 2 * side, : 2 * side]
+    return Image.fromarray(whole).convert("1", dither=Image.Dither.NONE)
 
 
 def draw_shadow(canvas: Canvas, thing: Thing) -> None:

@@ -95,7 +95,7 @@ class StagedEncoder(nn.Module):
 
     def forward(self, x: Any) -> Tensor:
         """Embed, run every block and pool: [B, out_dim], equal to the library's own forward."""
-        return self.pool(run_blocks(self, self.embed(x), 0, self.depth))
+        return self.pool(run_blocks(self, self.embed(in_weights_format(self, x)), 0, self.depth))
 
     def transformer_block(self, i: int) -> nn.Module:
         """The library's module of block ``i``, for methods that read or narrow what is inside a transformer block.
@@ -224,13 +224,21 @@ def run_early(encoder: StagedEncoder, x: Any, layers: tuple[int, ...], stop: int
     wanted = check_layers(layers, stop)
     # The context is entered per call, never across a yield: the consumer's code must run with its own gradient mode.
     with torch.no_grad():
-        stream = encoder.embed(x)
+        stream = encoder.embed(in_weights_format(encoder, x))
     for k in range(stop + 1):
         if k in wanted or k == stop:
             yield k, stream
         if k < stop:
             with torch.no_grad():
                 stream = encoder.block(k, stream)
+
+
+def in_weights_format(encoder: nn.Module, x: Any) -> Any:
+    """Pictures in the number format of the encoder's weights (with ``--precision bf16-true`` not float32); anything else
+    as it is."""
+    if isinstance(x, Tensor) and x.is_floating_point():
+        return x.to(next(encoder.parameters()).dtype)
+    return x
 
 
 def check_layers(layers: tuple[int, ...], stop: int) -> frozenset[int]:

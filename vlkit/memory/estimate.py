@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -26,8 +27,17 @@ CUDA_GAPS = 0.05
 def fake_tensors() -> Iterator[None]:
     """Within it, every tensor made is fake: it claims a device and a shape and takes no memory."""
     # A library may keep a table as a plain tensor instead of a buffer; those few stay real.
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with _FakeTensors(allow_non_fake_inputs=True):
         yield
+
+
+class _FakeTensors(FakeTensorMode):
+    """Looks once whether there is a GPU, not at every operation, which takes long where the driver is asked."""
+
+    @functools.cached_property
+    def avoid_device_init(self) -> bool:
+        """Whether no accelerator is there that a fake tensor could wake up."""
+        return super().avoid_device_init
 
 
 def fake_copy(module: M, device: torch.device) -> M:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
@@ -59,8 +59,26 @@ class LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, self.current)
 
 
-def _tensors(nest: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(nest) if isinstance(leaf, Tensor) and leaf.layout == torch.strided]
+def _tensors(nest: Any) -> Iterator[Tensor]:
+    """Those in the arguments or the result of an operation: tensors, and tuples, lists and dicts of them."""
+    if isinstance(nest, Tensor):
+        if nest.layout == torch.strided:
+            yield nest
+    elif isinstance(nest, (tuple, list)):
+        for each in nest:
+            yield from _tensors(each)
+    elif isinstance(nest, dict):
+        yield from _tensors(tuple(nest.values()))
+
+
+@contextlib.contextmanager
+def only_new_garbage() -> Iterator[None]:
+    """Within it, collections look at what was made within it alone, not at all that a program has loaded."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def saved_bytes(model: nn.Module, backward_of: Callable[[], Tensor]) -> int:

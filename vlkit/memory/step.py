@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import Optimizer
 
-from vlkit.memory.live import LiveBytes
+from vlkit.memory.live import LiveBytes, only_new_garbage
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ def measure_step(model: nn.Module, loss_of: Callable[[], Tensor], optimizer: Opt
 
         train_step(loss_of, optimizer, look)
 
-    peak = peak_bytes(step, device)
+    with only_new_garbage():
+        peak = peak_bytes(step, device)
     state = (value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor))
     ratio = None
     if timed and not _is_fake(device):
