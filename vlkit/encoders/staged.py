@@ -234,8 +234,7 @@ def run_early(encoder: StagedEncoder, x: Any, layers: tuple[int, ...], stop: int
 
 
 def in_weights_format(encoder: nn.Module, x: Any) -> Any:
-    """Pictures in the number format of the encoder's weights (with ``--precision bf16-true`` not float32); anything else
-    as it is."""
+    """Pictures in the format of the encoder's weights (not float32 with ``--precision bf16-true``); ids as they are."""
     if isinstance(x, Tensor) and x.is_floating_point():
         return x.to(next(encoder.parameters()).dtype)
     return x
