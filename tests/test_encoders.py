@@ -493,3 +493,10 @@ def test_max_pooling_of_open_clip_is_refused(tmp_path: Path) -> None:
 def test_a_stream_can_be_replaced_without_touching_the_first() -> None:
     stream = Stream(torch.zeros(1, 2, 3))
     assert stream.replace(hidden=torch.ones(1, 2, 3)).hidden.sum() == 6 and stream.hidden.sum() == 0
+
+
+def test_grid_of_a_timm_trunk_is_that_of_the_picture() -> None:
+    encoder = stage_vision(tiny.tiny_timm_clip())
+    for side, cells in ((160, 10), (96, 6)):
+        stream = encoder.embed(tiny.pictures(1, side))
+        assert encoder.grid(stream) == (cells, cells) and stream.hidden.shape[1] == cells * cells + 1

@@ -122,6 +122,7 @@ def test_every_kind_trains_saves_and_loads(kind: str, dataset: Path, tmp_path: P
         ("--head.pool", "gpo", "--loss.kind", "triplet"),
         ("--loss.kind", "siglip", "--loss.chunk", 3),
         ("--accumulate", 2, "--data.augment", "flip", "--head.projection", "false"),
+        ("--precision", "bf16-true"),
     ],
 )
 def test_options_run(options: tuple, dataset: Path, tmp_path: Path):

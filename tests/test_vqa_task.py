@@ -164,7 +164,7 @@ def test_other_methods_train_save_and_load(kind: str, dataset: Path, tmp_path: P
 @pytest.mark.parametrize(
     "options",
     [
-        ("--text_base", "clip", "--adapter.late", 2, "--data.per_picture", 2),
+        ("--text_base", "clip", "--adapter.late", 2, "--data.per_picture", 2, "--precision", "bf16-true"),
         ("--image_size", 48, "--fusion.update_image", "true", "--data.augment", "crop"),
         ("--head.loss", "softmax", "--fusion.neck", 1, "--precision", "bf16-mixed"),
         ("--head.kind", "generate", "--adapter.kind", "lora", "--fusion.checkpointing", "true"),
