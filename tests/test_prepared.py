@@ -92,7 +92,7 @@ def test_making_it_shows_progress_on_stderr_and_nothing_on_stdout(
         demo_dataset("vqa", "small")
     shown = capsys.readouterr()
     assert "draw pictures" in shown.err and "ask about train" in shown.err and shown.out == ""
-    assert "making the demo dataset for vqa" in caplog.text
+    assert "making the drawn demo dataset for vqa" in caplog.text
 
 
 def test_a_failed_run_leaves_nothing_that_looks_complete(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
