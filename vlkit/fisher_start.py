@@ -23,6 +23,7 @@ from vlkit.adapters.lst import LstAdapter
 from vlkit.adapters.pruning import Importance, fisher_of_towers, prune_
 from vlkit.adapters.tuning import TunedEncoder
 from vlkit.checkpoint import STATE_FILE
+from vlkit.encoders.staged import in_weights_format
 from vlkit.engine import RunConfig, workers_for
 from vlkit.errors import UserError
 from vlkit.loader import EpochLoader, Examples
@@ -123,10 +124,9 @@ def _bases_alone(model: nn.Module) -> Iterator[dict[str, AdaptedEncoder]]:
 
 def _in_format_of_weights(model: nn.Module, fabric: Fabric) -> Forward:
     """What Fabric's wrapper does around a forward, but for autocast, whose small gradients float16 would lose."""
-    dtype = next(model.parameters()).dtype
 
     def forward(*inputs: Any) -> Any:
-        cast = [x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs]
+        cast = [in_weights_format(model, x) for x in inputs]
         with fabric.autocast(), torch.autocast(fabric.device.type, enabled=False):
             found = model(*cast)
         return fabric.strategy.precision.convert_output(found)
