@@ -3,9 +3,9 @@
     python benchmarks/training_step.py --bases ViT-B-32 --batch_sizes 32 --json step.json --chart step.png
     python benchmarks/training_step.py --bases ViT-B-16 ViT-L-14 --batch_sizes 32 128 --json gpu.json      # on a GPU
 
-A step is contrastive: both towers, InfoNCE, AdamW. Every timed step stands between two forwards of the base without
-gradient on texts padded to the base's longest, and the median ratio counts. On a GPU peaks come from the allocator
-and steps run in bf16 autocast. Rows that are in the JSON file already are kept, so that a broken run goes on.
+A step is contrastive: both towers, InfoNCE, AdamW. Every timed step stands between two forwards of open_clip's own
+without gradient, on texts padded to the base's longest, and the median ratio counts. On a GPU peaks come from the
+allocator and steps run in bf16 autocast. Rows that are in the JSON file already are kept, so that a broken run goes on.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from vlkit.adapters.tuning import FullOptions, LoraOptions
 from vlkit.config import run
 from vlkit.files import read_json, whole_file, write_json
 from vlkit.hardware import keep_freed_memory
-from vlkit.memory.contrastive import ContrastiveBench, context_length
+from vlkit.memory.contrastive import ContrastiveBench
 from vlkit.runlog import versions
 
 MIB = 2**20
 METHODS = {
     "linear": LinearOptions(),
     "SHERL, int8 taps, chunks of 8": SherlOptions(tap_dtype="int8", early_chunk=8),
+    "SHERL, int8 taps": SherlOptions(tap_dtype="int8"),
     "SHERL": SherlOptions(),
     "SHERL, plain autograd": SherlOptions(lean=False),
     "SHERL on tokens, int8 taps, chunks of 8": SherlOptions(handoff="tokens", tap_dtype="int8", early_chunk=8),
@@ -43,7 +44,7 @@ METHODS = {
     "full + checkpointing": FullOptions(checkpointing=True),
     "full": FullOptions(),
 }
-MARKERS = "s^ov<D*PXh"
+MARKERS = "s^>ov<D*PXh"
 """Of the methods, in this order."""
 
 
@@ -96,10 +97,9 @@ def measure(bench: ContrastiveBench, name: str, size: int, repeats: int) -> dict
     """One row: bytes of a step and its time over that of inference; ``error`` where it does not fit."""
     options = METHODS[name]
     try:
-        padded = context_length(bench.base)
-        inference, model = bench.inference_peak(size, padded), bench.model(options)
+        inference, model = bench.inference_peak(size), bench.model(options)
         memory = bench.memory(model, size)
-        ratio = bench.time_over_inference(model, size, repeats, padded)
+        ratio = bench.time_over_inference(model, size, repeats)
     except torch.cuda.OutOfMemoryError:
         return {"error": "out of memory"}
     finally:

@@ -82,7 +82,8 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], lr: float, weight_dec
     decayed = [p for p in parameters.values() if p.ndim >= 2]
     others = [p for p in parameters.values() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr)
+    # Fused: each weight is passed over once, not five times, and no temporary tensors of its size are made.
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, fused=True)
 
 
 class Run:

@@ -16,9 +16,9 @@ from vlkit.encoders.staged import ReadAhead, StagedEncoder, Stream, in_weights_f
 EarlyChunk = int | Literal["auto"]
 """Samples at once; 0 = the whole batch; ``"auto"`` = as few as keep the processor busy."""
 
-# Values of a chunk's hidden state that keep a processor busy: 11 samples of a ViT-B-32 on a CPU, 160 on a GPU.
-BUSY = {"cpu": 440_000, "cuda": 6_000_000}
-LATE = 0.75
+# Values of a chunk's hidden state that keep a processor busy: 16 samples of a ViT-B-32 on a CPU, 150 on a GPU.
+BUSY = {"cpu": 640_000, "cuda": 6_000_000}
+LATE = 0.5
 FEWEST = 4
 
 

@@ -46,18 +46,18 @@ class Rows:
 
     def open(self, dtype: torch.dtype) -> None:
         self._x = self._rows.open(dtype)
-        self._owner = torch.div(self._index, self._shape[1], rounding_mode="floor").unsqueeze(1)  # [R, 1]
+        self._owner = torch.div(self._index, self._shape[1], rounding_mode="floor")  # [R], the sample of each row
 
     def along(self, u: Tensor) -> Tensor:
         """``x u`` for one vector a sample: [B, D] -> [B, L]; 0 where no row is kept."""
-        products = (self._x @ u.T).gather(1, self._owner).squeeze(1)
+        products = (u @ self._x.T).gather(0, self._owner.unsqueeze(0)).squeeze(0)
         return u.new_zeros(self._shape).view(-1).index_copy_(0, self._index, products).view(self._shape)
 
     def sum(self, weights: Tensor) -> Tensor:
         """``sum_l weights x`` over the kept rows: [B, L] -> [B, D]."""
-        chosen = weights.reshape(-1).index_select(0, self._index).unsqueeze(1)
-        spread = weights.new_zeros(len(self._index), self._shape[0]).scatter_(1, self._owner, chosen)
-        return spread.T @ self._x
+        chosen = weights.reshape(-1).index_select(0, self._index).unsqueeze(0)
+        spread = weights.new_zeros(self._shape[0], len(self._index)).scatter_(0, self._owner.unsqueeze(0), chosen)
+        return spread @ self._x
 
 
 class Whole:

@@ -7,7 +7,7 @@ from open_clip.model import CLIP
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
-from vlkit.encoders.clip_vision import is_plain, run_resblock
+from vlkit.encoders.resblock import is_plain, run_resblock
 from vlkit.encoders.staged import Stream
 from vlkit.encoders.text import TextEncoder, up_to
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
+from vlkit.encoders.resblock import is_plain, run_resblock
 from vlkit.encoders.staged import StagedEncoder, Stream
 
 
@@ -71,15 +72,3 @@ class ClipVision(StagedEncoder):
         """Rows and columns of the patches, which follow the class token."""
         rows, columns = self.model.grid_size
         return rows, columns
-
-
-def is_plain(block: torch.nn.Module) -> bool:
-    """Whether a block is self-attention and MLP of open_clip's usual kind; a subclass may do anything."""
-    return type(block) is ResidualAttentionBlock and not hasattr(block, "ln_1_kv")
-
-
-def run_resblock(block: torch.nn.Module, hidden: Tensor, batch_first: bool, attn_mask: Tensor | None = None) -> Tensor:
-    """Run one open_clip residual block on [B, L, D], whichever order of axes the block was built for."""
-    if batch_first:
-        return block(hidden, attn_mask=attn_mask)
-    return block(hidden.transpose(0, 1), attn_mask=attn_mask).transpose(0, 1)

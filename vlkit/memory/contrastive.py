@@ -1,6 +1,8 @@
 """A contrastive training step of two adapted towers on a made-up batch: what ``tasks/memory.py`` measures.
 
-What is in the batch does not matter to memory. This file alone in this folder knows models; it is imported on its own.
+Pictures are noise and texts random words, the same in every run. To memory that matters only where a method keeps some
+values of a tap and leaves others out (SHERL in the joint space). This file alone in this folder knows models; it is
+imported on its own.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlkit.adapters.kept import assume_share
 from vlkit.distributed import make_fabric
@@ -25,7 +27,7 @@ from vlkit.losses import gather_pairs, info_nce
 from vlkit.memory.estimate import fake_copy, fake_tensors
 from vlkit.memory.shapes import shape_base
 from vlkit.memory.step import StepMemory, measure_step, peak_bytes, time_ratio, train_step
-from vlkit.retrieval import build_model, zero_shot
+from vlkit.retrieval import build_model
 from vlkit.training import make_optimizer
 
 
@@ -64,44 +66,36 @@ class ContrastiveBench:
         self.active_share = active_share
         self.base: ClipBase = shape_base(base) if predicts else load_base(base)
         self.text_length = text_length or context_length(self.base)
-        self._inference_peaks: dict[tuple[int, int], int] = {}
+        self._inference_peaks: dict[int, int] = {}
 
     def model(self, options: Any) -> TwoTower:
-        """Both towers with the method in them."""
+        """Both towers with the method in them; what is new has the same random weights every time."""
         towers = {"image": copy.deepcopy(self.base.image), "text": copy.deepcopy(self.base.text)}
-        with torch.device("meta") if self.predicts else contextlib.nullcontext():
+        on_meta = torch.device("meta") if self.predicts else contextlib.nullcontext()
+        with torch.random.fork_rng(devices=[]), on_meta:
+            torch.manual_seed(0)
             model = build_model(dataclasses.replace(self.base, **towers), options, HeadOptions()).train()
         return model if self.predicts else model.to(self.device)
 
     def memory(self, model: TwoTower, batch_size: int) -> StepMemory:
         """The memory of one training step."""
         with self._tensors():
-            model, loss_of = self._step(model, batch_size, self.text_length)
+            model, loss_of = self._step(model, batch_size)
             return measure_step(model, loss_of, optimizer_of(model))
 
-    def inference_peak(self, batch_size: int, text_length: int | None = None) -> int:
-        """Peak of a forward of the base without gradient, in bytes; texts as long as in steps, or ``text_length``."""
-        key = (batch_size, text_length or self.text_length)
-        if key not in self._inference_peaks:
-            with self._tensors(), torch.no_grad():
-                _, infer = self._step(self._plain(), *key)
-                self._inference_peaks[key] = peak_bytes(lambda _: infer(), self.device)
-        return self._inference_peaks[key]
+    def inference_peak(self, batch_size: int) -> int:
+        """Peak of :class:`Inference`, in bytes."""
+        if batch_size not in self._inference_peaks:
+            with self._tensors():
+                infer = self._inference(batch_size)
+                self._inference_peaks[batch_size] = peak_bytes(lambda _: infer(), self.device)
+        return self._inference_peaks[batch_size]
 
-    def time_over_inference(
-        self, model: TwoTower, batch_size: int, repeats: int, text_length: int | None = None
-    ) -> float:
-        """Time of a training step over that of a forward of the base without gradient, which reads texts as long as
-        those of the step, or of ``text_length`` tokens.
-        """
-        _, loss_of = self._step(model, batch_size, self.text_length)
-        _, infer = self._step(self._plain(), batch_size, text_length or self.text_length)
+    def time_over_inference(self, model: TwoTower, batch_size: int, repeats: int) -> float:
+        """Time of a training step over that of :class:`Inference`."""
+        _, loss_of = self._step(model, batch_size)
         optimizer = optimizer_of(model)
-        return time_ratio(lambda: train_step(loss_of, optimizer), torch.no_grad()(infer), repeats)
-
-    def _plain(self) -> TwoTower:
-        plain = zero_shot(self.base)
-        return plain if self.predicts else plain.to(self.device)
+        return time_ratio(lambda: train_step(loss_of, optimizer), self._inference(batch_size), repeats)
 
     @contextlib.contextmanager
     def _tensors(self) -> Iterator[None]:
@@ -111,14 +105,12 @@ class ContrastiveBench:
         with fake_tensors(), assume_share(self.active_share):
             yield
 
-    def _step(self, model: TwoTower, batch_size: int, text_length: int) -> tuple[TwoTower, Callable[[], Tensor]]:
+    def _step(self, model: TwoTower, batch_size: int) -> tuple[TwoTower, Callable[[], Tensor]]:
         """The model, as a fake copy if steps are predicted, and the forward of one step."""
         if self.predicts:
             model = fake_copy(model, self.device)
-        with self.device:
-            pixels = torch.zeros(batch_size, 3, *self.base.preprocess.size)
-            ids = made_up_ids(self.base, batch_size, text_length)
-            groups = torch.arange(batch_size)
+        pixels, ids = self._batch(batch_size, self.text_length)
+        groups = torch.arange(batch_size, device=self.device)
 
         def loss_of() -> Tensor:
             with self._fabric.autocast():
@@ -126,6 +118,39 @@ class ContrastiveBench:
                 return info_nce(gather_pairs(images, texts, groups), scale)
 
         return model, loss_of
+
+    def _inference(self, batch_size: int) -> Callable[[], Any]:
+        """Inference on a batch."""
+        towers = Inference(self.base)
+        towers = fake_copy(towers, self.device) if self.predicts else towers.to(self.device)
+        pixels, ids = self._batch(batch_size, context_length(self.base))
+
+        def infer() -> Any:
+            with torch.no_grad(), self._fabric.autocast():
+                return towers(pixels, ids)
+
+        return infer
+
+    def _batch(self, batch_size: int, text_length: int) -> tuple[Tensor, Tensor]:
+        """Pictures and token ids."""
+        pixels = torch.randn(batch_size, 3, *self.base.preprocess.size, generator=torch.Generator().manual_seed(0))
+        return pixels.to(self.device), made_up_ids(self.base, batch_size, text_length).to(self.device)
+
+
+class Inference(nn.Module):
+    """What steps are compared with: both towers of a base, run by their own library's forward, without gradient.
+
+    Texts are padded to the most that the base reads: open_clip's text towers take no other length.
+    """
+
+    def __init__(self, base: ClipBase) -> None:
+        super().__init__()
+        self.image, self.text = base.image.model, base.text.model
+        self.eval()
+
+    def forward(self, pixels: Tensor, ids: Tensor) -> tuple[Any, Any]:
+        """What the towers return for pictures [B, 3, H, W] and token ids [B, L]."""
+        return self.image(pixels), self.text(ids)
 
 
 def optimizer_of(model: TwoTower) -> torch.optim.Optimizer:
@@ -142,8 +167,8 @@ def context_length(base: ClipBase) -> int:
 
 
 def made_up_ids(base: ClipBase, batch_size: int, length: int) -> Tensor:
-    """Ids [batch_size, length] int64 of texts without padding: words, and an end of text."""
-    ids = torch.full((batch_size, length), 5)
+    """Ids [batch_size, length] int64 of texts without padding: random words, and an end of text."""
+    ids = torch.randint(3, 6, (batch_size, length), generator=torch.Generator().manual_seed(0))
     ends = getattr(base.text.model, "pool_type", None) == "eos"
     ids[:, -1] = base.text.model.eos_id if ends else 6  # other towers look for the largest id, or for none
     return ids
