@@ -154,7 +154,7 @@ def _pool(
     reducer, score = adapter.reducers[i], adapter.token_scores[i]
     weighted = guide * score.weight[0]
     query, constant = weighted @ reducer.weight, weighted @ reducer.bias + score.bias
-    scores = torch.baddbmm(constant.view(-1, 1, 1), x, query.unsqueeze(2)).squeeze(2)  # [B, L]
+    scores = torch.baddbmm(constant.view(-1, 1, 1), query.unsqueeze(1), x.transpose(1, 2)).squeeze(1)  # [B, L]
     if stream.mask is not None and x.shape[1] == stream.mask.shape[1]:
         scores = scores * stream.mask
     scores = F.relu(scores)

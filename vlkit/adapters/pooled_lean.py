@@ -38,8 +38,13 @@ def _candidates(adapter: PooledSherlAdapter, parts: list[Part]) -> Tensor:
     found = []
     for i, (reducer, factor) in enumerate(zip(adapter.reducers, adapter.base_factors().unbind(), strict=True)):
         mean, share = _column(parts, i, "mean"), torch.cat([part.layers[i].attention.sum(1, True) for part in parts])
-        found.append(torch.addmm((share + factor) * reducer.bias, mean, reducer.weight.T))
+        found.append(_expand(mean, reducer.weight, (share + factor) * reducer.bias))
     return torch.stack(found, dim=1)
+
+
+def _expand(x: Tensor, weight: Tensor, offset: Tensor) -> Tensor:
+    """``offset + x weight^T``, the large factor first: twice as fast for the few rows of ``x``."""
+    return torch.addmm(offset.T, weight, x.T).T
 
 
 def _column(parts: list[Part], i: int, name: str) -> Tensor:
@@ -148,11 +153,11 @@ class _Backward:
                 taps[number, i] = _tap_gradient(layer, part, factor, through, query[at], u[at])
             part.layers[i], start = None, at.stop  # frees the tokens
         query_gradient, constant, share = torch.cat(query_gradients), torch.cat(constants), torch.cat(share)
-        weight = gradient.T @ mean
-        self.gradients[reducer.weight] = weight.addmm_(weighted.T, query_gradient)
+        # Through the mean and through the query: one product over both, which writes its large result once.
+        self.gradients[reducer.weight] = torch.cat([gradient, weighted]).T @ torch.cat([mean, query_gradient])
         self.gradients[reducer.bias] = share @ gradient + constant @ weighted
         self.gradients[score.bias] = constant.sum().view_as(score.bias)
-        weighted_gradient = torch.addmm(constant.unsqueeze(1) * reducer.bias, query_gradient, reducer.weight.T)
+        weighted_gradient = _expand(query_gradient, reducer.weight, constant.unsqueeze(1) * reducer.bias)
         self.gradients[score.weight] = (weighted_gradient * guide).sum(0, keepdim=True)
         guide_gradient.addcmul_(weighted_gradient, score.weight)
         return gate
