@@ -34,7 +34,7 @@ from vlkit.memory import (
     shape_base,
     time_ratio,
 )
-from vlkit.memory.contrastive import ContrastiveBench, made_up_ids
+from vlkit.memory.contrastive import ContrastiveBench
 
 SCRIPT = "tasks/memory.py"
 FLOAT = 4  # bytes
@@ -328,8 +328,7 @@ def test_what_depends_on_the_data_is_predicted_from_above(options: Any, tiny_ben
     assert measured.saved_bytes <= bound.saved_bytes and measured.peak_bytes <= bound.peak_bytes
     # Told how much of it is kept, the prediction comes near; layers share it unevenly, and training moves it.
     model = real.model(options)
-    pixels = torch.zeros(4, 3, *real.base.preprocess.size)
-    share = kept_share(model, (pixels, made_up_ids(real.base, 4, real.text_length)))
+    share = kept_share(model, real.batch(4))
     fake.active_share = share
     told = fake.memory(fake.model(options), 4)
     fake.active_share = 1.0

@@ -109,7 +109,7 @@ class ContrastiveBench:
         """The model, as a fake copy if steps are predicted, and the forward of one step."""
         if self.predicts:
             model = fake_copy(model, self.device)
-        pixels, ids = self._batch(batch_size, self.text_length)
+        pixels, ids = self.batch(batch_size)
         groups = torch.arange(batch_size, device=self.device)
 
         def loss_of() -> Tensor:
@@ -123,7 +123,7 @@ class ContrastiveBench:
         """Inference on a batch."""
         towers = Inference(self.base)
         towers = fake_copy(towers, self.device) if self.predicts else towers.to(self.device)
-        pixels, ids = self._batch(batch_size, context_length(self.base))
+        pixels, ids = self.batch(batch_size, context_length(self.base))
 
         def infer() -> Any:
             with torch.no_grad(), self._fabric.autocast():
@@ -131,10 +131,12 @@ class ContrastiveBench:
 
         return infer
 
-    def _batch(self, batch_size: int, text_length: int) -> tuple[Tensor, Tensor]:
-        """Pictures and token ids."""
+    def batch(self, batch_size: int, text_length: int | None = None) -> tuple[Tensor, Tensor]:
+        """The made-up batch: pictures [B, 3, H, W] and token ids [B, L]; default L: that of the steps."""
         pixels = torch.randn(batch_size, 3, *self.base.preprocess.size, generator=torch.Generator().manual_seed(0))
-        return pixels.to(self.device), made_up_ids(self.base, batch_size, text_length).to(self.device)
+        return pixels.to(self.device), made_up_ids(self.base, batch_size, text_length or self.text_length).to(
+            self.device
+        )
 
 
 class Inference(nn.Module):

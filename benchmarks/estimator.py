@@ -1,0 +1,115 @@
+"""How far predicted memory is from that of real training steps.
+
+    python benchmarks/estimator.py --json docs/estimator.json
+
+Every step is contrastive, as in ``tasks/memory.py``. What SHERL in the joint space keeps depends on the data: its rows
+with all values kept are predicted exactly, the others from above, and those are marked.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from vlkit.adapters.dtl import DtlOptions
+from vlkit.adapters.linear import LinearOptions
+from vlkit.adapters.lst import LstOptions
+from vlkit.adapters.sherl import SherlOptions
+from vlkit.adapters.tuning import BitfitOptions, FullOptions, LoraOptions
+from vlkit.adapters.unipt import UniptOptions
+from vlkit.adapters.vqt import VqtOptions
+from vlkit.config import run
+from vlkit.errors import UserError
+from vlkit.files import write_json
+from vlkit.memory.contrastive import ContrastiveBench
+from vlkit.runlog import versions
+
+MIB = 2**20
+TOKENS_INT8 = SherlOptions(handoff="tokens", tap_dtype="int8", early_chunk=2)
+METHODS = {
+    "linear": LinearOptions(),
+    "SHERL, all values kept": SherlOptions(keep="all"),
+    "SHERL, all values kept, int8 taps, chunks of 2": SherlOptions(keep="all", tap_dtype="int8", early_chunk=2),
+    "SHERL, plain autograd": SherlOptions(lean=False),
+    "SHERL on tokens": SherlOptions(handoff="tokens"),
+    "SHERL on tokens, int8 taps, chunks of 2": TOKENS_INT8,
+    "UniPT": UniptOptions(),
+    "LST": LstOptions(),
+    "DTL": DtlOptions(),
+    "VQT": VqtOptions(),
+    "BitFit": BitfitOptions(),
+    "LoRA": LoraOptions(),
+    "LoRA + checkpointing": LoraOptions(checkpointing=True),
+    "full": FullOptions(),
+    "SHERL (from above)": SherlOptions(),
+    "SHERL, int8 taps, chunks of 2 (from above)": SherlOptions(tap_dtype="int8", early_chunk=2),
+}
+
+
+@dataclass
+class Config:
+    """Compare predicted with measured memory."""
+
+    json: Path | None = None
+    """Write the numbers there."""
+    bases: list[str] = field(default_factory=lambda: ["ViT-B-32", "RN50"])
+    """Names of bases; a method that does not fit a tower is left out."""
+    batch_size: int = 6
+    """Pairs a step."""
+    text_length: int = 24
+    """Tokens a text."""
+
+
+def main(config: Config) -> None:
+    rows, console = [], Console(stderr=True)
+    for name in config.bases:
+        real, fake = (ContrastiveBench(name, predicts, config.text_length, "cpu") for predicts in (False, True))
+        for method, options in METHODS.items():
+            try:
+                measured, predicted = (bench.memory(bench.model(options), config.batch_size) for bench in (real, fake))
+            except UserError as error:
+                console.print(f"{name}, {method}: left out ({error})", highlight=False)
+                continue
+            gc.collect()
+            sizes = {
+                f"{what}_{key}": getattr(memory, key)
+                for what, memory in (("predicted", predicted), ("measured", measured))
+                for key in ("saved_bytes", "peak_bytes")
+            }
+            rows.append({"base": name, "method": method, "batch_size": config.batch_size} | sizes)
+            console.print(markdown(rows).splitlines()[-1], highlight=False)
+        peaks = {"predicted_peak_bytes": fake.inference_peak(config.batch_size)}
+        peaks["measured_peak_bytes"] = real.inference_peak(config.batch_size)
+        rows.append({"base": name, "method": "inference", "batch_size": config.batch_size} | peaks)
+    if config.json:
+        write_json(config.json, {"versions": versions(), "text_length": config.text_length, "rows": rows})
+    print(markdown(rows))
+    exact = [row for row in rows if "from above" not in row["method"]]
+    print(f"largest error of a peak: {max(abs(error(row, 'peak_bytes')) for row in exact):.1%} of {len(exact)} rows")
+
+
+def error(row: dict[str, Any], key: str) -> float:
+    """Predicted over measured, less 1."""
+    return row[f"predicted_{key}"] / row[f"measured_{key}"] - 1
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows as a table."""
+    lines = [
+        "| base | pairs | method | kept MiB: measured | predicted | peak MiB: measured | predicted | peak off by |",
+        "|---|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        names = [f"{what}_{key}" for key in ("saved_bytes", "peak_bytes") for what in ("measured", "predicted")]
+        sizes = (f"{row[name] / MIB:.1f}" if name in row else "" for name in names)
+        where = (row["base"], str(row["batch_size"]), row["method"])
+        lines.append("| " + " | ".join([*where, *sizes, f"{error(row, 'peak_bytes'):+.1%}"]) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main, Config)

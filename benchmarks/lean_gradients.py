@@ -1,0 +1,112 @@
+"""How far the lean backward of SHERL is from that of the plain code: largest error of a gradient, per format of the taps.
+
+    python benchmarks/lean_gradients.py --json docs/lean_gradients.json
+
+Both implementations get the same weights, off their start so that every weight has a gradient, and the same batch. A
+weight's error is its largest difference relative to its largest gradient; the table has the worst weight and the error
+of all gradients as one vector.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlkit.adapters.base import trained_state
+from vlkit.adapters.sherl import SherlOptions
+from vlkit.config import run
+from vlkit.files import write_json
+from vlkit.losses import gather_pairs, info_nce
+from vlkit.memory.contrastive import ContrastiveBench
+from vlkit.runlog import versions
+
+FLAVOURS = {"SHERL": SherlOptions(), "SHERL on tokens": SherlOptions(handoff="tokens", dropout=0.0)}
+ROWS = [(torch.float64, "fp32"), (torch.float32, "fp32"), (torch.float32, "bf16"), (torch.float32, "int8")]
+"""Number format of the weights, and of the taps (``fp32`` leaves them as they are)."""
+
+
+@dataclass
+class Config:
+    """Compare gradients of the lean and the plain code."""
+
+    json: Path | None = None
+    """Write the numbers there."""
+    bases: list[str] = field(default_factory=lambda: ["ViT-B-32"])
+    """Names of bases; random weights do."""
+    batch_size: int = 8
+    """Pairs."""
+    device: str = "auto"
+    """Where to compute."""
+
+
+def main(config: Config) -> None:
+    rows: list[dict[str, Any]] = []
+    for name in config.bases:
+        bench = ContrastiveBench(name, False, device=config.device, precision="32-true")
+        for flavour, options in FLAVOURS.items():
+            for dtype, tap_dtype in ROWS:
+                plain = woken(bench, dataclasses.replace(options, lean=False), dtype)
+                lean = woken(bench, dataclasses.replace(options, tap_dtype=tap_dtype), dtype)
+                lean.load_state_dict(plain.state_dict())
+                expected, found = (gradients(bench, model, config.batch_size) for model in (plain, lean))
+                row = {"base": name, "method": flavour, "weights": str(dtype).removeprefix("torch."), "taps": tap_dtype}
+                rows.append(row | errors(found, expected))
+                print(markdown(rows).splitlines()[-1], flush=True)
+    if config.json:
+        write_json(config.json, {"versions": versions(), "rows": rows})
+    print(markdown(rows))
+
+
+def woken(bench: ContrastiveBench, options: SherlOptions, dtype: torch.dtype) -> nn.Module:
+    """A model whose trained weights are not where they start: at the start many gradients are exactly 0."""
+    model = bench.model(options).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    for weight in trained_state(model).values():
+        if weight.ndim:
+            weight.add_(torch.randn(weight.shape, generator=generator).to(weight), alpha=0.02)
+    return model
+
+
+def gradients(bench: ContrastiveBench, model: nn.Module, size: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a batch, and the gradients of what trains."""
+    pixels, ids = bench.batch(size)
+    images, texts, scale, _ = model(pixels.to(next(model.parameters()).dtype), ids)
+    loss = info_nce(gather_pairs(images, texts, torch.arange(size, device=bench.device)), scale)
+    loss.backward()
+    return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def errors(found: tuple[Tensor, dict[str, Tensor]], expected: tuple[Tensor, dict[str, Tensor]]) -> dict[str, float]:
+    """Relative errors of the loss, of the worst weight's gradient, and of all gradients together."""
+    (loss, ours), (plain_loss, theirs) = found, expected
+    floor = max(float(g.abs().max()) for g in theirs.values()) / 1000  # what is next to nothing has no error of its own
+    apart = {name: (ours[name] - g).double() for name, g in theirs.items()}
+    worst = max(float(apart[n].abs().max()) / max(float(g.abs().max()), floor) for n, g in theirs.items())
+    norms = [torch.stack([g.double().norm() for g in group.values()]).norm() for group in (apart, theirs)]
+    return {
+        "loss_error": float((loss - plain_loss).abs() / plain_loss.abs()),
+        "worst_gradient_error": worst,
+        "gradient_error": float(norms[0] / norms[1]),
+    }
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows as a table."""
+    lines = [
+        "| base | method | weights | taps | loss | worst weight | all gradients |",
+        "|---|---|---|---|---:|---:|---:|",
+    ]
+    for row in rows:
+        numbers = (row[key] for key in ("loss_error", "worst_gradient_error", "gradient_error"))
+        words = (row[key] for key in ("base", "method", "weights", "taps"))
+        lines.append("| " + " | ".join([*words, *(f"{number:.1e}" for number in numbers)]) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main, Config)
