@@ -1,4 +1,4 @@
-"""How far the lean backward of SHERL is from that of the plain code: largest error of a gradient, per format of the taps.
+"""How far the lean backward of SHERL is from that of the plain code, per format of the taps.
 
     python benchmarks/lean_gradients.py --json docs/lean_gradients.json
 

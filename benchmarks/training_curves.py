@@ -31,7 +31,7 @@ LOOKS = {
     "sherl": ("SHERL", "#0072B2"),
     "sherl-tap_dtype-int8": ("SHERL, int8 taps", "#D55E00"),
 }
-"""Folder of a method as ``tasks/compare.py`` names it: name and colour. The first is what the others are held against."""
+"""Folder of a method as ``tasks/compare.py`` names it: name and colour. The first is what the others are held to."""
 
 Curves = dict[int, dict[int, float]]  # seed -> step -> value
 
@@ -82,9 +82,7 @@ def curves(runs: Path, folder: str, point: Callable[[dict[str, Any]], float | No
             values = {line["step"]: value for line in lines if (value := point(line)) is not None}
             found[int(path.name.rpartition("seed")[2])] = values
     if not found:
-        raise UserError(
-            f"{runs}: holds no runs {folder}-seed*; make them with the command in this script's --help text"
-        )
+        raise UserError(f"{runs}: holds no runs {folder}-seed*; this file begins with the command that makes them")
     return found
 
 
@@ -113,7 +111,7 @@ def between_seeds(curves: Curves) -> float:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The rows as a table."""
     lines = [
-        "| method | loss: from plain, at most | between seeds | val rsum: from plain, at most | between seeds | at the end |",
+        "| method | loss: from plain, at most | between seeds | val rsum: from plain, at most | between seeds | last |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for row in rows:

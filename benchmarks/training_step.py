@@ -26,7 +26,7 @@ from vlkit.adapters.sherl import SherlOptions
 from vlkit.adapters.tuning import FullOptions, LoraOptions
 from vlkit.config import run
 from vlkit.files import read_json, whole_file, write_json
-from vlkit.hardware import keep_freed_memory
+from vlkit.hardware import keep_freed_memory, machine
 from vlkit.memory.contrastive import ContrastiveBench
 from vlkit.runlog import versions
 
@@ -160,13 +160,6 @@ def draw(path: Path, table: dict[str, Any]) -> None:
         axes.legend(fontsize=8)  # labels beside the points would cover each other
     with whole_file(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))
-
-
-def machine(device: torch.device) -> str:
-    """The device in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} thread(s)"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ A step is contrastive: both towers, InfoNCE, AdamW, on a made-up batch (:mod:`vl
 from __future__ import annotations
 
 import dataclasses
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from vlkit.adapters.tuning import LoraOptions
 from vlkit.config import kinds, run
 from vlkit.errors import UserError
 from vlkit.files import write_json
+from vlkit.hardware import machine
 from vlkit.memory import CUDA_CONTEXT_BYTES, CUDA_GAPS, largest_batch, tensor_budget
 from vlkit.memory.contrastive import ContrastiveBench
 from vlkit.runlog import versions
@@ -187,7 +187,8 @@ def show(table: dict[str, Any]) -> None:
     console.print(grid)
     notes = [
         "kept: activations held for backward. peak: most at once beyond parameters and optimizer state, gradients "
-        "included; inference: a forward of the base without gradient. all: peak, parameters and optimizer state."
+        "included; inference: both towers' own forward in their library, without gradient, on padded texts. all: peak, "
+        "parameters and optimizer state."
     ]
     if table["estimated"]:
         notes += [
@@ -212,13 +213,6 @@ def mib(size: int) -> str:
 def fitting(rows: list[dict[str, Any]], size: int, fits: bool) -> str:
     """The methods whose largest batch reaches ``size`` (``fits``), or does not."""
     return ", ".join(row["method"] for row in rows if (row["largest_batch"] >= size) == fits) or "no method"
-
-
-def machine(device: torch.device) -> str:
-    """The device in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
 
 
 def parse_size(text: str) -> int:

@@ -13,7 +13,7 @@ import torch
 from open_clip.hf_model import HFTextEncoder
 from open_clip.model import _build_vision_tower
 from open_clip.timm_model import TimmModel
-from open_clip.transformer import TextTransformer, Transformer, VisionTransformer
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, TextTransformer, Transformer, VisionTransformer
 from timm.models.beit import Beit
 from torch import Tensor, nn
 from transformers import (
@@ -30,6 +30,7 @@ from transformers import (
     XLMRobertaConfig,
 )
 
+from vlkit.encoders.resblock import run_resblock
 from vlkit.encoders.stage import stage_hf, stage_t5_decoder, stage_text, stage_vision
 from vlkit.encoders.staged import StagedEncoder, Stream, freeze, run_blocks, run_early
 from vlkit.encoders.t5 import DecoderInput, with_memory
@@ -135,13 +136,15 @@ def scattered(build: Callable[[], nn.Module]) -> nn.Module:
     return model
 
 
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("name", VISION)
-def test_vision_tower_equals_the_library(name: str) -> None:
+def test_vision_tower_equals_the_library(name: str, frozen: bool) -> None:
     model = scattered(VISION[name])
     pictures = tiny.pictures(2, picture_size(model))
     encoder = stage_vision(model)
     with torch.no_grad():
         expected = first(model(pictures))
+        encoder = freeze(encoder) if frozen else encoder
         stream = encoder.embed(pictures)
         width_axis = 1 if encoder.spatial else 2
         for i in range(encoder.depth):
@@ -159,6 +162,22 @@ def test_vision_tower_equals_the_library(name: str) -> None:
     torch.testing.assert_close(pooled, expected.reshape(pooled.shape), **TOLERANCE)
     torch.testing.assert_close(alone, pooled[:1], rtol=1e-4, atol=1e-4)
     assert set(encoder.stages) <= set(range(encoder.depth + 1)) and encoder.stages[-1] == encoder.depth
+
+
+@pytest.mark.parametrize("quick_gelu", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_frozen_blocks_pass_the_gradient_of_the_library(causal: bool, quick_gelu: bool) -> None:
+    block = ResidualAttentionBlock(32, 4, act_layer=QuickGELU if quick_gelu else nn.GELU, ls_init_value=0.5).eval()
+    mask = torch.full((7, 7), -torch.inf).triu(1) if causal else None
+    hidden, weights = torch.randn(2, 3, 7, 32, generator=torch.Generator().manual_seed(0))
+    results = []
+    for frozen in (False, True):
+        block.requires_grad_(not frozen)
+        x = hidden.clone().requires_grad_()
+        (run_resblock(block, x, True, mask) * weights).sum().backward()
+        with torch.no_grad():
+            results.append((run_resblock(block, hidden, True, mask), x.grad))
+    torch.testing.assert_close(results[1], results[0], **TOLERANCE)
 
 
 def test_summary_is_the_class_token_only_where_it_is_pooled() -> None:
@@ -204,13 +223,15 @@ TEXT: dict[str, Callable[[], nn.Module]] = {
 TRIMMABLE = {"native", "sequence end", "padding masked", "no projection", "custom blocks"}
 
 
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("name", TEXT)
-def test_text_tower_equals_the_library(name: str) -> None:
+def test_text_tower_equals_the_library(name: str, frozen: bool) -> None:
     model = scattered(TEXT[name])
     ids = tiny.clip_ids((5, 9))
     encoder = stage_text(model)
     with torch.no_grad():
         expected = first(model(ids))
+        encoder = freeze(encoder) if frozen else encoder
         stream = run_blocks(encoder, encoder.embed(ids), 0, encoder.depth)
         torch.testing.assert_close(encoder.pool(stream), expected, **TOLERANCE)
         torch.testing.assert_close(encoder(ids[:1]), expected[:1], **TOLERANCE)

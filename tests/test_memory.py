@@ -19,7 +19,7 @@ from vlkit.adapters.sherl import SherlOptions
 from vlkit.adapters.tuning import BitfitOptions, FullOptions, LoraOptions
 from vlkit.encoders.load import load_base
 from vlkit.encoders.stage import stage_text, stage_vision
-from vlkit.encoders.staged import StagedEncoder
+from vlkit.encoders.staged import StagedEncoder, freeze
 from vlkit.errors import UserError
 from vlkit.losses import gather_pairs, info_nce
 from vlkit.memory import (
@@ -248,6 +248,30 @@ def test_lean_steps_peak_below_plain_ones():
     tokens = {"handoff": "tokens"}
     plain, lean = (peak(SherlOptions(**tokens, **how)) for how in ({"lean": False}, {"early_chunk": 4}))
     assert lean <= 0.56 * plain
+
+
+@pytest.mark.slow
+def test_steps_of_vit_b_32_stay_near_the_memory_of_inference():
+    bench, predicted = (ContrastiveBench("ViT-B-32", predicts, device="cpu") for predicts in (False, True))
+    inference = bench.inference_peak(32)
+    full = predicted.memory(predicted.model(FullOptions()), 32).saved_bytes
+    limits = [
+        (SherlOptions(), 1.4, 0.03),
+        (SherlOptions(tap_dtype="int8", early_chunk=8), 0.8, 0.008),
+        (SherlOptions(handoff="tokens"), 3.0, 0.07),
+        (SherlOptions(handoff="tokens", tap_dtype="int8", early_chunk=8), 1.4, 0.02),
+    ]
+    for options, peak_limit, kept_limit in limits:
+        memory = bench.memory(bench.model(options), 32)
+        assert memory.peak_bytes <= peak_limit * inference, options
+        assert memory.saved_bytes <= kept_limit * full, options
+
+
+def test_a_frozen_block_takes_less_than_the_library():
+    tower, pixels = freeze(stage_vision(like_vit_b_32())), tiny.pictures(4, 56)
+    with torch.no_grad():
+        library, own = (peak_bytes(lambda _, run=run: run(pixels), CPU) for run in (tower.model, tower))
+    assert own <= 0.72 * library
 
 
 @pytest.mark.parametrize("handoff", ["tokens", "pooled"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import platform
+from pathlib import Path
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -24,6 +25,17 @@ def keep_freed_memory() -> bool:
     libc = ctypes.CDLL("libc.so.6")
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20))
     return all(libc.mallopt(name, value) == 1 for name, value in settings)
+
+
+def machine(device: torch.device) -> str:
+    """A device in words, to stand beside figures that were measured on it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    about = Path("/proc/cpuinfo")  # Linux; elsewhere Python knows the name at best
+    lines = about.read_text().splitlines() if about.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = next(iter(names), platform.processor() or platform.machine())
+    return f"{name}, {torch.get_num_threads()} thread(s)"
 
 
 def attention_for(device: torch.device) -> contextlib.AbstractContextManager[None]:
