@@ -1,7 +1,7 @@
 """Whether the lean code trains like the plain one: loss and accuracy over the steps of runs with several seeds.
 
-    python tasks/compare.py --kinds sherl:lean=false,sherl,sherl:tap_dtype=int8 --seeds 3 --jobs 2 \\
-        --output runs/curves --flags epochs=3 evaluate_every=1 log_every=1
+    python tasks/compare.py --kinds sherl:lean=false,sherl --seeds 3 --jobs 2 --output runs/curves \\
+        --flags epochs=2 evaluate_every=1 log_every=1
     python benchmarks/training_curves.py --runs runs/curves --json docs/training_curves.json \\
         --chart docs/training_curves.png
 
@@ -29,7 +29,6 @@ from vlkit.runlog import RunFolder, versions
 LOOKS = {
     "sherl-lean-false": ("SHERL, plain autograd", "#000000"),
     "sherl": ("SHERL", "#0072B2"),
-    "sherl-tap_dtype-int8": ("SHERL, int8 taps", "#D55E00"),
 }
 """Folder of a method as ``tasks/compare.py`` names it: name and colour. The first is what the others are held to."""
 
@@ -132,7 +131,7 @@ def draw(path: Path, losses: dict[str, Curves], scores: dict[str, Curves]) -> No
             columns = [[curve[step] for curve in runs] for step in steps]
             mean = [statistics.fmean(column) for column in columns]
             # Curves that coincide would hide each other.
-            axes.plot(steps, mean, color=color, linestyle=("-", "--", ":")[number], linewidth=3 - number, label=name)
+            axes.plot(steps, mean, color=color, linestyle=("-", "--")[number], linewidth=3 - number, label=name)
             axes.fill_between(steps, [min(c) for c in columns], [max(c) for c in columns], color=color, alpha=0.12)
         axes.set(xlabel="step", title=f"{title}: mean and range of {len(runs)} seeds")
         axes.grid(alpha=0.3)

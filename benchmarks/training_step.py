@@ -154,7 +154,7 @@ def draw(path: Path, table: dict[str, Any]) -> None:
             axes.scatter(x, y, color=color, marker=MARKERS[place], s=50, alpha=0.8, label=row["method"])
         axes.axvline(1, color="grey", linestyle="--", linewidth=1)
         axes.set(xscale="log", xlabel="peak memory of a step / inference (log)", ylabel="time of a step / inference")
-        axes.set_title(f"{key[0]}, {key[1]} pairs of {key[2]} tokens, {table['machine']}")
+        axes.set_title(f"{key[0]}, {key[1]} pairs of {key[2]} tokens\n{table['machine']}", fontsize=10)
         axes.margins(x=0.25, y=0.15)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)  # labels beside the points would cover each other
