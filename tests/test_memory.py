@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlkit.adapters import ADAPTERS
+from vlkit.adapters.pooled_collect import TOGETHER
 from vlkit.adapters.sherl import SherlOptions
 from vlkit.adapters.tuning import BitfitOptions, FullOptions, LoraOptions
 from vlkit.encoders.load import load_base
@@ -345,18 +346,19 @@ def test_predicted_equals_measured_for_every_method(options: Any, tiny_benches: 
     assert fake.inference_peak(4) == pytest.approx(real.inference_peak(4), rel=0.05)
 
 
+@pytest.mark.parametrize("pairs", [4, TOGETHER + 1], ids=["few", "more_than_lie_in_one_matrix"])
 @pytest.mark.parametrize("options", [SherlOptions(), SherlOptions(tap_dtype="int8", early_chunk=2)], ids=name_of)
-def test_what_depends_on_the_data_is_predicted_from_above(options: Any, tiny_benches: tuple[Any, Any]):
+def test_what_depends_on_the_data_is_predicted_from_above(options: Any, pairs: int, tiny_benches: tuple[Any, Any]):
     real, fake = tiny_benches
-    measured, bound = (bench.memory(bench.model(options), 4) for bench in tiny_benches)
+    measured, bound = (bench.memory(bench.model(options), pairs) for bench in tiny_benches)
     assert measured.saved_bytes <= bound.saved_bytes and measured.peak_bytes <= bound.peak_bytes
     # Told how much of it is kept, the prediction comes near; layers share it unevenly, and training moves it.
     model = real.model(options)
-    share = kept_share(model, real.batch(4))
+    share = kept_share(model, real.batch(pairs))
     fake.active_share = share
-    told = fake.memory(fake.model(options), 4)
+    told = fake.memory(fake.model(options), pairs)
     fake.active_share = 1.0
-    measured = real.memory(model, 4)
+    measured = real.memory(model, pairs)
     assert 0 < share < 0.5
     assert told.saved_bytes == pytest.approx(measured.saved_bytes, rel=0.15)
     assert told.peak_bytes == pytest.approx(measured.peak_bytes, rel=0.15)

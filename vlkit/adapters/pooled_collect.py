@@ -141,8 +141,8 @@ def collect(adapter: PooledSherlAdapter, taps: list[Tensor], last: Tensor, strea
 
 def _collect_slices(adapter: PooledSherlAdapter, taps: list[Tensor], last: Tensor, stream: Stream) -> list[Part]:
     parts = []
-    for rows in torch.arange(len(last)).split(TOGETHER):
-        at = slice(int(rows[0]), int(rows[-1]) + 1)
+    for start in range(0, len(last), TOGETHER):
+        at = slice(start, start + TOGETHER)
         parts += collect(adapter, [tap[at] for tap in taps], last[at], samples_of(stream, at))
     taps.clear()
     return parts
