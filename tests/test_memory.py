@@ -346,8 +346,11 @@ def test_predicted_equals_measured_for_every_method(options: Any, tiny_benches: 
     assert fake.inference_peak(4) == pytest.approx(real.inference_peak(4), rel=0.05)
 
 
-@pytest.mark.parametrize("pairs", [4, TOGETHER + 1], ids=["few", "more_than_lie_in_one_matrix"])
-@pytest.mark.parametrize("options", [SherlOptions(), SherlOptions(tap_dtype="int8", early_chunk=2)], ids=name_of)
+@pytest.mark.parametrize(
+    ("options", "pairs"),
+    [(SherlOptions(), 4), (SherlOptions(), TOGETHER + 1), (SherlOptions(tap_dtype="int8", early_chunk=2), 4)],
+    ids=["few", "more_than_lie_in_one_matrix", "int8 in chunks"],
+)
 def test_what_depends_on_the_data_is_predicted_from_above(options: Any, pairs: int, tiny_benches: tuple[Any, Any]):
     real, fake = tiny_benches
     measured, bound = (bench.memory(bench.model(options), pairs) for bench in tiny_benches)
