@@ -29,14 +29,13 @@ from vlkit.memory.contrastive import ContrastiveBench
 from vlkit.runlog import versions
 
 MIB = 2**20
-TOKENS_INT8 = SherlOptions(handoff="tokens", tap_dtype="int8", early_chunk=2)
 METHODS = {
     "linear": LinearOptions(),
     "SHERL, all values kept": SherlOptions(keep="all"),
     "SHERL, all values kept, int8 taps, chunks of 2": SherlOptions(keep="all", tap_dtype="int8", early_chunk=2),
     "SHERL, plain autograd": SherlOptions(lean=False),
     "SHERL on tokens": SherlOptions(handoff="tokens"),
-    "SHERL on tokens, int8 taps, chunks of 2": TOKENS_INT8,
+    "SHERL on tokens, int8 taps, chunks of 2": SherlOptions(handoff="tokens", tap_dtype="int8", early_chunk=2),
     "UniPT": UniptOptions(),
     "LST": LstOptions(),
     "DTL": DtlOptions(),
