@@ -203,7 +203,6 @@ def draw(path: Path, task: str, methods: Sequence[str], metrics: Mapping[Cell, M
         y = [m["after"][key] for m in runs]
         look = {"color": PALETTE[number % len(PALETTE)], "marker": MARKERS[number % len(MARKERS)]}
         axes.scatter(x, y, label=method, s=45, **look)
-        axes.annotate(method, (statistics.fmean(x), max(y)), xytext=(0, 7), textcoords="offset points", ha="center")
     before = next(iter(metrics.values()))["before"]
     if key in before:
         axes.axhline(before[key], color="grey", linestyle="--", linewidth=1)
@@ -212,6 +211,7 @@ def draw(path: Path, task: str, methods: Sequence[str], metrics: Mapping[Cell, M
     axes.set_title(f"{task.replace('_', ' ')}: accuracy over memory")
     axes.margins(0.12)
     axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)  # labels beside the points would cover each other
     with whole_file(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))
 
