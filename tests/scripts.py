@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from vlkit.config import parse
+import pytest
+
+from vlkit.config import parse, run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,6 +30,14 @@ def call(name: str, *words: object) -> None:
     """Run a script's main in this process; its errors come out as exceptions."""
     module = load_script(name)
     module.main(parse(module.Config, [str(word) for word in words]))
+
+
+def refuse(name: str, *words: object) -> None:
+    """Run a script in this process as its command line would be; it must end with the exit code of wrong input."""
+    module = load_script(name)
+    with pytest.raises(SystemExit) as ended:
+        run(module.main, module.Config, [str(word) for word in words])
+    assert ended.value.code == 2
 
 
 def command(name: str, *words: object) -> list[str]:
