@@ -422,16 +422,21 @@ def test_largest_batch(budget: float, largest: int):
     assert largest_batch(lambda size: 100 + 10 * size, int(budget)) == largest
 
 
-def test_largest_batch_is_found_to_a_64th_in_few_trials():
+@pytest.mark.parametrize("curve", [0, 1e-4], ids=["line", "with the scores of all pairs"])
+@pytest.mark.parametrize("flat", [0, 400], ids=["", "optimizer first"])
+def test_largest_batch_is_found_to_a_64th_in_few_trials(curve: float, flat: int):
     trials: list[int] = []
+
+    def bytes_of(size: int) -> float:
+        return max(flat, 100 + size + curve * size**2)
 
     def total(size: int) -> int:
         trials.append(size)
-        return size
+        return int(bytes_of(size))
 
     found = largest_batch(total, 5003)
-    assert found <= 5003 and found >= 5003 * (1 - 1 / 64)
-    assert len(trials) < 25
+    assert bytes_of(found) < 5004 < bytes_of(found * (1 + 1 / 32))
+    assert len(trials) <= 16 and sum(trials) <= 12 * found  # a trial takes the longer the larger it is
 
 
 # --- the script ------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -60,17 +61,36 @@ def tensor_budget(gpu_bytes: int) -> int:
 def largest_batch(total_bytes_of: Callable[[int], int], budget: int, limit: int = 1 << 16) -> int:
     """The largest batch size whose step fits, to within 1.5 %; 0 if not even one example does.
 
+    Trials of large batches take minutes where a batch is cut into many chunks, so there are few of them: they follow
+    the line through what is known (false position, the Illinois variant).
+
     Args:
         total_bytes_of: batch size -> bytes; grows with the batch size.
         budget: bytes.
         limit: largest batch size to look at.
     """
-    fits, too_large = 0, limit + 1
-    trial = 1
-    while too_large - fits > max(1, fits // 64):
-        if total_bytes_of(trial) <= budget:
-            fits = trial
+    fits, too_large, before = (0, 0.0), (limit + 1, math.inf), (0, 0.0)  # sizes, with their distance to the budget
+    trial, fitted = 1, None
+    while too_large[0] - fits[0] > max(1, fits[0] // 64):
+        distance = budget - total_bytes_of(trial)
+        if distance >= 0:
+            if fitted is True:
+                too_large = (too_large[0], too_large[1] / 2)
+            before, fits, fitted = fits, (trial, float(distance)), True
         else:
-            too_large = trial
-        trial = min(fits * 2, limit) if too_large > limit else (fits + too_large) // 2
-    return fits
+            if fitted is False:
+                fits = (fits[0], fits[1] / 2)
+            too_large, fitted = (trial, float(-distance)), False
+        trial = _on_line(before, fits, too_large, limit)
+    return fits[0]
+
+
+def _on_line(before: tuple[int, float], fits: tuple[int, float], too_large: tuple[int, float], limit: int) -> int:
+    """The next size to try: at most four times what fits as long as nothing was too large."""
+    (size, room), step = fits, max(1, fits[0] // 64)
+    if too_large[1] < math.inf:
+        guess = size + (too_large[0] - size) * room / max(room + too_large[1], 1.0)
+        return min(max(int(guess), size + step), max(too_large[0] - step, size + 1))
+    fall = (before[1] - room) / max(size - before[0], 1)
+    guess = size + room / fall if before[0] and fall > 0 else math.inf
+    return min(max(int(min(guess, 4 * size)), size + step), limit)
