@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import os
 import subprocess
 import sys
@@ -32,12 +34,14 @@ def call(name: str, *words: object) -> None:
     module.main(parse(module.Config, [str(word) for word in words]))
 
 
-def refuse(name: str, *words: object) -> None:
-    """Run a script in this process as its command line would be; it must end with the exit code of wrong input."""
-    module = load_script(name)
-    with pytest.raises(SystemExit) as ended:
+def refuse(name: str, *words: object) -> str:
+    """Run a script in this process as its command line would be; it must refuse. Returns the error line."""
+    module, said = load_script(name), io.StringIO()
+    with contextlib.redirect_stderr(said), pytest.raises(SystemExit) as ended:
         run(module.main, module.Config, [str(word) for word in words])
-    assert ended.value.code == 2
+    lines = [line for line in said.getvalue().splitlines() if line.startswith("error:")]
+    assert ended.value.code == 2 and len(lines) == 1 and "Traceback" not in said.getvalue(), said.getvalue()
+    return lines[0]
 
 
 def command(name: str, *words: object) -> list[str]:

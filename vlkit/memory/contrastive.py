@@ -134,9 +134,8 @@ class ContrastiveBench:
     def batch(self, batch_size: int, text_length: int | None = None) -> tuple[Tensor, Tensor]:
         """The made-up batch: pictures [B, 3, H, W] and token ids [B, L]; default L: that of the steps."""
         pixels = torch.randn(batch_size, 3, *self.base.preprocess.size, generator=torch.Generator().manual_seed(0))
-        return pixels.to(self.device), made_up_ids(self.base, batch_size, text_length or self.text_length).to(
-            self.device
-        )
+        ids = made_up_ids(self.base, batch_size, text_length or self.text_length)
+        return pixels.to(self.device), ids.to(self.device)
 
 
 class Inference(nn.Module):
