@@ -19,8 +19,8 @@ from typing import Any
 
 from gradio_client import Client
 
-from vlkit.config import run
-from vlkit.demo.album import demo_album
+from vlkit.cli.config import run
+from vlkit.drawn.album import demo_album
 from vlkit.errors import UserError
 from vlkit.files import write_json
 

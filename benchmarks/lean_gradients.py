@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from vlkit.adapters.base import trained_state
-from vlkit.adapters.sherl import SherlOptions
-from vlkit.config import run
+from vlkit.adapters.sherl.tokens import SherlOptions
+from vlkit.cli.config import run
+from vlkit.engine.run_folder import versions
 from vlkit.files import write_json
-from vlkit.losses import gather_pairs, info_nce
-from vlkit.memory.contrastive import ContrastiveBench
-from vlkit.runlog import versions
+from vlkit.tasks.contrastive import gather_pairs, info_nce
+from vlkit.tasks.retrieval.step_bench import ContrastiveBench
 
 FLAVOURS = {"SHERL": SherlOptions(), "SHERL on tokens": SherlOptions(handoff="tokens", dropout=0.0)}
 ROWS = [(torch.float64, "fp32"), (torch.float32, "fp32"), (torch.float32, "bf16"), (torch.float32, "int8")]

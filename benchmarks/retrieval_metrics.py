@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vlkit.config import run
+from vlkit.cli.config import run
 from vlkit.files import write_json
 from vlkit.metrics.retrieval import image_text_metrics, image_text_metrics_of_similarity
 

@@ -22,10 +22,10 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vlkit.config import run
+from vlkit.cli.config import run
+from vlkit.engine.run_folder import RunFolder, versions
 from vlkit.errors import UserError
 from vlkit.files import whole_file, write_json
-from vlkit.runlog import RunFolder, versions
 
 LOOKS = {
     "sherl-lean-false": ("SHERL, plain autograd", "#000000"),

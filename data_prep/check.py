@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlkit.config import positional, run
+from vlkit.cli.config import positional, run
 from vlkit.data.check import check_dataset, write_clean
 from vlkit.data.manifest import Dataset
 from vlkit.errors import UserError

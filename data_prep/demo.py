@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vlkit.config import run
-from vlkit.demo.make import make_world
-from vlkit.demo.preview import write_contact_sheet
-from vlkit.demo.world import COUNTS, Style
+from vlkit.cli.config import run
+from vlkit.drawn.make import make_world
+from vlkit.drawn.preview import write_contact_sheet
+from vlkit.drawn.world import COUNTS, Style
 
 log = logging.getLogger(__name__)
 

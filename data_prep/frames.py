@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlkit.config import positional, run
-from vlkit.data.make_frames import make_frames
+from vlkit.cli.config import positional, run
 from vlkit.data.manifest import Dataset
+from vlkit.data.video.make_frames import make_frames
 from vlkit.errors import UserError
 
 

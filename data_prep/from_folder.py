@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlkit.config import run
+from vlkit.cli.config import run
 from vlkit.data.sources import folder
 from vlkit.data.sources.prepare import prepare
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vlkit.config import run
+from vlkit.cli.config import run
 from vlkit.data.sources import gqa
 from vlkit.data.sources.prepare import prepare
 

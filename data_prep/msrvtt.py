@@ -8,7 +8,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from vlkit.config import run
+from vlkit.cli.config import run
 from vlkit.data.sources import msrvtt
 from vlkit.data.sources.prepare import prepare
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlkit.config import run
-from vlkit.demo.album import demo_album, drawing_ahead
+from vlkit.cli.config import run
+from vlkit.drawn.album import demo_album, drawing_ahead
 from vlkit.errors import UserError
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from vlkit.adapters import ADAPTERS, TUNING
-from vlkit.config import run
+from vlkit.cli.config import run
 from vlkit.errors import UserError
 from vlkit.files import read_json, whole_file, write_text
 

@@ -3,7 +3,7 @@
     python tasks/memory.py --adapter.kind all
     python tasks/memory.py --base ViT-L-14 --adapter.kind all --batch_size 256 --gpu_memory 24GB
 
-A step is contrastive: both towers, InfoNCE, AdamW, on a made-up batch (:mod:`vlkit.memory.contrastive`).
+A step is contrastive: both towers, InfoNCE, AdamW, on a made-up batch (:mod:`vlkit.tasks.retrieval.step_bench`).
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from rich.progress import track
 from rich.table import Table
 
 from vlkit.adapters import ADAPTERS
-from vlkit.adapters.sherl import SherlOptions
+from vlkit.adapters.sherl.tokens import SherlOptions
 from vlkit.adapters.tuning import LoraOptions
-from vlkit.config import kinds, run
+from vlkit.cli.config import kinds, run
+from vlkit.engine.hardware import machine
+from vlkit.engine.run_folder import versions
 from vlkit.errors import UserError
 from vlkit.files import write_json
-from vlkit.hardware import machine
 from vlkit.memory import CUDA_CONTEXT_BYTES, CUDA_GAPS, largest_batch, tensor_budget
-from vlkit.memory.contrastive import ContrastiveBench
-from vlkit.runlog import versions
+from vlkit.tasks.retrieval.step_bench import ContrastiveBench
 
 MIB = 2**20
 

@@ -15,17 +15,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import parity_heads
-import parity_joint
-import parity_lst
-import parity_mdetr
-import parity_sherl
-import parity_t5
-import parity_unipt
-import parity_vit
 import torch
-from parity_file import Golden, Rebuilt, Report, compare, read_golden
 
+from helpers import (
+    parity_heads,
+    parity_joint,
+    parity_lst,
+    parity_mdetr,
+    parity_sherl,
+    parity_t5,
+    parity_unipt,
+    parity_vit,
+)
+from helpers.parity_file import Golden, Rebuilt, Report, compare, read_golden
 from vlkit.errors import UserError
 
 Case = Callable[[Golden], Rebuilt]

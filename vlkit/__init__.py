@@ -9,8 +9,8 @@ __all__ = ["__version__", "load", "load_base"]
 
 
 def load(folder: str, **options: Any) -> Any:
-    """Load an adapter folder and get its task's pipeline; see :func:`vlkit.pipelines.load`."""
-    from vlkit.pipelines import load as load_pipeline
+    """Load an adapter folder and get its task's pipeline; see :func:`vlkit.tasks.load.load`."""
+    from vlkit.tasks.load import load as load_pipeline
 
     return load_pipeline(folder, **options)
 

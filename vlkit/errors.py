@@ -7,7 +7,7 @@ class UserError(Exception):
     """Wrong input: a flag, a file, a record.
 
     The message is one line that says what is wrong, where (file, line, field) and how to mend it. Scripts print it
-    on stderr and exit with 2, without a traceback (:func:`vlkit.config.run`).
+    on stderr and exit with 2, without a traceback (:func:`vlkit.cli.config.run`).
     """
 
 

@@ -17,7 +17,7 @@ from gradio.context import get_blocks_context
 from PIL import Image
 
 from vlkit.data.images import MediaError
-from vlkit.demo.album import Album
+from vlkit.drawn.album import Album
 from vlkit.errors import UserError
 from vlkit.serving import Library, Models, open_upload
 

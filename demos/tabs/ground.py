@@ -24,7 +24,7 @@ from tabs.common import (
 )
 from tabs.search import given
 from vlkit.data.images import open_image
-from vlkit.demo.album import AlbumPicture
+from vlkit.drawn.album import AlbumPicture
 from vlkit.serving import check_count, check_text
 
 MOST_BOXES, EXAMPLES = 5, 5

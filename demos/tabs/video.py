@@ -22,7 +22,7 @@ from tabs.common import (
     show_progress,
     status_of,
 )
-from vlkit.demo.album import AlbumClip
+from vlkit.drawn.album import AlbumClip
 from vlkit.serving import FoundClip, check_count, check_text, search_clips
 from vlkit.serving.clips import cut_clip, still_of
 

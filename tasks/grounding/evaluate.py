@@ -12,12 +12,12 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from vlkit.config import run
+from vlkit.cli.config import run
 from vlkit.data.manifest import Dataset
-from vlkit.demo.prepared import demo_dataset
+from vlkit.drawn.prepared import demo_dataset
 from vlkit.files import write_json
-from vlkit.grounding import find_split, metrics_of
-from vlkit.pipelines import load
+from vlkit.tasks.grounding.evaluate import find_split, metrics_of
+from vlkit.tasks.load import load
 
 
 @dataclass

@@ -14,17 +14,17 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from vlkit.config import run
+from vlkit.cli.config import run
+from vlkit.data.draw_boxes import draw_boxes, write_png, write_sheet
 from vlkit.data.images import MediaError, open_image
 from vlkit.data.manifest import Dataset
-from vlkit.data.pairs import read_image
-from vlkit.demo.prepared import demo_dataset
-from vlkit.draw_boxes import draw_boxes, write_png, write_sheet
+from vlkit.drawn.prepared import demo_dataset
 from vlkit.errors import UserError
 from vlkit.files import write_json
-from vlkit.grounding import find_split
-from vlkit.pipelines import load
-from vlkit.pipelines.grounding import GroundingPipeline
+from vlkit.tasks.grounding.evaluate import find_split
+from vlkit.tasks.grounding.pipeline import GroundingPipeline
+from vlkit.tasks.load import load
+from vlkit.tasks.retrieval.data import read_image
 
 SHEET = 12
 """Pictures of a split that are drawn."""

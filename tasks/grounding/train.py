@@ -21,26 +21,26 @@ from rich.table import Table
 from torch import Tensor
 
 from vlkit.adapters import ADAPTERS
-from vlkit.box_baseline import blind_boxes, blind_metrics
-from vlkit.box_losses import BoxLoss, grounding_loss
-from vlkit.checkpoint import save_adapter
-from vlkit.config import kinds, run
-from vlkit.data.boxes import Augment, BoxBatch, BoxCollate, BoxedPictures, BoxTransform, Shape
-from vlkit.data.cached_pictures import cached_pictures
+from vlkit.adapters.lst.fisher import fisher_due, start_from_fisher
+from vlkit.cli.config import kinds, run
 from vlkit.data.manifest import Dataset
-from vlkit.demo.prepared import demo_dataset
+from vlkit.drawn.prepared import demo_dataset
 from vlkit.encoders.load import load_base
 from vlkit.encoders.text_side import text_side
-from vlkit.engine import CachedRunConfig, fit, make_fabric, make_loader, open_run
+from vlkit.engine.checkpoint import save_adapter
+from vlkit.engine.fit import CachedRunConfig, fit, make_fabric, make_loader, open_run
+from vlkit.engine.hardware import attention_for, keep_freed_memory
+from vlkit.engine.loader import EpochLoader
+from vlkit.engine.run_folder import Report
 from vlkit.errors import UserError
-from vlkit.fisher_start import fisher_due, start_from_fisher
-from vlkit.grounding import Locator, adapter_config, build_model, evaluate_split, identities, records_of
-from vlkit.hardware import attention_for, keep_freed_memory
-from vlkit.heads.fusion import FusionOptions
-from vlkit.heads.grounding import Grounder, GroundingOptions
-from vlkit.loader import EpochLoader
 from vlkit.memory import StepMemory, measure_step
-from vlkit.runlog import Report
+from vlkit.tap_cache.images import cached_pictures
+from vlkit.tasks.fusion import FusionOptions
+from vlkit.tasks.grounding.baseline import blind_boxes, blind_metrics
+from vlkit.tasks.grounding.data import Augment, BoxBatch, BoxCollate, BoxedPictures, BoxTransform, Shape
+from vlkit.tasks.grounding.evaluate import Locator, adapter_config, build_model, evaluate_split, identities, records_of
+from vlkit.tasks.grounding.head import Grounder, GroundingOptions
+from vlkit.tasks.grounding.losses import BoxLoss, grounding_loss
 
 
 @dataclass

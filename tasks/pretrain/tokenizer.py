@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from vlkit.config import run
-from vlkit.demo.captions import caption
-from vlkit.demo.scenes import sample_scene
-from vlkit.demo.words import COLOURS, FAMILIAR, PLURALS, SYNONYMS
+from vlkit.cli.config import run
+from vlkit.drawn.captions import caption
+from vlkit.drawn.scenes import sample_scene
+from vlkit.drawn.words import COLOURS, FAMILIAR, PLURALS, SYNONYMS
 from vlkit.encoders.tiny import SENTINELS
 from vlkit.files import whole_file
 

@@ -26,8 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vlkit.config import run
-from vlkit.demo.samples import TRAIN, VALIDATION, PretrainingPairs, PretrainingTexts
+from vlkit.cli.config import run
+from vlkit.drawn.samples import TRAIN, VALIDATION, PretrainingPairs, PretrainingTexts
 from vlkit.encoders.stage import stage_text
 from vlkit.encoders.tiny import (
     PREPROCESS,
@@ -38,9 +38,9 @@ from vlkit.encoders.tiny import (
     tiny_t5_tokenizer,
     vocabulary,
 )
+from vlkit.engine.hardware import attention_for, keep_freed_memory
 from vlkit.errors import UserError
 from vlkit.files import whole_file, write_json
-from vlkit.hardware import attention_for, keep_freed_memory
 
 
 @dataclass

@@ -13,14 +13,14 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from vlkit.config import run
+from vlkit.cli.config import run
 from vlkit.data.manifest import Dataset
-from vlkit.demo.prepared import demo_dataset
+from vlkit.drawn.prepared import demo_dataset
 from vlkit.errors import UserError
 from vlkit.files import write_json
-from vlkit.pipelines import load
-from vlkit.pipelines.retrieval import load_zero_shot
-from vlkit.retrieval import embed_split, index_recalls, retrieval_metrics
+from vlkit.tasks.load import load
+from vlkit.tasks.retrieval.evaluate import embed_split, index_recalls, retrieval_metrics
+from vlkit.tasks.retrieval.pipeline import load_zero_shot
 
 
 @dataclass

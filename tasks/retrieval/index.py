@@ -14,14 +14,14 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import Progress
 
-from vlkit.config import run
+from vlkit.cli.config import run
 from vlkit.data.images import open_image
 from vlkit.errors import UserError
 from vlkit.files import sha256_of, write_json
 from vlkit.index import IndexWriter, VectorIndex
 from vlkit.index.update import find_pictures, update_index
-from vlkit.pipelines import load
-from vlkit.pipelines.retrieval import load_zero_shot
+from vlkit.tasks.load import load
+from vlkit.tasks.retrieval.pipeline import load_zero_shot
 
 
 @dataclass

@@ -13,13 +13,13 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from vlkit.config import run
+from vlkit.cli.config import run
 from vlkit.data.images import MediaError
 from vlkit.errors import UserError
 from vlkit.files import read_json, write_json
 from vlkit.index import VectorIndex
-from vlkit.pipelines import load
-from vlkit.pipelines.retrieval import load_zero_shot
+from vlkit.tasks.load import load
+from vlkit.tasks.retrieval.pipeline import load_zero_shot
 
 
 @dataclass

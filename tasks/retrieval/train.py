@@ -20,23 +20,23 @@ from rich.table import Table
 from torch import Tensor
 
 from vlkit.adapters import ADAPTERS
-from vlkit.checkpoint import save_adapter
-from vlkit.config import kinds, run
-from vlkit.data.cached_pairs import cached_pairs
+from vlkit.adapters.lst.fisher import fisher_due, start_from_fisher
+from vlkit.cli.config import kinds, run
 from vlkit.data.manifest import Dataset
-from vlkit.data.pairs import ImageTextPairs, PairCollate
 from vlkit.data.transforms import image_transform
-from vlkit.demo.prepared import demo_dataset
+from vlkit.drawn.prepared import demo_dataset
 from vlkit.encoders.load import load_base
-from vlkit.engine import CachedRunConfig, fit, make_fabric, make_loader, open_run
-from vlkit.fisher_start import fisher_due, start_from_fisher
-from vlkit.hardware import keep_freed_memory
-from vlkit.heads.embedding import HeadOptions, TwoTower
-from vlkit.loader import EpochLoader
-from vlkit.losses import Pairs, backward_in_chunks, example_losses, gather_pairs, info_nce, siglip, triplet
+from vlkit.engine.checkpoint import save_adapter
+from vlkit.engine.fit import CachedRunConfig, fit, make_fabric, make_loader, open_run
+from vlkit.engine.hardware import keep_freed_memory
+from vlkit.engine.loader import EpochLoader
+from vlkit.engine.run_folder import Report
 from vlkit.memory import StepMemory, measure_step
-from vlkit.retrieval import Embedder, adapter_config, build_model, evaluate_split, zero_shot
-from vlkit.runlog import Report
+from vlkit.tap_cache.pairs import cached_pairs
+from vlkit.tasks.contrastive import Pairs, backward_in_chunks, example_losses, gather_pairs, info_nce, siglip, triplet
+from vlkit.tasks.retrieval.data import ImageTextPairs, PairCollate
+from vlkit.tasks.retrieval.evaluate import Embedder, adapter_config, build_model, evaluate_split, zero_shot
+from vlkit.tasks.two_tower import HeadOptions, TwoTower
 
 
 @dataclass

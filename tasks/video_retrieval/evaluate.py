@@ -16,18 +16,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vlkit.config import run
-from vlkit.data.clip_frames import Sampling
+from vlkit.cli.config import run
 from vlkit.data.manifest import Dataset
-from vlkit.data.video_pairs import ClipReader, RecordFrames
-from vlkit.demo.prepared import demo_dataset
+from vlkit.data.video.clip_frames import Sampling
+from vlkit.drawn.prepared import demo_dataset
 from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.metrics.rerank import dual_softmax, query_bank, reranked_metrics
 from vlkit.metrics.video import text_video_metrics
-from vlkit.pipelines import load
-from vlkit.pipelines.video_retrieval import load_zero_shot
-from vlkit.video_retrieval import Embedded, VideoEmbedder, embed_records, protocol
+from vlkit.tasks.load import load
+from vlkit.tasks.video_retrieval.data import ClipReader, RecordFrames
+from vlkit.tasks.video_retrieval.evaluate import Embedded, VideoEmbedder, embed_records, protocol
+from vlkit.tasks.video_retrieval.pipeline import load_zero_shot
 
 RERANK_NOTES = {
     "dsl": "re-ranked by dual softmax, which uses statistics of the whole test set: not comparable to plain recalls",

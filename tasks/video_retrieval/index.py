@@ -18,15 +18,15 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from vlkit.config import run
+from vlkit.cli.config import run
 from vlkit.data.images import MediaError
-from vlkit.data.video_pairs import Clip
 from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.index import IndexWriter, VectorIndex
-from vlkit.pipelines import load
-from vlkit.pipelines.video_retrieval import VideoRetrievalPipeline, load_zero_shot
-from vlkit.video_index import VideoWindows, video_files
+from vlkit.index.videos import VideoWindows, video_files
+from vlkit.tasks.load import load
+from vlkit.tasks.video_retrieval.data import Clip
+from vlkit.tasks.video_retrieval.pipeline import VideoRetrievalPipeline, load_zero_shot
 
 BATCH = 32
 

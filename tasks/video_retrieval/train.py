@@ -21,28 +21,27 @@ from rich.table import Table
 from torch import Tensor
 
 from vlkit.adapters import ADAPTERS
-from vlkit.checkpoint import save_adapter
-from vlkit.config import kinds, run
-from vlkit.data.cached_clips import ClipTapCache
-from vlkit.data.cached_pairs import cached_pairs
-from vlkit.data.clip_frames import Sampling
-from vlkit.data.frame_batch import Frames
+from vlkit.adapters.lst.fisher import fisher_due, start_from_fisher
+from vlkit.cli.config import kinds, run
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
-from vlkit.data.video_pairs import ClipReader, RecordFrames, VideoCollate, VideoTextPairs, hold_out
-from vlkit.demo.prepared import demo_dataset
+from vlkit.data.video.clip_frames import Sampling
+from vlkit.data.video.frame_batch import Frames
+from vlkit.drawn.prepared import demo_dataset
 from vlkit.encoders.load import load_base
-from vlkit.engine import CachedRunConfig, fit, make_fabric, make_loader, open_run
+from vlkit.engine.checkpoint import save_adapter
+from vlkit.engine.fit import CachedRunConfig, fit, make_fabric, make_loader, open_run
+from vlkit.engine.hardware import keep_freed_memory
+from vlkit.engine.loader import EpochLoader
+from vlkit.engine.run_folder import Report
 from vlkit.errors import UserError
-from vlkit.fisher_start import fisher_due, start_from_fisher
-from vlkit.hardware import keep_freed_memory
-from vlkit.heads.video import VideoHeadOptions, VideoText
-from vlkit.loader import EpochLoader
-from vlkit.losses import example_losses, gather_pairs, info_nce
 from vlkit.memory import StepMemory, measure_step
 from vlkit.metrics.video import text_video_metrics
-from vlkit.runlog import Report
-from vlkit.video_retrieval import (
+from vlkit.tap_cache.clips import ClipTapCache
+from vlkit.tap_cache.pairs import cached_pairs
+from vlkit.tasks.contrastive import example_losses, gather_pairs, info_nce
+from vlkit.tasks.video_retrieval.data import ClipReader, RecordFrames, VideoCollate, VideoTextPairs, hold_out
+from vlkit.tasks.video_retrieval.evaluate import (
     VideoEmbedder,
     adapter_config,
     build_model,
@@ -50,6 +49,7 @@ from vlkit.video_retrieval import (
     protocol,
     zero_shot,
 )
+from vlkit.tasks.video_retrieval.model import VideoHeadOptions, VideoText
 
 log = logging.getLogger(__name__)
 

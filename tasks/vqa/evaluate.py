@@ -12,13 +12,13 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from vlkit.config import run
+from vlkit.cli.config import run
 from vlkit.data.manifest import Dataset
-from vlkit.data.questions import answered
-from vlkit.demo.prepared import demo_dataset
+from vlkit.drawn.prepared import demo_dataset
 from vlkit.files import write_json
-from vlkit.pipelines import load
-from vlkit.vqa import predict_records, score
+from vlkit.tasks.load import load
+from vlkit.tasks.vqa.data import answered
+from vlkit.tasks.vqa.evaluate import predict_records, score
 
 
 @dataclass

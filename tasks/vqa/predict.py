@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from vlkit.config import run
+from vlkit.cli.config import run
 from vlkit.data.images import MediaError
 from vlkit.data.manifest import Dataset
-from vlkit.demo.prepared import demo_dataset
+from vlkit.drawn.prepared import demo_dataset
 from vlkit.errors import UserError
 from vlkit.files import write_json
-from vlkit.pipelines import load
-from vlkit.vqa import predict_records
+from vlkit.tasks.load import load
+from vlkit.tasks.vqa.evaluate import predict_records
 
 KEYS = {"vqa": ("question_id", "answer"), "gqa": ("questionId", "prediction")}
 

@@ -22,11 +22,23 @@ from rich.table import Table
 from torch import Tensor
 
 from vlkit.adapters import ADAPTERS
-from vlkit.checkpoint import save_adapter
-from vlkit.config import kinds, run
-from vlkit.data.cached_pictures import cached_pictures
+from vlkit.adapters.lst.fisher import fisher_due, start_from_fisher
+from vlkit.cli.config import kinds, run
 from vlkit.data.manifest import Dataset
-from vlkit.data.questions import (
+from vlkit.data.transforms import image_transform
+from vlkit.drawn.prepared import demo_dataset
+from vlkit.encoders.load import load_base
+from vlkit.encoders.text_side import text_side
+from vlkit.engine.checkpoint import save_adapter
+from vlkit.engine.fit import CachedRunConfig, fit, make_fabric, make_loader, open_run
+from vlkit.engine.hardware import keep_freed_memory
+from vlkit.engine.loader import EpochLoader
+from vlkit.engine.run_folder import Report
+from vlkit.errors import UserError
+from vlkit.memory import StepMemory, measure_step
+from vlkit.tap_cache.images import cached_pictures
+from vlkit.tasks.fusion import FusionOptions
+from vlkit.tasks.vqa.data import (
     AnswerTokens,
     Batch,
     PictureQuestions,
@@ -36,20 +48,7 @@ from vlkit.data.questions import (
     answered,
     read_vocabulary,
 )
-from vlkit.data.transforms import image_transform
-from vlkit.demo.prepared import demo_dataset
-from vlkit.encoders.load import load_base
-from vlkit.encoders.text_side import text_side
-from vlkit.engine import CachedRunConfig, fit, make_fabric, make_loader, open_run
-from vlkit.errors import UserError
-from vlkit.fisher_start import fisher_due, start_from_fisher
-from vlkit.hardware import keep_freed_memory
-from vlkit.heads.fusion import FusionOptions
-from vlkit.heads.vqa import VQA_HEADS, answer_bce, answer_softmax, shift_right, token_loss
-from vlkit.loader import EpochLoader
-from vlkit.memory import StepMemory, measure_step
-from vlkit.runlog import Report
-from vlkit.vqa import (
+from vlkit.tasks.vqa.evaluate import (
     Answerer,
     Model,
     adapter_config,
@@ -58,6 +57,7 @@ from vlkit.vqa import (
     identity_of,
     prior_metrics,
 )
+from vlkit.tasks.vqa.heads import VQA_HEADS, answer_bce, answer_softmax, shift_right, token_loss
 
 
 @dataclass

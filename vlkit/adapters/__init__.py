@@ -3,10 +3,10 @@
 from vlkit.adapters.base import AdaptedEncoder, Adapter, Encoded, trained_state
 from vlkit.adapters.dtl import DtlOptions
 from vlkit.adapters.linear import LinearOptions
-from vlkit.adapters.lst import LstOptions
-from vlkit.adapters.sherl import SherlOptions
+from vlkit.adapters.lst.method import LstOptions
+from vlkit.adapters.sherl.tokens import SherlOptions
 from vlkit.adapters.tuning import BitfitOptions, FullOptions, LoraOptions
-from vlkit.adapters.unipt import UniptOptions
+from vlkit.adapters.unipt.method import UniptOptions
 from vlkit.adapters.vqt import VqtOptions
 
 ADAPTERS = {

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vlkit.adapters.chunks import Chunker, EarlyChunk, in_dtype, samples_of
-from vlkit.adapters.kept import TapDtype
-from vlkit.adapters.recompute import merged_again, run_again
+from vlkit.adapters.lean.chunks import Chunker, EarlyChunk, in_dtype, samples_of
+from vlkit.adapters.lean.kept import TapDtype
+from vlkit.adapters.lean.recompute import merged_again, run_again
 from vlkit.encoders.staged import ReadAhead, StagedEncoder, Stream, freeze, run_early
 
 Reads = Literal["pooled", "tokens"]
@@ -145,11 +145,11 @@ class AdaptedEncoder(nn.Module):
     Args:
         base: the tower.
         adapter: the method.
-        early_chunk: samples that run through the early route at once, see :data:`vlkit.adapters.chunks.EarlyChunk`.
-            With an adapter on tokens it needs ``recompute``.
+        early_chunk: samples that run through the early route at once, see
+            :data:`vlkit.adapters.lean.chunks.EarlyChunk`. With an adapter on tokens it needs ``recompute``.
         recompute: None: autograd keeps what adapter and late route need for backward. Else only the taps are kept, in
             this number format, and adapter and late route run again in backward, chunk by chunk
-            (:mod:`vlkit.adapters.recompute`).
+            (:mod:`vlkit.adapters.lean.recompute`).
         summary_only: the head reads the pooled embedding. With ``recompute``, where the base pools one token, the last
             block of the late route runs for that token alone (:meth:`StagedEncoder.finish_pooled`). The other views of
             :class:`Encoded` are there nonetheless, at the price of another run.

@@ -128,7 +128,7 @@ def _open_picture(path: Path) -> _Opened:
 
 def _video_opener() -> Callable[[Path], _Opened]:
     try:
-        from vlkit.data.video import probe  # heavy decoders; pictures do not need them
+        from vlkit.data.video.probe import probe  # heavy decoders; pictures do not need them
     except ImportError as error:
         raise UserError(f"videos cannot be checked: {error}; install the video decoders of vlkit") from error
 
@@ -144,7 +144,7 @@ def _video_opener() -> Callable[[Path], _Opened]:
 
 def _frame_problems(dataset: Dataset, good: dict[str, list[Record]]) -> list[Problem]:
     """What is wrong with the frame folders of good records; those of clips in several splits are opened once."""
-    from vlkit.data.frames import folder_problems  # heavy decoders, as above
+    from vlkit.data.video.frames import folder_problems  # heavy decoders, as above
 
     records = {record["id"]: record for records in good.values() for record in records}
     mend = "make it again by data_prep/frames.py, or remove it"

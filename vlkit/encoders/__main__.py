@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from vlkit.config import run
+from vlkit.cli.config import run
 from vlkit.files import write_json
 
 

@@ -1,7 +1,7 @@
 """What is inside a transformer block: its linear maps and norms under one set of names, whatever library made it.
 
 Methods that read a frozen block with tokens of their own (:func:`ask`) or start from a part of its weights
-(:mod:`vlkit.adapters.pruning`) need this; running a block does not.
+(:mod:`vlkit.adapters.lst.pruning`) need this; running a block does not.
 """
 
 from __future__ import annotations

@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 
 from vlkit.data.images import MediaError
-from vlkit.data.video import open_video
-from vlkit.demo.videos import find_encoder
+from vlkit.data.video.probe import open_video
+from vlkit.drawn.videos import find_encoder
 from vlkit.files import whole_file
 from vlkit.index.files import Item
+from vlkit.index.videos import VideoWindows, video_files
 from vlkit.serving.library import Library, Medium
-from vlkit.video_index import VideoWindows, video_files
 
 WINDOW, STRIDE = 8.0, 4.0
 """Seconds of a moment, and between the starts of two."""

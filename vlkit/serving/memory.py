@@ -19,8 +19,8 @@ from vlkit.adapters import FullOptions, LoraOptions, SherlOptions
 from vlkit.errors import UserError
 from vlkit.files import cache_folder, read_json, write_json
 from vlkit.memory import tensor_budget
-from vlkit.memory.contrastive import ContrastiveBench
 from vlkit.memory.step import StepMemory
+from vlkit.tasks.retrieval.step_bench import ContrastiveBench
 
 log = logging.getLogger(__name__)
 

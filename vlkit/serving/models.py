@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlkit.checkpoint import load_adapter
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base, load_text_base
-from vlkit.pipelines import load
-from vlkit.pipelines.retrieval import RetrievalPipeline, load_zero_shot
+from vlkit.engine.checkpoint import load_adapter
+from vlkit.tasks.load import load
+from vlkit.tasks.retrieval.pipeline import RetrievalPipeline, load_zero_shot
 
 SHIPPED = Path(__file__).parents[1] / "assets" / "adapters"
 """A folder a task with the small adapter that comes with the package."""

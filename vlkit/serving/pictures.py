@@ -13,8 +13,8 @@ from PIL import Image
 from vlkit.data.images import MediaError, open_image
 from vlkit.files import sha256_of
 from vlkit.index.update import find_pictures
-from vlkit.pipelines.retrieval import RetrievalPipeline
 from vlkit.serving.library import Library, Medium
+from vlkit.tasks.retrieval.pipeline import RetrievalPipeline
 
 THUMBNAIL = 512
 """Longer side of what is shown of a picture, in pixels."""

@@ -1,0 +1,210 @@
+"""Every method on every base family, for each view a head can read: what any adapter must do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers import tiny
+from vlkit.adapters import ADAPTERS, AdaptedEncoder, trained_state
+from vlkit.adapters.dtl import DtlOptions
+from vlkit.adapters.lst.method import LstOptions
+from vlkit.adapters.unipt.method import UniptOptions
+from vlkit.adapters.vqt import VqtOptions
+from vlkit.encoders.stage import stage_hf, stage_text, stage_vision
+from vlkit.encoders.staged import StagedEncoder
+from vlkit.errors import UserError
+
+TOWERS: dict[str, tuple[Callable[[], StagedEncoder], Callable[[], Tensor]]] = {
+    "vit": (lambda: stage_vision(tiny.tiny_clip()), lambda: tiny.pictures(3)),
+    "timm": (lambda: stage_vision(tiny.tiny_timm_clip()), lambda: tiny.pictures(2, 160)),
+    "resnet": (lambda: stage_vision(tiny.tiny_resnet_clip()), lambda: tiny.pictures(3, 64)),
+    "clip_text": (lambda: stage_text(tiny.tiny_clip()), lambda: tiny.clip_ids((5, 9, 12))),
+    "bert": (lambda: stage_hf(tiny.tiny_bert()), lambda: tiny.padded_ids((5, 9, 12))),
+    "t5": (lambda: stage_hf(tiny.tiny_t5()), lambda: tiny.padded_ids((5, 9, 12))),
+}
+TEXT = ("clip_text", "bert", "t5")
+TUNED = ("full", "bitfit", "lora")  # these change the base, or put parts into it
+# Method -> base families it refuses, and view -> methods that refuse it.
+REFUSED_TOWERS = {"lst": {"resnet"}, "vqt": {"resnet"}, "bitfit": {"t5"}}
+REFUSED_VIEWS = {"tokens": {"vqt"}, "pooled": set()}
+# A softmax ignores what all it compares have in common.
+NO_GRADIENT = {
+    "unipt": r"confidence\.bias$",
+    "lst": r"blocks\..*(key\.bias|in_proj_bias)$",  # the keys' part of it has none
+}
+OTHER_OPTIONS: dict[str, Any] = {
+    "unipt joint": UniptOptions(flavour="joint"),
+    "unipt mdetr": UniptOptions(flavour="mdetr", init="published"),
+    "unipt taps": UniptOptions(taps=(0, 1, 3), handoff="tokens"),
+    "lst keep": LstOptions(keep=(0, 2), gate="none"),
+    "lst after": LstOptions(gate="linear", after=True, gate_steps=2),
+    "lst one": LstOptions(gate="one", start="random", init="published"),
+    "dtl late": DtlOptions(late=1, rank=3),
+    "vqt mean": VqtOptions(queries=3, combine="mean"),
+    "vqt weighted": VqtOptions(queries=3, combine="weighted", layers=(0, 2)),
+    "vqt attention": VqtOptions(queries=2, combine="attention", dropout=0.0),
+}
+CASES = [(kind, tower, reads) for kind in ADAPTERS for tower in TOWERS for reads in ("pooled", "tokens")]
+BUILT = [
+    (kind, tower, reads)
+    for kind, tower, reads in CASES
+    if tower not in REFUSED_TOWERS.get(kind, ()) and kind not in REFUSED_VIEWS[reads]
+]
+FROZEN = [case for case in BUILT if case[0] not in TUNED]
+every_case = pytest.mark.parametrize(("kind", "tower", "reads"), BUILT)
+every_frozen = pytest.mark.parametrize(("kind", "tower", "reads"), FROZEN)
+
+
+@cache
+def prepared(tower: str) -> StagedEncoder:
+    return TOWERS[tower][0]()
+
+
+def build(options: Any, tower: str, reads: str = "pooled", seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return options.build(deepcopy(prepared(tower)), reads).eval()
+
+
+def view(model: nn.Module, x: Tensor, reads: str) -> Tensor:
+    return getattr(model(x), reads)
+
+
+def train(model: nn.Module, x: Tensor, reads: str, steps: int = 3) -> set[str]:
+    """Take optimizer steps on a loss with every output in it; returns the weights that never had a gradient."""
+    for name, score in model.named_modules():  # SHERL: with few examples the ReLU may clip all scores of a layer
+        if name.endswith("aggregator.score") or "token_scores." in name:
+            nn.init.ones_(score.bias)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    unused = set(trained)
+    optimizer = torch.optim.AdamW(trained.values(), lr=0.01) if trained else None
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model.train()
+        for _ in range(steps if trained else 0):
+            out = view(model, x, reads)
+            (out * torch.randn_like(out)).sum().backward()
+            unused -= {name for name, p in trained.items() if p.grad is not None and p.grad.count_nonzero()}
+            optimizer.step()
+            optimizer.zero_grad()
+    model.eval()
+    return unused
+
+
+@every_case
+def test_trains_saves_and_loads(kind: str, tower: str, reads: str) -> None:
+    model, x = build(ADAPTERS[kind](), tower, reads), TOWERS[tower][1]()
+    base = {name: tensor.clone() for name, tensor in prepared(tower).state_dict().items()}
+    shape = view(prepared_linear(tower), x, reads).shape
+    unused = train(model, x, reads)
+
+    assert view(model, x, reads).shape == shape
+    if kind in TUNED:
+        assert any(p.requires_grad for p in model.base.parameters())
+    else:
+        assert all(torch.equal(tensor, base[name]) for name, tensor in model.base.state_dict().items())
+        assert all(name.startswith("adapter.") for name, p in model.named_parameters() if p.requires_grad)
+        pattern = NO_GRADIENT.get(kind)
+        assert {name for name in unused if pattern is None or not re.search(pattern, name)} == set()
+
+    other = build(ADAPTERS[kind](), tower, reads, seed=7)
+    state = {name: tensor.clone() for name, tensor in trained_state(model).items()}
+    _, unexpected = other.load_state_dict(state, strict=False)
+    assert unexpected == []
+    with torch.no_grad():
+        # peft adds its updates to an attention's weights and takes them off again: the base's are then rounded anew.
+        limit = 1e-5 if kind == "lora" else 0.0
+        torch.testing.assert_close(view(other, x, reads), view(model, x, reads), rtol=0, atol=limit)
+
+
+@cache
+def prepared_linear(tower: str) -> nn.Module:
+    return build(ADAPTERS["linear"](), tower)
+
+
+@pytest.mark.parametrize(("kind", "tower", "reads"), [case for case in CASES if case not in BUILT])
+def test_what_cannot_be_adapted_is_refused_with_a_mend(kind: str, tower: str, reads: str) -> None:
+    with pytest.raises(UserError) as raised:
+        build(ADAPTERS[kind](), tower, reads)
+    assert "\n" not in str(raised.value)
+    assert re.search(r"take|adapt this tower|choose another kind", str(raised.value))
+
+
+@every_frozen
+def test_starts_at_the_base(kind: str, tower: str, reads: str) -> None:
+    model, x = build(ADAPTERS[kind](), tower, reads), TOWERS[tower][1]()
+    with torch.no_grad():
+        torch.testing.assert_close(model(x).pooled, model.base(x), rtol=0, atol=3e-6)
+
+
+@every_frozen
+def test_early_route_keeps_no_activations(kind: str, tower: str, reads: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = build(ADAPTERS[kind](), tower, reads), TOWERS[tower][1]()
+    saved: list[int] = []
+    count_of: dict[int, int] = {}
+    block = model.base.block
+
+    def counted(i: int, stream: Any) -> Any:
+        before = len(saved)
+        result = block(i, stream)
+        count_of[i] = len(saved) - before
+        return result
+
+    monkeypatch.setattr(model.base, "block", counted)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(0) or t, lambda t: t):
+        view(model, x, reads)
+
+    assert set(count_of) == set(range(model.base.depth))
+    assert {count_of[i] for i in range(model.stop)} <= {0}
+    if getattr(model, "recompute", None) is None:  # else the late route keeps nothing either, and runs again
+        # DTL first writes behind the first late block.
+        assert model.adapter.late <= (kind == "dtl") or count_of[model.base.depth - 1] > 0
+
+
+@pytest.mark.parametrize("reads", ["pooled", "tokens"])
+@pytest.mark.parametrize(
+    ("kind", "tower"), [(k, t) for k in ("unipt", "lst", "dtl", "vqt") for t in TEXT if (k, t, "pooled") in BUILT]
+)
+def test_padding_changes_nothing(kind: str, tower: str, reads: str) -> None:
+    if kind in REFUSED_VIEWS[reads]:
+        reads = "pooled"
+    model, ids = build(ADAPTERS[kind](), tower, reads), TOWERS[tower][1]()
+    train(model, ids, reads)
+    with torch.no_grad():
+        together = view(model, ids, reads)
+        for row, length in enumerate((5, 9, 12)):
+            alone = view(model, ids[row : row + 1, :length], reads)[0]
+            expected = together[row] if reads == "pooled" else together[row, :length]
+            torch.testing.assert_close(expected, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OTHER_OPTIONS)
+def test_other_options_train(name: str) -> None:
+    options = OTHER_OPTIONS[name]
+    model, x = build(options, "vit"), TOWERS["vit"][1]()
+    base = {name: tensor.clone() for name, tensor in model.base.state_dict().items()}
+    unused = train(model, x, "pooled")
+
+    pattern = NO_GRADIENT.get(options.kind, "$^")
+    assert {n for n in unused if not re.search(pattern, n)} == set()
+    assert all(torch.equal(tensor, base[n]) for n, tensor in model.base.state_dict().items())
+    other = build(options, "vit", seed=7)
+    other.load_state_dict(trained_state(model), strict=False)
+    assert torch.equal(other(x).pooled, model(x).pooled)
+
+
+@every_frozen
+def test_cached_route_equals_the_forward(kind: str, tower: str, reads: str) -> None:
+    model, x = build(ADAPTERS[kind](), tower, reads), TOWERS[tower][1]()
+    train(model, x, reads, steps=1)
+    assert isinstance(model, AdaptedEncoder)
+    with torch.no_grad():
+        torch.testing.assert_close(getattr(model.finish(*model.read(x)), reads), view(model, x, reads))

@@ -1,0 +1,258 @@
+"""Method x task x base family: each task's own model takes one training step, is saved, and loads as the product does.
+
+What a method makes of a tower is tested in ``test_family.py``; here it stands in the models that ``train.py`` builds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers import tiny
+from vlkit.adapters import ADAPTERS, TUNING
+from vlkit.data.video.frame_batch import Frames
+from vlkit.encoders.bases import ClipBase, Preprocess, TextBase, clip_base, text_base
+from vlkit.encoders.text_side import TextSide, text_side
+from vlkit.engine.checkpoint import save_adapter
+from vlkit.errors import UserError
+from vlkit.tasks import load as pipelines
+from vlkit.tasks.contrastive import gather_pairs, info_nce
+from vlkit.tasks.fusion import FusionOptions
+from vlkit.tasks.grounding import evaluate as grounding
+from vlkit.tasks.grounding.head import GroundingOptions
+from vlkit.tasks.grounding.losses import BoxLoss, grounding_loss
+from vlkit.tasks.retrieval import evaluate as retrieval
+from vlkit.tasks.two_tower import HeadOptions
+from vlkit.tasks.video_retrieval import evaluate as video_retrieval
+from vlkit.tasks.video_retrieval.data import ClipReader
+from vlkit.tasks.video_retrieval.model import VideoHeadOptions
+from vlkit.tasks.vqa import evaluate as vqa
+from vlkit.tasks.vqa.heads import ClassifyOptions, GenerateOptions, answer_bce, shift_right, token_loss
+
+IMAGES: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "vit": (tiny.tiny_clip, 32),
+    "timm": (tiny.tiny_timm_clip, 160),
+    "resnet": (tiny.tiny_resnet_clip, 64),
+}
+"""Family of the contrastive base -> its model, and the side of its pictures in pixels."""
+TEXTS = {"t5": tiny.tiny_t5, "bert": tiny.tiny_bert}  # and clip, the text tower of the contrastive base
+TWO_TOWER, WITH_TEXTS = ("retrieval", "video_retrieval"), ("classify", "generate", "grounding")
+CASES = [
+    *product(ADAPTERS, TWO_TOWER, IMAGES, ("clip",)),
+    *product(ADAPTERS, WITH_TEXTS, IMAGES, (*TEXTS, "clip")),
+]
+"""(method, task or answer head, family of the pictures' tower, of the texts' tower)."""
+
+# What cannot work, with what the message says to do instead; * = all of them.
+REFUSED = {
+    ("lst", "*", "resnet", "*"): "sherl, unipt and dtl adapt this tower",
+    ("vqt", "*", "resnet", "*"): "sherl, unipt and dtl adapt this tower",
+    ("vqt", "classify", "*", "*"): "take sherl",
+    ("vqt", "generate", "*", "*"): "take sherl",
+    ("vqt", "grounding", "*", "*"): "take sherl",
+    ("bitfit", "classify", "*", "t5"): "choose another kind",
+    ("bitfit", "grounding", "*", "t5"): "choose another kind",
+    ("bitfit", "generate", "*", "t5"): "choose another kind",
+    ("*", "generate", "*", "bert"): "give a T5, or classify",
+    ("*", "generate", "*", "clip"): "give a T5, or classify",
+    ("unipt", "generate", "*", "t5"): "use sherl, lora or full, or --head.kind classify",
+    ("lst", "generate", "*", "t5"): "use sherl, lora or full, or --head.kind classify",
+    ("dtl", "generate", "*", "t5"): "use sherl, lora or full, or --head.kind classify",
+    ("linear", "generate", "*", "t5"): "use sherl, lora or full, or --head.kind classify",
+}
+FUSION = FusionOptions(width=16, layers=1, heads=2, dropout=0.0)
+CLASSIFY, GENERATE = ClassifyOptions(dropout=0.0), GenerateOptions(queries=2)
+ANSWERS = ["yes", "no", "two", "red", "cat"]
+COUNT = 3  # pictures, texts, clips
+
+
+def mends(case: tuple[str, ...]) -> list[str]:
+    """What the messages of the refusals that hold for a case say to do; empty if it works."""
+    return [mend for row, mend in REFUSED.items() if all(a in ("*", b) for a, b in zip(row, case, strict=True))]
+
+
+WORKING = [case for case in CASES if not mends(case)]
+
+
+# --- bases and batches ------------------------------------------------------------------------------------------------
+
+
+@cache
+def prepared_base(family: str) -> ClipBase:
+    build, side = IMAGES[family]
+    preprocess = Preprocess((side, side), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    named = {"library": "test", "name": family, "weights": "random"}
+    return clip_base(build(), family, lambda texts: tiny.clip_ids((4,) * len(texts)), preprocess, named)
+
+
+@cache
+def prepared_text(family: str) -> TextBase:
+    tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=1, model_max_length=tiny.CONTEXT_LENGTH)
+    return text_base(TEXTS[family](), family, tokenizer, {"library": "test", "name": family, "weights": "random"})
+
+
+@dataclass
+class Bases:
+    """Copies of the prepared bases: one set a model, since some methods change theirs."""
+
+    base: ClipBase
+    text_base: TextBase | None
+    text: TextSide
+
+    @classmethod
+    def fresh(cls, images: str, texts: str) -> Bases:
+        base = deepcopy(prepared_base(images))
+        own = None if texts == "clip" else deepcopy(prepared_text(texts))
+        return cls(base, own, text_side(texts, base, own))
+
+
+def batch_of(task: str, bases: Bases) -> tuple[Any, ...]:
+    """What the task's model is called with."""
+    side = bases.base.preprocess.size[0]
+    ids = (tiny.clip_ids if bases.text_base is None else tiny.padded_ids)((5, 9, 12))
+    if task == "video_retrieval":
+        pixels = tiny.pictures(4, side).mul(40).add(128).clamp(0, 255).to(torch.uint8)
+        return Frames.of([pixels[:1], pixels[1:3], pixels[3:]]), ids
+    if task == "retrieval":
+        return tiny.pictures(COUNT, side), ids
+    inputs = tiny.pictures(2, side), ids, torch.tensor([0, 1, 1])
+    return (*inputs, shift_right(answer_tokens(), 0)) if task == "generate" else inputs
+
+
+def answer_tokens() -> Tensor:
+    return tiny.padded_ids((2, 4, 3), width=4, seed=1)
+
+
+# --- the tasks' own models, losses and files --------------------------------------------------------------------------
+
+
+def build(task: str, options: Any, bases: Bases) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if task == "retrieval":
+            return retrieval.build_model(bases.base, options, HeadOptions())
+        if task == "video_retrieval":
+            return video_retrieval.build_model(bases.base, options, VideoHeadOptions())
+        if task == "grounding":
+            return grounding.build_model(bases.base, bases.text, options, FUSION, GroundingOptions())
+        head = CLASSIFY if task == "classify" else GENERATE
+        return vqa.build_model(bases.base, bases.text, options, head, FUSION, len(ANSWERS))
+
+
+def config_of(task: str, options: Any, bases: Bases) -> dict[str, Any]:
+    base, text = bases.base, bases.text
+    if task == "retrieval":
+        return retrieval.adapter_config(base, options, HeadOptions(), {})
+    if task == "video_retrieval":
+        return video_retrieval.adapter_config(base, options, VideoHeadOptions(), ClipReader(base.preprocess, 2), {})
+    if task == "grounding":
+        return grounding.adapter_config(base, text, options, FUSION, GroundingOptions(), "squash", None, {})
+    head = CLASSIFY if task == "classify" else GENERATE
+    return vqa.adapter_config(base, text, options, head, FUSION, ANSWERS if task == "classify" else [], {})
+
+
+def loss_of(task: str, found: Any) -> Tensor:
+    """The loss of what the task's model returned."""
+    if task in TWO_TOWER:
+        return info_nce(gather_pairs(found[0], found[1], torch.arange(COUNT)), found[2])
+    if task == "classify":
+        return answer_bce(found, torch.eye(COUNT, len(ANSWERS)))
+    if task == "generate":
+        return token_loss(found, answer_tokens(), 0)
+    boxes = torch.tensor([[[0.1, 0.2, 0.5, 0.6]], [[0.3, 0.3, 0.9, 0.8]], [[0.0, 0.1, 0.4, 1.0]]])
+    return grounding_loss(found, boxes, torch.ones(COUNT, 1, dtype=torch.bool), BoxLoss())["loss"]
+
+
+def outputs(model: nn.Module, batch: tuple[Any, ...]) -> list[Tensor]:
+    """Everything the model says, without gradient."""
+    with torch.no_grad():
+        return list(tensors_in(model.eval()(*batch)))
+
+
+def tensors_in(found: Any) -> Iterator[Tensor]:
+    if isinstance(found, Tensor):
+        yield found
+    elif isinstance(found, list | tuple):
+        for part in found:
+            yield from tensors_in(part)
+
+
+def towers_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The adapted towers by name."""
+    core = getattr(model, "towers", model)
+    return {name: getattr(core, name) for name in ("image", "text", "decoder") if hasattr(core, name)}
+
+
+# --- the matrix -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "task", "images", "texts"), WORKING)
+def test_takes_a_step_and_loads_again(kind: str, task: str, images: str, texts: str, tmp_path: Path) -> None:
+    options, bases = ADAPTERS[kind](), Bases.fresh(images, texts)
+    model, batch = build(task, options, bases), batch_of(task, bases)
+    towers = towers_of(model)
+    assert set(towers) == {"image", "text"} | ({"decoder"} if task == "generate" else set())
+    leave_start(model)
+    before = {name: deepcopy(tower.base.state_dict()) for name, tower in towers.items()}
+    untrained = outputs(model, batch)
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    model.train()
+    loss_of(task, model(*batch)).backward()
+    moved = {
+        name: any(p.grad is not None and p.grad.count_nonzero() for p in tower.parameters() if p.requires_grad)
+        for name, tower in towers.items()
+    }
+    assert moved == dict.fromkeys(towers, kind != "linear")
+    optimizer.step()
+    if kind not in TUNING:
+        assert not any(p.requires_grad for tower in towers.values() for p in tower.base.parameters())
+        for name, tower in towers.items():
+            assert all(torch.equal(value, before[name][key]) for key, value in tower.base.state_dict().items()), name
+
+    save_adapter(tmp_path, model, config_of(task, options, bases))
+    # Weights that ask for no gradient may go through other kernels, which round otherwise.
+    after = outputs(model.requires_grad_(False), batch)
+    assert not torch.allclose(untrained[0], after[0], atol=1e-4)
+    again = Bases.fresh(images, texts)
+    pipeline = pipelines.load(tmp_path, "cpu", again.base, again.text_base)
+    holder = next(getattr(pipeline, name) for name in ("embedder", "answerer", "locator") if hasattr(pipeline, name))
+    # peft adds its updates to an attention's weights and takes them off again: the base's are then rounded anew.
+    limit = 1e-5 if kind == "lora" else 0.0
+    for one, other in zip(after, outputs(holder.model, batch), strict=True):
+        torch.testing.assert_close(one, other, rtol=limit, atol=limit)
+
+
+def leave_start(model: nn.Module) -> None:
+    """Move what trains off its first values, some of which are zeros that gradients stop at."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.dim():
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+
+
+@pytest.mark.parametrize(("kind", "task", "images", "texts"), [case for case in CASES if mends(case)])
+def test_what_cannot_work_is_refused_with_a_mend(kind: str, task: str, images: str, texts: str) -> None:
+    with pytest.raises(UserError) as raised:
+        build(task, ADAPTERS[kind](), Bases.fresh(images, texts))
+    message = str(raised.value)
+    assert "\n" not in message and any(mend in message for mend in mends((kind, task, images, texts))), message
+
+
+def test_towers_are_real() -> None:
+    """The families are what their names say."""
+    names = {family: type(prepared_base(family).image).__name__ for family in IMAGES}
+    assert len(set(names.values())) == len(IMAGES), names
+    assert prepared_text("t5").decoder is not None and prepared_text("bert").decoder is None

@@ -1,0 +1,70 @@
+"""The comparison script: cells, resume, failures, table and plot, on made-up and on real runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from helpers.scripts import call, load_script
+from vlkit.errors import UserError
+
+COMPARE = "tasks/compare.py"
+
+
+def finished(folder: Path, kept: int, rsum: float, **more: object) -> None:
+    """A run folder as training leaves it, as far as the comparison looks."""
+    folder.mkdir(parents=True)
+    after = {"rsum": rsum, "i2t_r1": rsum / 6, "t2i_r1": rsum / 7}
+    before = {"rsum": 50.0, "i2t_r1": 5.0, "t2i_r1": 6.0}
+    costs = {"saved_activation_bytes": kept, "peak_memory_bytes": 2 * kept, "trainable_parameters": 1234}
+    metrics = {"before": before, "after": after, **costs, "train_seconds": 9.0, **more}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+def test_finished_runs_are_read_and_not_trained_again(tmp_path, capsys):
+    for seed, rsum in ((0, 100.0), (1, 104.0)):
+        finished(tmp_path / f"linear-seed{seed}", 2**20, rsum, step_time_over_forward=1.25)
+        finished(tmp_path / f"lora-rank-4-seed{seed}", 2**30, rsum + 50)
+    call(COMPARE, "--kinds", "linear,lora:rank=4", "--seeds", 2, "--output", tmp_path)
+    table = capsys.readouterr().out
+    assert "| before | 50.0 | 5.0 | 6.0 |" in table
+    assert "| linear | 102.0 ± 2.8 | 17.0 ± 0.5 | 14.6 ± 0.4 | 1 | 2 | 1.25 | 1,234 |" in table
+    assert "| lora:rank=4 | 152.0 ± 2.8 |" in table and "| 1,024 | 2,048 |  | 1,234 |" in table
+    assert (tmp_path / "results.md").read_text() == table.removesuffix("\n")
+    rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
+    assert [(row["method"], row["seed"], row["rsum"]) for row in rows[:2]] == [
+        ("linear", "0", "100.0"),
+        ("lora:rank=4", "0", "150.0"),
+    ]
+    assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_a_method_that_fails_is_named_and_the_others_are_kept(tmp_path, capsys):
+    finished(tmp_path / "linear-seed0", 2**20, 100.0)
+    with pytest.raises(UserError, match=r"1 of 2 runs failed: lora:rank=0 seed 0: exit code 2 \(.*rank 0: must be"):
+        call(COMPARE, "--kinds", "linear,lora:rank=0", "--seeds", 1, "--output", tmp_path)
+    assert "| linear | 100.0" in capsys.readouterr().out
+    assert (tmp_path / "lora-rank-0-seed0.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--kinds", "sherl,magic"), "--kinds magic: no such method"),
+        (("--seeds", 0), "--seeds 0: must be at least 1"),
+        (("--flags", '["epochs"]'), "--flags epochs: write it as name=value"),
+    ],
+)
+def test_wrong_flags(tmp_path, words, says):
+    with pytest.raises(UserError, match=says):
+        call(COMPARE, "--output", tmp_path, *words)
+
+
+def test_every_task_has_a_training_script():
+    module = load_script(COMPARE)
+    for task in module.SCORES:
+        assert (module.TASKS / task / "train.py").exists(), task

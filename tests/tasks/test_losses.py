@@ -1,0 +1,287 @@
+"""Losses against their plain definitions; chunks and processes against the one large batch."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from vlkit.tasks.contrastive import (
+    Pairs,
+    backward_in_chunks,
+    example_losses,
+    gather_pairs,
+    info_nce,
+    siglip,
+    symmetric_cross_entropy,
+    triplet,
+)
+
+GROUPS = {"no groups": [0, 1, 2, 3, 4, 5], "groups": [0, 1, 0, 2, 2, 2], "one group": [3, 3, 3, 3, 3, 3]}
+every_grouping = pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
+
+
+def embeddings(count: int = 6, width: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    make = lambda: F.normalize(torch.randn(count, width, dtype=torch.float64, generator=generator), dim=-1)  # noqa: E731
+    return make().requires_grad_(), make().requires_grad_()
+
+
+def scalar(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64, requires_grad=True)
+
+
+def check_same(mine: Tensor, theirs: Tensor, leaves: tuple[Tensor, ...]) -> None:
+    """Equal values and equal gradients."""
+    torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+    for one, other in zip(
+        torch.autograd.grad(mine, leaves, allow_unused=True),
+        torch.autograd.grad(theirs, leaves, allow_unused=True),
+        strict=True,
+    ):
+        zero = torch.zeros((), dtype=torch.float64)
+        torch.testing.assert_close(
+            *torch.broadcast_tensors(zero if one is None else one, zero if other is None else other),
+            rtol=1e-12,
+            atol=1e-12,
+        )
+
+
+@every_grouping
+def test_info_nce_equals_its_definition(groups: list[int]) -> None:
+    images, texts = embeddings()
+    scale = scalar(7.0)
+    terms = []
+    for queries, keys in ((images, texts), (texts, images)):
+        for i in range(6):
+            others = [j for j in range(6) if j == i or groups[j] != groups[i]]
+            logits = torch.stack([scale * (queries[i] * keys[j]).sum() for j in others])
+            terms.append(logits.logsumexp(0) - scale * (queries[i] * keys[i]).sum())
+    loss = info_nce(gather_pairs(images, texts, torch.tensor(groups)), scale)
+
+    check_same(loss, sum(terms) / len(terms), (images, texts, scale))
+
+
+def test_info_nce_without_groups_is_symmetric_cross_entropy() -> None:
+    images, texts = embeddings()
+    loss = info_nce(gather_pairs(images, texts, torch.arange(6)), torch.tensor(3.0))
+    check_same(loss, symmetric_cross_entropy(3.0 * images @ texts.T), (images, texts))
+
+
+@every_grouping
+def test_siglip_equals_its_definition(groups: list[int]) -> None:
+    images, texts = embeddings()
+    scale, bias = scalar(5.0), scalar(-2.0)
+    total = 0.0
+    for i in range(6):
+        for j in range(6):
+            sign = 1.0 if groups[i] == groups[j] else -1.0
+            total = total - torch.log(torch.sigmoid(sign * (scale * (images[i] * texts[j]).sum() + bias)))
+    loss = siglip(gather_pairs(images, texts, torch.tensor(groups)), scale, bias)
+
+    check_same(loss, total / 6, (images, texts, scale, bias))
+
+
+@every_grouping
+@pytest.mark.parametrize("hardest", [True, False])
+def test_triplet_equals_its_definition(groups: list[int], hardest: bool) -> None:
+    images, texts = embeddings()
+    total = 0.0 * images.sum()
+    for queries, keys in ((images, texts), (texts, images)):
+        for i in range(6):
+            partner = (queries[i] * keys[i]).sum()
+            costs = [
+                torch.relu(0.2 + (queries[i] * keys[j]).sum() - partner) for j in range(6) if groups[j] != groups[i]
+            ]
+            if costs:
+                total = total + (max(costs, key=Tensor.item) if hardest else sum(costs))
+    loss = triplet(gather_pairs(images, texts, torch.tensor(groups)), 0.2, hardest)
+
+    check_same(loss, total, (images, texts))
+
+
+def test_a_single_pair() -> None:
+    images, texts = embeddings(1)
+    pairs = gather_pairs(images, texts, torch.tensor([0]))
+
+    assert info_nce(pairs, torch.tensor(10.0)).item() == 0.0
+    assert triplet(pairs).item() == 0.0
+    assert siglip(pairs, torch.tensor(1.0), torch.tensor(0.0)).item() == pytest.approx(
+        math.log1p(math.exp(-float((images * texts).sum().detach())))
+    )
+
+
+class Towers(nn.Module):
+    """Two towers with dropout and a learned logit scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image = nn.Sequential(nn.Linear(7, 16), nn.Dropout(0.3), nn.ReLU(), nn.Linear(16, 5))
+        self.text = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.3), nn.ReLU(), nn.Linear(16, 5))
+        self.logit_scale = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        image, text = self.image(batch[0]), self.text(batch[1])
+        return F.normalize(image, dim=-1), F.normalize(text, dim=-1), self.logit_scale.exp()
+
+
+def towers() -> Towers:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Towers().double()
+
+
+def inputs(count: int = 12) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return tuple(torch.randn(count, width, dtype=torch.float64, generator=generator) for width in (7, 4))
+
+
+def split(batch: tuple[Tensor, Tensor], sizes: list[int]) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(*(part.split(sizes) for part in batch), strict=True))
+
+
+def contrastive(groups: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    return lambda images, texts, scale: info_nce(gather_pairs(images, texts, groups), scale)
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("sizes", [[12], [4, 4, 4], [5, 5, 2], [1] * 12])
+def test_chunks_give_the_gradient_of_the_whole_batch(sizes: list[int]) -> None:
+    batch, groups, fabric = inputs(), torch.arange(12) // 2, Fabric(accelerator="cpu", devices=1)
+    whole, chunked = towers(), towers()
+    # Dropout draws chunk by chunk: the whole batch is therefore encoded in the same chunks, but in one graph.
+    torch.manual_seed(5)
+    images, texts, scales = zip(*(whole(chunk) for chunk in split(batch, sizes)), strict=True)
+    loss = contrastive(groups)(torch.cat(images), torch.cat(texts), scales[0])
+    loss.backward()
+    after = torch.rand(1)
+
+    torch.manual_seed(5)
+    found = backward_in_chunks(split(batch, sizes), chunked, contrastive(groups), fabric)
+
+    assert not found.requires_grad
+    torch.testing.assert_close(found, loss.detach(), rtol=1e-12, atol=1e-12)
+    expected = gradients(whole)
+    assert all(g.count_nonzero() for g in expected.values())
+    for name, gradient in gradients(chunked).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-10, atol=1e-12, msg=name)
+    assert torch.equal(torch.rand(1), after)  # random numbers go on as after one pass
+
+
+def test_chunks_add_to_gradients_that_are_there() -> None:
+    fabric, loss_of = Fabric(accelerator="cpu", devices=1), contrastive(torch.arange(12))
+    once, twice = towers().eval(), towers().eval()
+    backward_in_chunks(split(inputs(), [6, 6]), once, loss_of, fabric)
+    for _ in range(2):
+        backward_in_chunks(split(inputs(), [6, 6]), twice, loss_of, fabric)
+    for name, gradient in gradients(twice).items():
+        torch.testing.assert_close(gradient, 2 * gradients(once)[name], rtol=1e-12, atol=1e-12)
+
+
+def test_losses_of_examples_add_up_to_the_batch() -> None:
+    batch, groups = inputs(), torch.arange(12) // 2
+    whole, apart = towers().eval(), towers().eval()
+    contrastive(groups)(*whole(batch)).backward()
+    shares = list(example_losses(split(batch, [1] * 12), apart, contrastive(groups)))
+    assert len(shares) == 12
+    first = torch.autograd.grad(shares[0], apart.image[0].weight, retain_graph=True)[0]
+    sum(shares).backward()
+    for name, p in whole.named_parameters():
+        if name != "logit_scale":
+            torch.testing.assert_close(apart.get_parameter(name).grad, p.grad, rtol=1e-10, atol=1e-12, msg=name)
+    assert not torch.allclose(12 * first, apart.image[0].weight.grad, rtol=0.1)
+
+
+def test_chunks_leave_a_frozen_scale_alone() -> None:
+    model, fabric = towers().eval(), Fabric(accelerator="cpu", devices=1)
+    model.logit_scale.requires_grad_(False)
+    backward_in_chunks(split(inputs(), [4, 8]), model, contrastive(torch.arange(12)), fabric)
+
+    assert model.logit_scale.grad is None
+    assert all(p.grad.count_nonzero() for name, p in model.named_parameters() if name != "logit_scale")
+
+
+# --- two processes ---
+
+WORLD, SHARE = 2, 4
+SHARED_GROUPS = [0, 1, 2, 2, 3, 0, 4, 4]  # one group lies across the two processes
+LOSSES: dict[str, Callable[[Pairs, Tensor], Tensor]] = {
+    "info_nce": info_nce,
+    "siglip": lambda pairs, scale: siglip(pairs, scale, -scale),
+    "triplet": lambda pairs, scale: triplet(pairs, hardest=False) * scale,
+}
+
+
+def rows_of(rank: int, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return tuple(part[rank * SHARE : (rank + 1) * SHARE] for part in batch)
+
+
+def work(rank: int, port: int, folder: str) -> None:
+    """One process: its rows of the batch, whole and in chunks; writes mean loss and mean gradients."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD), "LOCAL_WORLD_SIZE": str(WORLD)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GROUP_RANK": "0", "NODE_RANK": "0"}
+    os.environ |= {"TORCHELASTIC_RUN_ID": "test"}
+    from vlkit.engine.distributed import average_gradients, average_numbers, make_fabric
+
+    torch.set_num_threads(1)
+    fabric = make_fabric("cpu")
+    batch, groups = rows_of(rank, inputs(WORLD * SHARE)), torch.tensor(SHARED_GROUPS)[rank * SHARE :][:SHARE]
+    results = {}
+    for name, loss_of in LOSSES.items():
+        for sizes in ([SHARE], [3, 1]):
+            model = towers().eval()
+            loss = backward_in_chunks(
+                split(batch, sizes),
+                model,
+                lambda images, texts, scale, loss_of=loss_of: loss_of(
+                    gather_pairs(images, texts, groups, fabric), scale
+                ),
+                fabric,
+            )
+            average_gradients(fabric, list(model.parameters()), [])
+            results[f"{name} {len(sizes)}"] = {
+                "loss": average_numbers(fabric, {"loss": loss})["loss"],
+                **gradients(model),
+            }
+    torch.save(results, Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(work, (free_port(), str(tmp_path)), nprocs=WORLD)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+
+    assert set(found[0]) == {f"{name} {chunks}" for name in LOSSES for chunks in (1, 2)}
+    for key in found[0]:
+        model = towers().eval()
+        images, texts, scale = model(inputs(WORLD * SHARE))
+        loss = LOSSES[key.split()[0]](gather_pairs(images, texts, torch.tensor(SHARED_GROUPS)), scale)
+        loss.backward()
+        expected = {"loss": loss.item(), **gradients(model)}
+        for result in found:
+            assert result[key].keys() == expected.keys()
+            for name, value in expected.items():
+                torch.testing.assert_close(
+                    torch.as_tensor(result[key][name], dtype=torch.float64),
+                    torch.as_tensor(value, dtype=torch.float64),
+                    rtol=1e-9,
+                    atol=1e-11,
+                    msg=f"{key} {name}",
+                )

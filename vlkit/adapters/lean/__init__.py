@@ -1,0 +1,1 @@
+"""How a route runs in little memory. Knows no method."""

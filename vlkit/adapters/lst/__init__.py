@@ -1,0 +1,1 @@
+"""LST, ladder side-tuning (NeurIPS 2022)."""

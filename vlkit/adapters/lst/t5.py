@@ -1,0 +1,167 @@
+"""LST on an encoder-decoder: T5 with a side encoder and a side decoder that attends to the side encoder (NeurIPS 2022).
+
+Both frozen stacks run without gradient from end to end; the decoder's on the frozen memory. With visual features the
+frozen encoder reads the text alone and the side encoder both (VL-T5): the position bias of a pair with a visual token
+is 0, and the frozen encoder adds nothing to visual rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlkit.adapters.lst.method import Gate, make_ladder, start_
+from vlkit.adapters.lst.pruning import Importance, prune_
+from vlkit.encoders.hf_text import HfText
+from vlkit.encoders.staged import Stream, freeze, run_early
+from vlkit.encoders.t5 import DecoderInput, T5Decoder, T5Encoder
+
+Init = Literal["published", "identity"]
+
+
+@dataclass(frozen=True)
+class SideMemory:
+    """What the two decoders attend to.
+
+    Attributes:
+        frozen: [B, M, D], the frozen encoder's output; no gradient.
+        side: [B, M + V, d], the side encoder's output behind its norm; V visual tokens, if any, come last.
+        mask: [B, M] bool, True = real token; None = all real. Visual tokens are always real.
+    """
+
+    frozen: Tensor
+    side: Tensor
+    mask: Tensor | None
+
+
+class LstT5Encoder(nn.Module):
+    """A frozen T5 encoder with a side encoder.
+
+    Args:
+        base: the encoder; it is frozen here.
+        keep: blocks that get a side block; None = all.
+        reduction: every width but the number of heads is divided by this.
+        gate, after, span: see :class:`vlkit.adapters.lst.method.Ladder`.
+    """
+
+    def __init__(
+        self,
+        base: T5Encoder,
+        keep: tuple[int, ...] | None = None,
+        reduction: int = 8,
+        gate: Gate = "learned",
+        after: bool = False,
+        span: int = 1,
+    ) -> None:
+        super().__init__()
+        self.base = freeze(base)
+        self.ladder = make_ladder(base, keep, reduction, gate, after, span)
+
+    def forward(self, x: Any, visual: Tensor | None = None) -> SideMemory:
+        """Encode what ``base.embed`` takes (ids [B, M] int64), and visual features [B, V, D] beside it if given."""
+        reduced: list[Tensor] = []
+        for k, stream in run_early(self.base, x, self.ladder.layers, self.base.depth):
+            if k in self.ladder.layers:
+                hidden = stream.hidden if visual is None or k else torch.cat([stream.hidden, visual], dim=1)
+                reduced.append(self.ladder.reduce(len(reduced), hidden))
+        arguments = self.ladder.blocks.start(stream.extras)
+        if visual is not None:
+            arguments |= self._beside(visual, stream)
+        side = self.ladder.climb(reduced, arguments)
+        with torch.no_grad():
+            frozen = self.base.tokens(stream)
+        return SideMemory(frozen, side, stream.mask)
+
+    def _beside(self, visual: Tensor, stream: Stream) -> dict[str, Any]:
+        """Position bias and mask for text tokens with visual ones behind them."""
+        first = next(iter(self.ladder.blocks.values())).layer[0].SelfAttention
+        length, more = stream.hidden.shape[1], visual.shape[1]
+        bias = F.pad(first.compute_bias(length, length), (0, more, 0, more))
+        if stream.mask is not None:
+            padding = F.pad(~stream.mask, (0, more))[:, None, None]
+            bias = bias.masked_fill(padding, torch.finfo(bias.dtype).min)
+        return {"position_bias": bias.expand(len(visual), -1, -1, -1), "attention_mask": None}
+
+
+class LstT5Decoder(nn.Module):
+    """A frozen T5 decoder with a side decoder that attends to the side memory; arguments as :class:`LstT5Encoder`."""
+
+    def __init__(
+        self,
+        base: T5Decoder,
+        keep: tuple[int, ...] | None = None,
+        reduction: int = 8,
+        gate: Gate = "learned",
+        after: bool = False,
+        span: int = 1,
+    ) -> None:
+        super().__init__()
+        self.base = freeze(base)
+        self.ladder = make_ladder(base, keep, reduction, gate, after, span)
+
+    def forward(self, ids: Tensor, memory: SideMemory) -> tuple[Tensor, Tensor]:
+        """Decode.
+
+        Args:
+            ids: [B, L] int64, starts with the decoder's start token.
+            memory: from :class:`LstT5Encoder`.
+
+        Returns:
+            Side states behind the side norm [B, L, d], and the frozen decoder's behind its own [B, L, D].
+        """
+        reduced: list[Tensor] = []
+        x = DecoderInput(ids, memory.frozen, memory.mask)
+        for k, stream in run_early(self.base, x, self.ladder.layers, self.base.depth):
+            if k in self.ladder.layers:
+                reduced.append(self.ladder.reduce(len(reduced), stream.hidden))
+        arguments = self.ladder.blocks.start(stream.extras)
+        mask, more = arguments["encoder_attention_mask"], memory.side.shape[1] - memory.frozen.shape[1]
+        if mask is not None and more:
+            arguments["encoder_attention_mask"] = F.pad(mask, (0, more), value=mask.dtype == torch.bool)
+        side = self.ladder.climb(reduced, {**arguments, "encoder_hidden_states": memory.side})
+        with torch.no_grad():
+            return side, self.base.tokens(stream)
+
+
+class LstT5(nn.Module):
+    """Both stacks: ``model(x, ids)`` gives the vocabulary's logits; only the side networks and the way out train.
+
+    Args:
+        encoder, decoder: with the same reduction.
+        init: ``"published"``: logits of the side decoder alone; ``"identity"``: its output is added to the frozen
+            decoder's and starts at 0.
+        importance: of the encoder's and the decoder's weights, for the initial side blocks
+            (:func:`vlkit.adapters.lst.pruning.prune_`); default: their magnitude.
+    """
+
+    def __init__(
+        self,
+        encoder: LstT5Encoder,
+        decoder: LstT5Decoder,
+        init: Init = "identity",
+        importance: tuple[Importance, Importance] | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+        self.up = nn.Linear(decoder.ladder.first.out_features, _width(decoder.base))
+        self.residual = init == "identity"
+        start_(self.up)
+        if self.residual:
+            nn.init.zeros_(self.up.weight)
+        of_encoder, of_decoder = (None, None) if importance is None else importance
+        units = prune_(encoder.ladder.blocks, encoder.base, of_encoder)
+        prune_(decoder.ladder.blocks, decoder.base, of_decoder, memory_units=units)
+
+    def forward(self, x: Any, ids: Tensor, visual: Tensor | None = None) -> Tensor:
+        """Logits [B, L, V] for encoder input ``x`` (ids [B, M] int64), decoder ids [B, L] int64 and visual features."""
+        side, frozen = self.decoder(ids, self.encoder(x, visual))
+        out = self.up(side)
+        return self.decoder.base.logits(frozen + out if self.residual else out)
+
+
+def _width(base: HfText) -> int:
+    return base.token_dim

@@ -1,0 +1,81 @@
+"""Names of published checkpoints: one table a flavour, used in both directions.
+
+Published files are pickles: convert them to safetensors first. Strip a parallel wrapper's ``module.`` with
+:func:`strip_prefix`, and leave out what a dropped layer left behind with :func:`drop_idle_gates`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from vlkit.adapters.published.tables import TABLES
+from vlkit.errors import UserError, some
+
+
+def to_vlkit(flavour: str, name: str) -> str | None:
+    """The name here of a published tensor, or None if the flavour's table does not know it."""
+    return _translate(name, TABLES[flavour], 0, 1)
+
+
+def to_upstream(flavour: str, name: str) -> str | None:
+    """The published name of one of our tensors, or None if the flavour's table does not know it."""
+    return _translate(name, TABLES[flavour], 1, 0)
+
+
+def import_published(flavour: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the tensors of a published adapter so that ``adapter.load_state_dict`` takes them.
+
+    Args:
+        flavour: a key of :data:`TABLES`.
+        tensors: published names -> tensors, of the side block alone (see :func:`strip_prefix`).
+
+    Raises:
+        UserError: names that the table does not know, all listed.
+    """
+    renamed = {name: to_vlkit(flavour, name) for name in tensors}
+    unknown = [name for name, own in renamed.items() if own is None]
+    if unknown:
+        raise UserError(f"published {flavour} weights: unknown names {some(unknown)}; is this another flavour?")
+    return {own: tensors[name] for name, own in renamed.items()}
+
+
+def strip_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Keep the tensors whose names start with ``prefix`` (``module.`` in front is ignored) and cut it off."""
+    bare = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return {name[len(prefix) :]: tensor for name, tensor in bare.items() if name.startswith(prefix)}
+
+
+def drop_idle_gates(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out the gates of layers without a side block: published LST files hold a gate for every layer."""
+    numbers = re.compile(r"side_(?:gate_params|downsamples)(?:_l)?\.(\d+)")
+    kept = {m[1] for name in tensors if "downsamples" in name and (m := numbers.match(name))}
+
+    def idle(name: str) -> bool:
+        match = numbers.match(name)
+        return "gate_params" in name and match is not None and match[1] not in kept
+
+    return {name: tensor for name, tensor in tensors.items() if not idle(name)}
+
+
+def _translate(name: str, rows: list[tuple[str, str]], source: int, target: int) -> str | None:
+    for row in rows:
+        match = re.fullmatch(_pattern(row[source]), name)
+        if match:
+            # Published numbers are counted from the first candidate, ours (*+1) from the tap in front of it.
+            shift = ("*+1" in row[target]) - ("*+1" in row[source])
+            groups = match.groupdict("")
+            number = str(int(groups["number"]) + shift) if groups.get("number") else ""
+            if number == "-1":
+                continue
+            found = row[target].replace(".**", groups.get("path", "")).replace("*+1", number).replace("*", number)
+            return found + groups["rest"]
+    return None
+
+
+def _pattern(name: str) -> str:
+    pattern = re.escape(name).replace(r"\.\*\*", r"(?P<path>(?:\.[^.]+)+)")
+    pattern = pattern.replace(r"\*\+1", r"(?P<number>\d+)").replace(r"\*", r"(?P<number>\d+)")
+    return rf"{pattern}(?P<rest>{'' if '**' in name else '(?:[._][^.]+)?'})"

@@ -1,0 +1,152 @@
+"""SHERL on an encoder-decoder: T5 with a side memory beside the frozen encoder's (SHERL, ECCV 2024).
+
+Encoder: the frozen stack runs on untouched; its taps are merged into a second, *side* memory. Decoder: all blocks but
+the last run without gradient on the frozen memory; the last one re-consumes the merged feature and attends to the side
+memory. A trained RMS norm stands behind each of the two merged streams.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vlkit.adapters.sherl.tokens import SherlAdapter
+from vlkit.encoders.hf_text import HfText
+from vlkit.encoders.staged import check_layers, freeze, run_blocks, run_early
+from vlkit.encoders.t5 import DecoderInput, T5Decoder, T5Encoder, attending_as, with_memory
+
+Init = Literal["published", "identity"]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the decoder attends to.
+
+    Attributes:
+        frozen: [B, M, D], the encoder's own output; no gradient. For the decoder's early route.
+        side: [B, M, D], the merged taps after the side norm. For the decoder's late route.
+        mask: [B, M] bool, True = real token; None = all real.
+        side_mask: [B, S] bool, of a side memory [B, S, D] that has other tokens than the frozen one (a head may add
+            some); None = ``mask``.
+    """
+
+    frozen: Tensor
+    side: Tensor
+    mask: Tensor | None
+    side_mask: Tensor | None = None
+
+
+class SherlT5Encoder(nn.Module):
+    """A frozen T5 encoder that also makes a side memory.
+
+    Args:
+        base: the encoder; it is frozen here.
+        layers: depths to tap, 0 = embeddings, k = output of block k - 1; None = every depth. The deepest tap is the
+            guide and goes through the gate.
+        reduction: width D is divided by this inside the adapter.
+        dropout: on the side memory.
+        init: ``"published"``: gate 0, linear weights from N(0, 0.01), norm 1. ``"identity"``: the side memory starts as
+            the final norm of the deepest tap; with the last block tapped that is the frozen memory itself.
+    """
+
+    def __init__(
+        self,
+        base: T5Encoder,
+        layers: tuple[int, ...] | None = None,
+        reduction: int = 4,
+        dropout: float = 0.1,
+        init: Init = "identity",
+    ) -> None:
+        super().__init__()
+        self.base = freeze(base)
+        self.adapter = _adapter(base.token_dim, layers, base.depth, 0, reduction, init)
+        self.norm = _side_norm(base, init)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Any) -> Memory:
+        """Encode what ``base.embed`` takes (ids [B, M] int64)."""
+        reduced: list[Tensor] = []
+        for k, stream in run_early(self.base, x, self.adapter.layers, self.base.depth):
+            if k in self.adapter.layers:
+                reduced.append(self.adapter.reduce(len(reduced), stream))
+                deepest = stream
+        side = self.norm(self.adapter.merge(reduced, deepest.hidden, deepest))
+        with torch.no_grad():
+            frozen = self.base.tokens(stream)
+        return Memory(frozen, self.dropout(side), stream.mask)
+
+
+class SherlT5Decoder(nn.Module):
+    """A frozen T5 decoder whose last block re-consumes the merged taps and attends to the side memory.
+
+    Args:
+        base: the decoder; it is frozen here.
+        layers: depths to tap, at most ``base.depth - 1``; None = every depth up to there.
+        reduction: width D is divided by this inside the adapter.
+        init: see :class:`SherlT5Encoder`; ``"identity"`` starts at the base's own output for the side memory.
+    """
+
+    def __init__(
+        self, base: T5Decoder, layers: tuple[int, ...] | None = None, reduction: int = 4, init: Init = "identity"
+    ) -> None:
+        super().__init__()
+        self.base = freeze(base)
+        self.adapter = _adapter(base.token_dim, layers, base.depth - 1, 1, reduction, init)
+        self.norm = _side_norm(base, init)
+
+    def forward(self, ids: Tensor, memory: Memory) -> Tensor:
+        """Decode.
+
+        Args:
+            ids: [B, L] int64, starts with the decoder's start token.
+            memory: from :class:`SherlT5Encoder`.
+
+        Returns:
+            [B, L, D], states after the side norm.
+        """
+        reduced: list[Tensor] = []
+        stop = self.base.depth - self.adapter.late
+        x = DecoderInput(ids, memory.frozen, memory.mask)
+        for k, stream in run_early(self.base, x, self.adapter.layers, stop):
+            if k in self.adapter.layers:
+                reduced.append(self.adapter.reduce(len(reduced), stream))
+        if memory.side_mask is None:
+            stream = with_memory(stream, memory.side)
+        else:
+            # Embedded again for the attention mask alone, which the library makes to the length of the memory.
+            again = self.base.embed(DecoderInput(ids, memory.side, memory.side_mask))
+            stream = stream.replace(extras={"arguments": attending_as(stream, again)})
+        stream = stream.replace(hidden=self.adapter.merge(reduced, stream.hidden, stream))
+        return self.norm(run_blocks(self.base, stream, stop, self.base.depth).hidden)
+
+
+class SherlT5(nn.Module):
+    """Both stacks: ``model(x, ids)`` gives the vocabulary's logits; only the two side parts train."""
+
+    def __init__(self, encoder: SherlT5Encoder, decoder: SherlT5Decoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def forward(self, x: Any, ids: Tensor) -> Tensor:
+        """Logits [B, L, V] for encoder input ``x`` (ids [B, M] int64) and decoder ids [B, L] int64."""
+        return self.decoder.base.logits(self.decoder(ids, self.encoder(x)))
+
+
+def _adapter(
+    width: int, layers: tuple[int, ...] | None, stop: int, late: int, reduction: int, init: Init
+) -> SherlAdapter:
+    layers = tuple(range(stop + 1)) if layers is None else layers
+    check_layers(layers, stop)
+    widths = (width,) * len(layers)
+    return SherlAdapter(widths, width, width // reduction, layers, late, "gated", init=init, init_std=0.01)
+
+
+def _side_norm(base: HfText, init: Init) -> nn.RMSNorm:
+    norm = nn.RMSNorm(base.token_dim, eps=base.trunk.config.layer_norm_epsilon)
+    if init == "identity":
+        norm.load_state_dict(base.trunk.final_layer_norm.state_dict())
+    return norm

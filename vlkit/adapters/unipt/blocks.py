@@ -1,0 +1,230 @@
+"""The pieces UniPT is made of: parallel interaction, confidence, guided pooling of grids, and its pooled form."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlkit.adapters.base import Adapter
+from vlkit.adapters.sherl.blocks import LinearHead, l1_normalise
+from vlkit.encoders.staged import Stream
+
+CLAMP = 1e-6
+
+
+def attend(queries: Tensor, tokens: Tensor, mask: Tensor | None, eps: float, identity: bool) -> Tensor:
+    """``l1(relu(Q C^T)) C``, plus C if ``identity``: unscaled, without projections (UniPT, parallel interaction).
+
+    Args:
+        queries: [B, Nq, H].
+        tokens: [B, N, H].
+        mask: [B, N] bool, True = real token; a padded token gets weight 0. None = all real.
+        eps: added to the sum in the L1 norm.
+        identity: each token also keeps itself at weight 1; needs Nq = N.
+
+    Returns:
+        [B, Nq, H].
+    """
+    weights = queries @ tokens.transpose(1, 2)  # [B, Nq, N]
+    if mask is not None:
+        weights = weights * mask.unsqueeze(1)
+    found = l1_normalise(F.relu(weights), eps) @ tokens
+    return found + tokens if identity else found
+
+
+def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over real tokens, [B, N, H] -> [B, H]; a row without any gives 0."""
+    if mask is None:
+        return x.mean(1)
+    weight = mask.unsqueeze(-1).to(x.dtype)
+    return (x * weight).sum(1) / weight.sum(1).clamp_min(1)
+
+
+class ParallelMerge(nn.Module):
+    """Interaction of an anchor with K candidates, mixed by confidence.
+
+    Args:
+        hidden: H.
+        eps: of the L1 norm.
+    """
+
+    def __init__(self, hidden: int, eps: float) -> None:
+        super().__init__()
+        # Its bias is published and without effect: the softmax over candidates ignores a constant.
+        self.confidence = nn.Linear(hidden, 1)
+        self.eps = eps
+
+    def forward(self, anchor: Tensor, candidates: list[Tensor], mask: Tensor | None) -> Tensor:
+        """[B, N, H] and K tensors of that shape -> [B, N, H]."""
+        summary = masked_mean(anchor, mask)
+        confidence = torch.cat([self.confidence(summary * masked_mean(c, mask)) for c in candidates], dim=1)
+        shares = confidence.softmax(1)  # [B, K]
+        merged = torch.zeros_like(anchor)
+        for k, candidate in enumerate(candidates):
+            merged = merged + shares[:, k, None, None] * attend(anchor, candidate, mask, self.eps, identity=True)
+        return merged
+
+
+class MemoryFusion(nn.Module):
+    """Flavour ``mdetr``, decoder: a reduced tap reads the encoder's side memory, ``t + LN(linear(attend(t, M)))``."""
+
+    def __init__(self, hidden: int, eps: float = 1e-7) -> None:
+        super().__init__()
+        self.proj = nn.Linear(hidden, hidden)
+        self.norm = nn.LayerNorm(hidden)
+        self.eps = eps
+
+    def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, Q, H] with memory [B, S, H] and its mask [B, S] bool (True = real) -> [B, Q, H]."""
+        return x + self.norm(self.proj(attend(x, memory, mask, self.eps, identity=False)))
+
+
+class LinearPost(nn.Module):
+    """Behind the merge in flavour ``text``: linear, layer norm; [..., H] in and out."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(hidden, hidden)
+        self.norm = nn.LayerNorm(hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.proj(x))
+
+
+class ConvEnd(nn.Module):
+    """1x1 convolution on the cells of a grid, [B, N, H] -> [B, N, C], with ReLU in front or batch norm behind."""
+
+    def __init__(self, hidden: int, width: int, norm: bool = False, relu: bool = False) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(hidden, width, kernel_size=1)
+        self.norm = nn.BatchNorm2d(width) if norm else None
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (F.relu(x) if self.relu else x).transpose(1, 2).unsqueeze(-1)
+        x = self.proj(x)
+        x = x if self.norm is None else self.norm(x)
+        return x.squeeze(-1).transpose(1, 2)
+
+    def zero(self) -> None:
+        """Make the output exactly 0."""
+        nn.init.zeros_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
+
+
+class GuidedPool(nn.Module):
+    """Reduce a grid to the deepest one's size: each cell is a weighted sum of the q x q positions it covers.
+
+    The weights are ``l1(relu(s)) + 1 / q^2`` with s the product of a position with the deepest map's guide at that
+    place, so a cell is the plain mean plus a guided one.
+
+    Args:
+        width: C, channels of this map.
+        deepest: channels of the deepest map.
+        hidden: H.
+        guided: False for the deepest map itself, which is only reduced.
+    """
+
+    eps = 1e-8
+
+    def __init__(self, width: int, deepest: int, hidden: int, guided: bool = True) -> None:
+        super().__init__()
+        self.guide = nn.Conv2d(deepest, width, kernel_size=1) if guided else None
+        self.proj = nn.Conv2d(width, hidden, kernel_size=1)
+        self.norm = nn.BatchNorm2d(hidden)
+
+    def forward(self, x: Tensor, deepest: Tensor) -> Tensor:
+        """Grids [B, C, h, w] and [B, C', n, m] -> [B, n * m, H].
+
+        Raises:
+            ValueError: the sides of ``x`` are no multiples of the deepest map's.
+        """
+        if self.guide is not None:
+            x = self._pool(x, deepest)
+        return self.norm(self.proj(x)).flatten(2).transpose(1, 2)
+
+    def _pool(self, x: Tensor, deepest: Tensor) -> Tensor:
+        (height, width), (rows, columns) = x.shape[-2:], deepest.shape[-2:]
+        if height % rows or width % columns:
+            raise ValueError(f"a map of {height} x {width} cannot be pooled to {rows} x {columns}; resize the pictures")
+        q = (height // rows, width // columns)
+        cells = x.unflatten(3, (columns, q[1])).unflatten(2, (rows, q[0]))  # [B, C, rows, q, columns, q]
+        guide = F.relu(self.guide(deepest))[:, :, :, None, :, None]
+        score = F.relu((guide * cells).sum(1))  # [B, rows, q, columns, q]
+        weights = score / (score.sum((2, 4), keepdim=True) + self.eps) + 1 / (q[0] * q[1])
+        return (weights.unsqueeze(1) * cells).sum((3, 5))
+
+
+class PooledUniptAdapter(Adapter):
+    """UniPT in the joint space (published for CLIP towers): attention-pooled taps refine the pooled embedding.
+
+    The anchor is the reduced pooled embedding, one query. Reduced tokens ``W x + c`` (x = relu(tap)) are never made:
+    their scores, their weighted sum and their mean are those of x, taken through W once, so backward keeps each tap
+    once. The result is the published one.
+
+    Args:
+        widths: channels of each tap; every tap is a candidate.
+        out_dim: E.
+        hidden: H.
+        layers: depths of the taps.
+        init: ``"identity"`` zeroes the output projection: training starts exactly at the base's embedding.
+    """
+
+    handoff = "pooled"
+    late = 0
+
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        out_dim: int,
+        hidden: int,
+        layers: tuple[int, ...],
+        init: Literal["published", "identity"] = "published",
+    ) -> None:
+        super().__init__()
+        if len(widths) != len(layers) or not layers:
+            raise ValueError(f"one width for each tap is needed, got {len(widths)} widths and taps {list(layers)}")
+        self.layers = tuple(layers)
+        self.reducers = nn.ModuleList(nn.Linear(width, hidden) for width in widths)
+        self.anchor_reducer = nn.Linear(out_dim, hidden)
+        self.confidence = nn.Linear(hidden, 1)
+        self.head = LinearHead(hidden, out_dim)
+        if init == "identity":
+            self.head.zero()
+
+    def reduce(self, index: int, tap: Stream) -> Tensor:
+        """``relu(tap)`` as [B, L, D]: the only form of the tap that forward and backward need."""
+        x = F.relu(tap.hidden)
+        return x.flatten(2).transpose(1, 2) if x.dim() == 4 else x
+
+    def merge(self, reduced: list[Tensor], last: Tensor, stream: Stream) -> Tensor:
+        """[B, E]: ``last`` plus the mixed layers; ``reduced`` are K tensors [B, L, D_k]."""
+        anchor = self.anchor_reducer(F.relu(last))  # [B, H]
+        pairs = [self._interact(i, x, anchor, stream) for i, x in enumerate(reduced)]
+        confidence = torch.cat([self.confidence(anchor * mean) for _, mean in pairs], dim=1)
+        shares = confidence.softmax(1)  # [B, K]
+        merged = torch.einsum("bk,bkh->bh", shares, torch.stack([z for z, _ in pairs], dim=1))
+        return last + self.head(merged)
+
+    def _interact(self, index: int, x: Tensor, anchor: Tensor, stream: Stream) -> tuple[Tensor, Tensor]:
+        """What the anchor finds in one layer plus its base token, and the layer's mean; both [B, H]."""
+        reducer = self.reducers[index]
+        mask = stream.mask if stream.mask is not None and x.shape[1] == stream.mask.shape[1] else None
+        scores = torch.einsum("bld,bd->bl", x, anchor @ reducer.weight) + (anchor @ reducer.bias).unsqueeze(1)
+        if mask is not None:
+            scores = scores * mask
+        scores = F.relu(scores)
+        weights = scores / scores.sum(1, keepdim=True).clamp_min(CLAMP)
+        found = torch.einsum("bl,bld->bd", weights, x) + self._base(x, stream, mask)
+        share = weights.sum(1, keepdim=True) + 1
+        return found @ reducer.weight.T + share * reducer.bias, reducer(masked_mean(x, mask))
+
+    @staticmethod
+    def _base(x: Tensor, stream: Stream, mask: Tensor | None) -> Tensor:
+        """The token that sums up the sequence, [B, D]: the tower's summary position, else the mean."""
+        if stream.summary is not None:
+            return x[torch.arange(len(x), device=x.device), stream.summary]
+        return masked_mean(x, mask)

@@ -1,0 +1,1 @@
+"""Command lines from dataclasses: flags, YAML, help and exit codes."""

@@ -1,0 +1,212 @@
+"""Command lines from dataclasses: flags, YAML, help and exit codes. The only place that knows jsonargparse.
+
+A script declares a dataclass, nested by subject, with the help of each field as a string literal below it, and ends
+with ``run(main, Config)``. Flags are dotted field names (``--data.root DIR``); YAML from ``--config`` sets them, flags
+override it; ``--print_config`` shows the result as YAML that can be fed back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from vlkit.cli.flags import (
+    Flag,
+    Given,
+    KnownKeys,
+    choose_kinds,
+    given_in_words,
+    given_in_yaml,
+    kind_fields,
+    read_config_files,
+    walk,
+)
+from vlkit.errors import UserError, some
+
+C = TypeVar("C")
+
+
+def kinds(choices: Mapping[str, type], default: str) -> Any:
+    """Declare a field whose dataclass depends on its own ``kind``: ``adapter: Any = kinds(ADAPTERS, "sherl")``.
+
+    Args:
+        choices: kind -> options dataclass, each with a field ``kind: Literal["name"] = "name"``. Only the options of
+            the chosen kind are accepted.
+        default: the kind used when neither a flag nor the YAML names one.
+    """
+    return dataclasses.field(default_factory=lambda: choices[default](), metadata={"kinds": choices})
+
+
+def positional(default: Any = MISSING) -> Any:
+    """Declare a field that is given without a flag: ``check.py DIR``. A list field takes every remaining word."""
+    return dataclasses.field(default=default, metadata={"positional": True})
+
+
+def run(main: Callable[[C], Any], config_class: type[C], argv: Sequence[str] | None = None) -> None:
+    """Parse the command line, call ``main(config)`` and turn what goes wrong into the exit codes of every script.
+
+    Returns after success. Otherwise raises ``SystemExit``: 2 after a :class:`UserError` (one line on stderr), 130 after
+    Ctrl-C, 143 after SIGTERM. Any other exception is a bug of ours and passes through (traceback, exit code 1).
+    """
+    rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s")
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) if in_main_thread else None
+    try:
+        main(parse(config_class, argv))
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
+
+
+def parse(config_class: type[C], argv: Sequence[str] | None = None) -> C:
+    """Build a config from flags and YAML.
+
+    Args:
+        config_class: the (nested) dataclass.
+        argv: words of the command line; None = those of this process.
+
+    Raises:
+        UserError: unknown key, wrong type, missing value; the message names the key and where it stands.
+        SystemExit: after ``--help`` or ``--print_config`` were answered, with code 0.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    files = read_config_files(words)
+    chosen = choose_kinds(config_class, words, files)
+    flags = {flag.name: flag for flag in walk(config_class, chosen)}
+    parser = _make_parser(config_class, flags)
+    if "-h" in words or "--help" in words:
+        parser.print_help()
+        raise SystemExit(0)
+    check = KnownKeys(config_class, flags, chosen)
+    given = [word for path, tree in files for word in given_in_yaml(path, tree, check)]
+    given += given_in_words(words, check)
+    missing = [flag.shown for flag in flags.values() if flag.required and flag.name not in {g.name for g in given}]
+    if missing and "--print_config" not in words:
+        raise UserError(f"missing {some(missing)}: give it a value (--help describes every flag)")
+    values = _parse_words(parser, given, flags)
+    if "--print_config" in words:
+        sys.stdout.write(_dump(flags, values))
+        raise SystemExit(0)
+    return _build(config_class, chosen, values, "")
+
+
+def to_yaml(config: Any) -> str:
+    """The resolved config as commented YAML; ``--config`` with that file gives an equal config."""
+    chosen = {name: getattr(config, name).kind for name in kind_fields(type(config))}
+    flags = {flag.name: flag for flag in walk(type(config), chosen)}
+    return _dump(flags, {name: _get(config, name) for name in flags})
+
+
+def _make_parser(cls: type, flags: Mapping[str, Flag]) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog=Path(sys.argv[0]).name,
+        description=(cls.__doc__ or "").strip().partition("\n\n")[0],
+        usage=" ".join(["%(prog)s", *(f.shown for f in flags.values() if f.positional), "[--FLAG VALUE ...]"]),
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file that sets flags; flags given here override it")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved config as YAML and stop")
+    groups: dict[str, Any] = {"": parser}
+    for flag in flags.values():
+        section = flag.name.rpartition(".")[0]
+        if section not in groups:
+            groups[section] = parser.add_argument_group(section)
+        default = {} if flag.required else {"default": flag.default}
+        metavar = {"metavar": "VALUE ..."} if flag.takes() == "many" else {}
+        groups[section].add_argument(f"--{flag.name}", type=flag.hint, help=flag.help or None, **default, **metavar)
+    return parser
+
+
+def _parse_words(parser: ArgumentParser, given: list[Given], flags: Mapping[str, Flag]) -> dict[str, Any]:
+    """Turn texts into typed values; the last one given for a name counts."""
+    last = {item.name: item for item in given}
+    try:
+        namespace = parser.parse_args([f"--{item.name}={item.text}" for item in last.values()])
+    except Exception as error:  # jsonargparse raises argparse's, its own and plain TypeErrors for a wrong value
+        match = re.match(r'\s*Parser key "([^"]+)"', str(error)) or re.search(r"--([\w.]+)", str(error))
+        if not match or match[1] not in last:
+            raise
+        item = last[match[1]]
+        raise UserError(f"{item.where}: expected {_describe(flags[item.name].hint)}, got {item.text!r}") from None
+    return {name: namespace.get(name) for name in flags}
+
+
+def _describe(hint: Any) -> str:
+    """A type in words: ``int``, ``one of a, b``, ``Path or null``, ``list of int``."""
+    if hint is type(None):
+        return "null"
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(arg) for arg in args)
+    if origin in (list, tuple):
+        return f"list of {_describe(args[0])}"
+    return getattr(hint, "__name__", str(hint))
+
+
+def _build(cls: type[C], chosen: Mapping[str, str], values: Mapping[str, Any], prefix: str) -> C:
+    """Make the nested dataclasses from leaf values; what ``__post_init__`` rejects is the user's error."""
+    hints, arguments = typing.get_type_hints(cls), {}
+    for field in dataclasses.fields(cls):
+        if not field.init:
+            continue
+        name = prefix + field.name
+        nested = field.metadata["kinds"][chosen[name]] if "kinds" in field.metadata else hints[field.name]
+        is_nested = dataclasses.is_dataclass(nested)
+        arguments[field.name] = _build(nested, chosen, values, f"{name}.") if is_nested else values[name]
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        raise UserError(f"{prefix.rstrip('.') or 'config'}: {error}") from error
+
+
+def _dump(flags: Mapping[str, Flag], values: Mapping[str, Any]) -> str:
+    """YAML with the help of each field as a comment above it."""
+    lines: list[str] = []
+    open_section: list[str] = []
+    for flag in flags.values():
+        *section, key = flag.name.split(".")
+        for depth, part in enumerate(section):
+            if open_section[: depth + 1] != section[: depth + 1]:
+                lines.append(f"{'  ' * depth}{part}:")
+        open_section = section
+        indent = "  " * len(section)
+        lines += [f"{indent}# {flag.help}"] if flag.help else []
+        text = yaml.safe_dump(_plain(values[flag.name]), default_flow_style=True, allow_unicode=True, width=10**6)
+        lines.append(f"{indent}{key}: {text.removesuffix(chr(10)).removesuffix('...').strip()}")
+    return "\n".join(lines) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML knows it: paths become text, tuples lists."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _get(config: Any, name: str) -> Any:
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config

@@ -1,0 +1,163 @@
+"""Frames of a clip: which ones is decided first, and only those are decoded.
+
+``read_frames`` is what training, evaluation and indexing call; ``windows`` and ``duration_of`` serve long videos.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from PIL import Image
+
+from vlkit.data.images import MediaError
+from vlkit.data.video.decode import decode
+from vlkit.data.video.frame_table import FrameTable, frame_table
+
+if TYPE_CHECKING:
+    import torch
+
+Sampling = Literal["uniform", "segment"]
+
+
+@dataclass(frozen=True, eq=False)
+class ClipFrames:
+    """Frames of one clip. T is the number asked for, N <= T how many the clip has to give.
+
+    Attributes:
+        frames: uint8 [N, H, W, 3], RGB, upright.
+        times: float64 [N], seconds after the first frame of the file, strictly ascending.
+        count: T.
+    """
+
+    frames: np.ndarray
+    times: np.ndarray
+    count: int
+
+    @property
+    def mask(self) -> np.ndarray:
+        """bool [T], True = real frame, False = padding."""
+        return np.arange(self.count) < len(self.frames)
+
+    def padded(self) -> np.ndarray:
+        """uint8 [T, H, W, 3]: the frames, then zeros; use it with :attr:`mask`."""
+        missing = self.count - len(self.frames)
+        return np.pad(self.frames, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else self.frames
+
+    def images(self) -> list[Image.Image]:
+        """The N real frames as RGB pictures."""
+        return [Image.fromarray(frame) for frame in self.frames]
+
+
+def read_frames(
+    path: str | Path,
+    count: int,
+    start: float | None = None,
+    end: float | None = None,
+    sampling: Sampling = "uniform",
+    generator: torch.Generator | None = None,
+    size: int | None = None,
+) -> ClipFrames:
+    """Decode ``count`` frames of a video, or of the part between two times; all of them if there are fewer.
+
+    Args:
+        count: frames wanted, T.
+        start, end: seconds after the first frame; None = from the beginning, to the end. An end behind that of the
+            video is cut back to it.
+        sampling: ``uniform``: evenly spaced in time, the first and the last frame among them. ``segment``: the part
+            is cut into T equal segments and one frame of each is taken (Temporal Segment Networks,
+            arXiv:1608.00859), at the centre, or at a random time if there is a ``generator``.
+        generator: source of the random times of ``segment``.
+        size: shrink the frames so that the short side has this many pixels; smaller ones stay as they are.
+
+    Raises:
+        MediaError: the file is no use, or a frame that was chosen cannot be decoded; never black frames instead.
+        ValueError: wrong arguments.
+    """
+    if count < 1 or (size is not None and size < 1):
+        raise ValueError(f"count is {count} and size {size}; both must be 1 or more")
+    if sampling not in ("uniform", "segment"):
+        raise ValueError(f'sampling is "{sampling}"; known are uniform, segment')
+    table = frame_table(path)
+    first, stop = _part(path, table, start, end)
+    indices = choose_frames(table, count, first, stop, sampling, generator)
+    frames = np.stack(decode(path, table, indices, size))
+    return ClipFrames(frames, table.times[indices], count)
+
+
+def duration_of(path: str | Path) -> float:
+    """Seconds from the first frame of a video to the end of its last one.
+
+    Raises:
+        MediaError: the file is no use.
+    """
+    return frame_table(path).duration
+
+
+def windows(duration: float, length: float, stride: float | None = None) -> list[tuple[float, float]]:
+    """Cut a video into windows of ``length`` seconds, one every ``stride`` (default: ``length``).
+
+    The last window ends with the video; it is moved back rather than shortened, so it may overlap more. A video
+    that is shorter than one window is one window.
+
+    Returns:
+        (start, end) of each in seconds; together they cover 0 to ``duration``, if ``stride`` is at most ``length``.
+
+    Raises:
+        ValueError: a value is not a finite number above 0.
+    """
+    stride = length if stride is None else stride
+    if not all(math.isfinite(value) and value > 0 for value in (duration, length, stride)):
+        raise ValueError(f"duration {duration}, length {length} and stride {stride} must be above 0 and finite")
+    if duration <= length:
+        return [(0.0, duration)]
+    count = math.ceil((duration - length) / stride - 1e-9)  # windows that end before the video does
+    whole = [(k * stride, k * stride + length) for k in range(count)]
+    return [*whole, (duration - length, duration)]
+
+
+def choose_frames(
+    table: FrameTable,
+    count: int,
+    start: float,
+    end: float,
+    sampling: Sampling = "uniform",
+    generator: torch.Generator | None = None,
+) -> np.ndarray:
+    """Indices of min(``count``, frames there are) different frames shown between two times, ascending: int64 [N].
+
+    Chosen by time, so uneven time stamps make no difference to how the frames are spread.
+    """
+    first = int(table.shown_at(start))
+    stop = max(first + 1, int(np.searchsorted(table.times, end - 1e-6, side="left")))
+    if stop - first <= count:
+        return np.arange(first, stop)
+    if sampling == "uniform" and count > 1:
+        wanted = np.linspace(table.times[first], table.times[stop - 1], count)
+    else:
+        begin = max(start, float(table.times[first]))
+        place = np.full(count, 0.5) if sampling == "uniform" or generator is None else _random(count, generator)
+        wanted = begin + (np.arange(count) + place) * (end - begin) / count
+    chosen = np.clip(table.shown_at(wanted), first, stop - 1)
+    # Where frames are sparse, two times may meet the same frame: move on to the neighbours.
+    steps = np.arange(count)
+    chosen = np.maximum.accumulate(chosen - steps) + steps
+    return np.minimum(chosen, stop - count + steps)
+
+
+def _random(count: int, generator: torch.Generator) -> np.ndarray:
+    import torch  # slow to load, and processes that only decode do without
+
+    return torch.rand(count, generator=generator, dtype=torch.float64).numpy()
+
+
+def _part(path: str | Path, table: FrameTable, start: float | None, end: float | None) -> tuple[float, float]:
+    start, end = 0.0 if start is None else float(start), math.inf if end is None else float(end)
+    if not 0 <= start < end:
+        raise ValueError(f"start {start} and end {end}: give 0 <= start < end in seconds")
+    if start >= table.duration:
+        raise MediaError(path, f"start {start:g} s lies behind its end ({table.duration:.2f} s)")
+    return start, min(end, table.duration)

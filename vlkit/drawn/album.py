@@ -1,0 +1,151 @@
+"""A small album of the demo world for the web demo: test pictures and clips, drawn large enough to look at."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vlkit.drawn.folder import whole_folder
+from vlkit.drawn.make import VERSION
+from vlkit.drawn.refcoco import referred
+from vlkit.drawn.videos import FOLDER, draw_videos
+from vlkit.drawn.vqa import ask
+from vlkit.drawn.world import Box, Picture, Style, draw_world, split_folder
+from vlkit.errors import UserError
+from vlkit.files import cache_folder, read_json, write_json
+
+PICTURES, CLIPS, PLAIN = 80, 16, 24
+PICTURE_SIDE, CLIP_SIDE = 256, 192
+"""Pixels. The models scale what they get to their own size; the datasets they train on have 96."""
+TRAINED_SIDE = 96
+_FILE = "album.json"
+
+
+@dataclass(frozen=True)
+class AlbumPicture:
+    """A picture and what is known of it.
+
+    Attributes:
+        name: file in :attr:`Album.pictures`.
+        captions: sentences that describe it.
+        questions: (question, true answer).
+        phrases: (phrase, box of the one thing it means, xyxy in pixels).
+    """
+
+    name: str
+    captions: list[str]
+    questions: list[tuple[str, str]]
+    phrases: list[tuple[str, Box]]
+
+
+@dataclass(frozen=True)
+class AlbumClip:
+    """A clip: file in :attr:`Album.clips`, seconds, and sentences that describe it, plain to detailed."""
+
+    name: str
+    seconds: float
+    captions: list[str]
+
+
+@dataclass(frozen=True)
+class Album:
+    """The album on disk: folders of pictures, of clips and of plain drawings to ask about, and what is in them."""
+
+    pictures: Path
+    clips: Path
+    plain: Path
+    about_pictures: list[AlbumPicture] = field(default_factory=list)
+    about_clips: list[AlbumClip] = field(default_factory=list)
+    about_plain: list[AlbumPicture] = field(default_factory=list)
+
+
+def demo_album() -> Album:
+    """The album, in the cache folder; drawn on first use (a few seconds).
+
+    Its scenes are the first ones of the test split, so no model was trained on them.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    home = _home()
+    try:
+        with whole_folder(home, (home / _FILE).exists) as folder:
+            if folder is not None:
+                _draw(folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{home}: cannot write ({reason}); set VLKIT_CACHE to a folder with free space") from error
+    known = read_json(home / _FILE)
+    return Album(
+        home / "pictures",
+        home / FOLDER,
+        home / "plain",
+        [AlbumPicture(**entry) for entry in known["pictures"]],
+        [AlbumClip(**entry) for entry in known["clips"]],
+        [AlbumPicture(**entry) for entry in known["plain"]],
+    )
+
+
+@contextmanager
+def drawing_ahead() -> Iterator[None]:
+    """Let a process of its own draw the album meanwhile, if there is none yet, for :func:`demo_album` to find.
+
+    Whatever becomes of that process, ``demo_album`` waits for it and then draws what is missing.
+    """
+    if (_home() / _FILE).exists():
+        yield
+        return
+    process = subprocess.Popen([sys.executable, "-m", __name__], stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _home() -> Path:
+    return cache_folder().absolute() / "demo" / f"v{VERSION}-album-plain{PLAIN}"
+
+
+def _draw(folder: Path) -> None:
+    pictures = _draw_pictures(folder, "pictures", PICTURES, "drawn")
+    plain = _draw_pictures(folder, "plain", PLAIN, "plain")
+    videos = draw_videos(0, {"train": 0, "test": CLIPS}, folder, CLIP_SIDE)
+    clips = [
+        asdict(AlbumClip(Path(video.file_name).name, video.clip.seconds, list(video.sentences))) for video in videos
+    ]
+    write_json(folder / _FILE, json.loads(json.dumps({"pictures": pictures, "clips": clips, "plain": plain})))
+
+
+def _draw_pictures(folder: Path, name: str, count: int, style: Style) -> list[dict[str, Any]]:
+    """Draw the first ``count`` test pictures of a style into ``folder / name`` and describe them."""
+    world = draw_world(0, {"test": count}, folder, PICTURE_SIDE, style=style)
+    (folder / split_folder("test")).rename(folder / name)
+    for number, picture in enumerate(world.pictures["test"]):
+        (folder / name / picture.file_name).rename(folder / name / _name(number))
+    return [asdict(_describe(number, p, world.seed)) for number, p in enumerate(world.pictures["test"])]
+
+
+def _name(number: int) -> str:
+    return f"picture{number + 1:02d}.jpg"
+
+
+def _describe(number: int, picture: Picture, seed: int) -> AlbumPicture:
+    # What counts as hardly seen was set for the size that datasets have.
+    scale = (TRAINED_SIDE / PICTURE_SIDE) ** 2
+    small = replace(picture, areas=tuple(area * scale for area in picture.areas))
+    questions = [
+        (question["question"], annotation["multiple_choice_answer"]) for question, annotation in ask(small, seed)
+    ]
+    phrases = [(phrase.words, picture.boxes[thing]) for thing, called in referred(small, seed) for phrase in called[:1]]
+    return AlbumPicture(_name(number), list(picture.captions), questions, phrases)
+
+
+if __name__ == "__main__":
+    demo_album()

@@ -1,0 +1,101 @@
+"""The prepared demo dataset of each task: made on first use in the user's cache, by the ordinary converters."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vlkit.data.manifest import Dataset
+from vlkit.data.sources import coco, msrvtt, refcoco, vqav2
+from vlkit.data.sources.prepare import Source, prepare
+from vlkit.drawn.folder import whole_folder
+from vlkit.drawn.make import VERSION, make_world
+from vlkit.drawn.world import Style, WorldSize
+from vlkit.errors import UserError
+from vlkit.files import cache_folder
+
+log = logging.getLogger(__name__)
+
+Task = Literal["retrieval", "video_retrieval", "vqa", "grounding"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a task's dataset comes from the demo world.
+
+    Attributes:
+        parts: what the world must hold besides pictures and captions (:data:`vlkit.drawn.make.PARTS`).
+        read: the converter, given the folder of the world.
+        media: folder in the world that media paths start from.
+    """
+
+    parts: tuple[str, ...]
+    read: Callable[[Path], Source]
+    media: str = "."
+
+
+RECIPES: dict[str, Recipe] = {
+    "retrieval": Recipe((), lambda world: coco.read(world / "dataset_coco.json")),
+    "video_retrieval": Recipe(
+        ("msrvtt",), lambda world: msrvtt.read(world / "msrvtt" / "MSRVTT_data.json"), "msrvtt/videos"
+    ),
+    "vqa": Recipe(("vqa",), lambda world: _read_vqa(world / "vqa")),
+    "grounding": Recipe(("refcoco",), lambda world: refcoco.read_refs(world / "refcoco")),
+}
+"""Task -> recipe."""
+
+
+def demo_dataset(task: Task, size: WorldSize = "medium", seed: int = 0, style: Style = "drawn") -> Path:
+    """The prepared demo dataset of a task, below ``cache_folder()/demo``; made on first use, then reused.
+
+    The tasks share the pictures of one world a style. A killed run leaves nothing that a later one would take for
+    complete, and of several processes at once one does the work.
+
+    Args:
+        task: what the dataset is for.
+        size: number of scenes (:data:`vlkit.drawn.world.COUNTS`).
+        seed: of the world.
+        style: of its pictures (:data:`vlkit.drawn.world.DOMAINS`).
+
+    Returns:
+        The folder with ``dataset.json``.
+
+    Raises:
+        UserError: the cache cannot be written, or ``seed`` is negative.
+    """
+    recipe = RECIPES[task]
+    suffix = "" if style == "drawn" else f"-{style}"
+    home = cache_folder().absolute() / "demo" / f"v{VERSION}-{size}-seed{seed}{suffix}"
+    world, output = home / "world", home / task
+    if _is_ready(output, task):
+        return output
+    log.info("making the %s demo dataset for %s (%s, seed %d) in %s", style, task.replace("_", " "), size, seed, output)
+    try:
+        make_world(world, seed, size, parts=recipe.parts, style=style)
+        with whole_folder(output, lambda: _is_ready(output, task)) as folder:
+            if folder is not None:
+                source = dataclasses.replace(recipe.read(world), name="demo" + suffix)
+                prepare(source, folder, world / recipe.media)
+                shutil.rmtree(output, ignore_errors=True)  # an earlier one that lost its media
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{home}: cannot write ({reason}); set VLKIT_CACHE to a folder with free space") from error
+    return output
+
+
+def _is_ready(output: Path, task: str) -> bool:
+    """Whether the dataset is there; one whose media are gone (a cleared or moved cache) is not."""
+    try:
+        Dataset.open(output, task)
+    except UserError:
+        return False
+    return True
+
+
+def _read_vqa(folder: Path) -> Source:
+    return vqav2.read(sorted(folder.glob("*_questions.json")), sorted(folder.glob("*_annotations.json")))

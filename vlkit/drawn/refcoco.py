@@ -1,0 +1,149 @@
+"""The demo world in the official files of RefCOCO, and in the fine-tuning files of MDETR."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vlkit.drawn.coco import CATEGORIES, CATEGORY_IDS, INFO, LICENSES, annotation_id, image_record, instance_records
+from vlkit.drawn.expressions import expressions
+from vlkit.drawn.kinds import KINDS
+from vlkit.drawn.refer import Phrase
+from vlkit.drawn.world import Picture, World, generator, mapped
+from vlkit.files import whole_file, write_text
+
+STREAM = 4
+"""Number of this use of a picture's generators (:func:`vlkit.drawn.world.generator`)."""
+TARGETS, SENTENCES = 3, 2
+"""Most things referred to in a picture, and most sentences for each."""
+SMALLEST = 40
+"""Pixels that must be seen of a thing that is referred to."""
+LIVING = frozenset(name for name, kind in KINDS.items() if kind.group in ("animal", "plant")) | {"snowman"}
+"""Kinds that testA asks for; testB has the pictures without any (RefCOCO: people, and pictures of others)."""
+SPLITS = ("train", "val", "testA", "testB")
+
+Named = list[tuple[int, list[Phrase]]]
+"""Things of one picture (their numbers in the scene) with what they are called."""
+
+
+def write_refcoco(world: World, folder: Path) -> None:
+    """Write ``refs(unc).p``, ``instances.json`` and ``finetune_refcoco_*.json`` into ``folder``.
+
+    Pictures are named as in RefCOCO, without a folder: ``COCO_train2024_000000100001.jpg``.
+    """
+    pictures = [picture for split in world.pictures.values() for picture in split]
+    found: list[Named] = list(mapped(partial(referred, seed=world.seed), pictures, world.workers, "refer to things"))
+    instances = {
+        "info": {**INFO, "description": "vlkit demo world: referring expressions"},
+        "licenses": LICENSES,
+        "images": [image_record(picture, world.side) for picture in pictures],
+        "annotations": [record for picture in pictures for record in instance_records(picture, world.side)],
+        "categories": CATEGORIES,
+    }
+    write_text(folder / "instances.json", json.dumps(instances) + "\n")
+    # Fresh texts and numbers: pickle writes an object that occurs twice as a reference, so its bytes would depend on
+    # which equal values happen to be one object.
+    refs = json.loads(json.dumps(official_refs(pictures, found)))
+    with whole_file(folder / "refs(unc).p") as temporary:
+        temporary.write_bytes(pickle.dumps(refs, protocol=2))
+    for split, content in finetune_files(pictures, found, instances).items():
+        write_text(folder / f"finetune_refcoco_{split}.json", json.dumps(content) + "\n")
+
+
+def split_of(picture: Picture) -> str:
+    """Split of RefCOCO that a picture's references are in."""
+    if picture.split != "test":
+        return picture.split
+    return "testA" if any(thing.kind in LIVING for thing in picture.scene.things) else "testB"
+
+
+def referred(picture: Picture, seed: int) -> Named:
+    """Things of a picture and what they are called; none that is hardly seen or cannot be told apart."""
+    rng = generator(seed, picture.split, picture.image_id, STREAM)
+    things = picture.scene.things
+    living = split_of(picture) == "testA"
+    found = []
+    for number in rng.permutation(len(things)):
+        i = int(number)
+        if picture.areas[i] < SMALLEST or (living and things[i].kind not in LIVING):
+            continue
+        phrases = expressions(picture.scene, i, rng, SENTENCES)
+        if phrases:
+            found.append((i, phrases))
+        if len(found) == TARGETS:
+            break
+    return found
+
+
+def official_refs(pictures: list[Picture], found: list[Named]) -> list[dict[str, Any]]:
+    """The list that ``refs(unc).p`` holds, a record a thing; ids run on from 0."""
+    refs: list[dict[str, Any]] = []
+    sent_id = 0
+    for picture, things in zip(pictures, found, strict=True):
+        for i, phrases in things:
+            sentences = []
+            for phrase in phrases:
+                words, raw = phrase.words, raw_form(phrase.words, sent_id)
+                sentences.append({"tokens": words.split(), "raw": raw, "sent_id": sent_id, "sent": words})
+                sent_id += 1
+            refs.append(
+                {
+                    "sent_ids": [sentence["sent_id"] for sentence in sentences],
+                    "file_name": picture.file_name.replace(".jpg", f"_{i}.jpg"),
+                    "ann_id": annotation_id(picture, i),
+                    "ref_id": len(refs),
+                    "image_id": picture.image_id,
+                    "split": split_of(picture),
+                    "sentences": sentences,
+                    "category_id": CATEGORY_IDS[picture.scene.things[i].kind],
+                }
+            )
+    return refs
+
+
+def raw_form(words: str, number: int) -> str:
+    """How an annotator may have typed an expression: as it is, with a capital, with a full stop."""
+    return (words, words, words.capitalize(), f"{words.capitalize()}.")[number % 4]
+
+
+def finetune_files(pictures: list[Picture], found: list[Named], instances: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Split -> content of MDETR's file: an image record and an annotation an expression; ids run on over the splits."""
+    boxes = {record["id"]: record for record in instances["annotations"]}
+    head = {key: instances[key] for key in ("info", "licenses", "categories")}
+    files: dict[str, dict[str, Any]] = {split: {**head, "images": [], "annotations": []} for split in SPLITS}
+    side, number = instances["images"][0]["width"], 0
+    for split in SPLITS:
+        for picture, things in zip(pictures, found, strict=True):
+            if split_of(picture) != split:
+                continue
+            for i, phrases in things:
+                for phrase in phrases:
+                    image, annotation = _finetune_pair(picture, phrase, boxes[annotation_id(picture, i)], number, side)
+                    files[split]["images"].append(image)
+                    files[split]["annotations"].append(annotation)
+                    number += 1
+    return files
+
+
+def _finetune_pair(
+    picture: Picture, phrase: Phrase, instance: dict[str, Any], number: int, side: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    begin = phrase.words.index(phrase.head)
+    spans = [[begin, begin + len(phrase.head)]]
+    others = [[len(phrase.words) - len(phrase.other), len(phrase.words)]] if phrase.other else []
+    image = {
+        "file_name": picture.file_name,
+        "height": side,
+        "width": side,
+        "id": number,
+        "original_id": picture.image_id,
+        "caption": phrase.words,
+        "dataset_name": "refcoco",
+        "tokens_negative": others,
+    }
+    copied = {key: instance[key] for key in ("area", "iscrowd", "category_id", "bbox")}
+    annotation = {**copied, "image_id": number, "id": number, "original_id": instance["id"], "tokens_positive": spans}
+    return image, annotation

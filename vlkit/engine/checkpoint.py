@@ -1,0 +1,211 @@
+"""Files of trained weights: the resume state of a run, and the adapter folder that users share. No pickle.
+
+A resume state is one safetensors file, replaced by one rename, so that there is always a whole one. An adapter folder
+holds ``adapter_config.json`` and ``adapter_model.safetensors`` with only what was trained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vlkit.adapters.base import trained_state
+from vlkit.errors import UserError, some
+from vlkit.files import read_json, whole_file, write_json
+
+ADAPTER_FORMAT, ADAPTER_VERSION = "vlkit-adapter", 1
+STATE_FILE = "state.safetensors"
+CONFIG_FILE, MODEL_FILE = "adapter_config.json", "adapter_model.safetensors"
+
+
+# --- resume state ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class State:
+    """Everything a run needs to go on as if it had never stopped.
+
+    Random state is not among it: order, augmentation and dropout are pure functions of the seed and ``step``
+    (:mod:`vlkit.engine.loader`). Neither are learning rates, a function of ``step`` alone.
+
+    Attributes:
+        trained: the trained tensors after ``step`` (:func:`vlkit.adapters.base.trained_state`).
+        best: those of the best evaluation so far; empty before the first one.
+        optimizer: ``parameter name/state name`` -> the optimizer's tensor.
+        values: what fits in JSON: step, scores, times, identity of the run.
+    """
+
+    trained: dict[str, Tensor] = field(default_factory=dict)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+_GROUPS = ("trained", "best", "optimizer")
+
+
+def save(folder: str | Path, state: State) -> None:
+    """Write ``state`` into ``folder``; the previous one stays until the new one is complete and on disk."""
+    tensors = {f"{group}/{name}": t for group in _GROUPS for name, t in getattr(state, group).items()}
+    _save_tensors(Path(folder) / STATE_FILE, tensors, {"values": json.dumps(state.values)})
+
+
+def load(folder: str | Path) -> State | None:
+    """Read the state in ``folder``; None if none was written yet. Tensors are on the CPU.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = Path(folder) / STATE_FILE
+    if not path.exists():
+        return None
+    state = State()
+    try:
+        with safe_open(path, framework="pt") as file:
+            state.values = json.loads((file.metadata() or {})["values"])
+            for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                group, _, name = key.partition("/")
+                getattr(state, group)[name] = file.get_tensor(key)
+    except (SafetensorError, KeyError, json.JSONDecodeError, AttributeError) as error:
+        raise UserError(f"{path}: not a checkpoint of vlkit ({error}); start again with another --output") from None
+    return state
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Delete the part-written file that a killed process left beside the checkpoint."""
+    for part in Path(folder).glob(f".{STATE_FILE}.*.part"):
+        part.unlink(missing_ok=True)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The optimizer's state by parameter name: ``{"gate/exp_avg": …}``; learning rates and the like are not in it."""
+    return {
+        f"{name}/{key}": torch.as_tensor(value).detach()
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+) -> None:
+    """Put what :func:`optimizer_tensors` gave back into a fresh optimizer, bit for bit."""
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, part = key.rpartition("/")
+        state.setdefault(order.index(name), {})[part] = tensor
+    # load_state_dict knows which entries live on the parameter's device and which stay on the CPU.
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+# --- adapters --------------------------------------------------------------------------------------------------------
+
+
+def save_adapter(folder: str | Path, model: nn.Module, config: Mapping[str, Any]) -> None:
+    """Write the trained part of ``model`` and the config that says how to build the rest.
+
+    Args:
+        folder: where ``adapter_model.safetensors`` and ``adapter_config.json`` go; the config is written last, so a
+            folder that has one is complete.
+        model: what was trained; a module wrapped by Fabric is unwrapped.
+        config: JSON values: ``task``, ``base`` (per tower ``library``, ``name``, ``weights``, ``fingerprint``),
+            ``adapters``, ``head``, ``preprocess``, ``metrics``. Format and version are added.
+    """
+    folder = Path(folder)
+    _save_tensors(folder / MODEL_FILE, trained_state(unwrap(model)), {"format": "pt"})
+    write_json(folder / CONFIG_FILE, {"format": ADAPTER_FORMAT, "format_version": ADAPTER_VERSION, **config})
+
+
+def load_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read an adapter folder: its config and its tensors (on the CPU).
+
+    Raises:
+        UserError: not an adapter folder, or written by a newer vlkit, or damaged.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG_FILE).exists():
+        raise UserError(f"{folder}: no {CONFIG_FILE} there; give the folder of a finished run or a downloaded adapter")
+    config = read_json(folder / CONFIG_FILE)
+    if not isinstance(config, dict) or config.get("format") != ADAPTER_FORMAT:
+        raise UserError(f"{folder / CONFIG_FILE}: field 'format' is not {ADAPTER_FORMAT!r}; this is no vlkit adapter")
+    version = config.get("format_version")
+    if version != ADAPTER_VERSION:
+        mend = "install the vlkit that wrote it"
+        raise UserError(f"{folder / CONFIG_FILE}: format_version {version!r}, known is {ADAPTER_VERSION}; {mend}")
+    try:
+        return config, load_file(folder / MODEL_FILE)
+    except FileNotFoundError:
+        raise UserError(f"{folder}: {MODEL_FILE} is missing; copy both files of the adapter") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{folder / MODEL_FILE}: cannot be read ({error}); is the download complete?") from None
+
+
+def check_base(
+    config: Mapping[str, Any], actual: Mapping[str, Mapping[str, Any]], where: str | Path = "adapter"
+) -> None:
+    """Refuse a base other than the one the adapter was trained on.
+
+    Args:
+        config: the adapter's config; ``config["base"]`` maps tower -> ``{"name", "fingerprint", …}``.
+        actual: the same for the base at hand.
+        where: the adapter's folder, for the message.
+
+    Raises:
+        UserError: towers or fingerprints differ.
+    """
+    wanted = config.get("base", {})
+    if set(wanted) != set(actual):
+        raise UserError(f"{where}: adapts towers {some(sorted(wanted))}; the base at hand has {some(sorted(actual))}")
+    for tower, base in wanted.items():
+        if base.get("fingerprint") != actual[tower].get("fingerprint"):
+            raise UserError(
+                f"{where}: trained on {tower} base {base.get('name')} with fingerprint {base.get('fingerprint')}; "
+                f"the base at hand is {actual[tower].get('name')} with {actual[tower].get('fingerprint')}; "
+                "give the base with the original weights"
+            )
+
+
+@torch.no_grad()
+def load_trained(model: nn.Module, tensors: Mapping[str, Tensor], where: str | Path = "adapter") -> None:
+    """Copy trained tensors into ``model`` in place; names and shapes must match exactly.
+
+    Raises:
+        UserError: lists missing keys, unexpected keys, or the shapes that differ.
+    """
+    own = trained_state(unwrap(model))
+    missing, unexpected = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    if missing or unexpected:
+        listed = [f"missing {some(missing, 20)}"] if missing else []
+        listed += [f"unexpected {some(unexpected, 20)}"] if unexpected else []
+        raise UserError(f"{where}: weights do not fit the model: {'; '.join(listed)}; are its options the same?")
+    wrong = [f"{k} {list(tensors[k].shape)} for {list(own[k].shape)}" for k in own if own[k].shape != tensors[k].shape]
+    if wrong:
+        raise UserError(f"{where}: shapes do not fit the model: {some(wrong, 20)}; are its options the same?")
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
+
+
+def copy_trained(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the trained tensors, on the CPU."""
+    return {name: tensor.to("cpu", copy=True) for name, tensor in trained_state(unwrap(model)).items()}
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module itself, without Fabric's wrapper (whose ``module`` attribute holds it)."""
+    inner = getattr(model, "module", None)
+    return inner if hasattr(model, "_forward_module") and isinstance(inner, nn.Module) else model
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    with whole_file(path) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)

@@ -1,1 +1,0 @@
-"""Task heads: from encoder outputs to task outputs."""

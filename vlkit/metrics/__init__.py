@@ -1,0 +1,1 @@
+"""Metrics as pure functions: arrays to numbers. No model, no device."""

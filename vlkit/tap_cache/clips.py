@@ -1,0 +1,58 @@
+"""The cache of taps for clips: a row holds the frames of a clip, one unit each, as many as the clip has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlkit.data.video.frame_batch import Frames
+from vlkit.tap_cache.maker import TapCache
+from vlkit.tap_cache.rows import TapBatch
+
+FRAMES_AT_ONCE = 32
+
+
+class ClipTapCache(TapCache):
+    """A :class:`TapCache` whose samples are clips; ``load`` gives a list of frames [t, 3, H, W] uint8, a clip each.
+
+    :meth:`complete` returns :class:`vlkit.data.video.frame_batch.Frames` whose pixels are rows of taps, a frame each.
+    """
+
+    chunk = 4  # clips; few, because each is many frames
+
+    def complete(self, batch: TapBatch) -> Any:
+        """Make and store what is missing of a batch; then its frames, in place of pixels."""
+        done = super().complete(batch)
+        mask = torch.arange(int(done.units.max())) < done.units.unsqueeze(1)  # [B, T]
+        rows = torch.tensor(done.rows).repeat_interleave(done.units).tolist()
+        frames = TapBatch(done.cache, done.layout, rows)
+        frames.data = done.data[mask].unsqueeze(1)  # [F, 1, unit]
+        frames.units = torch.ones(len(frames), dtype=torch.int64)
+        frames.extras = done.extras
+        if done.summary is not None:
+            frames.summary = done.summary.repeat_interleave(done.units)
+        return Frames(frames, mask)
+
+    def _encode(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        counts = [len(clip) for clip in inputs]
+        parts = [self.layout.encode(*self._read(part)) for part in self._input(inputs).split(FRAMES_AT_ONCE)]
+        data, _, summary = (torch.cat(column) for column in zip(*parts, strict=True))
+        rows = torch.nn.utils.rnn.pad_sequence([part.squeeze(1) for part in data.split(counts)], batch_first=True)
+        first = torch.tensor([0, *counts[:-1]]).cumsum(0)
+        return rows, torch.tensor(counts), summary[first]
+
+    def _input(self, clips: list[Tensor]) -> Tensor:
+        pixels = self.fabric.to_device(torch.cat(clips)).float() / 255
+        preprocess = self.key["preprocess"]
+        mean, std = (torch.tensor(preprocess[name], device=pixels.device).view(3, 1, 1) for name in ("mean", "std"))
+        return super()._input((pixels - mean) / std)
+
+    @staticmethod
+    def _pick(inputs: list[Tensor], places: list[int]) -> list[Tensor]:
+        return [inputs[place] for place in places]
+
+    def _units_a_row(self) -> float:
+        """At most; a short clip has fewer frames."""
+        return float(self.key["sampling"]["frames"])

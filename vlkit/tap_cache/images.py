@@ -1,0 +1,135 @@
+"""Pictures with texts about them, through the cache of taps: what VQA and grounding need to train with ``--cache``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from vlkit.encoders.bases import ClipBase
+from vlkit.encoders.text_side import TextSide
+from vlkit.engine.loader import EpochLoader
+from vlkit.tap_cache.maker import CachedLoader, TapCache, check_room
+from vlkit.tap_cache.pairs import TOKENIZER_PROBE
+from vlkit.tap_cache.rows import Stored, TapBatch
+from vlkit.tap_cache.store import digest
+
+
+class PicturesWithTexts(Protocol):
+    """A dataset whose examples are a picture with some texts, and that can make them without opening the picture.
+
+    Attributes:
+        texts: every text of it; one that occurs twice may be there twice.
+    """
+
+    texts: list[str]
+
+    def __len__(self) -> int: ...
+    def unopened(self, index: int) -> Any:
+        """What ``dataset[index]`` gives, but with ``index`` in place of pixels; draws the same random numbers."""
+        ...
+
+    def identify(self, index: int) -> Any:
+        """JSON value that changes when the picture of an example does; examples of one picture have the same."""
+        ...
+
+    def load(self, indices: list[int]) -> Tensor:
+        """Pictures of examples as the tower takes them, [n, 3, H, W]."""
+        ...
+
+
+@dataclass
+class CachedPictures:
+    """A dataset of pictures with texts whose batches come out of the caches of both towers.
+
+    Use as the dataset of an :class:`vlkit.engine.loader.EpochLoader` whose collate takes the pictures of a batch with
+    :meth:`stack` and its texts with :meth:`read`, and wrap that with :meth:`loader`.
+
+    Attributes:
+        examples: the dataset.
+        pictures: the cache of the examples' pictures; None for a model that does not look.
+        texts: the cache of the different texts.
+        rows: text -> its row.
+    """
+
+    examples: PicturesWithTexts
+    pictures: TapCache | None
+    texts: TapCache
+    rows: dict[str, int] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Any:
+        """An example with its number in place of pixels."""
+        return self.examples.unopened(index)
+
+    def stack(self, numbers: list[int]) -> TapBatch | Tensor:
+        """Numbers of P examples -> the rows of their pictures, or [P, 0] for a model that does not look."""
+        return torch.empty(len(numbers), 0) if self.pictures is None else self.pictures.look_up(numbers)
+
+    def read(self, texts: list[str]) -> TapBatch:
+        """B texts -> their rows."""
+        return self.texts.look_up([self.rows[text] for text in texts])
+
+    def loader(self, loader: EpochLoader) -> CachedLoader:
+        """Put the caches behind a loader of this dataset."""
+        caches = [cache for cache in (self.pictures, self.texts) if cache is not None]
+        return CachedLoader(loader, caches, self.texts.fabric)
+
+
+def cached_pictures(
+    where: Path | Literal[True],
+    stored: Stored,
+    examples: PicturesWithTexts,
+    model: nn.Module,
+    base: ClipBase,
+    text: TextSide,
+    fabric: Fabric,
+    *,
+    preprocess: Mapping[str, Any],
+) -> CachedPictures:
+    """Open the caches of both towers for a training set, say how large they are and check that the disk has room.
+
+    Args:
+        where: ``--cache``: the folder, or True for the default one.
+        stored: ``--cache_dtype``.
+        examples: the training set, without augmentation.
+        model: has the adapted towers as ``image`` (None: it does not look) and ``text``, on the device.
+        base: the contrastive base its pictures go through.
+        text: what reads its texts.
+        fabric: the run's Fabric.
+        preprocess: how pictures are prepared, as JSON values.
+
+    Raises:
+        UserError: the method has no early route, the folder cannot be written, or the disk lacks room.
+    """
+    options = {"folder": None if where is True else where, "stored": stored, "fabric": fabric}
+    pictures = None
+    if model.image is not None:
+        pictures = TapCache(
+            "image",
+            model.image,
+            [digest(examples.identify(index)) for index in range(len(examples))],
+            examples.load,
+            {"base": base.identity["image"], "preprocess": preprocess},
+            **options,
+        )
+    different = list(dict.fromkeys(examples.texts))
+    # The name a tower was asked for does not change what it gives: the fingerprint tells it.
+    identity = {name: value for name, value in text.identity["text"].items() if name != "load"}
+    texts = TapCache(
+        "text",
+        model.text,
+        [digest(one) for one in different],
+        lambda rows: text.tokenize([different[row] for row in rows]),
+        {"base": identity, "tokens": digest(text.tokenize(TOKENIZER_PROBE).tolist()).hex()},
+        **options,
+    )
+    check_room([texts] if pictures is None else [pictures, texts])
+    return CachedPictures(examples, pictures, texts, {one: row for row, one in enumerate(different)})

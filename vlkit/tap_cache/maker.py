@@ -1,0 +1,282 @@
+"""The cache of taps: the early route of a frozen tower is run once for each sample, kept on the disk and read again.
+
+The early route has no weights that train and no randomness, so what it gives for a sample never changes. Training then
+costs the adapter, the late blocks and the head alone, from the second epoch on and in every further run with the same
+base, preprocessing and taps. Values always go through the disk, also in the epoch that writes them: a run gives the
+same numbers whether its rows were there before, or not, or partly.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from vlkit.adapters.base import AdaptedEncoder
+from vlkit.engine.distributed import my_share
+from vlkit.engine.loader import EpochLoader
+from vlkit.errors import UserError
+from vlkit.files import cache_folder
+from vlkit.tap_cache.rows import RowLayout, Stored, TapBatch, late_extras
+from vlkit.tap_cache.store import TapStore
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+CHUNK = 32  # samples whose taps are in memory at once while rows are made
+SAMPLES = 512  # texts looked at to tell the mean length
+REPORT_SECONDS = 20.0
+RESERVE = 64 << 20  # bytes left free on the disk
+
+
+class TapCache:
+    """What one tower's early route gives for every sample of a training set.
+
+    Args:
+        name: of the tower, e.g. ``image``; part of the folder's name.
+        encoder: its adapted encoder, on its device.
+        keys: a digest of each sample (:func:`vlkit.tap_cache.store.digest`); samples with equal digests are the same.
+        load: row numbers -> the tower's input for them, [n, ...].
+        key: what else the rows depend on, as JSON values: fingerprint of the base, preprocessing, frame sampling.
+        folder: of all caches; None: ``taps`` in vlkit's cache folder.
+        stored: number format on the disk.
+        fabric: device and precision.
+
+    Raises:
+        UserError: the method has no early route, or the folder cannot be written.
+    """
+
+    chunk = CHUNK  # rows made at once
+
+    def __init__(
+        self,
+        name: str,
+        encoder: AdaptedEncoder,
+        keys: Sequence[bytes],
+        load: Callable[[list[int]], Any],
+        key: Mapping[str, Any],
+        *,
+        folder: Path | None,
+        stored: Stored,
+        fabric: Fabric,
+    ) -> None:
+        if not isinstance(encoder, AdaptedEncoder):
+            raise UserError(
+                "--cache: this --adapter.kind trains inside the base, so no part of it gives the same values twice; "
+                "leave --cache out or choose a kind with a frozen early route (sherl, linear)"
+            )
+        self.name, self.encoder, self.keys, self.load, self.fabric = name, encoder, keys, load, fabric
+        self.key = key
+        self._is_text = hasattr(encoder.base, "trim")
+        # Late blocks, and adapters that stand beside the blocks, need the masks and position biases of the tower.
+        self._needs_extras = encoder.adapter.handoff == "tokens"
+        probe = self._input(load([0]))
+        stream, taps = self._read(probe)
+        variable = bool(getattr(encoder.base, "trimmable", False)) and stream.mask is not None
+        self.layout = RowLayout.of(stream, taps, stored, variable)
+        self.extras = _shared_extras(encoder, probe[:1]) if self._needs_extras and not self._is_text else None
+        about = {
+            **key,
+            "layers": list(encoder.adapter.layers),
+            "stop": encoder.stop,
+            "dtype": stored,
+            "precision": str(fabric.strategy.precision.precision),
+            "layout": self.layout.to_dict(),
+            "format": FORMAT,
+        }
+        self.store = TapStore(Path(folder or cache_folder() / "taps"), name, about, self.layout.unit)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Background processes that make batches look rows up and load inputs; the tower stays where it is.
+        return {**self.__dict__, "encoder": None, "fabric": None, "extras": None}
+
+    # --- in the loader ---
+
+    def look_up(self, rows: list[int], also: Sequence[int] = ()) -> TapBatch:
+        """A batch of rows, read from the disk; or, if some are not there, what is needed to make those.
+
+        Args:
+            rows: row numbers, [B].
+            also: rows to make on the same occasion if one of ``rows`` has to be made.
+        """
+        batch = TapBatch(self.name, self.layout, rows)
+        if self._is_text and self._needs_extras:
+            batch.ids = self.load(rows)
+        if not self._fetch(batch):
+            self.store.refresh()
+            batch.missing = self._missing(rows)
+            if batch.missing:
+                batch.inputs = self.load(batch.missing)
+                batch.also = self._missing([*batch.missing, *also])[len(batch.missing) :]
+            else:
+                self._fetch(batch)
+        return batch
+
+    def _fetch(self, batch: TapBatch) -> bool:
+        """Fill in the rows, if they are all there."""
+        found = self.store.read([self.keys[row] for row in batch.rows])
+        if found is not None:
+            batch.data, batch.units, summary = found
+            batch.summary = summary if self.layout.summarised else None
+        return found is not None
+
+    def _missing(self, rows: Sequence[int]) -> list[int]:
+        """Those of ``rows`` that are not on the disk, each sample once."""
+        found: dict[bytes, int] = {}
+        for row in rows:
+            if self.keys[row] not in self.store:
+                found.setdefault(self.keys[row], row)
+        return list(found.values())
+
+    # --- in the training process ---
+
+    def complete(self, batch: TapBatch) -> TapBatch:
+        """Make and store what is missing of a batch; afterwards it can go through the adapted encoder."""
+        if batch.data is None:
+            # Not every row that was missing when the batch was made still is: batches are made ahead. What is there
+            # is not made again, so no number depends on the pace of the processes that make them.
+            self.store.refresh()
+            places = [i for i, row in enumerate(batch.missing) if self.keys[row] not in self.store]
+            if places:
+                self._make([batch.missing[i] for i in places], self._pick(batch.inputs, places))
+            self.make(batch.also)
+            while not self._fetch(batch):
+                self.make(self._missing(batch.rows))
+        batch.inputs, batch.extras = None, self.extras
+        return batch
+
+    def make(self, rows: Sequence[int]) -> None:
+        """Make and store those of ``rows`` that are not on the disk."""
+        missing, said, done = self._missing(rows), time.monotonic(), 0
+        for start in range(0, len(missing), self.chunk):
+            chunk = missing[start : start + self.chunk]
+            self._make(chunk, self.load(chunk))
+            done += len(chunk)
+            if time.monotonic() - said > REPORT_SECONDS:
+                log.info("tap cache: %s %d of %d", self.name, done, len(missing))
+                said = time.monotonic()
+
+    def _make(self, rows: list[int], inputs: Any) -> None:
+        for start in range(0, len(rows), self.chunk):
+            part = slice(start, start + self.chunk)
+            self.store.write([self.keys[row] for row in rows[part]], *self._encode(inputs[part]))
+
+    def _encode(self, inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs -> rows, as :meth:`vlkit.tap_cache.rows.RowLayout.encode` makes them."""
+        return self.layout.encode(*self._read(self._input(inputs)))
+
+    @staticmethod
+    def _pick(inputs: Any, places: list[int]) -> Any:
+        return inputs[places]
+
+    def _read(self, x: Tensor) -> Any:
+        with torch.no_grad(), self.fabric.autocast():
+            return self.encoder.read(x)
+
+    def _input(self, x: Any) -> Tensor:
+        """On the device, in the tower's precision, without padding that a whole batch does not need."""
+        x = self.fabric.to_device(self.encoder.base.trim(x) if self._is_text else x)
+        return x.to(next(self.encoder.base.parameters()).dtype) if x.is_floating_point() else x
+
+    # --- size ---
+
+    def bytes_needed(self) -> tuple[int, int]:
+        """Bytes of all rows, and of those that are not on the disk yet; of texts from the mean length of a sample."""
+        count, missing = len(set(self.keys)), len(self._missing(range(len(self.keys))))
+        row = self._units_a_row() * self.layout.unit
+        return round(count * row), round(missing * row)
+
+    def _units_a_row(self) -> float:
+        if not self.layout.variable:
+            return 1.0
+        some_rows = list(range(0, len(self.keys), max(1, len(self.keys) // SAMPLES)))
+        return float(self.encoder.base.real(self.load(some_rows)).sum(1).float().mean())
+
+
+def _shared_extras(encoder: AdaptedEncoder, probe: Tensor) -> dict[str, Any]:
+    """What blocks need besides the hidden state, for towers where it is the same for every sample."""
+    one, two = (late_extras(encoder.base, x) for x in (probe, torch.cat([probe, probe])))
+    if _shapes(one) != _shapes(two):
+        raise UserError(
+            f"--cache: the blocks of {type(encoder.base).__name__} need more than is kept; use --adapter.handoff pooled"
+        )
+    return one
+
+
+def _shapes(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, Mapping):
+        return {name: _shapes(item) for name, item in value.items()}
+    return [_shapes(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def check_room(caches: Sequence[TapCache]) -> None:
+    """Say how large the caches will be, and refuse if the disk lacks the room.
+
+    Raises:
+        UserError: names the folder, what is needed and what is free.
+    """
+    needs, store = [cache.bytes_needed() for cache in caches], caches[0].store
+    for cache in caches:
+        cache.store.report_others()
+    missing, free = sum(need[1] for need in needs), store.free_bytes()
+    parts = ", ".join(
+        f"{len(cache.keys):,} {cache.name} rows {_size(need[0])} ({_size(need[1])} to be made)"
+        for cache, need in zip(caches, needs, strict=True)
+    )
+    log.info("tap cache in %s: %s; %s free", store.root, parts, _size(free))
+    if missing and missing + RESERVE > free:
+        raise UserError(
+            f"--cache {store.root}: needs {_size(missing)} more and the disk has {_size(free)} free; make room, give "
+            "another folder, or take fewer bytes with --cache_dtype int8 or fewer --adapter.taps"
+        )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+class CachedLoader:
+    """An :class:`~vlkit.engine.loader.EpochLoader` whose batches hold complete :class:`~vlkit.tap_cache.rows.TapBatch`.
+
+    With the last batch of an epoch the rows that no batch of it asked for are made too (examples left over at the end
+    of an epoch), so that from the second epoch on nothing is decoded and no early route runs.
+
+    Args:
+        loader: makes batches; each a tuple (named or not), some of whose items come from :meth:`TapCache.look_up`.
+        caches: theirs.
+        fabric: the run's Fabric; processes share the work at the end of an epoch.
+    """
+
+    def __init__(self, loader: EpochLoader, caches: Sequence[TapCache], fabric: Fabric) -> None:
+        self.loader, self.fabric = loader, fabric
+        self.caches = {cache.name: cache for cache in caches}
+        self.count, self.batch_size = loader.count, loader.batch_size
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return len(self.loader)
+
+    def batches(self, start: int, stop: int) -> Iterator[tuple[Any, ...]]:
+        """Batches ``start .. stop - 1``, counted over all epochs; see :class:`vlkit.engine.loader.EpochLoader`."""
+        for place, batch in enumerate(self.loader.batches(start, stop), start):
+            done = [self.caches[item.cache].complete(item) if isinstance(item, TapBatch) else item for item in batch]
+            if (place + 1) % len(self) == 0:
+                self._make_the_rest()
+            yield batch._make(done) if hasattr(batch, "_make") else tuple(done)
+
+    def _make_the_rest(self) -> None:
+        self.fabric.barrier()  # all processes have stored what their batches needed, and see the same rows missing
+        for cache in self.caches.values():
+            cache.store.refresh()
+            missing = cache._missing(range(len(cache.keys)))
+            self.fabric.barrier()
+            cache.make([missing[i] for i in my_share(self.fabric, len(missing))])
+            self.fabric.barrier()

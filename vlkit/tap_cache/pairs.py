@@ -1,0 +1,134 @@
+"""Training pairs through the cache of taps: what a two-tower task needs to train with ``--cache``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from vlkit.encoders.bases import ClipBase
+from vlkit.engine.loader import EpochLoader
+from vlkit.tap_cache.maker import CachedLoader, TapCache, check_room
+from vlkit.tap_cache.rows import Stored, TapBatch
+from vlkit.tap_cache.store import digest
+from vlkit.tasks.two_tower import TwoTower
+
+# Texts that two different tokenizers are unlikely to cut alike.
+TOKENIZER_PROBE = ["A photo of 12,345 dogs?", "naïve façade, it's re-used!", "UPPER lower " * 40]
+
+
+class Pairs(Protocol):
+    """A dataset of (medium, caption) pairs that can say what an example is made of without opening the medium.
+
+    Attributes:
+        captions: every caption.
+        captions_of: medium number -> numbers of its captions.
+    """
+
+    captions: list[str]
+    captions_of: list[range]
+
+    def __len__(self) -> int: ...
+    def choose(self, index: int) -> tuple[int, int]:
+        """Numbers of the medium and of the caption; may draw from the global generator of random."""
+        ...
+
+    def identify(self, medium: int) -> Any:
+        """JSON value that changes when the medium does."""
+        ...
+
+    def load(self, media: list[int]) -> Any:
+        """What the cache of the media takes: of pictures [n, 3, H, W], of clips a list of [t, 3, H, W]."""
+        ...
+
+
+@dataclass
+class CachedPairs:
+    """A dataset of pairs whose batches come out of the caches of both towers.
+
+    The dataset of an :class:`~vlkit.engine.loader.EpochLoader`, with :meth:`collate`; wrap that with :meth:`loader`.
+
+    Attributes:
+        pairs: the dataset.
+        media, texts: the caches.
+    """
+
+    pairs: Pairs
+    media: TapCache
+    texts: TapCache
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        """Numbers of the medium and of the caption."""
+        return self.pairs.choose(index)
+
+    def collate(self, examples: list[tuple[int, int]]) -> tuple[TapBatch, TapBatch, Tensor]:
+        """Examples -> rows of the media, rows of the captions, groups [B]."""
+        media, captions = (list(numbers) for numbers in zip(*examples, strict=True))
+        # Another caption is drawn in each epoch: all of a medium's captions are made when the first one is.
+        also = [caption for medium in media for caption in self.pairs.captions_of[medium]]
+        return self.media.look_up(media), self.texts.look_up(captions, also), torch.tensor(media)
+
+    def loader(self, loader: EpochLoader) -> CachedLoader:
+        """Put the caches behind a loader of this dataset."""
+        return CachedLoader(loader, [self.media, self.texts], self.texts.fabric)
+
+
+def cached_pairs(
+    where: Path | Literal[True],
+    stored: Stored,
+    pairs: Pairs,
+    model: TwoTower,
+    base: ClipBase,
+    fabric: Fabric,
+    *,
+    name: str = "image",
+    sampling: Mapping[str, Any] | None = None,
+    cache: Callable[..., TapCache] = TapCache,
+) -> CachedPairs:
+    """Open the caches of both towers for a training set, say how large they are and check that the disk has room.
+
+    Args:
+        where: ``--cache``: the folder, or True for the default one.
+        stored: ``--cache_dtype``.
+        pairs: the training set, without augmentation.
+        model: its towers, on the device.
+        base: the base they stand on (fingerprints, preprocessing, tokenizer).
+        fabric: the run's Fabric.
+        name: of the media's cache.
+        sampling: how frames are chosen, as JSON values, for clips.
+        cache: what keeps the media: :class:`TapCache`, or one of clips.
+
+    Raises:
+        UserError: the method has no early route, the folder cannot be written, or the disk lacks room.
+    """
+    options = {"folder": None if where is True else where, "stored": stored, "fabric": fabric}
+
+    def load_captions(rows: list[int]) -> Tensor:
+        return base.text.trim(base.tokenize([pairs.captions[row] for row in rows]))
+
+    media = cache(
+        name,
+        model.image,
+        [digest(pairs.identify(medium)) for medium in range(len(pairs.captions_of))],
+        pairs.load,
+        {"base": base.identity["image"], "preprocess": base.preprocess.to_dict(), "sampling": sampling},
+        **options,
+    )
+    texts = TapCache(
+        "text",
+        model.text,
+        [digest(caption) for caption in pairs.captions],
+        load_captions,
+        {"base": base.identity["text"], "tokens": digest(base.tokenize(TOKENIZER_PROBE).tolist()).hex()},
+        **options,
+    )
+    check_room([media, texts])
+    return CachedPairs(pairs, media, texts)

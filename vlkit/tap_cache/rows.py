@@ -1,0 +1,261 @@
+"""Taps as rows of bytes: how a tower's early route is laid out for one sample, and read again in batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlkit.encoders.staged import ReadAhead, StagedEncoder, Stream
+
+Stored = Literal["fp32", "bf16", "int8"]
+# The base's own embedding comes from the state at the hand-off: its rounding would be most of the error in the loss.
+FINER = {"fp32": "fp32", "bf16": "fp32", "int8": "bf16"}
+GROUP = 64  # neighbouring values that share one scale of int8
+ALIGN = 8  # bytes; every part starts at a multiple, so that it can be viewed in its own type
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of a row.
+
+    Attributes:
+        shape: of one unit (a token, or the whole sample).
+        stored: how its values are kept; ``"bool"`` for a mask.
+        dtype: name of the torch dtype that reading gives back.
+        offset: first byte in the unit.
+        size: bytes in the unit, without the padding behind them.
+    """
+
+    shape: tuple[int, ...]
+    stored: str
+    dtype: str
+    offset: int
+    size: int
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Values [B, U, *shape] -> bytes [B, U, size] uint8."""
+        x = x.flatten(2)  # [B, U, values]
+        if self.stored == "bool":
+            return x.to(torch.uint8)
+        if self.stored != "int8":
+            return x.to(torch.float32 if self.stored == "fp32" else torch.bfloat16).contiguous().view(torch.uint8)
+        groups = F.pad(x.float(), (0, -x.shape[2] % GROUP)).unflatten(2, (-1, GROUP))
+        scale = groups.abs().amax(-1) / 127  # [B, U, groups]
+        whole = (groups / scale.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(-1)).round().to(torch.int8)
+        return torch.cat([whole.flatten(2).view(torch.uint8), scale.contiguous().view(torch.uint8)], dim=2)
+
+    def decode(self, data: Tensor) -> Tensor:
+        """Bytes of whole units [B, U, unit] -> values [B, U, *shape]."""
+        count, dtype = math.prod(self.shape), getattr(torch, self.dtype)
+        data = data[:, :, self.offset : self.offset + self.size]
+        if self.stored == "bool":
+            x = data.bool()
+        elif self.stored != "int8":
+            x = data.view(torch.float32 if self.stored == "fp32" else torch.bfloat16).to(dtype)
+        else:
+            padded = count + -count % GROUP
+            whole = data[:, :, :padded].view(torch.int8).unflatten(2, (-1, GROUP))
+            scale = data[:, :, padded:].view(torch.float32).unsqueeze(-1)
+            x = (whole * scale).flatten(2)[:, :, :count].to(dtype)
+        return x.unflatten(2, self.shape)
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """Which bytes of a row are what.
+
+    A row is a run of equal units. Where padding can be cut off (:attr:`variable`) a unit is a token and a row is as
+    long as its text; else the whole sample is one unit. The state at the hand-off is kept in the next finer format.
+
+    Attributes:
+        variable: whether a unit is a token.
+        unit: bytes a unit.
+        parts: the tensors of a unit, the mask last where there is one.
+        taps: number of the part of each tap.
+        last: number of the part of the state at the hand-off.
+        masked: whether there is a mask.
+        summarised: whether the tower names a summary position.
+    """
+
+    variable: bool
+    unit: int
+    parts: tuple[Part, ...]
+    taps: tuple[int, ...]
+    last: int
+    masked: bool
+    summarised: bool
+
+    @classmethod
+    def of(cls, stream: Stream, taps: Sequence[Stream], stored: Stored, variable: bool) -> RowLayout:
+        """The layout for what :meth:`vlkit.adapters.base.AdaptedEncoder.read` returned for some sample."""
+        tensors, numbers = _tensors(stream, taps, variable)
+        parts, offset = [], 0
+        for number, state in enumerate(tensors):
+            shape, kind = tuple(state.shape[2:]), FINER[stored] if number == numbers[-1] else stored
+            kind = "bool" if state.dtype == torch.bool else kind
+            part = Part(shape, kind, str(state.dtype).removeprefix("torch."), offset, _size(math.prod(shape), kind))
+            parts.append(part)
+            offset += part.size + -part.size % ALIGN
+        summarised = stream.summary is not None
+        return cls(variable, offset, tuple(parts), numbers[:-1], numbers[-1], stream.mask is not None, summarised)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    def encode(self, stream: Stream, taps: Sequence[Stream]) -> tuple[Tensor, Tensor, Tensor]:
+        """Turn what the early route gave for a batch into rows.
+
+        Returns:
+            Bytes [B, U, unit] uint8, units of each row [B] int64, summary positions [B] int64 (-1: none); on the CPU.
+        """
+        tensors, _ = _tensors(stream, taps, self.variable)
+        coded = []
+        for part, state in zip(self.parts, tensors, strict=True):
+            coded.append(F.pad(part.encode(state), (0, -part.size % ALIGN)))
+        data, count = torch.cat(coded, dim=2), len(stream.hidden)
+        units = torch.ones(count, dtype=torch.int64)
+        if self.variable:
+            positions = torch.arange(1, data.shape[1] + 1, device=data.device)
+            units = (stream.mask * positions).amax(1).clamp_min(1).cpu()
+        summary = torch.full((count,), -1) if stream.summary is None else stream.summary.cpu()
+        return data.cpu(), units, summary
+
+
+def _tensors(stream: Stream, taps: Sequence[Stream], variable: bool) -> tuple[list[Tensor], tuple[int, ...]]:
+    """What a row holds, each tensor [B, U, ...] and once, the mask last.
+
+    Returns:
+        The tensors, and the number of each tap and of the state at the hand-off in that list.
+    """
+    found: list[Tensor] = []
+    numbers = []
+    for state in (*(tap.hidden for tap in taps), stream.hidden):
+        number = next((i for i, other in enumerate(found) if other is state), len(found))
+        found += [state] if number == len(found) else []
+        numbers.append(number)
+    if stream.mask is not None:
+        found.append(stream.mask.unsqueeze(2) if variable else stream.mask)
+    return found if variable else [tensor.unsqueeze(1) for tensor in found], tuple(numbers)
+
+
+def _size(count: int, stored: str) -> int:
+    if stored == "int8":
+        return -(-count // GROUP) * (GROUP + 4)
+    return count * {"fp32": 4, "bf16": 2, "bool": 1}[stored]
+
+
+class TapBatch(ReadAhead):
+    """A batch of one tower's rows, in place of its input; what is not on the disk yet comes along as input.
+
+    Attributes:
+        cache: name of the cache it belongs to.
+        rows: row number of each example, [B].
+        data: [B, U, unit] uint8, zero behind a row's end; None until :meth:`vlkit.tap_cache.maker.TapCache.complete`
+            has seen a batch with missing rows.
+        units: [B] int64, units of each row.
+        summary: [B] int64; None where the tower has no summary position.
+        missing: the row numbers that were not on the disk when the batch was made, each once, and ...
+        inputs: ... the tower's input for them.
+        also: further rows to store on this occasion.
+        ids: [B, L], of text towers whose late blocks need masks made from them.
+        extras: what the late blocks of other towers need.
+    """
+
+    data: Tensor | None = None
+    units: Tensor | None = None
+    summary: Tensor | None = None
+    inputs: Any = None
+    ids: Tensor | None = None
+    extras: dict[str, Any] | None = None
+    _tensors = ("data", "units", "summary", "inputs", "ids")
+
+    def __init__(self, cache: str, layout: RowLayout, rows: list[int]) -> None:
+        self.cache, self.layout, self.rows = cache, layout, rows
+        self.missing: list[int] = []
+        self.also: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def values(self) -> int:
+        """Numbers in one sample's state at the hand-off."""
+        return self.data.shape[1] * math.prod(self.layout.parts[self.layout.last].shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self.data.device
+
+    def _with(self, change: Any) -> TapBatch:
+        """A copy with every tensor changed."""
+        other = TapBatch(self.cache, self.layout, self.rows)
+        other.__dict__.update(self.__dict__)
+        for name in self._tensors:
+            if isinstance(getattr(self, name), Tensor):
+                setattr(other, name, change(getattr(self, name)))
+        return other
+
+    def to(self, device: Any, **options: Any) -> TapBatch:
+        """The batch on another device."""
+        return self._with(lambda tensor: tensor.to(device, **options))
+
+    def pin_memory(self) -> TapBatch:
+        """The batch in page-locked memory."""
+        return self._with(lambda tensor: tensor.pin_memory())
+
+    def split(self, size: int) -> list[TapBatch]:
+        """Parts of ``size`` examples, like :meth:`torch.Tensor.split`; of a complete batch."""
+        parts = []
+        for start in range(0, len(self), size):
+            part = self._with(lambda tensor, start=start: tensor[start : start + size])
+            part.rows = self.rows[start : start + size]
+            parts.append(part)
+        return parts
+
+    def streams(self, base: StagedEncoder) -> tuple[Stream, Sequence[Stream]]:
+        """What the early route would give, in the tower's own precision."""
+        extras = dict(self.extras or {}) if self.ids is None else late_extras(base, self.ids)
+        mask = None
+        if self.layout.masked:
+            mask = self.layout.parts[-1].decode(self.data)
+            mask = mask.squeeze(2) if self.layout.variable else mask.squeeze(1)
+        taps = _Taps(self, Stream(torch.empty(0), mask, self.summary, extras))
+        return taps.state(self.layout.last), taps
+
+
+class _Taps(Sequence[Stream]):
+    """The taps of a batch, each decoded when it is asked for, so that they need not be in memory all at once."""
+
+    def __init__(self, batch: TapBatch, frame: Stream) -> None:
+        self.batch, self.frame = batch, frame
+
+    def state(self, number: int) -> Stream:
+        hidden = self.batch.layout.parts[number].decode(self.batch.data)
+        return self.frame.replace(hidden=hidden if self.batch.layout.variable else hidden.squeeze(1))
+
+    def __len__(self) -> int:
+        return len(self.batch.layout.taps)
+
+    def __getitem__(self, index: int) -> Stream:
+        return self.state(self.batch.layout.taps[index])
+
+
+@torch.no_grad()
+def late_extras(base: StagedEncoder, x: Tensor) -> dict[str, Any]:
+    """The extras that the late blocks get for input ``x``, without the blocks between.
+
+    They are made before block 0, except where block 0 makes what all later ones share (T5's position bias).
+    """
+    stream = base.embed(x)
+    arguments = stream.extras.get("arguments", {})
+    if arguments.get("position_bias", x) is None:
+        stream = base.block(0, stream)
+    return stream.extras

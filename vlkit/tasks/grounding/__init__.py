@@ -1,0 +1,1 @@
+"""Visual grounding: a text about an image to its box."""

@@ -1,0 +1,80 @@
+"""What a grounding model must beat: one box for every text, chosen on the training split, blind to all pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vlkit.data.manifest import Dataset
+from vlkit.metrics.grounding import box_iou, grounding_metrics, precision_at_k
+from vlkit.tasks.retrieval.data import picture_size
+
+CANDIDATES = 400
+"""Training boxes tried as the constant one."""
+SAMPLE = 5_000
+"""Training boxes that candidates are measured on, at most."""
+SIDES = 20
+"""Sides tried for the box at the centre, in each direction."""
+
+
+def blind_boxes(dataset: Dataset, records: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, np.ndarray]:
+    """The best constant box and the best box at the centre of the picture, as shares of the picture.
+
+    Args:
+        dataset: where the pictures of records that do not say their size are found.
+        records: of the training split, with ``box`` in pixels.
+        seed: of the sample.
+
+    Returns:
+        ``constant`` (the best of the median box and :data:`CANDIDATES` training boxes) and ``centre``: float32 [4].
+        The best has most training boxes at IoU >= 0.5, then the highest mean IoU.
+    """
+    boxes = _targets(records) / picture_sides(dataset, records)
+    rng = np.random.default_rng(seed)
+    sample = boxes[rng.permutation(len(boxes))[:SAMPLE]]
+    tried = np.concatenate([np.median(boxes, axis=0, keepdims=True), sample[:CANDIDATES]])
+    sides = np.linspace(1 / SIDES, 1, SIDES, dtype=np.float32)
+    width, height = (side.ravel() for side in np.meshgrid(sides, sides))
+    centred = np.stack([0.5 - width / 2, 0.5 - height / 2, 0.5 + width / 2, 0.5 + height / 2], axis=1)
+    return {"constant": _best(tried, sample), "centre": _best(centred.astype(np.float32), sample)}
+
+
+def blind_metrics(
+    blind: dict[str, np.ndarray], dataset: Dataset, records: Sequence[dict[str, Any]]
+) -> dict[str, float]:
+    """What :func:`blind_boxes` score on a split, percent.
+
+    Returns:
+        ``acc@0.5``, ``mean_iou`` and ``acc@0.5_giou`` of the better one, and ``constant_box_acc@0.5`` and
+        ``centre_box_acc@0.5`` of each.
+    """
+    target, pixels = _targets(records), picture_sides(dataset, records)
+    scored = {}
+    for name, box in blind.items():
+        predicted = box * pixels
+        metrics = grounding_metrics(predicted, target)
+        giou = precision_at_k(list(predicted[:, None]), [np.ones(1)] * len(target), target, "giou")["p@1_giou"]
+        scored[name] = {**metrics, "acc@0.5_giou": giou}
+    best = max(scored.values(), key=lambda metrics: (metrics["acc@0.5"], metrics["mean_iou"]))
+    return {**best, **{f"{name}_box_acc@0.5": metrics["acc@0.5"] for name, metrics in scored.items()}}
+
+
+def picture_sides(dataset: Dataset, records: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Width, height, width, height of each record's picture in pixels, float32 [n, 4]; opens those not stated."""
+    sizes: dict[str, tuple[float, float]] = {}
+    for record in records:
+        if record["image"] not in sizes:
+            sizes[record["image"]] = picture_size(dataset, record)
+    return np.array([2 * sizes[record["image"]] for record in records], dtype=np.float32)
+
+
+def _targets(records: Sequence[dict[str, Any]]) -> np.ndarray:
+    return np.array([record["box"] for record in records], dtype=np.float32)
+
+
+def _best(candidates: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    iou = np.stack([box_iou(candidate[None], boxes) for candidate in candidates])
+    order = np.lexsort((iou.mean(1), (iou >= 0.5).mean(1)))
+    return candidates[order[-1]]

@@ -1,0 +1,286 @@
+"""Pictures with texts and boxes as examples: boxes move with the pixels, and back again.
+
+Boxes of records are absolute ``x1, y1, x2, y2`` pixels of the original picture; boxes of examples are shares (0..1) of
+the model's input. A base's own preprocessing (shortest side, then a centre crop) would cut boxes away, so here the
+whole picture always gets in (:class:`Fit`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as VF
+
+from vlkit.data.manifest import Dataset
+from vlkit.encoders.bases import Preprocess
+from vlkit.tap_cache.rows import TapBatch
+from vlkit.tasks.grounding.mirror import mirrored
+from vlkit.tasks.retrieval.data import identify_file, picture_size, read_image
+
+Shape = Literal["squash", "letterbox"]
+Augment = Literal["none", "color", "crop"]
+Boxed = tuple[Image.Image, Tensor]
+"""A picture and its boxes, float32 [n, 4] in its pixels (:func:`with_boxes`)."""
+
+LEAST_KEPT = 0.75
+"""Share of each side that a crop keeps at least: language like "top right" or "second from the left" has to survive."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a whole picture lies in the model's input.
+
+    Attributes:
+        size: (height, width) of the input in pixels.
+        shape: ``squash``: each side is scaled on its own, the picture fills the input (its aspect changes);
+            ``letterbox``: both sides are scaled alike and the rest is filled evenly (its aspect stays, cells are lost).
+        fill: 0..255, of the rest.
+    """
+
+    size: tuple[int, int]
+    shape: Shape = "squash"
+    fill: int = 0
+
+    def inner(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Left, top, width and height in pixels of the input that a ``width`` x ``height`` picture takes."""
+        rows, columns = self.size
+        if self.shape == "squash":
+            return 0, 0, columns, rows
+        scale = min(rows / height, columns / width)
+        new_width, new_height = max(1, round(width * scale)), max(1, round(height * scale))
+        return (columns - new_width) // 2, (rows - new_height) // 2, new_width, new_height
+
+    def place(self, image: Image.Image, boxes: Tensor, mode: InterpolationMode) -> Boxed:
+        """The picture at the input's size, and its boxes in the input's pixels."""
+        return self._put(image, image.size, mode), self.place_boxes(boxes, image.size)
+
+    def place_boxes(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+        """Boxes (:func:`with_boxes`) of a picture of ``size`` (width, height) in the input's pixels."""
+        return self._put(boxes, size, InterpolationMode.NEAREST)
+
+    def _put(self, x: Any, size: tuple[int, int], mode: InterpolationMode) -> Any:
+        left, top, width, height = self.inner(*size)
+        x = VF.resize(x, [height, width], mode, antialias=True)
+        if (height, width) == self.size:
+            return x
+        return VF.pad(x, [left, top, self.size[1] - width - left, self.size[0] - height - top], self.fill)
+
+    def to_picture(self, boxes: Tensor, width: int, height: int) -> Tensor:
+        """The exact inverse for boxes: shares of the input [..., 4] corners -> pixels of a ``width`` x ``height``
+        picture, not clipped to it.
+        """
+        left, top, inner_width, inner_height = self.inner(width, height)
+        boxes = boxes.double()  # so that a box comes back as the number it was
+        sides = boxes.new_tensor([self.size[1], self.size[0]] * 2)
+        scale = boxes.new_tensor([width / inner_width, height / inner_height] * 2)
+        return ((boxes * sides - boxes.new_tensor([left, top] * 2)) * scale).float()
+
+
+class BoxTransform:
+    """Picture and boxes -> model input and boxes in 0..1, as a training or evaluation step wants them.
+
+    Args:
+        preprocess: size, mean, std and interpolation of the base.
+        shape: see :class:`Fit`.
+        augment: ``none``; ``color``: brightness, contrast, saturation (never hue: texts name colours); ``crop``: that,
+            and a crop around all boxes that keeps three quarters of each side or more.
+    """
+
+    def __init__(self, preprocess: Preprocess, shape: Shape = "squash", augment: Augment = "none") -> None:
+        self.fit = Fit(tuple(preprocess.size), shape, preprocess.fill_color)
+        self.mode = InterpolationMode(preprocess.interpolation)
+        self.augment = augment
+        self.color = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)
+        self.tensor = v2.Compose(
+            [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(preprocess.mean, preprocess.std)]
+        )
+
+    def __call__(self, image: Image.Image, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """RGB picture and its boxes [n, 4] in pixels (n may be 0) -> [3, H, W] float32 and [n, 4] float32 in 0..1."""
+        boxes = with_boxes(image.size, boxes)
+        if self.augment == "crop":
+            image, boxes = crop_around(image, boxes)
+        if self.augment != "none":
+            image = self.color(image)
+        image, boxes = self.fit.place(image, boxes, self.mode)
+        return self.tensor(image), self._shares(boxes)
+
+    def boxes_alone(self, size: tuple[int, int], boxes: Tensor) -> Tensor:
+        """What becomes of the boxes of a picture of ``size`` (width, height) that is not augmented."""
+        return self._shares(self.fit.place_boxes(with_boxes(size, boxes), size))
+
+    def _shares(self, boxes: Tensor) -> Tensor:
+        return boxes.as_subclass(Tensor) / torch.tensor([self.fit.size[1], self.fit.size[0]] * 2)
+
+
+def with_boxes(size: tuple[int, int], boxes: Tensor) -> tv_tensors.BoundingBoxes:
+    """Boxes in a picture of ``size`` (width, height) as torchvision's transforms know them."""
+    return tv_tensors.BoundingBoxes(
+        torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4), format="XYXY", canvas_size=size[::-1]
+    )
+
+
+def crop_around(image: Image.Image, boxes: Tensor) -> Boxed:
+    """A random crop that holds every box whole and at least :data:`LEAST_KEPT` of each side."""
+    corners = boxes.as_subclass(Tensor)
+    edges = []
+    for axis, size in ((0, image.width), (1, image.height)):
+        low, high = size, 0
+        if len(corners):
+            low = max(0, int(corners[:, axis].min().floor()))
+            high = min(size, int(corners[:, axis + 2].max().ceil()))
+        spare = size - round(LEAST_KEPT * size)
+        first = random.randint(0, min(spare, low))
+        last = random.randint(max(high, size - (spare - first)), size)
+        edges.append((first, last - first))
+    (left, width), (top, height) = edges
+    return VF.crop(image, top, left, height, width), VF.crop(boxes, top, left, height, width)
+
+
+def flip(image: Image.Image, boxes: Tensor, texts: Sequence[str]) -> tuple[Image.Image, Tensor, list[str]] | None:
+    """Picture, boxes and what the texts say, mirrored; None if one of the texts cannot be mirrored."""
+    swapped = [mirrored(text) for text in texts]
+    if any(text is None for text in swapped):
+        return None
+    return VF.horizontal_flip(image), VF.horizontal_flip(with_boxes(image.size, boxes)), swapped
+
+
+@dataclass(frozen=True)
+class BoxedPicture:
+    """An example: one picture with some of the texts about it.
+
+    Attributes:
+        pixels: [3, H, W] float32, or the example's number (:meth:`BoxedPictures.unopened`).
+        texts: what is asked for.
+        boxes: for each text [g, 4] float32, x1, y1, x2, y2 in 0..1 of the input.
+    """
+
+    pixels: Tensor | int
+    texts: list[str]
+    boxes: list[Tensor]
+
+
+class BoxedPictures:
+    """Pictures with up to ``texts`` expressions each; a picture with more of them is several examples.
+
+    Args:
+        dataset: a prepared dataset of task ``grounding``.
+        split: which split.
+        transform: picture and boxes -> input.
+        texts: expressions that share a picture, which is then encoded once for all of them.
+        flip: mirror half of the pictures, and swap left and right in their texts.
+        several: keep all boxes of a text (records with ``boxes``) instead of the one in ``box``.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: str,
+        transform: BoxTransform,
+        texts: int = 8,
+        flip: bool = False,
+        several: bool = False,
+    ) -> None:
+        self.dataset, self.transform, self.flip, self.several = dataset, transform, flip, several
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for record in dataset.records(split):
+            groups.setdefault(record["image"], []).append(record)
+        self.examples = [own[i : i + texts] for own in groups.values() for i in range(0, len(own), texts)]
+        self.count = sum(map(len, self.examples))
+        self._sizes: dict[str, tuple[int, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> BoxedPicture:
+        """The picture with its texts and boxes; draws augmentation from the global generators."""
+        records = self.examples[index]
+        image = read_image(self.dataset, records[0])
+        texts = [record["text"] for record in records]
+        boxes = [boxes_of(record, self.several) for record in records]
+        joined, counts = torch.cat(boxes), [len(own) for own in boxes]
+        if self.flip and random.random() < 0.5:
+            image, joined, texts = flip(image, joined, texts) or (image, joined, texts)
+        pixels, joined = self.transform(image, joined)
+        return BoxedPicture(pixels, texts, list(joined.split(counts)))
+
+    # --- for training with --cache: see vlkit.tap_cache.images.PicturesWithTexts ---
+
+    def unopened(self, index: int) -> BoxedPicture:
+        """The example with its number in place of pixels; not augmented, not mirrored."""
+        records = self.examples[index]
+        name = records[0]["image"]
+        if name not in self._sizes:
+            self._sizes[name] = picture_size(self.dataset, records[0])
+        boxes = [self.transform.boxes_alone(self._sizes[name], boxes_of(record, self.several)) for record in records]
+        return BoxedPicture(index, [record["text"] for record in records], boxes)
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts of all examples."""
+        return [record["text"] for records in self.examples for record in records]
+
+    def identify(self, index: int) -> list[Any]:
+        """What changes when the picture of an example does; examples of one picture have the same."""
+        return identify_file(self.dataset.path(self.examples[index][0]))
+
+    def load(self, indices: list[int]) -> Tensor:
+        """Pictures of examples, [n, 3, H, W]; without augmentation always the same."""
+        images = (read_image(self.dataset, self.examples[index][0]) for index in indices)
+        return torch.stack([self.transform(image, torch.empty(0, 4))[0] for image in images])
+
+
+def boxes_of(record: dict[str, Any], several: bool = True) -> Tensor:
+    """A record's boxes, float32 [g, 4] in pixels: all of ``boxes`` if it has them and ``several``, else ``box``."""
+    values = record.get("boxes") if several else None
+    return torch.tensor(values or [record["box"]], dtype=torch.float32)
+
+
+class BoxBatch(NamedTuple):
+    """P pictures and B texts about them."""
+
+    pixels: Tensor | TapBatch
+    """[P, 3, H, W] float32, or the rows of P pictures."""
+    ids: Tensor | TapBatch
+    """[B, L] int64, or the rows of B texts."""
+    owner: Tensor
+    """[B] int64, the picture of each text."""
+    boxes: Tensor
+    """[B, G, 4] float32, x1, y1, x2, y2 in 0..1, padded with zeros."""
+    valid: Tensor
+    """[B, G] bool, which of them are boxes."""
+
+
+class BoxCollate:
+    """Examples of :class:`BoxedPictures` -> :class:`BoxBatch`.
+
+    Args:
+        tokenize: texts -> ids [B, L], without columns of padding only.
+        stack: what the examples hold of each picture -> what a batch holds of all.
+    """
+
+    def __init__(
+        self,
+        tokenize: Callable[[list[str]], Tensor | TapBatch],
+        stack: Callable[[list[Any]], Tensor | TapBatch] = torch.stack,
+    ) -> None:
+        self.tokenize, self.stack = tokenize, stack
+
+    def __call__(self, examples: list[BoxedPicture]) -> BoxBatch:
+        owner = [i for i, example in enumerate(examples) for _ in example.texts]
+        own = [boxes for example in examples for boxes in example.boxes]
+        return BoxBatch(
+            self.stack([example.pixels for example in examples]),
+            self.tokenize([text for example in examples for text in example.texts]),
+            torch.tensor(owner),
+            torch.nn.utils.rnn.pad_sequence(own, batch_first=True),
+            torch.nn.utils.rnn.pad_sequence([boxes.new_ones(len(boxes), dtype=torch.bool) for boxes in own], True),
+        )

@@ -1,0 +1,290 @@
+"""Visual grounding: build the model, predict boxes and measure them. Shared by training, evaluation and serving."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torchvision.ops import box_convert
+
+from vlkit.adapters.sherl.tokens import SherlOptions
+from vlkit.data.manifest import Dataset
+from vlkit.encoders.bases import ClipBase
+from vlkit.encoders.text_side import TextSide
+from vlkit.engine.distributed import my_share
+from vlkit.errors import UserError
+from vlkit.metrics.grounding import grounding_metrics, phrase_recall, precision_at_k
+from vlkit.tasks.fusion import Fusion, FusionOptions
+from vlkit.tasks.grounding.candidates import runners_up
+from vlkit.tasks.grounding.data import BoxTransform, Shape
+from vlkit.tasks.grounding.head import BoxHead, Grounder, GroundingOptions, Neck
+from vlkit.tasks.retrieval.data import read_image
+
+TESTS = ("testA", "testB")
+"""What "test" stands for in datasets without a split of that name (RefCOCO, RefCOCO+)."""
+
+
+def build_model(
+    base: ClipBase, text: TextSide, adapter: Any, fusion: FusionOptions, head: GroundingOptions
+) -> Grounder:
+    """Put the same adaptation method on both towers, and neck, fusion and box head on their tokens.
+
+    SHERL without a given ``late`` has no late blocks here: a contrastive base trained its last block for its summary
+    token alone, and what cells say of their place is clearer without it (and cheaper).
+
+    Args:
+        base: the loaded base; its image tower becomes part of the model.
+        text: from :func:`vlkit.tasks.vqa.evaluate.text_side`.
+        adapter: options of one of :data:`vlkit.adapters.ADAPTERS`.
+        fusion, head: their options.
+    """
+    if isinstance(adapter, SherlOptions) and adapter.late is None and adapter.handoff != "pooled":
+        adapter = replace(adapter, late=0)
+    neck = Neck(base.image, fusion.width, fusion.neck)
+    return Grounder(
+        adapter.build(base.image, "tokens"),
+        adapter.build(text.encoder, "tokens"),
+        neck,
+        Fusion(neck, text.encoder, replace(fusion, neck=0), head.queries),
+        BoxHead(text.encoder, fusion.width),
+    )
+
+
+def identities(base: ClipBase, text: TextSide) -> dict[str, dict[str, Any]]:
+    """Who the two towers are, and under which name they load."""
+    return {"image": {**base.identity["image"], "load": base.name}, "text": text.identity["text"]}
+
+
+def adapter_config(
+    base: ClipBase,
+    text: TextSide,
+    adapter: Any,
+    fusion: FusionOptions,
+    head: GroundingOptions,
+    shape: Shape,
+    image_size: int | None,
+    metrics: dict[str, float],
+) -> dict[str, Any]:
+    """What ``adapter_config.json`` says: everything needed to build this model again on the same bases."""
+    return {
+        "task": "grounding",
+        "base": identities(base, text),
+        "adapters": {"image": asdict(adapter), "text": asdict(adapter)},
+        "head": {"fusion": asdict(fusion), **asdict(head)},
+        "preprocess": {**base.preprocess.to_dict(), "shape": shape, "image_size": image_size},
+        "metrics": metrics,
+    }
+
+
+@dataclass(frozen=True)
+class Found:
+    """Boxes of one text, best first.
+
+    Attributes:
+        boxes: float32 [Q, 4], x1, y1, x2, y2 in pixels of the original picture, not clipped to it.
+        scores: float32 [Q], the IoU with a right box that the model expects, 0..1; of runners-up (see
+            :meth:`Locator.find`) an estimate that was not learned.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+
+
+class Locator:
+    """Finds texts in pictures with a grounding model, in batches, without gradient.
+
+    Args:
+        model: on its device; called in eval mode, left in the mode it had.
+        base: the picture's base (preprocessing).
+        text: the text's tower (tokenizer).
+        fabric: device and precision.
+        shape: how pictures are fitted in (:class:`vlkit.tasks.grounding.data.Fit`).
+        batch_size: pictures at once.
+        texts: texts at once, at most.
+    """
+
+    def __init__(
+        self,
+        model: Grounder,
+        base: ClipBase,
+        text: TextSide,
+        fabric: Fabric,
+        shape: Shape = "squash",
+        batch_size: int = 32,
+        texts: int = 256,
+    ) -> None:
+        self.model, self.base, self.text, self.fabric = model, base, text, fabric
+        self.transform = BoxTransform(base.preprocess, shape)
+        self.batch_size, self.texts = batch_size, texts
+
+    def find(
+        self,
+        sources: Sequence[Any],
+        texts: Sequence[Sequence[str]],
+        open_one: Callable[[Any], Image.Image],
+        label: str = "pictures",
+        candidates: int = 1,
+    ) -> Iterator[list[Found]]:
+        """For each source the boxes of its texts; ``open_one`` turns a source into an RGB picture. Pictures are read a
+        batch ahead.
+
+        A model with one query has one answer. With more ``candidates``, what else its heat map points at follows as
+        runners-up (:func:`vlkit.tasks.grounding.candidates.runners_up`), so that a text has up to that many boxes. A
+        runner-up's score is that of the answer times the heat of its place, as a share of the hottest.
+        """
+        parts = list(self._parts(texts))
+        hidden = not self.fabric.is_global_zero or not sys.stderr.isatty()
+        bar = track(parts, label, console=Console(stderr=True), transient=True, disable=hidden)
+        with ThreadPoolExecutor(4) as pool:
+
+            def ahead(rows: range) -> list[Any]:
+                return [pool.submit(self._prepare, sources[row], open_one) for row in rows]
+
+            waiting = ahead(parts[0]) if parts else []
+            for number, rows in enumerate(bar):
+                now, waiting = waiting, ahead(parts[number + 1]) if number + 1 < len(parts) else []
+                pixels, sizes = zip(*(future.result() for future in now), strict=True)
+                yield from self._boxes(torch.stack(pixels), sizes, [texts[row] for row in rows], candidates)
+
+    def _parts(self, texts: Sequence[Sequence[str]]) -> Iterator[range]:
+        """Neighbouring pictures whose number and texts fit in one batch."""
+        start = count = 0
+        for row, own in enumerate(texts):
+            if row > start and (row - start == self.batch_size or count + len(own) > self.texts):
+                yield range(start, row)
+                start, count = row, 0
+            count += len(own)
+        if start < len(texts):
+            yield range(start, len(texts))
+
+    def _prepare(self, source: Any, open_one: Callable[[Any], Image.Image]) -> tuple[Tensor, tuple[int, int]]:
+        image = open_one(source)
+        return self.transform(image, torch.empty(0, 4))[0], image.size
+
+    @torch.no_grad()
+    def _boxes(
+        self, pixels: Tensor, sizes: Sequence[tuple[int, int]], texts: list[Sequence[str]], candidates: int
+    ) -> Iterator[list[Found]]:
+        training = self.model.training
+        self.model.eval()
+        owner = torch.tensor([i for i, own in enumerate(texts) for _ in own], dtype=torch.int64)
+        ids = self.text.tokenize([text for own in texts for text in own])
+        with self.fabric.autocast():
+            last = self.model(*(self.fabric.to_device(x) for x in (pixels, ids, owner)))[-1]
+        self.model.train(training)
+        boxes, scores = last.boxes.cpu(), last.scores.sigmoid().cpu()  # once for all texts: a GPU is waited for
+        row = 0
+        for (width, height), own in zip(sizes, texts, strict=True):
+            found = []
+            for _ in own:
+                pair = boxes[row], scores[row]
+                if len(scores[row]) == 1 and candidates > 1:
+                    pair = _with_runners_up(*pair, last.heat[row, 0].cpu(), last.cells[row].cpu(), candidates)
+                order = pair[1].argsort(descending=True, stable=True)
+                corners = box_convert(pair[0][order], "cxcywh", "xyxy")
+                placed = self.transform.fit.to_picture(corners, width, height)
+                found.append(Found(placed.numpy(), pair[1][order].numpy()))
+                row += 1
+            yield found
+
+
+def _with_runners_up(
+    boxes: Tensor, scores: Tensor, heat: Tensor, cells: Tensor, candidates: int
+) -> tuple[Tensor, Tensor]:
+    """The one answer (boxes [1, 4], scores [1]) and behind it what else is hot."""
+    more, shares = runners_up(heat, cells, boxes[0], candidates - 1)
+    return torch.cat([boxes, more]), torch.cat([scores, scores * shares])
+
+
+def records_of(dataset: Dataset, split: str) -> list[dict[str, Any]]:
+    """Records of a split, each with the name of the split it comes from in ``split``.
+
+    "test" stands for :data:`TESTS` where the dataset has no split of that name.
+
+    Raises:
+        UserError: an unknown split; lists those there are.
+    """
+    names = [split]
+    if split == "test" and split not in dataset.splits:
+        names = [name for name in TESTS if name in dataset.splits] or names
+    return [{**record, "split": name} for name in names for record in dataset.records(name)]
+
+
+def find_split(locator: Locator, dataset: Dataset, split: str) -> tuple[list[dict[str, Any]], list[Found]]:
+    """Records of a split (see :func:`records_of`) and what was found for each; processes share the pictures."""
+    records = records_of(dataset, split)
+    groups: dict[str, list[int]] = {}
+    for row, record in enumerate(records):
+        groups.setdefault(record["image"], []).append(row)
+    pictures = [list(groups.values())[i] for i in my_share(locator.fabric, len(groups))]
+    texts = [[records[row]["text"] for row in rows] for rows in pictures]
+    firsts = [records[rows[0]] for rows in pictures]
+    found = torch.zeros(len(records), locator.model.fusion.queries.shape[0], 5)
+    answers = locator.find(firsts, texts, lambda record: read_image(dataset, record), f"{split} pictures")
+    for rows, own in zip(pictures, answers, strict=True):
+        for row, answer in zip(rows, own, strict=True):
+            found[row, :, :4], found[row, :, 4] = torch.from_numpy(answer.boxes), torch.from_numpy(answer.scores)
+    if locator.fabric.world_size > 1:
+        found = locator.fabric.all_reduce(locator.fabric.to_device(found), reduce_op="sum").cpu()
+    return records, [Found(one[:, :4].numpy(), one[:, 4].numpy()) for one in found]
+
+
+def evaluate_split(locator: Locator, dataset: Dataset, split: str) -> dict[str, float]:
+    """Metrics of a split; see :func:`metrics_of`."""
+    return metrics_of(*find_split(locator, dataset, split))
+
+
+def metrics_of(records: Sequence[dict[str, Any]], found: Sequence[Found]) -> dict[str, float]:
+    """Metrics of predictions, percent.
+
+    Args:
+        records: with ``box``; phrases of several boxes have ``boxes`` and ``categories`` too; ``split`` names where a
+            record comes from.
+        found: boxes of each, best first.
+
+    Returns:
+        ``acc@0.5`` and ``mean_iou`` of the best box, ``acc@0.5_giou`` (generalised IoU, as published for the MDETR
+        family); with several queries ``p@5`` and ``p@10`` too; for phrases ``any_box_r@k`` and ``merged_boxes_r@k``;
+        of more than one split, ``acc@0.5`` of each as ``testA_acc@0.5``.
+    """
+    target = np.array([record["box"] for record in records], dtype=np.float32)
+    best = np.stack([one.boxes[0] for one in found])
+    boxes, scores = [one.boxes for one in found], [one.scores for one in found]
+    metrics = grounding_metrics(best, target)
+    metrics["acc@0.5_giou"] = precision_at_k(boxes, scores, target, "giou")["p@1_giou"]
+    if boxes[0].shape[0] > 1:
+        metrics |= {key: value for key, value in precision_at_k(boxes, scores, target).items() if key != "p@1"}
+    if any("boxes" in record for record in records):
+        several = [np.array(record.get("boxes", [record["box"]]), dtype=np.float32) for record in records]
+        categories = [record.get("categories", ()) for record in records]
+        for protocol in ("any_box", "merged_boxes"):
+            recall = phrase_recall(boxes, several, categories, protocol)
+            metrics |= {f"{protocol}_{key}": value for key, value in recall.items()}
+    names = [record.get("split") for record in records]
+    if len(set(names)) > 1:
+        for name in dict.fromkeys(names):
+            rows = np.array([own == name for own in names])
+            metrics[f"{name}_acc@0.5"] = grounding_metrics(best[rows], target[rows])["acc@0.5"]
+    return metrics
+
+
+def load_shape(preprocess: dict[str, Any]) -> Shape:
+    """The shape that a saved adapter's pictures were fitted in with.
+
+    Raises:
+        UserError: one that this vlkit does not know.
+    """
+    shape = preprocess.get("shape")
+    if shape not in ("squash", "letterbox"):
+        raise UserError(f"adapter_config.json: preprocess.shape {shape!r} is not squash or letterbox; update vlkit")
+    return shape

@@ -1,0 +1,233 @@
+"""The grounding head: from fused query states to boxes in the picture.
+
+A frozen tower's cells say little about where things end, and a query that regresses coordinates learns slowly. So the
+way from cells to a box is cut into steps, easy to hard:
+
+1. A small convolutional *neck* lets neighbouring cells talk; fusion and head both read its cells.
+2. *What box would each cell belong to?* Every cell predicts the box of the thing it lies on, whatever the text says,
+   and learns it from all texts at once.
+3. *Which cells?* A heat map. A cell knows whether it is a thing at all; every word votes for cells on its own, so that
+   "red star" is where the votes of "red" and of "star" meet; and the fused query adds what takes the whole text and the
+   whole picture.
+4. *Which box?* That of the hottest cell, averaged with those of hot cells that agree with it. The mean over the whole
+   heat map would lie between two things where the text is not understood for sure, and be wrong for both.
+5. *What is left?* The query refines that box a little. Only this step learns from the box's L1 and GIoU: heat map and
+   cells have losses of their own, and a wrong choice of thing teaches them nothing about boxes.
+
+Any tower that hands out cells will do, whatever their grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import box_convert
+
+from vlkit.adapters.base import Encoded
+from vlkit.encoders.staged import StagedEncoder
+from vlkit.errors import UserError
+from vlkit.tasks.fusion import FREQUENCIES, Fusion, NeckBlock, cell_codes
+from vlkit.tasks.grounding.overlap import pairwise_iou
+
+_REACH = 0.2
+"""Unit, as a share of the picture, in which a cell tells how far away the sides of its box are."""
+_MOST_CHANGE = 0.5
+"""Bound on refinement: of the centre as a share of the sides, and of the logarithm of the sides."""
+
+
+@dataclass
+class GroundingOptions:
+    """How fused queries become boxes."""
+
+    queries: int = 1
+    """Boxes predicted for a text; more than one are matched to its annotated boxes one to one (for texts that name
+    several things)."""
+
+    def __post_init__(self) -> None:
+        if self.queries < 1:
+            raise UserError(f"--head.queries {self.queries}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Cells of P pictures, as :class:`vlkit.tasks.fusion.Fusion` reads them.
+
+    Attributes:
+        tokens: [P, rows * columns, width], row by row.
+        grid: rows and columns.
+    """
+
+    tokens: Tensor
+    grid: tuple[int, int]
+
+
+class Neck(nn.Module):
+    """Cells of a tower that know where they are and what is around them.
+
+    It stands in front of the fusion (whose own neck stays empty), because the head reads its cells too.
+
+    Args:
+        image: the tower in front (the width of its tokens).
+        width: of the new cells.
+        blocks: convolutional blocks.
+    """
+
+    def __init__(self, image: StagedEncoder, width: int, blocks: int) -> None:
+        super().__init__()
+        self.token_dim = width
+        self.enter = nn.Sequential(nn.LayerNorm(image.token_dim), nn.Linear(image.token_dim, width))
+        self.positions = nn.Linear(4 * FREQUENCIES + 2, width)
+        self.blocks = nn.ModuleList(NeckBlock(width) for _ in range(blocks))
+
+    def forward(self, image: Encoded) -> Cells:
+        """Cells of P pictures; other tokens (class, registers) are left out.
+
+        Raises:
+            UserError: the tower's tokens are no cells of the picture.
+        """
+        if image.grid is None:
+            raise UserError("this base hands out no picture cells, so it cannot ground; choose another --base")
+        rows, columns = image.grid
+        tokens = image.tokens[:, -rows * columns :]
+        codes = cell_codes(rows, columns, tokens.device).to(self.positions.weight.dtype)
+        cells = self.enter(tokens) + self.positions(codes)
+        for block in self.blocks:
+            cells = block(cells, image.grid)
+        return Cells(cells, image.grid)
+
+
+class BoxPrediction(NamedTuple):
+    """Boxes of B texts, all float32; a box is centre x, centre y, width, height as shares of the model's input.
+
+    Sides are positive; a box may reach out of the picture.
+    """
+
+    boxes: Tensor
+    """[B, Q, 4]."""
+    scores: Tensor
+    """[B, Q] logits of how well a box fits (its IoU with a right one; 0 for a box of nothing)."""
+    heat: Tensor
+    """[B, Q, cells] logits of the heat map, row by row."""
+    cells: Tensor
+    """[B, cells, 4], the box that each cell predicts for the thing it lies on; the text has no part in it."""
+    grid: tuple[int, int]
+    """Rows and columns of the cells."""
+
+
+class BoxHead(nn.Module):
+    """Query states, words and picture cells -> boxes.
+
+    Args:
+        text: the text's tower (the width of its tokens).
+        width: of the query states and of the cells.
+    """
+
+    def __init__(self, text: StagedEncoder, width: int) -> None:
+        super().__init__()
+        self.key = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+        self.thing = nn.Linear(width, 1)
+        self.cell_box = _two_layers(width, width, 4)
+        self.words = nn.Sequential(nn.LayerNorm(text.token_dim), nn.Linear(text.token_dim, width))
+        self.point = nn.Linear(width, width)
+        self.refine = _two_layers(2 * width + 4, width, 4)
+        self.score = nn.Linear(width, 1)
+        # Training starts with nothing to refine.
+        nn.init.zeros_(self.refine[-1].weight)
+        nn.init.zeros_(self.refine[-1].bias)
+
+    def forward(self, states: list[Tensor], image: Cells, text: Encoded, owner: Tensor) -> list[BoxPrediction]:
+        """Boxes after each fusion layer.
+
+        Args:
+            states: a [B, Q, width] for each layer.
+            image: of P pictures, from :class:`Neck`.
+            text: of B texts.
+            owner: [B] int64, the picture of each text.
+        """
+        keys = self.key(image.tokens)
+        cells = self._cell_boxes(keys, image.grid)[owner]
+        things = self.thing(keys).transpose(1, 2)[owner]
+        keys, votes = keys[owner], self._votes(text)
+        return [self._predict(state, votes, keys, things, cells, image.grid) for state in states]
+
+    def _cell_boxes(self, keys: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[P, cells, 4]: sides are told by how far they are from the cell's centre, the same way everywhere."""
+        centres = cell_codes(*grid, keys.device)[:, :2] / 2 + 0.5
+        left_top, right_bottom = (_REACH * F.softplus(self.cell_box(keys).float())).split(2, dim=-1)
+        return torch.cat([centres + (right_bottom - left_top) / 2, left_top + right_bottom], dim=-1)
+
+    def _votes(self, text: Encoded) -> Tensor:
+        """[B, 1, width]: the votes of all words."""
+        votes = self.words(text.tokens)
+        if text.mask is not None:
+            votes = votes * text.mask.unsqueeze(-1)
+        return votes.sum(1, keepdim=True)
+
+    def _predict(
+        self, states: Tensor, votes: Tensor, keys: Tensor, things: Tensor, cells: Tensor, grid: tuple[int, int]
+    ) -> BoxPrediction:
+        meets = (self.point(states) + votes) @ keys.transpose(1, 2)
+        heat = (meets * keys.shape[-1] ** -0.5 + things).float()
+        first, share = agreed_boxes(heat.detach(), cells.detach())
+        seen = share.to(keys.dtype) @ keys
+        change = self.refine(torch.cat([states, seen, first.to(states.dtype)], dim=-1)).float()
+        shift, stretch = (_MOST_CHANGE * change.tanh()).split(2, dim=-1)
+        middle, sides = first.split(2, dim=-1)
+        boxes = torch.cat([middle + shift * sides, sides * stretch.exp()], dim=-1)
+        return BoxPrediction(boxes, self.score(states).squeeze(-1).float(), heat, cells, grid)
+
+
+def agreed_boxes(heat: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+    """The box of the hottest cell, averaged with those of other cells as far as they are hot and agree with it.
+
+    Args:
+        heat: [B, Q, cells] logits.
+        cells: [B, cells, 4] centre x, centre y, width, height.
+
+    Returns:
+        Boxes [B, Q, 4] in the same form, and the weights of the cells [B, Q, cells]: softmax of the heat times the IoU
+        with the hottest cell's box, normalised.
+    """
+    corners = box_convert(cells, "cxcywh", "xyxy")
+    hottest = heat.argmax(-1, keepdim=True).expand(-1, -1, 4)
+    agreement = pairwise_iou(corners.unsqueeze(1), corners.gather(1, hottest).unsqueeze(2))
+    weights = heat.softmax(-1) * agreement
+    weights = weights / weights.sum(-1, keepdim=True)
+    return weights @ cells, weights
+
+
+def _two_layers(width_in: int, width: int, width_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width_in, width), nn.ReLU(), nn.Linear(width, width_out))
+
+
+class Grounder(nn.Module):
+    """Two adapted towers, their fusion and the box head: what grounding trains and serves.
+
+    Args:
+        image, text: adapted encoders (``forward(x) -> Encoded``).
+        neck: on the picture's cells.
+        fusion: over those and the text, with Q queries.
+        head: on its query states.
+    """
+
+    def __init__(self, image: nn.Module, text: nn.Module, neck: Neck, fusion: Fusion, head: BoxHead) -> None:
+        super().__init__()
+        self.image, self.text, self.neck, self.fusion, self.head = image, text, neck, fusion, head
+
+    def forward(self, pixels: Tensor, ids: Tensor, owner: Tensor) -> list[BoxPrediction]:
+        """Boxes of B texts about P pictures; each picture is encoded once.
+
+        Args:
+            pixels: [P, 3, H, W].
+            ids: [B, L] int64.
+            owner: [B] int64, the picture of each text.
+
+        Returns:
+            A prediction for each fusion layer; the last one is the answer, the others are for auxiliary losses.
+        """
+        cells, text = self.neck(self.image(pixels)), self.text(ids)
+        return self.head(self.fusion(cells, text, owner), cells, text, owner)

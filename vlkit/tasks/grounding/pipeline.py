@@ -1,0 +1,114 @@
+"""Visual grounding as a pipeline: a picture and a text to boxes in the picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from lightning_fabric import Fabric
+from PIL import Image
+from torch import Tensor
+
+from vlkit.data.images import open_image, to_rgb
+from vlkit.encoders.bases import ClipBase, TextBase
+from vlkit.encoders.load import load_base
+from vlkit.encoders.text_side import text_side
+from vlkit.engine.checkpoint import check_base, load_trained
+from vlkit.errors import UserError
+from vlkit.tasks.batching import Batching
+from vlkit.tasks.fusion import FusionOptions
+from vlkit.tasks.grounding.evaluate import Found, Locator, build_model, identities, load_shape
+from vlkit.tasks.grounding.head import GroundingOptions
+from vlkit.tasks.retrieval.evaluate import adapter_options
+
+Picture = str | Path | Image.Image
+PICTURES_AT_ONCE = 32
+"""Most pictures, of several callers, that are looked at together."""
+
+
+class Candidate(NamedTuple):
+    """A box that a text may speak of."""
+
+    box: tuple[float, float, float, float]
+    """x1, y1, x2, y2 in pixels of the original picture, inside it."""
+    score: float
+    """0..1. Of the best candidate, and of every one of a model with several queries: the IoU with the right box that
+    the model expects. Of a runner-up of a model with one query: the best one's score times the share of heat at its
+    place, beside the hottest. Nothing was trained to make that an IoU."""
+
+
+class GroundingPipeline:
+    """An adapted grounding model: finds in a picture what a text speaks of.
+
+    Safe to call from several threads; what is asked while the model is busy is found together.
+
+    Args:
+        locator: model, bases and device.
+        name: what to call it in messages.
+        metrics: what the adapter's config recorded.
+    """
+
+    def __init__(self, locator: Locator, name: str, metrics: dict[str, float]) -> None:
+        self.locator, self.name, self.metrics = locator, name, metrics
+        self._together = Batching(self._find, PICTURES_AT_ONCE)
+
+    def ground(self, image: Picture, text: str, candidates: int = 1) -> Candidate | list[Candidate]:
+        """The box that ``text`` speaks of, with its score: ``box, score = model.ground("dogs.jpg", "the left dog")``.
+
+        Args:
+            image: path or PIL picture.
+            text: what to find.
+            candidates: with more than 1, a list of at most as many, best first; the first is the single answer.
+
+        Raises:
+            UserError: the text is blank, or ``candidates`` is below 1.
+            vlkit.data.images.MediaError: the file is no readable picture; names it and the reason.
+        """
+        found = self.candidates(image, text, candidates)
+        return found[0] if candidates == 1 else found
+
+    def candidates(self, image: Picture, text: str, k: int = 1) -> list[Candidate]:
+        """The k best candidates, or all there are; see :meth:`ground`.
+
+        A model with several queries (``--head.queries``) has as many. One with a single query offers its answer and
+        the other places that its heat map points at, which do not overlap (IoU below 0.5).
+        """
+        if not text.strip():
+            raise UserError("the text is blank; say what to find in the picture")
+        if k < 1:
+            raise UserError(f"candidates={k}: must be at least 1")
+        picture = to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
+        (found,) = self._together([(picture, text, k)])
+        inside = np.clip(found.boxes, 0, np.array([picture.width, picture.height] * 2, dtype=np.float32))
+        pairs = zip(inside[:k].tolist(), found.scores[:k].tolist(), strict=True)
+        return [Candidate(tuple(box), score) for box, score in pairs]
+
+    def _find(self, asked: list[tuple[Image.Image, str, int]]) -> list[Found]:
+        """What is found for each picture and its text; as many candidates as any of the callers wants."""
+        pictures, texts, counts = zip(*asked, strict=True)
+        each = [[text] for text in texts]
+        found = self.locator.find(pictures, each, lambda picture: picture, candidates=max(counts))
+        return [own[0] for own in found]
+
+
+def open_adapter(
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    folder: Path,
+    fabric: Fabric,
+    base: ClipBase | None = None,
+    text_base: TextBase | None = None,
+) -> GroundingPipeline:
+    """Put a saved adapter on its bases; see :func:`vlkit.tasks.load.load`."""
+    base = base or load_base(config["base"]["image"]["load"], image_size=config["preprocess"].get("image_size"))
+    text = text_side(config["base"]["text"]["load"], base, text_base)
+    check_base(config, identities(base, text), folder)
+    options = dict(config["head"])
+    fusion = FusionOptions(**options.pop("fusion"))
+    adapter = adapter_options(config["adapters"]["image"])
+    model = build_model(base, text, adapter, fusion, GroundingOptions(**options))
+    load_trained(model, tensors, folder)
+    fabric.setup_module(model.requires_grad_(False)).eval()
+    locator = Locator(model, base, text, fabric, load_shape(config["preprocess"]))
+    return GroundingPipeline(locator, folder.name, config.get("metrics", {}))

@@ -1,0 +1,52 @@
+"""Load what training saved and use it: ``vlkit.load(folder)`` gives the task's pipeline.
+
+Each task has a module here with ``open_adapter(config, tensors, folder, fabric, base, text_base)``, which puts the
+adapter on its base and returns the pipeline. Pipelines need no web server and are safe to call from several threads.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from vlkit.encoders.bases import ClipBase, TextBase
+from vlkit.engine.checkpoint import load_adapter
+from vlkit.engine.distributed import make_fabric
+from vlkit.errors import UserError
+
+TASKS = ("retrieval", "video_retrieval", "vqa", "grounding")
+"""Tasks with a pipeline: modules of this package."""
+
+
+def load(
+    folder: str | Path,
+    device: str = "auto",
+    base: ClipBase | None = None,
+    text_base: TextBase | None = None,
+    task: str | None = None,
+) -> Any:
+    """Load an adapter folder onto its base.
+
+    Args:
+        folder: a run folder, or any folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        device: auto, cpu or cuda.
+        base: the base if it is loaded already; methods that leave it frozen can share one. LoRA, BitFit and full
+            fine-tuning change it: load one for each such adapter.
+        text_base: the same, for tasks with a text model of its own.
+        task: the task the caller can use; None = any.
+
+    Returns:
+        The task's pipeline, such as :class:`vlkit.tasks.retrieval.pipeline.RetrievalPipeline`.
+
+    Raises:
+        UserError: no adapter there, another base than it was trained on, or weights that do not fit.
+    """
+    config, tensors = load_adapter(folder)
+    found = config.get("task")
+    if found not in TASKS:
+        raise UserError(f"{folder}: adapter for task {found!r}; this vlkit serves {', '.join(TASKS)}")
+    if task not in (None, found):
+        raise UserError(f"{folder}: adapter for task {found!r}; one for {task!r} is needed here")
+    module = importlib.import_module(f"vlkit.tasks.{found}.pipeline")
+    return module.open_adapter(config, tensors, Path(folder), make_fabric(device), base, text_base)

@@ -1,0 +1,161 @@
+"""Image-text records as examples for training and evaluation."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlkit.data.images import MediaError, open_image
+from vlkit.data.manifest import Dataset
+from vlkit.data.records import Record
+from vlkit.errors import UserError
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+class CaptionedRecords:
+    """Examples of a medium and one of its captions, without the medium.
+
+    Args:
+        records: each with ``texts``.
+        every_caption: each caption is an example of its own; else each record is one, with a caption drawn anew
+            whenever it is asked for.
+
+    Attributes:
+        captions: every caption of the records.
+        captions_of: record number -> numbers of its captions.
+    """
+
+    def __init__(self, records: Sequence[Record], every_caption: bool) -> None:
+        self.records, self.every_caption = list(records), every_caption
+        counts = [len(r["texts"]) if every_caption else 1 for r in self.records]
+        self.examples = [(group, k) for group, count in enumerate(counts) for k in range(count)]
+        self.captions = [text for record in self.records for text in record["texts"]]
+        ends = list(accumulate(len(record["texts"]) for record in self.records))
+        self.captions_of = [range(end - len(r["texts"]), end) for r, end in zip(self.records, ends, strict=True)]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def choose(self, index: int, draw: Any = random) -> tuple[int, int]:
+        """Numbers of the record and of the caption (into ``captions``) that example ``index`` is made of.
+
+        Args:
+            index: of the example.
+            draw: where the caption is drawn from, if it is: the module random (which the loader seeds for each epoch
+                and example), or a ``random.Random`` in the same state.
+        """
+        group, k = self.examples[index]
+        return group, self.captions_of[group][k] if self.every_caption else draw.choice(self.captions_of[group])
+
+    def lengths(self, count: Callable[[list[str]], Tensor]) -> list[int] | Callable[[int, random.Random], int]:
+        """Lengths of the examples' captions, as :class:`vlkit.engine.loader.EpochLoader` takes them.
+
+        Args:
+            count: texts -> number of tokens of each, [n] int64.
+        """
+        numbers = torch.cat([count(self.captions[i : i + 4096]) for i in range(0, len(self.captions), 4096)]).tolist()
+        if self.every_caption:
+            return [numbers[self.choose(index)[1]] for index in range(len(self))]
+        return lambda index, draw: numbers[self.choose(index, draw)[1]]
+
+
+class ImageTextPairs(CaptionedRecords):
+    """(picture, caption) examples; the group number marks captions of one picture.
+
+    Args:
+        dataset: a prepared dataset.
+        split: which split.
+        transform: picture -> [3, H, W].
+        every_caption: each caption is an example of its own; else each picture is one, with a caption drawn anew
+            whenever it is asked for.
+    """
+
+    def __init__(self, dataset: Dataset, split: str, transform: Transform, every_caption: bool = True) -> None:
+        super().__init__(dataset.records(split), every_caption)
+        self.dataset, self.transform = dataset, transform
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str, int]:
+        """Pixels [3, H, W], a caption and the group number."""
+        group, caption = self.choose(index)
+        return self.transform(read_image(self.dataset, self.records[group])), self.captions[caption], group
+
+    def identify(self, group: int) -> list[Any]:
+        """What changes when the picture does: its path, size and time of the last change."""
+        return identify_file(self.dataset.path(self.records[group]))
+
+    def load(self, groups: list[int]) -> Tensor:
+        """Pictures as the tower takes them, [n, 3, H, W]; without augmentation always the same."""
+        return torch.stack([self.transform(read_image(self.dataset, self.records[group])) for group in groups])
+
+
+class PairCollate:
+    """Examples of :class:`ImageTextPairs` -> pixels [B, 3, H, W], ids [B, L], groups [B].
+
+    Args:
+        tokenize: texts -> ids [B, L].
+        trim: cuts padding that changes no output (:meth:`vlkit.encoders.text.TextEncoder.trim`).
+    """
+
+    def __init__(self, tokenize: Callable[[list[str]], Tensor], trim: Callable[[Tensor], Tensor]) -> None:
+        self.tokenize, self.trim = tokenize, trim
+
+    def __call__(self, examples: list[tuple[Tensor, str, int]]) -> tuple[Tensor, Tensor, Tensor]:
+        pixels, texts, groups = zip(*examples, strict=True)
+        return torch.stack(pixels), self.trim(self.tokenize(list(texts))), torch.tensor(groups)
+
+
+def read_image(dataset: Dataset, record: dict[str, Any]) -> Image.Image:
+    """The record's picture as RGB.
+
+    Raises:
+        UserError: it cannot be read; names the file, the reason and the script that finds all such files.
+    """
+    try:
+        return open_image(dataset.path(record))
+    except MediaError as error:
+        raise UserError(
+            f"{error} (record {record['id']!r} of {dataset.root}); run data_prep/check.py {dataset.root} to list every "
+            "bad file, and --write_clean there to leave them out"
+        ) from None
+
+
+def picture_size(dataset: Dataset, record: dict[str, Any]) -> tuple[int, int]:
+    """Width and height of the record's picture in pixels; it is opened if the record does not state them."""
+    if record.get("width") is not None and record.get("height") is not None:
+        return record["width"], record["height"]
+    return read_image(dataset, record).size
+
+
+def image_batches(paths: list[Any], open_one: Callable[[Any], Tensor], size: int, threads: int = 4) -> Iterator[Tensor]:
+    """Load pictures with a few threads, a batch ahead: yields [b, 3, H, W] in the order of ``paths``."""
+    with ThreadPoolExecutor(threads) as pool:
+        ahead = None
+        for start in range(0, len(paths), size):
+            batch = [pool.submit(open_one, path) for path in paths[start : start + size]]
+            if ahead:
+                yield torch.stack([future.result() for future in ahead])
+            ahead = batch
+        if ahead:
+            yield torch.stack([future.result() for future in ahead])
+
+
+def identify_file(path: Path) -> list[Any]:
+    """Path, size and time of the last change of a file: what says that it is still the same.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); data_prep/check.py lists every bad file") from None
+    return [str(path.absolute()), state.st_size, state.st_mtime_ns]

@@ -1,0 +1,111 @@
+"""Image-text retrieval as a pipeline: pictures and texts to unit vectors in one space."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning_fabric import Fabric
+from PIL import Image
+from torch import Tensor
+
+from vlkit.data.images import open_image, to_rgb
+from vlkit.encoders.bases import ClipBase, TextBase
+from vlkit.encoders.load import load_base
+from vlkit.engine.checkpoint import check_base, load_trained
+from vlkit.engine.distributed import make_fabric
+from vlkit.files import sha256_of
+from vlkit.tasks.batching import Batching
+from vlkit.tasks.retrieval.evaluate import Embedder, adapter_options, build_model, zero_shot
+from vlkit.tasks.two_tower import HeadOptions
+
+Picture = str | Path | Image.Image
+BATCH = 64
+"""Pictures, or texts, that go through the model at once."""
+
+
+class RetrievalPipeline:
+    """An adapted two-tower model: pictures and texts to unit vectors in one space.
+
+    Safe to call from several threads; calls that come in while the model is busy are embedded together.
+
+    Args:
+        embedder: model, base and device.
+        name: what to call it in messages.
+        identity: short text that tells models apart; an index is bound to it.
+        metrics: what the adapter's config recorded.
+    """
+
+    def __init__(self, embedder: Embedder, name: str, identity: str, metrics: dict[str, float]) -> None:
+        self.embedder, self.name, self.identity, self.metrics = embedder, name, identity, metrics
+        self._lock = threading.Lock()  # of what other media a pipeline adds
+        # Opened here and not in the batch, so that a bad file stops its own call alone.
+        self._images = Batching(lambda pictures: embedder.images(pictures, lambda picture: picture).numpy(), BATCH)
+        self._texts = Batching(lambda texts: embedder.texts(texts).numpy(), BATCH)
+
+    @property
+    def dim(self) -> int:
+        """Width E of the joint space."""
+        return self.embedder.model.out_dim
+
+    def embed_images(self, images: Sequence[Picture]) -> np.ndarray:
+        """Paths or PIL pictures -> float32 [n, E], unit norm.
+
+        Raises:
+            vlkit.data.images.MediaError: a file is no readable picture; names it and the reason.
+        """
+        vectors = np.empty((len(images), self.dim), dtype=np.float32)
+        for start in range(0, len(images), BATCH):
+            part = slice(start, start + BATCH)
+            vectors[part] = self._images([_as_rgb(picture) for picture in images[part]])
+        return vectors
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts -> float32 [n, E], unit norm."""
+        if not texts:
+            return np.empty((0, self.dim), dtype=np.float32)
+        return np.stack(self._texts(texts))
+
+
+def _as_rgb(picture: Picture) -> Image.Image:
+    return to_rgb(picture) if isinstance(picture, Image.Image) else open_image(picture)
+
+
+def open_adapter(
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    folder: Path,
+    fabric: Fabric,
+    base: ClipBase | None = None,
+    text_base: TextBase | None = None,
+) -> RetrievalPipeline:
+    """Put a saved adapter on its base; see :func:`vlkit.tasks.load.load`. ``text_base`` is not used."""
+    base = base or load_base(config["base"]["image"]["load"])
+    check_base(config, base.identity, folder)
+    model = build_model(base, adapter_options(config["adapters"]["image"]), HeadOptions(**config["head"]))
+    load_trained(model, tensors, folder)
+    fingerprint = sha256_of(folder / "adapter_model.safetensors")[:16]
+    return _pipeline(base, model, fabric, folder.name, fingerprint, config.get("metrics", {}))
+
+
+def load_zero_shot(base_name: str, device: str = "auto", base: ClipBase | None = None) -> RetrievalPipeline:
+    """The base alone, unadapted, as a pipeline; ``base`` is that base if it is loaded already."""
+    base = base or load_base(base_name)
+    return _pipeline(base, zero_shot(base), make_fabric(device), base.name, "zero-shot", {})
+
+
+def _pipeline(
+    base: ClipBase, model: Any, fabric: Fabric, name: str, adapter: str, metrics: dict[str, float]
+) -> RetrievalPipeline:
+    fabric.setup_module(model.requires_grad_(False)).eval()
+    return RetrievalPipeline(Embedder(model, base, fabric), name, model_identity(base, name, adapter), metrics)
+
+
+def model_identity(base: ClipBase, name: str, adapter: str) -> str:
+    """Short text that tells models apart: ``name``, the base, and a hash of the base's weights and ``adapter``."""
+    prints = "".join(base.identity[tower]["fingerprint"] for tower in ("image", "text"))
+    return f"{name} on {base.name} ({hashlib.sha256((prints + adapter).encode()).hexdigest()[:16]})"

@@ -1,0 +1,112 @@
+"""The retrieval head: from an encoder's output to unit vectors in a joint space."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlkit.adapters.base import Encoded
+from vlkit.encoders.staged import StagedEncoder
+from vlkit.tasks.gpo import GeneralizedPooling
+
+MAX_LOGIT_SCALE = math.log(100)
+
+
+@dataclass
+class HeadOptions:
+    """How an encoder's output becomes an embedding."""
+
+    pool: Literal["base", "gpo", "mean"] = "base"
+    """base: the base's own pooling; gpo: generalised pooling operator over its tokens; mean: mean over its tokens."""
+    projection: bool = True
+    """Train a linear map of the pooled embedding (it starts as the identity)."""
+    dim: int = 0
+    """Width of the joint space for pool gpo and mean; 0 = the base's."""
+
+
+class EmbeddingHead(nn.Module):
+    """Pool, project: :class:`Encoded` -> [B, E], unit norm.
+
+    Args:
+        encoder: the tower in front (its widths).
+        options: see :class:`HeadOptions`.
+    """
+
+    def __init__(self, encoder: StagedEncoder, options: HeadOptions) -> None:
+        super().__init__()
+        self.pool = options.pool
+        self.out_dim = encoder.out_dim if options.pool == "base" else options.dim or encoder.out_dim
+        if options.pool == "base":
+            self.projection = nn.Linear(self.out_dim, self.out_dim, bias=False) if options.projection else nn.Identity()
+            if options.projection:
+                nn.init.eye_(self.projection.weight)
+        else:
+            self.projection = nn.Linear(encoder.token_dim, self.out_dim)
+            nn.init.xavier_uniform_(self.projection.weight)
+            nn.init.zeros_(self.projection.bias)
+        self.gpo = GeneralizedPooling() if options.pool == "gpo" else None
+
+    def forward(self, encoded: Encoded) -> Tensor:
+        """[B, E] float, unit norm."""
+        return F.normalize(self.features(encoded), dim=-1)
+
+    def features(self, encoded: Encoded) -> Tensor:
+        """[B, E] float, before normalisation."""
+        if self.pool == "base":
+            return self.projection(encoded.pooled)
+        tokens, mask = self.projection(encoded.tokens), encoded.mask
+        if self.gpo is not None:
+            return self.gpo(tokens, mask)
+        if mask is None:
+            return tokens.mean(1)
+        weights = mask.unsqueeze(-1).to(tokens.dtype)
+        return (tokens * weights).sum(1) / weights.sum(1).clamp_min(1)
+
+
+class TwoTower(nn.Module):
+    """Two adapted encoders with a joint space: what image-text retrieval trains and serves.
+
+    Args:
+        image, text: adapted encoders (``forward(x) -> Encoded``).
+        image_head, text_head: into the joint space.
+        logit_scale: log of the factor on the cosine, as the base has it; trains.
+        logit_bias: bias of the scaled cosine (sigmoid losses); trains.
+    """
+
+    def __init__(
+        self,
+        image: nn.Module,
+        text: nn.Module,
+        image_head: EmbeddingHead,
+        text_head: EmbeddingHead,
+        logit_scale: float,
+        logit_bias: float,
+    ) -> None:
+        super().__init__()
+        self.image, self.text = image, text
+        self.image_head, self.text_head = image_head, text_head
+        self.logit_scale = nn.Parameter(torch.tensor(float(logit_scale)))
+        self.logit_bias = nn.Parameter(torch.tensor(float(logit_bias)))
+
+    @property
+    def out_dim(self) -> int:
+        """Width E of the joint space."""
+        return self.image_head.out_dim
+
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] -> [B, E] float32, unit norm."""
+        return self.image_head(self.image(pixels)).float()
+
+    def embed_texts(self, ids: Tensor) -> Tensor:
+        """Token ids [B, L] int64 -> [B, E] float32, unit norm."""
+        return self.text_head(self.text(ids)).float()
+
+    def forward(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Embeddings of both sides, the factor on their cosine (at most 100) and its bias."""
+        scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+        return self.embed_images(pixels), self.embed_texts(ids), scale, self.logit_bias

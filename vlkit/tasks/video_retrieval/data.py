@@ -1,0 +1,182 @@
+"""Video-text records as examples for training and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlkit.data.manifest import Dataset
+from vlkit.data.records import Record
+from vlkit.data.transforms import frame_transform
+from vlkit.data.video.clip_frames import ClipFrames, Sampling, read_frames
+from vlkit.data.video.frame_batch import Frames
+from vlkit.data.video.frames import FrameSource
+from vlkit.encoders.bases import Preprocess
+from vlkit.errors import UserError
+from vlkit.tasks.retrieval.data import CaptionedRecords, identify_file
+
+HELD_OUT_SEED = 0  # of the choice of held-out videos: the same whatever the seed of the run
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video file, or the part of it between two times in seconds (None = from the beginning, to the end)."""
+
+    path: Path
+    start: float | None = None
+    end: float | None = None
+
+
+class ClipReader:
+    """Reads clips as a base was trained to see pictures: [t, 3, H, W] uint8 with 1 <= t <= ``count``.
+
+    Args:
+        preprocess: size and manner of resizing.
+        count: frames a clip; shorter clips give all they have.
+        sampling: see :func:`vlkit.data.video.clip_frames.read_frames`.
+
+    Attributes:
+        size: short side, in pixels, that frames are decoded at.
+    """
+
+    def __init__(self, preprocess: Preprocess, count: int = 12, sampling: Sampling = "uniform") -> None:
+        if count < 1:
+            raise UserError(f"--frames {count}: must be at least 1")
+        self.count, self.sampling, self.size = count, sampling, max(preprocess.size)
+        self.transform = frame_transform(preprocess)
+
+    def __call__(self, clip: Clip) -> Tensor:
+        """The frames of a clip.
+
+        Raises:
+            vlkit.data.images.MediaError: the file is no use; names it and the reason.
+        """
+        return self.tensor(read_frames(clip.path, self.count, clip.start, clip.end, self.sampling, size=self.size))
+
+    def tensor(self, found: ClipFrames) -> Tensor:
+        """Decoded frames at the base's size."""
+        return torch.stack([self.transform(picture) for picture in found.images()])
+
+
+class RecordFrames:
+    """Frames of a split's records as tensors: from memory, from frame folders, or decoded.
+
+    Args:
+        dataset: a prepared dataset.
+        split: which split.
+        reader: frames a clip, sampling and size.
+        keep_bytes: frames read so far are kept in memory up to this size; each worker process keeps its own. Nothing
+            is kept where times are drawn anew.
+
+    Attributes:
+        records: the records of the split.
+    """
+
+    def __init__(self, dataset: Dataset, split: str, reader: ClipReader, keep_bytes: int = 0) -> None:
+        self.source = FrameSource(dataset, split, reader.count, reader.size, reader.sampling)
+        self.records, self.reader = self.source.records, reader
+        self._kept: dict[str, Tensor] = {}
+        self._room = keep_bytes
+
+    def read(self, record: Record, generator: torch.Generator | None = None) -> Tensor:
+        """[t, 3, H, W] uint8; ``generator`` draws the times of sampling ``segment``, None takes the centres.
+
+        Raises:
+            UserError: the clip cannot be read.
+        """
+        if record["id"] in self._kept:
+            return self._kept[record["id"]]
+        frames = self.reader.tensor(self.source.read(record, generator))
+        if frames.nbytes <= self._room and generator is None:
+            self._room -= frames.nbytes
+            self._kept[record["id"]] = frames
+        return frames
+
+
+class VideoTextPairs(CaptionedRecords):
+    """(frames, sentence) examples; the group number marks sentences of one video.
+
+    Args:
+        frames: of the split. With sampling ``segment`` the times are drawn anew whenever an example is asked for.
+        records: those of its records that make the examples.
+        every_caption: each sentence is an example of its own (CLIP4Clip's "expand sentences"); else each video is one,
+            with a sentence drawn anew whenever it is asked for.
+    """
+
+    def __init__(self, frames: RecordFrames, records: Sequence[Record], every_caption: bool = True) -> None:
+        super().__init__(records, every_caption)
+        self.frames = frames
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str, int]:
+        """Frames [t, 3, H, W] uint8, a sentence and the group number."""
+        # Drawn before the frames are read: whether they were kept must change no number.
+        group, caption = self.choose(index)
+        generator = None
+        if self.frames.reader.sampling == "segment":
+            generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        return self.frames.read(self.records[group], generator), self.captions[caption], group
+
+    def identify(self, group: int) -> list[Any]:
+        """What changes when the clip does: its file's path, size and time of the last change, and its times."""
+        record, source = self.records[group], self.frames.source
+        return [*identify_file(source.dataset.path(record)), record.get("start"), record.get("end")]
+
+    def load(self, groups: list[int]) -> list[Tensor]:
+        """Frames of each clip, [t, 3, H, W] uint8; with uniform sampling always the same."""
+        return [self.frames.read(self.records[group]) for group in groups]
+
+
+class VideoCollate:
+    """Examples of :class:`VideoTextPairs` -> :class:`Frames` of B videos, ids [B, L], groups [B].
+
+    Args:
+        tokenize: texts -> ids [B, L].
+        trim: cuts padding that changes no output (:meth:`vlkit.encoders.text.TextEncoder.trim`).
+    """
+
+    def __init__(self, tokenize: Callable[[list[str]], Tensor], trim: Callable[[Tensor], Tensor]) -> None:
+        self.tokenize, self.trim = tokenize, trim
+
+    def __call__(self, examples: list[tuple[Tensor, str, int]]) -> tuple[Frames, Tensor, Tensor]:
+        videos, texts, groups = zip(*examples, strict=True)
+        return Frames.of(videos), self.trim(self.tokenize(list(texts))), torch.tensor(groups)
+
+
+def hold_out(records: Sequence[Record], share: float) -> tuple[list[Record], list[Record]]:
+    """Split records into those to train on and a validation part, by whole video files.
+
+    Args:
+        share: of the files, held out; at least one file is.
+
+    Raises:
+        UserError: fewer than two files.
+    """
+    files = list(dict.fromkeys(record["video"] for record in records))
+    if len(files) < 2:
+        raise UserError(
+            "--data.hold_out: one training video alone leaves none to validate on; name a --data.validation"
+        )
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(HELD_OUT_SEED)).tolist()
+    held = {files[i] for i in order[: min(len(files) - 1, max(1, round(share * len(files))))]}
+    return [r for r in records if r["video"] not in held], [r for r in records if r["video"] in held]
+
+
+def clip_batches(
+    sources: Sequence[Any], read: Callable[[Any], Tensor], size: int, threads: int = 4
+) -> Iterator[Frames]:
+    """Read clips with a few threads, a batch ahead: yields :class:`Frames` of up to ``size`` clips, in order."""
+    with ThreadPoolExecutor(threads) as pool:
+        ahead = None
+        for start in range(0, len(sources), size):
+            batch = [pool.submit(read, source) for source in sources[start : start + size]]
+            if ahead:
+                yield Frames.of([future.result() for future in ahead])
+            ahead = batch
+        if ahead:
+            yield Frames.of([future.result() for future in ahead])

@@ -1,0 +1,120 @@
+"""The video-text retrieval model: two adapted towers, frames through the image tower in small lots, a temporal head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vlkit.adapters.base import AdaptedEncoder
+from vlkit.data.video.frame_batch import Frames
+from vlkit.encoders.bases import Preprocess
+from vlkit.encoders.staged import ReadAhead
+from vlkit.errors import UserError
+from vlkit.tasks.two_tower import MAX_LOGIT_SCALE, HeadOptions, TwoTower
+from vlkit.tasks.video_retrieval.temporal import MAX_FRAMES, Init, TemporalKind, temporal_head
+
+
+@dataclass
+class VideoHeadOptions(HeadOptions):
+    """How an encoder's outputs become an embedding of a video or of a text."""
+
+    temporal: TemporalKind = "mean"
+    """mean: average them; lstm, transformer: frames see each other first (meanP, seqLSTM, seqTransf of CLIP4Clip)."""
+    temporal_layers: int | None = None
+    """Layers of lstm (default 1) and transformer (default 4)."""
+    temporal_init: Init = "identity"
+    """identity: lstm and transformer start exactly at the mean; published: random."""
+    scale: Literal["frozen", "trained"] = "frozen"
+    """The factor on the cosine in the loss: as the base has it (published for SHERL), or trained."""
+
+    def __post_init__(self) -> None:
+        if self.temporal_layers is not None and (self.temporal == "mean" or self.temporal_layers < 1):
+            mend = "temporal mean has no layers; leave it out" if self.temporal == "mean" else "must be at least 1"
+            raise UserError(f"--head.temporal_layers {self.temporal_layers}: {mend}")
+
+    def check_frames(self, frames: int) -> None:
+        """Refuse more frames than the temporal head has positions for."""
+        if self.temporal == "transformer" and frames > MAX_FRAMES:
+            raise UserError(f"--frames {frames}: --head.temporal transformer reads at most {MAX_FRAMES}")
+
+
+class VideoText(nn.Module):
+    """Frames and texts to unit vectors in one space.
+
+    Frames pass the image tower in chunks. In training each chunk is encoded without keeping what its backward needs
+    and encoded again when its gradient is known (gradient caching over frames, as in GradCache, arXiv:2101.06983), so
+    that a step holds the activations of one chunk, however many frames the batch has; the gradient is that of the whole
+    batch. Frames wait in host memory as bytes until their chunk is due.
+
+    Args:
+        towers: adapted encoders and embedding heads.
+        options: see :class:`VideoHeadOptions`.
+        preprocess: mean and standard deviation of the pixels.
+    """
+
+    def __init__(self, towers: TwoTower, options: VideoHeadOptions, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.towers = towers
+        self.temporal = temporal_head(
+            options.temporal, towers.image_head.out_dim, options.temporal_layers, options.temporal_init
+        )
+        towers.logit_scale.requires_grad_(options.scale == "trained")
+        towers.logit_bias.requires_grad_(False)  # belongs to sigmoid losses
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(preprocess, name), dtype=torch.float32).view(3, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+
+    @property
+    def out_dim(self) -> int:
+        """Width E of the joint space."""
+        return self.towers.image_head.out_dim
+
+    @property
+    def keeps_activations(self) -> bool:
+        """Whether backward needs more of a frame than its pooled embedding (every method but the linear control)."""
+        image = self.towers.image
+        return not isinstance(image, AdaptedEncoder) or bool(image.adapter.layers) or image.adapter.late > 0
+
+    def embed_frames(self, pixels: Tensor | ReadAhead) -> Tensor:
+        """Frames [F, 3, H, W] uint8, on any device, or their cached taps -> [F, E], not normalised."""
+        if isinstance(pixels, ReadAhead):
+            return self.towers.image_head.features(self.towers.image(pixels.to(self.mean.device)))
+        values = pixels.to(self.mean.device, non_blocking=True).float() / 255
+        scaled = ((values - self.mean) / self.std).to(self.mean.dtype)
+        return self.towers.image_head.features(self.towers.image(scaled))
+
+    def embed_videos(self, frames: Frames, chunk: int = 0) -> Tensor:
+        """Videos -> [B, E] float32, unit norm; ``chunk`` frames at a time, 0 = all."""
+        parts = frames.chunks(chunk)
+        encode: Callable[[Tensor], Tensor] = self.embed_frames
+        if len(parts) > 1 and torch.is_grad_enabled() and self.keeps_activations:
+            encode = self._encode_twice
+        flat = torch.cat([encode(part) for part in parts])  # [F, E]
+        mask, rows = (tensor.to(flat.device, non_blocking=True) for tensor in (frames.mask, frames.rows))
+        grid = flat.index_select(0, rows.flatten()).view(*mask.shape, -1) * mask.unsqueeze(-1)  # [B, T, E]
+        return self.temporal(grid, mask).float()
+
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] uint8, each a video of one frame -> [B, E] float32, unit norm."""
+        return self.embed_videos(Frames.of([picture.unsqueeze(0) for picture in pixels]))
+
+    def embed_texts(self, ids: Tensor) -> Tensor:
+        """Token ids [B, L] int64 -> [B, E] float32, unit norm."""
+        return self.towers.embed_texts(ids)
+
+    def forward(self, frames: Frames, ids: Tensor, chunk: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings [B, E] of videos and of texts, and the factor on their cosine (at most 100)."""
+        scale = self.towers.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+        return self.embed_videos(frames, chunk), self.embed_texts(ids), scale
+
+    def _encode_twice(self, pixels: Tensor) -> Tensor:
+        # Reentrant: the first time runs without gradient, so that a method with its own backward keeps nothing either.
+        # It needs an input that asks for a gradient. The buffer tells it which device's random state to replay; the
+        # pixels may still be on the host.
+        asks = torch.empty(0, requires_grad=True)
+        return checkpoint(lambda part, *_: self.embed_frames(part), pixels, self.mean, asks, use_reentrant=True)

@@ -1,0 +1,101 @@
+"""Text-video retrieval as a pipeline: videos, pictures and texts to unit vectors in one space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from vlkit.data.video.clip_frames import Sampling
+from vlkit.encoders.bases import ClipBase, TextBase
+from vlkit.encoders.load import load_base
+from vlkit.engine.checkpoint import check_base, load_trained
+from vlkit.engine.distributed import make_fabric
+from vlkit.files import sha256_of
+from vlkit.tasks.retrieval.evaluate import adapter_options
+from vlkit.tasks.retrieval.pipeline import RetrievalPipeline, model_identity
+from vlkit.tasks.video_retrieval.data import Clip, ClipReader
+from vlkit.tasks.video_retrieval.evaluate import VideoEmbedder, build_model, frames_and_sampling, zero_shot
+from vlkit.tasks.video_retrieval.model import VideoHeadOptions, VideoText
+
+Video = str | Path | tuple[str | Path, float | None, float | None]
+
+
+class VideoRetrievalPipeline(RetrievalPipeline):
+    """An adapted video-text model. Safe to call from several threads.
+
+    A picture is embedded as a video of one frame. See :class:`vlkit.tasks.retrieval.pipeline.RetrievalPipeline` for the
+    arguments; ``embedder`` is a :class:`vlkit.tasks.video_retrieval.evaluate.VideoEmbedder`.
+    """
+
+    embedder: VideoEmbedder
+
+    def embed_videos(self, videos: Sequence[Video]) -> np.ndarray:
+        """Videos -> float32 [n, E], unit norm.
+
+        Args:
+            videos: paths, or (path, start, end) with times in seconds (None = from the beginning, to the end).
+
+        Raises:
+            vlkit.data.images.MediaError: a file is no readable video; names it and the reason.
+        """
+        clips = [as_clip(video) for video in videos]
+        with self._lock:
+            return self.embedder.videos(clips, self.embedder.reader).numpy()
+
+    def embed_frames(self, videos: Sequence[Tensor]) -> np.ndarray:
+        """Frames [t, 3, H, W] uint8 of each video, as the embedder's reader gives them -> float32 [n, E], unit norm."""
+        with self._lock:
+            return self.embedder.videos(videos, lambda frames: frames).numpy()
+
+
+def as_clip(video: Video) -> Clip:
+    """A path, or (path, start, end), as a :class:`vlkit.tasks.video_retrieval.data.Clip`."""
+    path, start, end = video if isinstance(video, tuple) else (video, None, None)
+    return Clip(Path(path), start, end)
+
+
+def open_adapter(
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    folder: Path,
+    fabric: Fabric,
+    base: ClipBase | None = None,
+    text_base: TextBase | None = None,
+) -> VideoRetrievalPipeline:
+    """Put a saved adapter on its base; see :func:`vlkit.tasks.load.load`. ``text_base`` is not used."""
+    base = base or load_base(config["base"]["image"]["load"])
+    check_base(config, base.identity, folder)
+    model = build_model(base, adapter_options(config["adapters"]["image"]), VideoHeadOptions(**config["head"]))
+    load_trained(model, tensors, folder)
+    fingerprint = sha256_of(folder / "adapter_model.safetensors")[:16]
+    reader = ClipReader(base.preprocess, *frames_and_sampling(config))
+    return _pipeline(base, model, reader, fabric, folder.name, fingerprint, config.get("metrics", {}))
+
+
+def load_zero_shot(
+    base_name: str, device: str = "auto", frames: int = 12, sampling: Sampling = "uniform"
+) -> VideoRetrievalPipeline:
+    """The base alone, unadapted: frames are embedded as pictures and averaged."""
+    base = load_base(base_name)
+    reader = ClipReader(base.preprocess, frames, sampling)
+    return _pipeline(base, zero_shot(base), reader, make_fabric(device), base.name, "zero-shot video", {})
+
+
+def _pipeline(
+    base: ClipBase,
+    model: VideoText,
+    reader: ClipReader,
+    fabric: Fabric,
+    name: str,
+    adapter: str,
+    metrics: dict[str, float],
+) -> VideoRetrievalPipeline:
+    fabric.setup_module(model.requires_grad_(False)).eval()
+    # Other frames make other vectors: they belong to what an index is bound to.
+    identity = model_identity(base, name, f"{adapter} {reader.count} {reader.sampling}")
+    return VideoRetrievalPipeline(VideoEmbedder(model, base, fabric, reader), name, identity, metrics)

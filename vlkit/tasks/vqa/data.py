@@ -1,0 +1,221 @@
+"""Visual questions as examples: pictures with their questions, answer vocabulary, soft targets."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vlkit.data.manifest import Dataset
+from vlkit.data.records import Record
+from vlkit.errors import UserError
+from vlkit.files import read_json
+from vlkit.metrics.vqa import build_vocabulary, soft_target
+from vlkit.tap_cache.rows import TapBatch
+from vlkit.tasks.retrieval.data import Transform, identify_file, read_image
+
+Example = tuple[Tensor, list[Record]]
+
+
+class PictureQuestions:
+    """Examples of one picture and its questions: the picture is encoded once for all of them.
+
+    Args:
+        dataset: a prepared dataset.
+        split: which split; every question must have answers.
+        transform: picture -> [3, H, W].
+        per_picture: most questions a picture has in an example, drawn anew each time; 0 = all.
+
+    Raises:
+        UserError: a question of the split has no answers.
+    """
+
+    def __init__(self, dataset: Dataset, split: str, transform: Transform, per_picture: int = 0) -> None:
+        self.dataset, self.transform, self.per_picture = dataset, transform, per_picture
+        self.groups = by_picture(answered(dataset, split))
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> Example:
+        """Pixels [3, H, W] and the records of the picture's questions."""
+        _, group = self.unopened(index)
+        return self.transform(read_image(self.dataset, group[0])), group
+
+    # --- for training with --cache: see vlkit.tap_cache.images.PicturesWithTexts ---
+
+    def unopened(self, index: int) -> tuple[int, list[Record]]:
+        """The example with its number in place of pixels."""
+        group = self.groups[index]
+        if 0 < self.per_picture < len(group):
+            group = random.sample(group, self.per_picture)
+        return index, group
+
+    @property
+    def texts(self) -> list[str]:
+        """The questions of all records."""
+        return [record["question"] for group in self.groups for record in group]
+
+    def identify(self, index: int) -> list[Any]:
+        """What changes when the picture of an example does."""
+        return identify_file(self.dataset.path(self.groups[index][0]))
+
+    def load(self, indices: list[int]) -> Tensor:
+        """Pictures of examples, [n, 3, H, W]; without augmentation always the same."""
+        return torch.stack([self.transform(read_image(self.dataset, self.groups[index][0])) for index in indices])
+
+
+def answered(dataset: Dataset, split: str) -> list[Record]:
+    """The records of a split, all with answers.
+
+    Raises:
+        UserError: unknown split, or a question without answers.
+    """
+    records = dataset.records(split)
+    bare = next((record for record in records if "answers" not in record), None)
+    if bare is not None:
+        raise UserError(
+            f"{dataset.split_file(split)}: question {bare['question_id']} has no answers; choose a split that has them "
+            "(tasks/vqa/predict.py answers one that has none)"
+        )
+    return records
+
+
+def by_picture(records: Sequence[Record]) -> list[list[Record]]:
+    """Records that ask about one picture, together; pictures in the order of their first question."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record["image"], []).append(record)
+    return list(groups.values())
+
+
+class Batch(NamedTuple):
+    """P pictures and B questions of a training step."""
+
+    pixels: Tensor | TapBatch
+    """[P, 3, H, W], or the rows of P pictures."""
+    ids: Tensor | TapBatch
+    """[B, L] int64, the questions' tokens, or the rows of B questions."""
+    owner: Tensor
+    """[B] int64, the picture of each question."""
+    targets: Tensor
+    """[B, A] float soft targets of a classifier, or [B, T] int64 answer tokens of a decoder."""
+
+
+class QuestionCollate:
+    """Examples of :class:`PictureQuestions` -> :class:`Batch`.
+
+    Args:
+        tokenize: questions -> ids [B, L].
+        targets: lists of ten answers, one a question -> [B, ...] (:class:`SoftTargets` or :class:`AnswerTokens`).
+        stack: what the examples hold of each picture -> what a batch holds of all.
+    """
+
+    def __init__(
+        self,
+        tokenize: Callable[[list[str]], Tensor | TapBatch],
+        targets: Callable[[list[list[str]]], Tensor],
+        stack: Callable[[list[Any]], Tensor | TapBatch] = torch.stack,
+    ) -> None:
+        self.tokenize, self.targets, self.stack = tokenize, targets, stack
+
+    def __call__(self, examples: list[Example]) -> Batch:
+        pixels = self.stack([picture for picture, _ in examples])
+        owner = torch.tensor([place for place, (_, group) in enumerate(examples) for _ in group])
+        records = [record for _, group in examples for record in group]
+        ids = self.tokenize([record["question"] for record in records])
+        return Batch(pixels, ids, owner, self.targets([record["answers"] for record in records]))
+
+
+class SoftTargets:
+    """Ten answers of each question -> [B, A] float32 scores of the vocabulary's answers.
+
+    Args:
+        vocabulary: A answers, in label order.
+    """
+
+    def __init__(self, vocabulary: Sequence[str]) -> None:
+        self.labels = {answer: label for label, answer in enumerate(vocabulary)}
+
+    def __call__(self, answers: list[list[str]]) -> Tensor:
+        targets = torch.zeros(len(answers), len(self.labels))
+        for row, given in zip(targets, answers, strict=True):
+            for label, score in soft_target(given, self.labels).items():
+                row[label] = score
+        return targets
+
+
+class AnswerTokens:
+    """Ten answers of each question -> tokens [B, T] int64 of one of them, drawn anew each time, end token included.
+
+    Args:
+        tokenize: texts -> ids [B, T], padded on the right.
+    """
+
+    def __init__(self, tokenize: Callable[[list[str]], Tensor]) -> None:
+        self.tokenize = tokenize
+
+    def __call__(self, answers: list[list[str]]) -> Tensor:
+        return self.tokenize([random.choice(given) for given in answers])
+
+
+def answer_vocabulary(dataset: Dataset, splits: Sequence[str], min_questions: int | None = None) -> list[str]:
+    """The answers a classifier chooses from, in order of first occurrence.
+
+    Counts each question's ``multiple_choice_answer``, or its most frequent answer where the record has none, as
+    :func:`vlkit.metrics.vqa.build_vocabulary` does. Where every question has one answer only (GQA), answers are matched
+    exactly, so they stay as they are.
+
+    Args:
+        dataset: a prepared dataset.
+        splits: whose answers count.
+        min_questions: an answer is kept if so many questions have it; None = 9, or 1 where every question has one
+            answer only.
+
+    Raises:
+        UserError: no answer is given so often.
+    """
+    records = [record for split in splits for record in dataset.records(split) if "answers" in record]
+    exact = all(len(set(record["answers"])) == 1 for record in records)
+    if min_questions is None:
+        min_questions = 1 if exact else 9
+    if exact:
+        counts = Counter(record["answers"][0] for record in records)
+        vocabulary = [answer for answer, count in counts.items() if count >= min_questions]
+    else:
+        vocabulary = build_vocabulary([(record["id"], main_answer(record)) for record in records], min_questions)
+    if not vocabulary:
+        raise UserError(
+            f"--data.min_questions {min_questions}: no answer has so many questions among the {len(records)} of "
+            f"{dataset.root}; give a smaller number"
+        )
+    return vocabulary
+
+
+def main_answer(record: Record) -> str:
+    """The answer that stands for the ten: the annotation's own choice, else the most frequent one."""
+    return record.get("multiple_choice_answer") or Counter(record["answers"]).most_common(1)[0][0]
+
+
+def read_vocabulary(path: Path) -> list[str]:
+    """Read the answers of a classifier in label order: a JSON list, or an object answer -> label.
+
+    Raises:
+        UserError: another content, an answer that occurs twice, or labels that are not 0, 1, 2, ...
+    """
+    content = read_json(path)
+    if isinstance(content, dict):
+        if sorted(content.values(), key=str) != sorted(range(len(content)), key=str):
+            raise UserError(f"{path}: labels are not the whole numbers from 0 on; give answer -> label, or a list")
+        content = sorted(content, key=content.__getitem__)
+    if not isinstance(content, list) or not content or not all(isinstance(answer, str) for answer in content):
+        raise UserError(f"{path}: not a list of answers, nor answer -> label; give the classifier's vocabulary")
+    if len(set(content)) < len(content):
+        twice = Counter(content).most_common(1)[0][0]
+        raise UserError(f"{path}: answer {twice!r} occurs twice; remove one of them")
+    return content

@@ -1,0 +1,238 @@
+"""Answer heads: a classifier over an answer vocabulary, and a decoder that writes the answer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlkit.adapters.sherl.t5 import Memory, SherlT5Decoder
+from vlkit.encoders.t5 import DecoderInput
+from vlkit.errors import UserError
+from vlkit.tasks.fusion import Fusion
+
+
+@dataclass
+class ClassifyOptions:
+    """Choose an answer from a vocabulary."""
+
+    kind: Literal["classify"] = "classify"
+    blind: bool = False
+    """Leave the picture out: the question-only control."""
+    dropout: float = 0.1
+    """In front of the last layer."""
+    loss: Literal["bce", "softmax"] = "bce"
+    """bce: each answer is judged by itself (published); softmax: answers compete, which learns faster from little."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"--head.dropout {self.dropout}: give a share from 0 up to, not including, 1")
+
+
+@dataclass
+class GenerateOptions:
+    """Write the answer with T5's decoder."""
+
+    kind: Literal["generate"] = "generate"
+    blind: bool = False
+    """Leave the picture out: the question-only control."""
+    queries: int = 8
+    """Fused states that the decoder attends to beside the question."""
+    beams: int = 3
+    """Answers followed at once when an answer is written; 1 = greedy."""
+    max_tokens: int = 8
+    """Longest answer in tokens."""
+
+    def __post_init__(self) -> None:
+        for name in ("queries", "beams", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--head.{name} {getattr(self, name)}: must be at least 1")
+
+
+VQA_HEADS = {"classify": ClassifyOptions, "generate": GenerateOptions}
+"""Name for ``--head.kind`` -> its options."""
+
+
+class AnswerClassifier(nn.Module):
+    """Adapted towers, fusion and a two-layer classifier on what the fusion found.
+
+    Beside the fusion's query the classifier reads the product of both pooled embeddings (low-rank bilinear pooling, Kim
+    et al., ICLR 2017): what a picture holds as a whole is learned from it long before attention finds the right cells.
+
+    Args:
+        image: adapted vision tower; None = blind.
+        text: adapted text tower.
+        fusion: with one query.
+        answers: A, size of the vocabulary.
+        dropout: in front of the last layer.
+    """
+
+    def __init__(
+        self, image: nn.Module | None, text: nn.Module, fusion: Fusion, answers: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.image, self.text, self.fusion = image, text, fusion
+        width = fusion.width
+        self.whole_image = None if image is None else _projection(image.base.out_dim, width)
+        self.whole_text = _projection(text.base.out_dim, width)
+        self.classifier = nn.Sequential(
+            nn.Linear((2 if image is None else 3) * width, 2 * width),
+            nn.GELU(),
+            nn.LayerNorm(2 * width, eps=1e-12),
+            nn.Dropout(dropout),
+            nn.Linear(2 * width, answers),
+        )
+        # Each answer starts at the odds of one among all: sums over thousands of sure negatives would drown the rest.
+        nn.init.constant_(self.classifier[-1].bias, -math.log(max(1, answers)))
+
+    def forward(self, pixels: Tensor, ids: Tensor, owner: Tensor) -> Tensor:
+        """Logits [B, A] float32 of pictures [P, 3, H, W], questions [B, L] int64 and each one's picture [B] int64."""
+        image = None if self.image is None else self.image(pixels)
+        text = self.text(ids)
+        whole = self.whole_text(text.pooled)
+        found = [self.fusion(image, text, owner)[-1][:, 0], whole]
+        if image is not None:
+            found.append(whole * self.whole_image(image.pooled)[owner])
+        return self.classifier(torch.cat(found, dim=-1)).float()
+
+
+def _projection(width_in: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(width_in), nn.Linear(width_in, width))
+
+
+def answer_bce(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross-entropy with soft targets, summed over the answers and averaged over the questions.
+
+    Args:
+        logits: [B, A].
+        targets: [B, A] in 0..1 (:func:`vlkit.metrics.vqa.soft_target`); a row of zeros is a valid example.
+    """
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(logits)
+
+
+def answer_softmax(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy against the soft targets as shares, averaged over the questions that have any.
+
+    Args:
+        logits: [B, A].
+        targets: [B, A] in 0..1; a row of zeros says nothing.
+    """
+    total = targets.sum(1)
+    per_question = -(targets * logits.log_softmax(1)).sum(1) / total.clamp_min(1e-6)
+    return per_question.sum() / (total > 0).sum().clamp_min(1)
+
+
+class Words(NamedTuple):
+    """Text tokens as :class:`Fusion` reads them: tokens [B, L, D], mask [B, L] bool or None."""
+
+    tokens: Tensor
+    mask: Tensor | None
+
+
+class AnswerGenerator(nn.Module):
+    """Adapted towers and fusion, whose queries join the memory of T5's decoder, which writes the answer.
+
+    With SHERL (flavour T5) the encoder's side memory, extended by the fused states, feeds the last decoder block; the
+    blocks before it run without gradient on the frozen memory of the question. (Picture tokens in front of the
+    question would need a gradient through all of the frozen encoder.) With methods that tune the base itself all
+    decoder blocks attend to the question and the fused states.
+
+    Args:
+        image: adapted vision tower; None = blind.
+        encoder: :class:`SherlT5Encoder`, or another adapted encoder (``forward(ids) -> Encoded``).
+        decoder: :class:`SherlT5Decoder`, or another adapted decoder (``forward(DecoderInput) -> Encoded``).
+        fusion: its queries become memory.
+    """
+
+    def __init__(self, image: nn.Module | None, encoder: nn.Module, decoder: nn.Module, fusion: Fusion) -> None:
+        super().__init__()
+        self.image, self.text, self.decoder, self.fusion = image, encoder, decoder, fusion
+        width = decoder.base.token_dim
+        self.to_memory = nn.Linear(fusion.width, width)
+        # The decoder is used to memories that an RMS norm has seen.
+        self.memory_norm = nn.RMSNorm(width, eps=1e-6)
+
+    def memory(self, pixels: Tensor | None, ids: Tensor, owner: Tensor) -> Memory:
+        """What the decoder attends to: ``side`` is [B, L + Q, D], the question's tokens and the fused states."""
+        text = self.text(ids)
+        words = Words(text.side, text.mask) if isinstance(text, Memory) else Words(text.tokens, text.mask)
+        image = None if self.image is None else self.image(pixels)
+        fused = self.memory_norm(self.to_memory(self.fusion(image, words, owner)[-1]))
+        mask = words.mask
+        if mask is None:
+            mask = torch.ones(words.tokens.shape[:2], dtype=torch.bool, device=ids.device)
+        frozen = text.frozen if isinstance(text, Memory) else words.tokens
+        side = torch.cat([words.tokens, fused.to(words.tokens.dtype)], dim=1)
+        return Memory(frozen, side, mask, F.pad(mask, (0, fused.shape[1]), value=True))
+
+    def decode(self, memory: Memory, start: Tensor) -> Tensor:
+        """Logits [B, T, V] float32 of what follows each of the tokens ``start`` [B, T] int64 (start token first)."""
+        if isinstance(self.decoder, SherlT5Decoder):
+            states = self.decoder(start, memory)
+        else:
+            states = self.decoder(DecoderInput(start, memory.side, memory.side_mask)).tokens
+        return self.decoder.base.logits(states).float()
+
+    def forward(self, pixels: Tensor, ids: Tensor, owner: Tensor, start: Tensor) -> Tensor:
+        """Logits [B, T, V] of the answers' tokens under teacher forcing; see :meth:`memory` and :meth:`decode`."""
+        return self.decode(self.memory(pixels, ids, owner), start)
+
+
+def shift_right(targets: Tensor, start_id: int) -> Tensor:
+    """What the decoder reads to predict ``targets`` [B, T]: the start token, then all targets but the last."""
+    return torch.cat([torch.full_like(targets[:, :1], start_id), targets[:, :-1]], dim=1)
+
+
+def token_loss(logits: Tensor, targets: Tensor, pad_id: int) -> Tensor:
+    """Cross-entropy a token, padding left out.
+
+    Args:
+        logits: [B, T, V].
+        targets: [B, T] int64, end token included.
+        pad_id: id of the padding.
+    """
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=pad_id)
+
+
+@torch.no_grad()
+def beam_search(
+    model: AnswerGenerator, memory: Memory, start_id: int, end_id: int, pad_id: int, beams: int, max_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """The most probable answers. Answers are few tokens, so nothing is cached between steps.
+
+    Args:
+        model: in eval mode.
+        memory: of B questions.
+        beams: K, answers followed and returned for each question.
+        max_tokens: longest answer, end token included.
+
+    Returns:
+        Ids [B, K, T] int64 (without the start token, padded) and log probabilities [B, K] float32, best first.
+    """
+    count, device = len(memory.side), memory.side.device
+    rows = torch.arange(count, device=device).repeat_interleave(beams)
+    wide = Memory(*(None if part is None else part[rows] for part in vars(memory).values()))
+    ids = torch.full((count * beams, 1), start_id, device=device)
+    score = torch.full((count, beams), -math.inf, device=device)
+    score[:, 0] = 0.0  # all beams start alike: one of them counts
+    ended = torch.zeros(count * beams, dtype=torch.bool, device=device)
+    for _ in range(max_tokens):
+        step = model.decode(wide, ids)[:, -1].log_softmax(-1)
+        # An answer that has ended goes on as padding, at no cost.
+        only_pad = torch.full_like(step[0], -math.inf)
+        only_pad[pad_id] = 0.0
+        step = torch.where(ended[:, None], only_pad, step)
+        options = (score.flatten()[:, None] + step).view(count, -1)
+        score, chosen = options.topk(beams, dim=1)
+        vocabulary = step.shape[1]
+        source = (torch.arange(count, device=device)[:, None] * beams + chosen // vocabulary).flatten()
+        token = (chosen % vocabulary).flatten()
+        ids = torch.cat([ids[source], token[:, None]], dim=1)
+        ended = ended[source] | (token == end_id)
+        if ended.all():
+            break
+    return ids[:, 1:].view(count, beams, -1), score

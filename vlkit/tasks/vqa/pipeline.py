@@ -1,0 +1,128 @@
+"""Visual question answering as a pipeline: a picture and a question to answers with probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric import Fabric
+from PIL import Image
+from torch import Tensor
+
+from vlkit.data.images import open_image, to_rgb
+from vlkit.encoders.bases import ClipBase, TextBase
+from vlkit.encoders.load import load_base
+from vlkit.encoders.text_side import text_side
+from vlkit.engine.checkpoint import check_base, load_trained
+from vlkit.errors import UserError
+from vlkit.tasks.batching import Batching
+from vlkit.tasks.fusion import FusionOptions
+from vlkit.tasks.retrieval.evaluate import adapter_options
+from vlkit.tasks.vqa.evaluate import Answerer, Answers, HeadOptions, build_model, identity_of
+from vlkit.tasks.vqa.heads import VQA_HEADS
+
+Picture = str | Path | Image.Image
+PICTURES_AT_ONCE = 32
+"""Most pictures, of several callers, that are answered about together."""
+
+
+class VqaPipeline:
+    """Answers questions about pictures.
+
+    Safe to call from several threads; what is asked while the model is busy is answered together.
+
+    A classifier's probability is its estimate of the answer's VQA accuracy (with ``--head.loss bce`` they need not sum
+    to 1); a decoder's is that of the written text.
+
+    Args:
+        answerer: model, bases and device.
+        name: what to call it in messages.
+        metrics: what the adapter's config recorded.
+    """
+
+    def __init__(self, answerer: Answerer, name: str, metrics: dict[str, float]) -> None:
+        self.answerer, self.name, self.metrics = answerer, name, metrics
+        self._together = Batching(self._answer_groups, PICTURES_AT_ONCE)
+
+    def answer(self, image: Picture, question: str, k: int = 5) -> Answers:
+        """The k best answers to a question about a picture, as (answer, probability), the best first.
+
+        Raises:
+            vlkit.data.images.MediaError: a file is no readable picture; names it and the reason.
+            UserError: the question is blank, or ``k`` is less than 1.
+        """
+        return self.answers([image], [question], k)[0]
+
+    def answers(self, images: Sequence[Picture], questions: Sequence[str], k: int = 5) -> list[Answers]:
+        """:meth:`answer` for pairs of a picture and a question.
+
+        A picture that follows itself (the same object or path) is encoded once.
+
+        Raises:
+            ValueError: another number of pictures than of questions.
+        """
+        if len(images) != len(questions):
+            raise ValueError(f"{len(images)} images and {len(questions)} questions; give one picture a question")
+        if k < 1:
+            raise UserError(f"k {k}: give the number of answers, 1 or more")
+        if any(not question.strip() for question in questions):
+            raise UserError("the question is blank; ask something")
+        pictures: list[Picture] = []
+        groups: list[list[str]] = []
+        for image, question in zip(images, questions, strict=True):
+            if not pictures or not (pictures[-1] is image or (isinstance(image, str | Path) and pictures[-1] == image)):
+                pictures.append(image)
+                groups.append([])
+            groups[-1].append(question)
+        found = self._together([(picture, group, k) for picture, group in zip(pictures, groups, strict=True)])
+        return [answers for group in found for answers in group]
+
+    def _answer_groups(self, asked: list[tuple[Picture, list[str], int]]) -> list[list[Answers]]:
+        """Answers to the questions of each picture; how far a decoder looks depends on ``k``, so each has its run."""
+        found: dict[int, list[Answers]] = {}
+        for k in {k for *_, k in asked}:
+            rows = [row for row, (*_, own) in enumerate(asked) if own == k]
+            pictures, groups = [asked[row][0] for row in rows], [asked[row][1] for row in rows]
+            found |= zip(rows, self.answerer.answer(pictures, groups, _as_rgb, k), strict=True)
+        return [found[row] for row in range(len(asked))]
+
+
+def _as_rgb(picture: Picture) -> Image.Image:
+    return to_rgb(picture) if isinstance(picture, Image.Image) else open_image(picture)
+
+
+def open_adapter(
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    folder: Path,
+    fabric: Fabric,
+    base: ClipBase | None = None,
+    text_base: TextBase | None = None,
+) -> VqaPipeline:
+    """Put a saved adapter on its bases; see :func:`vlkit.tasks.load.load`."""
+    picture = config["base"]["image"]
+    base = base or load_base(picture["load"], image_size=picture.get("image_size"))
+    text = text_side(config["base"]["text"]["load"], base, text_base)
+    head, fusion, vocabulary = head_options(config["head"])
+    check_base(config, identity_of(base, text, head), folder)
+    adapter = adapter_options(config["adapters"]["image"])
+    model = build_model(base, text, adapter, head, fusion, len(vocabulary))
+    load_trained(model, tensors, folder)
+    fabric.setup_module(model.requires_grad_(False)).eval()
+    answerer = Answerer(model, base, text, head, vocabulary, fabric)
+    return VqaPipeline(answerer, folder.name, config.get("metrics", {}))
+
+
+def head_options(values: dict[str, Any]) -> tuple[HeadOptions, FusionOptions, list[str]]:
+    """Options of head and fusion, and the vocabulary, from the ``head`` of an adapter's config.
+
+    Raises:
+        UserError: a kind or an option that this vlkit does not know.
+    """
+    given = dict(values)
+    try:
+        fusion, vocabulary = FusionOptions(**given.pop("fusion")), given.pop("answers")
+        return VQA_HEADS[given["kind"]](**given), fusion, vocabulary
+    except (KeyError, TypeError) as error:
+        raise UserError(f"adapter_config.json: the options of 'head' do not fit ({error}); update vlkit") from None
