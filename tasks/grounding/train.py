@@ -38,9 +38,10 @@ from vlkit.tap_cache.images import cached_pictures
 from vlkit.tasks.fusion import FusionOptions
 from vlkit.tasks.grounding.baseline import blind_boxes, blind_metrics
 from vlkit.tasks.grounding.data import Augment, BoxBatch, BoxCollate, BoxedPictures, BoxTransform, Shape
-from vlkit.tasks.grounding.evaluate import Locator, adapter_config, build_model, evaluate_split, identities, records_of
+from vlkit.tasks.grounding.evaluate import Locator, evaluate_split, records_of
 from vlkit.tasks.grounding.head import Grounder, GroundingOptions
 from vlkit.tasks.grounding.losses import BoxLoss, grounding_loss
+from vlkit.tasks.grounding.model import adapter_config, build_model, identities
 
 
 @dataclass

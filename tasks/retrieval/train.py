@@ -35,7 +35,8 @@ from vlkit.memory import StepMemory, measure_step
 from vlkit.tap_cache.pairs import cached_pairs
 from vlkit.tasks.contrastive import Pairs, backward_in_chunks, example_losses, gather_pairs, info_nce, siglip, triplet
 from vlkit.tasks.retrieval.data import ImageTextPairs, PairCollate
-from vlkit.tasks.retrieval.evaluate import Embedder, adapter_config, build_model, evaluate_split, zero_shot
+from vlkit.tasks.retrieval.evaluate import Embedder, evaluate_split
+from vlkit.tasks.retrieval.model import adapter_config, build_model, zero_shot
 from vlkit.tasks.two_tower import HeadOptions, TwoTower
 
 

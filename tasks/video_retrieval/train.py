@@ -41,15 +41,8 @@ from vlkit.tap_cache.clips import ClipTapCache
 from vlkit.tap_cache.pairs import cached_pairs
 from vlkit.tasks.contrastive import example_losses, gather_pairs, info_nce
 from vlkit.tasks.video_retrieval.data import ClipReader, RecordFrames, VideoCollate, VideoTextPairs, hold_out
-from vlkit.tasks.video_retrieval.evaluate import (
-    VideoEmbedder,
-    adapter_config,
-    build_model,
-    embed_records,
-    protocol,
-    zero_shot,
-)
-from vlkit.tasks.video_retrieval.model import VideoHeadOptions, VideoText
+from vlkit.tasks.video_retrieval.evaluate import VideoEmbedder, embed_records, protocol
+from vlkit.tasks.video_retrieval.model import VideoHeadOptions, VideoText, adapter_config, build_model, zero_shot
 
 log = logging.getLogger(__name__)
 

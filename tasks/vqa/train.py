@@ -48,16 +48,10 @@ from vlkit.tasks.vqa.data import (
     answered,
     read_vocabulary,
 )
-from vlkit.tasks.vqa.evaluate import (
-    Answerer,
-    Model,
-    adapter_config,
-    build_model,
-    evaluate_split,
-    identity_of,
-    prior_metrics,
-)
-from vlkit.tasks.vqa.heads import VQA_HEADS, answer_bce, answer_softmax, shift_right, token_loss
+from vlkit.tasks.vqa.evaluate import Answerer, evaluate_split, prior_metrics
+from vlkit.tasks.vqa.heads import VQA_HEADS
+from vlkit.tasks.vqa.losses import answer_bce, answer_softmax, shift_right, token_loss
+from vlkit.tasks.vqa.model import Model, adapter_config, build_model, identity_of
 
 
 @dataclass

@@ -33,7 +33,7 @@ from vlkit.engine.fit import RunConfig, make_fabric
 from vlkit.engine.run_folder import RunFolder
 from vlkit.errors import UserError
 from vlkit.tasks.contrastive import example_losses, gather_pairs, info_nce
-from vlkit.tasks.retrieval.evaluate import build_model
+from vlkit.tasks.retrieval.model import build_model
 from vlkit.tasks.two_tower import HeadOptions, TwoTower
 
 TRAIN = "tasks/retrieval/train.py"

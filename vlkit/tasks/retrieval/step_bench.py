@@ -27,7 +27,7 @@ from vlkit.memory.estimate import fake_copy, fake_tensors
 from vlkit.memory.shapes import shape_base
 from vlkit.memory.step import StepMemory, measure_step, peak_bytes, time_ratio, train_step
 from vlkit.tasks.contrastive import gather_pairs, info_nce
-from vlkit.tasks.retrieval.evaluate import build_model
+from vlkit.tasks.retrieval.model import build_model
 from vlkit.tasks.two_tower import HeadOptions, TwoTower
 
 
