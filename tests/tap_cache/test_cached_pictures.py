@@ -19,7 +19,7 @@ from vlkit.data import boxes as boxes_module
 from vlkit.data import questions as questions_module
 from vlkit.data.manifest import Dataset, write_dataset
 from vlkit.encoders.bases import Preprocess
-from vlkit.engine.run import Run
+from vlkit.engine import fit
 from vlkit.errors import UserError
 from vlkit.tasks.grounding.data import BoxedPictures, BoxTransform
 
@@ -149,14 +149,14 @@ def test_stopped_run_goes_on(script, datasets, tmp_path, monkeypatch):
     cache = ("--cache", tmp_path / "store", "--cache_dtype", "fp32")
     expected, metrics = trained(script, datasets, tmp_path / "whole", *cache)
     shutil.rmtree(tmp_path / "store")
-    step = Run.train
+    step = fit.take_step
 
-    def stopping(self, batches, stop):
-        step(self, batches, stop)
-        self.asked_to_stop = self.now["step"] == stopped
+    def stopping(training, *given):
+        step(training, *given)
+        training.asked_to_stop = training.state.step == stopped
 
     with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
-        patch.setattr(Run, "train", stopping)
+        patch.setattr(fit, "take_step", stopping)
         trained(script, datasets, tmp_path / "run", *cache)
     assert losses_of(tmp_path / "run") == expected[:stopped]
     assert trained(script, datasets, tmp_path / "run", "--resume", "true", *cache) == (expected, metrics)

@@ -11,6 +11,7 @@ from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base, load_text_base
 from vlkit.engine.checkpoint import load_adapter
 from vlkit.tasks.load import load
+from vlkit.tasks.registry import TASKS
 from vlkit.tasks.retrieval.pipeline import RetrievalPipeline, load_zero_shot
 
 SHIPPED = Path(__file__).parents[1] / "assets" / "adapters"
@@ -20,8 +21,7 @@ CHANGES_BASE = frozenset({"lora", "bitfit", "full"})
 
 
 CLIP_TEXT = "clip"
-FUSED_TASKS = frozenset({"vqa", "grounding"})
-"""Tasks whose text model is chosen apart from the base; :data:`CLIP_TEXT` then stands for the base's own tower."""
+"""The base's own text tower, in tasks whose text model is chosen apart from the base."""
 
 
 @dataclass
@@ -116,7 +116,7 @@ class _Bases:
         size = image.get("image_size") or config["preprocess"].get("image_size")
         text = config["base"].get("text", {}).get("load", CLIP_TEXT)
         # Contrastive tasks read texts with the other tower of the same base.
-        own_text = config["task"] in FUSED_TASKS and text != CLIP_TEXT
+        own_text = config["task"] in TASKS and TASKS[config["task"]].own_text_base and text != CLIP_TEXT
         return load(folder, device, self.clip(image["load"], size), text_base=self.text(text) if own_text else None)
 
 

@@ -24,6 +24,8 @@ from vlkit.tasks.retrieval.data import image_batches, read_image
 from vlkit.tasks.two_tower import TwoTower
 
 CAPTIONS = 5  # captions an image that the COCO and Flickr30K protocols use
+COLUMNS = {f"{way} R@{k}": f"{way}_r{k}" for way in ("i2t", "t2i") for k in RECALL_AT} | {"rsum": "rsum"}
+"""Heading -> metric, for a table of results."""
 
 
 class Embedder:

@@ -22,7 +22,7 @@ from vlkit.adapters.lean.kept import assume_share
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.load import load_base
 from vlkit.engine.distributed import make_fabric
-from vlkit.engine.run import make_optimizer
+from vlkit.engine.optim import make_optimizer
 from vlkit.memory.estimate import fake_copy, fake_tensors
 from vlkit.memory.shapes import shape_base
 from vlkit.memory.step import StepMemory, measure_step, peak_bytes, time_ratio, train_step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,8 @@ from vlkit.tasks.video_retrieval.model import VideoText
 
 FRAMES_AT_ONCE = 64
 VIDEOS_AT_ONCE = 16
+COLUMNS = {f"{way} R@{k}": f"{way}_r{k}" for way in ("t2v", "v2t") for k in (1, 5, 10)} | {"rsum": "rsum"}
+"""Heading -> metric, for a table of results."""
 
 
 class VideoEmbedder(retrieval.Embedder):
@@ -75,6 +78,28 @@ def embed_records(
     videos = embedder.videos(mine, frames.read, f"{label} videos")
     sentences = embedder.texts([texts[i] for i in my_share(fabric, len(texts))], f"{label} sentences")
     return Embedded(gather_shares(fabric, videos, len(records)), gather_shares(fabric, sentences, len(texts)), owner)
+
+
+@dataclass
+class Clips:
+    """Clips of a split, or a part of them.
+
+    Attributes:
+        name: what to call them: the split's name, as a rule.
+        frames: reads them.
+        records: which of its records; default: all.
+    """
+
+    name: str
+    frames: RecordFrames
+    records: Sequence[Record] = ()
+
+    def __post_init__(self) -> None:
+        self.records = self.records or self.frames.records
+
+    def embed(self, embedder: VideoEmbedder) -> Embedded:
+        """Embeddings of the videos and of all their sentences; see :func:`embed_records`."""
+        return embed_records(embedder, self.frames, self.records, self.name)
 
 
 def evaluate_split(embedder: VideoEmbedder, dataset: Dataset, split: str) -> dict[str, float]:

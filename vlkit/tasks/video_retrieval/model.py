@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vlkit.adapters.base import AdaptedEncoder
 from vlkit.adapters.linear import LinearOptions
@@ -17,6 +17,7 @@ from vlkit.data.video.frame_batch import Frames
 from vlkit.encoders.bases import ClipBase, Preprocess
 from vlkit.encoders.staged import ReadAhead
 from vlkit.errors import UserError
+from vlkit.tasks.gradient_cache import encode_twice
 from vlkit.tasks.retrieval import model as images
 from vlkit.tasks.two_tower import MAX_LOGIT_SCALE, HeadOptions, TwoTower
 from vlkit.tasks.video_retrieval.data import ClipReader
@@ -97,7 +98,7 @@ class VideoText(nn.Module):
         parts = frames.chunks(chunk)
         encode: Callable[[Tensor], Tensor] = self.embed_frames
         if len(parts) > 1 and torch.is_grad_enabled() and self.keeps_activations:
-            encode = self._encode_twice
+            encode = partial(encode_twice, self.embed_frames, anchor=self.mean)
         flat = torch.cat([encode(part) for part in parts])  # [F, E]
         mask, rows = (tensor.to(flat.device, non_blocking=True) for tensor in (frames.mask, frames.rows))
         grid = flat.index_select(0, rows.flatten()).view(*mask.shape, -1) * mask.unsqueeze(-1)  # [B, T, E]
@@ -115,13 +116,6 @@ class VideoText(nn.Module):
         """Embeddings [B, E] of videos and of texts, and the factor on their cosine (at most 100)."""
         scale = self.towers.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
         return self.embed_videos(frames, chunk), self.embed_texts(ids), scale
-
-    def _encode_twice(self, pixels: Tensor) -> Tensor:
-        # Reentrant: the first time runs without gradient, so that a method with its own backward keeps nothing either.
-        # It needs an input that asks for a gradient. The buffer tells it which device's random state to replay; the
-        # pixels may still be on the host.
-        asks = torch.empty(0, requires_grad=True)
-        return checkpoint(lambda part, *_: self.embed_frames(part), pixels, self.mean, asks, use_reentrant=True)
 
 
 def build_model(base: ClipBase, adapter: Any, head: VideoHeadOptions) -> VideoText:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -158,6 +158,12 @@ def score(records: Sequence[Record], predictions: dict[Any, str]) -> dict[str, f
         {record["question_id"]: record["answers"] for record in records},
         None if None in types.values() else types,
     )
+
+
+def columns_of(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Heading -> metric, for a table of results: the accuracy, and that of each answer type."""
+    types = [key for key in metrics if key.startswith("accuracy_")]
+    return {"accuracy": "accuracy"} | {key.removeprefix("accuracy_").replace("_", "/"): key for key in types}
 
 
 def prior_metrics(train: Sequence[Record], test: Sequence[Record]) -> tuple[str, dict[str, float]]:
