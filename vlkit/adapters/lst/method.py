@@ -12,13 +12,14 @@ Nothing goes back into the frozen blocks, so none of them keeps anything for bac
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlkit.adapters.base import AdaptedEncoder, Adapter, Reads
+from vlkit.adapters.base import AdaptedEncoder, Adapter
+from vlkit.adapters.facts import MethodOptions, Reads
 from vlkit.adapters.lst.pruning import prune_
 from vlkit.encoders.narrow import NarrowBlocks
 from vlkit.encoders.staged import StagedEncoder, Stream
@@ -185,10 +186,11 @@ class LstAdapter(Adapter):
 
 
 @dataclass
-class LstOptions:
+class LstOptions(MethodOptions):
     """LST: a thin transformer beside the frozen one, started from a part of its weights."""
 
     kind: Literal["lst"] = "lst"
+    fits_any_tower: ClassVar[bool] = False
     reduction: int = 4
     """Every width but the number of heads is divided by this."""
     keep: tuple[int, ...] | None = None

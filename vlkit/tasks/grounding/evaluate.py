@@ -17,7 +17,7 @@ from rich.progress import track
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from vlkit.adapters.sherl.tokens import SherlOptions
+from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.data.manifest import Dataset
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.text_side import TextSide

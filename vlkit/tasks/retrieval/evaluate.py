@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from vlkit.adapters import ADAPTERS
 from vlkit.adapters.linear import LinearOptions
 from vlkit.data.manifest import Dataset
 from vlkit.data.transforms import image_transform
@@ -64,22 +63,6 @@ def adapter_config(base: ClipBase, adapter: Any, head: HeadOptions, metrics: dic
         "preprocess": base.preprocess.to_dict(),
         "metrics": metrics,
     }
-
-
-def adapter_options(values: dict[str, Any]) -> Any:
-    """The options object of a saved adapter (inverse of ``asdict``).
-
-    Raises:
-        UserError: a kind or an option that this vlkit does not know.
-    """
-    kind = values.get("kind")
-    if kind not in ADAPTERS:
-        raise UserError(f"adapter_config.json: kind {kind!r} is none of {', '.join(ADAPTERS)}; update vlkit")
-    known = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    try:
-        return ADAPTERS[kind](**known)
-    except TypeError as error:
-        raise UserError(f"adapter_config.json: options of {kind!r} do not fit ({error}); update vlkit") from None
 
 
 class Embedder:

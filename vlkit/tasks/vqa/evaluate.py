@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.adapters.sherl.t5 import SherlT5Decoder, SherlT5Encoder
-from vlkit.adapters.sherl.tokens import SherlOptions
 from vlkit.adapters.tuning import TunedEncoder
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
