@@ -18,7 +18,7 @@ from rich.console import Console
 from vlkit.adapters.dtl import DtlOptions
 from vlkit.adapters.linear import LinearOptions
 from vlkit.adapters.lst.method import LstOptions
-from vlkit.adapters.sherl.tokens import SherlOptions
+from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.adapters.tuning import BitfitOptions, FullOptions, LoraOptions
 from vlkit.adapters.unipt.method import UniptOptions
 from vlkit.adapters.vqt import VqtOptions

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vlkit.adapters.base import trained_state
-from vlkit.adapters.sherl.tokens import SherlOptions
+from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.cli.config import run
 from vlkit.engine.report import versions
 from vlkit.files import write_json

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from vlkit.adapters.linear import LinearOptions
-from vlkit.adapters.sherl.tokens import SherlOptions
+from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.adapters.tuning import FullOptions, LoraOptions
 from vlkit.cli.config import run
 from vlkit.engine.hardware import keep_freed_memory, machine

@@ -21,7 +21,7 @@ from rich.progress import track
 from rich.table import Table
 
 from vlkit.adapters import ADAPTERS
-from vlkit.adapters.sherl.tokens import SherlOptions
+from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.adapters.tuning import LoraOptions
 from vlkit.cli.config import kinds, run
 from vlkit.engine.hardware import machine

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from helpers.tiny import IMAGE_SIZE, clip_ids, tiny_clip
 from vlkit.adapters import ADAPTERS
-from vlkit.adapters.sherl.tokens import SherlOptions
+from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.data.video.frame_batch import Frames
 from vlkit.encoders.bases import ClipBase, Preprocess, clip_base
 from vlkit.memory import measure_step

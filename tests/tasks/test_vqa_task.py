@@ -202,7 +202,7 @@ def test_written_answers_are_the_most_probable(written: Path, dataset: Path):
 
 
 def test_gradients_reach_what_trains_and_nothing_else(dataset: Path):
-    from vlkit.adapters.sherl.tokens import SherlOptions
+    from vlkit.adapters.sherl.options import SherlOptions
     from vlkit.encoders.load import load_base
     from vlkit.encoders.text_side import text_side
     from vlkit.tasks.fusion import FusionOptions

@@ -1,14 +1,34 @@
-"""Options of the adaptation methods as adapter folders keep them."""
+"""Every method by its name, and the options of a saved adapter."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from vlkit.adapters import ADAPTERS
+from vlkit.adapters.dtl import DtlOptions
+from vlkit.adapters.facts import MethodOptions
+from vlkit.adapters.linear import LinearOptions
+from vlkit.adapters.lst.method import LstOptions
+from vlkit.adapters.sherl.options import SherlOptions
+from vlkit.adapters.tuning import BitfitOptions, FullOptions, LoraOptions
+from vlkit.adapters.unipt.method import UniptOptions
+from vlkit.adapters.vqt import VqtOptions
 from vlkit.errors import UserError
 
+ADAPTERS: dict[str, type[MethodOptions]] = {
+    "sherl": SherlOptions,
+    "unipt": UniptOptions,
+    "lst": LstOptions,
+    "dtl": DtlOptions,
+    "vqt": VqtOptions,
+    "linear": LinearOptions,
+    "bitfit": BitfitOptions,
+    "lora": LoraOptions,
+    "full": FullOptions,
+}
+"""Name for ``--adapter.kind`` -> its options, which build the adapted encoder and hold the facts about the method."""
 
-def adapter_options(values: dict[str, Any]) -> Any:
+
+def adapter_options(values: dict[str, Any]) -> MethodOptions:
     """The options object of a saved adapter (inverse of ``asdict``).
 
     Raises:

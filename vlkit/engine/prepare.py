@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlkit.adapters.facts import MethodOptions
 from vlkit.encoders.staged import in_weights_format
 from vlkit.engine.checkpoint import STATE_FILE
 from vlkit.engine.loader import EpochLoader, Examples, workers_for
@@ -31,7 +32,7 @@ def whole(loss_of: LossOf, forward: Forward, batch: Any) -> list[Tensor]:
 
 def prepare(
     run: Run,
-    adapter: Any,
+    adapter: MethodOptions,
     model: nn.Module,
     examples: Callable[[], Examples],
     collate: Callable[[list[Any]], Any],
@@ -46,8 +47,7 @@ def prepare(
 
     Args:
         run: the run.
-        adapter: the method's options. If they have ``prepare(model, losses, count)``, its ``examples_wanted`` says how
-            many examples to show; 0 = none.
+        adapter: the method's options; ``examples_wanted`` says how many examples to show to ``prepare``.
         model: on its device, not wrapped by Fabric.
         examples: -> training examples themselves, not their cached taps.
         collate: examples -> batch.
@@ -55,7 +55,7 @@ def prepare(
         batch_size: examples that ``apart`` sees at once.
         apart: takes the loss of a batch apart into those of its examples; default: the batch is one example.
     """
-    wanted = getattr(adapter, "examples_wanted", 0)
+    wanted = adapter.examples_wanted
     if not wanted or (run.folder.checkpoint / STATE_FILE).exists():
         return
     workers = workers_for(run.config, run.fabric)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlkit.adapters import ADAPTERS
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base, load_text_base
 from vlkit.engine.checkpoint import load_adapter
@@ -16,10 +17,6 @@ from vlkit.tasks.retrieval.pipeline import RetrievalPipeline, load_zero_shot
 
 SHIPPED = Path(__file__).parents[1] / "assets" / "adapters"
 """A folder a task with the small adapter that comes with the package."""
-CHANGES_BASE = frozenset({"lora", "bitfit", "full"})
-"""Methods that write into the base they are put on."""
-
-
 CLIP_TEXT = "clip"
 """The base's own text tower, in tasks whose text model is chosen apart from the base."""
 
@@ -110,7 +107,7 @@ class _Bases:
     def load(self, folder: Path, config: dict[str, Any], device: str) -> Any:
         """The adapter's pipeline, on shared bases where its method leaves them alone."""
         kinds = {options.get("kind") for options in config["adapters"].values()}
-        if kinds & CHANGES_BASE:
+        if any(kind in ADAPTERS and ADAPTERS[kind].trains_base for kind in kinds):
             return load(folder, device)
         image = config["base"]["image"]
         size = image.get("image_size") or config["preprocess"].get("image_size")

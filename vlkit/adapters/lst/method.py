@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlkit.adapters.base import AdaptedEncoder, Adapter, Reads
+from vlkit.adapters.base import AdaptedEncoder, Adapter
+from vlkit.adapters.facts import MethodOptions, Reads
 from vlkit.adapters.lst.fisher import start_from_fisher
 from vlkit.adapters.lst.pruning import prune_
 from vlkit.encoders.narrow import NarrowBlocks
@@ -187,10 +188,11 @@ class LstAdapter(Adapter):
 
 
 @dataclass
-class LstOptions:
+class LstOptions(MethodOptions):
     """LST: a thin transformer beside the frozen one, started from a part of its weights."""
 
     kind: Literal["lst"] = "lst"
+    fits_any_tower: ClassVar[bool] = False
     reduction: int = 4
     """Every width but the number of heads is divided by this."""
     keep: tuple[int, ...] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from vlkit.adapters.sherl.tokens import SherlOptions
+from vlkit.adapters.facts import MethodOptions
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.text_side import TextSide
 from vlkit.errors import UserError
@@ -15,21 +15,17 @@ from vlkit.tasks.grounding.head import BoxHead, Grounder, GroundingOptions, Neck
 
 
 def build_model(
-    base: ClipBase, text: TextSide, adapter: Any, fusion: FusionOptions, head: GroundingOptions
+    base: ClipBase, text: TextSide, adapter: MethodOptions, fusion: FusionOptions, head: GroundingOptions
 ) -> Grounder:
     """Put the same adaptation method on both towers, and neck, fusion and box head on their tokens.
 
-    SHERL without a given ``late`` has no late blocks here: a contrastive base trained its last block for its summary
-    token alone, and what cells say of their place is clearer without it (and cheaper).
-
     Args:
         base: the loaded base; its image tower becomes part of the model.
-        text: from :func:`vlkit.tasks.vqa.evaluate.text_side`.
+        text: what reads the texts; its tower becomes part of the model.
         adapter: options of one of :data:`vlkit.adapters.ADAPTERS`.
         fusion, head: their options.
     """
-    if isinstance(adapter, SherlOptions) and adapter.late is None and adapter.handoff != "pooled":
-        adapter = replace(adapter, late=0)
+    adapter = adapter.for_cells()
     neck = Neck(base.image, fusion.width, fusion.neck)
     return Grounder(
         adapter.build(base.image, "tokens"),
@@ -48,7 +44,7 @@ def identities(base: ClipBase, text: TextSide) -> dict[str, dict[str, Any]]:
 def adapter_config(
     base: ClipBase,
     text: TextSide,
-    adapter: Any,
+    adapter: MethodOptions,
     fusion: FusionOptions,
     head: GroundingOptions,
     shape: Shape,

@@ -5,11 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
-from vlkit.adapters.sherl.t5 import SherlT5Decoder, SherlT5Encoder
-from vlkit.adapters.sherl.tokens import SherlOptions
-from vlkit.adapters.tuning import TunedEncoder
+from vlkit.adapters.facts import MethodOptions
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.text_side import TextSide
 from vlkit.errors import UserError
@@ -23,7 +19,7 @@ HeadOptions = ClassifyOptions | GenerateOptions
 
 
 def build_model(
-    base: ClipBase, text: TextSide, adapter: Any, head: HeadOptions, fusion: FusionOptions, answers: int
+    base: ClipBase, text: TextSide, adapter: MethodOptions, head: HeadOptions, fusion: FusionOptions, answers: int
 ) -> Model:
     """Put the same adaptation method on both towers, and fusion and answer head behind them.
 
@@ -42,26 +38,10 @@ def build_model(
     if isinstance(head, ClassifyOptions):
         encoder = adapter.build(text.encoder, "tokens")
         return AnswerClassifier(image, encoder, Fusion(base.image, text.encoder, fusion), answers, head.dropout)
-    encoder, decoder = _encoder_decoder(text, adapter)
-    return AnswerGenerator(image, encoder, decoder, Fusion(base.image, text.encoder, fusion, head.queries))
-
-
-def _encoder_decoder(text: TextSide, adapter: Any) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """Both stacks of a T5 with the method on them."""
     if text.base is None or text.base.decoder is None:
         raise UserError(f"--head.kind generate: --text_base {text.name} has no decoder; give a T5, or classify")
-    if isinstance(adapter, SherlOptions):
-        for name in ("late", "taps", "dropout"):
-            if getattr(adapter, name) is not None:
-                raise UserError(f"--adapter.{name}: SHERL on a decoder is as published (flavour t5); leave it out")
-        reduction = 4 if adapter.reduction is None else adapter.reduction
-        encoder = SherlT5Encoder(text.base.encoder, reduction=reduction, init=adapter.init)
-        return encoder, SherlT5Decoder(text.base.decoder, reduction=reduction, init=adapter.init)
-    encoder, decoder = (adapter.build(tower, "tokens") for tower in (text.base.encoder, text.base.decoder))
-    if not isinstance(decoder, TunedEncoder):
-        mend = "use sherl, lora or full, or --head.kind classify"
-        raise UserError(f"--adapter.kind {adapter.kind}: the decoder would not see what the fusion found; {mend}")
-    return encoder, decoder
+    encoder, decoder = adapter.build_stacks(text.base.encoder, text.base.decoder)
+    return AnswerGenerator(image, encoder, decoder, Fusion(base.image, text.encoder, fusion, head.queries))
 
 
 def identity_of(base: ClipBase, text: TextSide, head: HeadOptions) -> dict[str, dict[str, Any]]:
@@ -73,7 +53,7 @@ def identity_of(base: ClipBase, text: TextSide, head: HeadOptions) -> dict[str, 
 def adapter_config(
     base: ClipBase,
     text: TextSide,
-    adapter: Any,
+    adapter: MethodOptions,
     head: HeadOptions,
     fusion: FusionOptions,
     vocabulary: list[str],
