@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.films import film
-from helpers.scripts import ROOT, call
 from PIL import Image
 
+from helpers.films import film
+from helpers.scripts import ROOT, call
 from vlkit.data.sources.prepare import prepare
 from vlkit.errors import UserError
 
