@@ -17,12 +17,11 @@ from rich.console import Console
 from vlkit.cli.config import run
 from vlkit.data.draw_boxes import draw_boxes, write_png, write_sheet
 from vlkit.data.images import MediaError, open_image
-from vlkit.data.manifest import Dataset
-from vlkit.drawn.prepared import demo_dataset
 from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.tasks.grounding.evaluate import find_split
 from vlkit.tasks.grounding.pipeline import GroundingPipeline
+from vlkit.tasks.grounding.task import TASK
 from vlkit.tasks.load import load
 from vlkit.tasks.retrieval.data import read_image
 
@@ -67,7 +66,7 @@ def main(config: Config) -> None:
         raise UserError('give either --image FILE with --text "…", or --split NAME')
     if config.k < 1:
         raise UserError(f"--k {config.k}: must be at least 1")
-    pipeline = load(config.model, config.device, task="grounding")
+    pipeline = load(config.model, config.device, task=TASK.name)
     predictions = one_picture(pipeline, config) if one else whole_split(pipeline, config)
     if config.json:
         write_json(config.json, predictions)
@@ -91,7 +90,7 @@ def one_picture(pipeline: GroundingPipeline, config: Config) -> dict[str, Any]:
 
 def whole_split(pipeline: GroundingPipeline, config: Config) -> list[dict[str, Any]]:
     """Boxes of every text of a split, as the metric sees them: not clipped to the picture."""
-    dataset = Dataset.open(config.data.root or demo_dataset("grounding"), "grounding")
+    dataset = TASK.dataset(config.data.root)
     records, found = find_split(pipeline.locator, dataset, config.split)
     predictions = []
     for record, one in zip(records, found, strict=True):

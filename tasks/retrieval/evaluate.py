@@ -14,13 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from vlkit.cli.config import run
-from vlkit.data.manifest import Dataset
-from vlkit.drawn.prepared import demo_dataset
 from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.tasks.load import load
 from vlkit.tasks.retrieval.evaluate import embed_split, index_recalls, retrieval_metrics
 from vlkit.tasks.retrieval.pipeline import load_zero_shot
+from vlkit.tasks.retrieval.task import TASK
 
 
 @dataclass
@@ -56,11 +55,11 @@ def main(config: Config) -> None:
     if (config.model is None) == (config.base is None):
         raise UserError("give either --model DIR (a saved adapter) or --base NAME (zero-shot)")
     pipeline = (
-        load(config.model, config.device, task="retrieval")
+        load(config.model, config.device, task=TASK.name)
         if config.model
         else load_zero_shot(config.base, config.device)
     )
-    dataset = Dataset.open(config.data.root or demo_dataset("retrieval"), "retrieval")
+    dataset = TASK.dataset(config.data.root)
     images, texts, owner = embed_split(pipeline.embedder, dataset, config.split)
     metrics = retrieval_metrics(images, texts, owner, config.folds)
     if config.index:

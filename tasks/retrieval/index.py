@@ -22,6 +22,7 @@ from vlkit.index import IndexWriter, VectorIndex
 from vlkit.index.update import find_pictures, update_index
 from vlkit.tasks.load import load
 from vlkit.tasks.retrieval.pipeline import load_zero_shot
+from vlkit.tasks.retrieval.task import TASK
 
 
 @dataclass
@@ -49,7 +50,7 @@ def main(config: Config) -> None:
         raise UserError("give either --model DIR (a saved adapter) or --base NAME")
     items = find_pictures(config.images)
     pipeline = (
-        load(config.model, config.device, task="retrieval")
+        load(config.model, config.device, task=TASK.name)
         if config.model
         else load_zero_shot(config.base, config.device)
     )

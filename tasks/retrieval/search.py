@@ -20,6 +20,7 @@ from vlkit.files import read_json, write_json
 from vlkit.index import VectorIndex
 from vlkit.tasks.load import load
 from vlkit.tasks.retrieval.pipeline import load_zero_shot
+from vlkit.tasks.retrieval.task import TASK
 
 
 @dataclass
@@ -55,7 +56,7 @@ def main(config: Config) -> None:
         raise UserError(f"--index {config.index}: no index there; make one with tasks/retrieval/index.py")
     source = read_json(config.index / "source.json")
     model = config.model or (Path(source["model"]) if source["model"] else None)
-    pipeline = load(model, config.device, task="retrieval") if model else load_zero_shot(source["base"], config.device)
+    pipeline = load(model, config.device, task=TASK.name) if model else load_zero_shot(source["base"], config.device)
     index = VectorIndex.open(config.index, pipeline.identity)
     try:
         query = pipeline.embed_texts([config.text]) if config.text else pipeline.embed_images([config.image])

@@ -19,7 +19,6 @@ from rich.table import Table
 from vlkit.cli.config import run
 from vlkit.data.manifest import Dataset
 from vlkit.data.video.clip_frames import Sampling
-from vlkit.drawn.prepared import demo_dataset
 from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.metrics.rerank import dual_softmax, query_bank, reranked_metrics
@@ -28,6 +27,7 @@ from vlkit.tasks.load import load
 from vlkit.tasks.video_retrieval.data import ClipReader, RecordFrames
 from vlkit.tasks.video_retrieval.evaluate import Embedded, VideoEmbedder, embed_records, protocol
 from vlkit.tasks.video_retrieval.pipeline import load_zero_shot
+from vlkit.tasks.video_retrieval.task import TASK
 
 RERANK_NOTES = {
     "dsl": "re-ranked by dual softmax, which uses statistics of the whole test set: not comparable to plain recalls",
@@ -79,12 +79,12 @@ def main(config: Config) -> None:
     if (config.model is None) == (config.base is None):
         raise UserError("give either --model DIR (a saved adapter) or --base NAME (zero-shot)")
     pipeline = (
-        load(config.model, config.device, task="video_retrieval")
+        load(config.model, config.device, task=TASK.name)
         if config.model
         else load_zero_shot(config.base, config.device)
     )
     embedder = with_frames(pipeline.embedder, config)
-    dataset = Dataset.open(config.data.root or demo_dataset("video_retrieval"), "video_retrieval")
+    dataset = TASK.dataset(config.data.root)
     embedded = embed_records(embedder, RecordFrames(dataset, config.split, embedder.reader), label=config.split)
     metrics = text_video_metrics(*embedded)
     if config.rerank != "none":

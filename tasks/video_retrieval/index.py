@@ -27,6 +27,7 @@ from vlkit.index.videos import VideoWindows, video_files
 from vlkit.tasks.load import load
 from vlkit.tasks.video_retrieval.data import Clip
 from vlkit.tasks.video_retrieval.pipeline import VideoRetrievalPipeline, load_zero_shot
+from vlkit.tasks.video_retrieval.task import TASK
 
 BATCH = 32
 
@@ -70,7 +71,7 @@ def main(config: Config) -> None:
         raise UserError("give either --model DIR (a saved adapter) or --base NAME")
     files = video_files(config.videos)
     pipeline = (
-        load(config.model, config.device, task="video_retrieval")
+        load(config.model, config.device, task=TASK.name)
         if config.model
         else load_zero_shot(config.base, config.device)
     )

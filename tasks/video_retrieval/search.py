@@ -21,6 +21,7 @@ from vlkit.files import read_json, write_json
 from vlkit.index import VectorIndex
 from vlkit.tasks.load import load
 from vlkit.tasks.video_retrieval.pipeline import VideoRetrievalPipeline, load_zero_shot
+from vlkit.tasks.video_retrieval.task import TASK
 
 QUERIES = ("text", "image", "video")
 
@@ -62,9 +63,7 @@ def main(config: Config) -> None:
     if "videos" not in source:
         raise UserError(f"--index {config.index}: an index of pictures; search it with tasks/retrieval/search.py")
     model = config.model or (Path(source["model"]) if source["model"] else None)
-    pipeline = (
-        load(model, config.device, task="video_retrieval") if model else load_zero_shot(source["base"], config.device)
-    )
+    pipeline = load(model, config.device, task=TASK.name) if model else load_zero_shot(source["base"], config.device)
     index = VectorIndex.open(config.index, pipeline.identity)
     kind = next(name for name in QUERIES if getattr(config, name) is not None)
     asked = getattr(config, kind)

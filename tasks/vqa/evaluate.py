@@ -13,12 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from vlkit.cli.config import run
-from vlkit.data.manifest import Dataset
-from vlkit.drawn.prepared import demo_dataset
 from vlkit.files import write_json
 from vlkit.tasks.load import load
 from vlkit.tasks.vqa.data import answered
 from vlkit.tasks.vqa.evaluate import predict_records, score
+from vlkit.tasks.vqa.task import TASK
 
 
 @dataclass
@@ -49,9 +48,9 @@ class Config:
 
 
 def main(config: Config) -> None:
-    dataset = Dataset.open(config.data.root or demo_dataset("vqa", config.data.size, style=config.data.style), "vqa")
+    dataset = TASK.dataset(config.data.root, size=config.data.size, style=config.data.style)
     records = answered(dataset, config.split)
-    pipeline = load(config.model, config.device, task="vqa")
+    pipeline = load(config.model, config.device, task=TASK.name)
     metrics = score(records, predict_records(pipeline.answerer, dataset, records, f"{config.split} questions"))
     table = Table(title=f"{pipeline.name}: {len(records)} questions of {dataset.name}/{config.split}")
     table.add_column("metric")

@@ -12,12 +12,11 @@ from typing import Literal
 
 from vlkit.cli.config import run
 from vlkit.data.images import MediaError
-from vlkit.data.manifest import Dataset
-from vlkit.drawn.prepared import demo_dataset
 from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.tasks.load import load
 from vlkit.tasks.vqa.evaluate import predict_records
+from vlkit.tasks.vqa.task import TASK
 
 KEYS = {"vqa": ("question_id", "answer"), "gqa": ("questionId", "prediction")}
 
@@ -64,9 +63,9 @@ def main(config: Config) -> None:
     if config.image is not None:
         answer_one(config)
         return
-    dataset = Dataset.open(config.data.root or demo_dataset("vqa", config.data.size, style=config.data.style), "vqa")
+    dataset = TASK.dataset(config.data.root, size=config.data.size, style=config.data.style)
     records = dataset.records(config.split)
-    pipeline = load(config.model, config.device, task="vqa")
+    pipeline = load(config.model, config.device, task=TASK.name)
     answers = predict_records(pipeline.answerer, dataset, records, f"{config.split} questions")
     name = config.format if config.format != "auto" else "gqa" if dataset.name == "gqa" else "vqa"
     question_key, answer_key = KEYS[name]
@@ -76,7 +75,7 @@ def main(config: Config) -> None:
 
 def answer_one(config: Config) -> None:
     """Print the best answers to one question."""
-    pipeline = load(config.model, config.device, task="vqa")
+    pipeline = load(config.model, config.device, task=TASK.name)
     try:
         answers = pipeline.answer(config.image, config.question, config.k)
     except MediaError as error:

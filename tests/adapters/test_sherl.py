@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from helpers import tiny
 from vlkit.adapters.base import AdaptedEncoder, trained_state
-from vlkit.adapters.sherl.tokens import SherlOptions
+from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.encoders.stage import stage_hf, stage_text, stage_vision
 from vlkit.encoders.staged import StagedEncoder, run_blocks
 from vlkit.errors import UserError

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from vlkit.adapters.published.names import import_published, strip_prefix, to_upstream
 from vlkit.adapters.sherl.blocks import ConvReducer, LateGate, LinearHead, RedundancyAggregator
-from vlkit.adapters.sherl.tokens import PooledSherlAdapter, SherlAdapter
+from vlkit.adapters.sherl.pooled import PooledSherlAdapter
+from vlkit.adapters.sherl.tokens import SherlAdapter
 from vlkit.encoders.staged import Stream
 from vlkit.errors import UserError
 

@@ -16,8 +16,8 @@ from helpers import parity_joint
 from vlkit.adapters.base import AdaptedEncoder
 from vlkit.adapters.lean.chunks import Chunker, busy_samples, even
 from vlkit.adapters.lean.kept import Kept
+from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.adapters.sherl.pooled import PooledSherlAdapter
-from vlkit.adapters.sherl.tokens import SherlOptions
 from vlkit.encoders.staged import Stream
 from vlkit.errors import UserError
 from vlkit.memory import saved_bytes

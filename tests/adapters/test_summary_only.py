@@ -10,7 +10,7 @@ from open_clip.transformer import VisionTransformer
 from test_sherl_lean import assert_same, pair, run
 
 from helpers import tiny
-from vlkit.adapters.sherl.tokens import SherlOptions
+from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.encoders.stage import stage_text, stage_vision
 from vlkit.encoders.staged import StagedEncoder, Stream, run_blocks
 from vlkit.memory import saved_bytes

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from helpers.parity_file import Golden, Rebuilt
 from vlkit.adapters.published.names import import_published, to_upstream
 from vlkit.adapters.sherl.blocks import LinearHead, LinearNormReducer
-from vlkit.adapters.sherl.tokens import PooledSherlAdapter, SherlAdapter, TokenFlavour
+from vlkit.adapters.sherl.pooled import PooledSherlAdapter
+from vlkit.adapters.sherl.tokens import SherlAdapter, TokenFlavour
 from vlkit.encoders.staged import Stream
 
 

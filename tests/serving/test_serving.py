@@ -39,7 +39,7 @@ from vlkit.serving.clips import FoundClip, cut_clip, still_of
 from vlkit.serving.limits import TEXT_CHARACTERS
 from vlkit.serving.memory import METHODS, memory_needs
 from vlkit.tasks.batching import Batching
-from vlkit.tasks.retrieval.evaluate import adapter_config, build_model
+from vlkit.tasks.retrieval.model import adapter_config, build_model
 from vlkit.tasks.two_tower import HeadOptions
 
 MIB = 2**20

@@ -34,9 +34,9 @@ from vlkit.tap_cache.pairs import cached_pairs
 from vlkit.tap_cache.rows import GROUP, RowLayout, TapBatch
 from vlkit.tap_cache.store import TapStore, digest
 from vlkit.tasks.contrastive import gather_pairs, info_nce
-from vlkit.tasks.retrieval.evaluate import build_model
+from vlkit.tasks.retrieval.model import build_model
 from vlkit.tasks.two_tower import HeadOptions
-from vlkit.tasks.video_retrieval import evaluate as video_retrieval
+from vlkit.tasks.video_retrieval import model as video_retrieval
 from vlkit.tasks.video_retrieval.data import VideoCollate
 from vlkit.tasks.video_retrieval.model import VideoHeadOptions
 

@@ -20,7 +20,7 @@ import vlkit
 from helpers import tiny
 from helpers.scripts import ROOT, call, launch, refuse
 from vlkit.adapters.linear import LinearOptions
-from vlkit.adapters.sherl.tokens import SherlOptions
+from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.data.manifest import write_dataset
 from vlkit.data.sources import flickr30k_entities
 from vlkit.encoders.stage import stage_hf, stage_text, stage_vision

@@ -14,9 +14,6 @@ from vlkit.adapters.lean.kept import TapDtype
 from vlkit.adapters.lean.recompute import merged_again, run_again
 from vlkit.encoders.staged import ReadAhead, StagedEncoder, Stream, freeze, run_early
 
-Reads = Literal["pooled", "tokens"]
-"""Which view of :class:`Encoded` a head reads; a method that cannot adapt that view refuses when it is built."""
-
 
 class Encoded:
     """What an encoder hands to a task head; each view is computed when it is asked for.

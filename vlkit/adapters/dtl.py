@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlkit.adapters.base import AdaptedEncoder, Adapter, Reads
+from vlkit.adapters.base import AdaptedEncoder, Adapter
+from vlkit.adapters.facts import MethodOptions, Reads
 from vlkit.encoders.staged import StagedEncoder, Stream
 from vlkit.errors import UserError
 
@@ -137,7 +138,7 @@ def _tokens(hidden: Tensor) -> Tensor:
 
 
 @dataclass
-class DtlOptions:
+class DtlOptions(MethodOptions):
     """DTL: low-rank reads of every block, summed up and written into the late ones."""
 
     kind: Literal["dtl"] = "dtl"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from vlkit.adapters.base import Encoded, Reads
+from vlkit.adapters.base import Encoded
+from vlkit.adapters.facts import MethodOptions, Reads
 from vlkit.encoders.staged import StagedEncoder, Stream, freeze, in_weights_format, run_blocks, unfreeze
 from vlkit.errors import UserError
 
@@ -49,8 +50,20 @@ def _run_block(base: StagedEncoder, i: int, stream: Stream) -> Stream:
     return base.block(i, stream)
 
 
+class _TunedOptions(MethodOptions):
+    """What methods that train the base have in common."""
+
+    trains_base: ClassVar[bool] = True
+    has_early_route: ClassVar[bool] = False
+    feeds_decoder: ClassVar[bool] = True
+
+    def build_stacks(self, encoder: StagedEncoder, decoder: StagedEncoder) -> tuple[TunedEncoder, TunedEncoder]:
+        """Each stack like any tower; gradient passes through both."""
+        return self.build(encoder, "tokens"), self.build(decoder, "tokens")
+
+
 @dataclass
-class FullOptions:
+class FullOptions(_TunedOptions):
     """Full fine-tuning: every parameter of the base trains."""
 
     kind: Literal["full"] = "full"
@@ -63,10 +76,11 @@ class FullOptions:
 
 
 @dataclass
-class BitfitOptions:
+class BitfitOptions(_TunedOptions):
     """BitFit (Ben Zaken et al., ACL 2022): only the biases of the base train."""
 
     kind: Literal["bitfit"] = "bitfit"
+    feeds_decoder: ClassVar[bool] = False  # the encoder-decoders here are T5s, which have no biases
     checkpointing: bool = False
     """Run blocks again in backward instead of keeping their activations."""
 
@@ -94,7 +108,7 @@ def _is_bias(name: str) -> bool:
 
 
 @dataclass
-class LoraOptions:
+class LoraOptions(_TunedOptions):
     """LoRA (Hu et al., ICLR 2022), through peft: low-rank updates of every linear layer and attention of the blocks."""
 
     kind: Literal["lora"] = "lora"

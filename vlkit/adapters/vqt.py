@@ -15,13 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlkit.adapters.base import AdaptedEncoder, Adapter, Reads
+from vlkit.adapters.base import AdaptedEncoder, Adapter
+from vlkit.adapters.facts import MethodOptions, Reads
 from vlkit.encoders.anatomy import anatomy_of
 from vlkit.encoders.staged import StagedEncoder, Stream
 from vlkit.errors import UserError
@@ -103,10 +104,12 @@ def unit(x: Tensor) -> Tensor:
 
 
 @dataclass
-class VqtOptions:
+class VqtOptions(MethodOptions):
     """VQT: learned queries that read every frozen block and that no block sees."""
 
     kind: Literal["vqt"] = "vqt"
+    feeds_tokens: ClassVar[bool] = False
+    fits_any_tower: ClassVar[bool] = False
     queries: int = 1
     """Queries a block (published: 1 on most data, 10 or 20 where position counts)."""
     layers: tuple[int, ...] | None = None

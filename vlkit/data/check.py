@@ -13,7 +13,7 @@ from rich.progress import track
 
 from vlkit.data.images import MediaError, open_image
 from vlkit.data.manifest import Dataset, write_dataset
-from vlkit.data.records import MEDIA_FIELD, Record, all_boxes, box_problem
+from vlkit.data.records import RECORDS, Record, all_boxes, box_problem
 from vlkit.errors import UserError
 
 
@@ -65,7 +65,7 @@ def check_dataset(dataset: Dataset, *, workers: int) -> Report:
     """
     report = Report(dataset)
     scanned = {split: list(dataset.scan(split)) for split in dataset.splits}
-    media_field = MEDIA_FIELD[dataset.task]
+    media_field = RECORDS[dataset.task].media
     good = (record for lines in scanned.values() for _, record, problem in lines if problem is None)
     media = sorted({record[media_field] for record in good})
     opened = _open_all(dataset, media, workers)
@@ -82,7 +82,7 @@ def check_dataset(dataset: Dataset, *, workers: int) -> Report:
                 kept.append(record)
             else:
                 report.problems.append(Problem(file, line, path if isinstance(path, str) else None, problem))
-    if dataset.task == "video_retrieval":
+    if RECORDS[dataset.task].media == "video":
         report.problems += _frame_problems(dataset, report.good)
     return report
 
@@ -108,7 +108,7 @@ def write_clean(report: Report, output: str | Path) -> Dataset:
 
 
 def _open_all(dataset: Dataset, media: list[str], workers: int) -> dict[str, _Opened]:
-    opener = _video_opener() if dataset.task == "video_retrieval" else _open_picture
+    opener = _video_opener() if RECORDS[dataset.task].media == "video" else _open_picture
     console = Console(stderr=True)
     pool = ThreadPoolExecutor(workers)
     try:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlkit.data.records import MEDIA_FIELD, TASKS, Record, path_problem, record_problem, unique_fields
+from vlkit.data.records import RECORDS, Record, path_problem, record_problem
 from vlkit.errors import UserError, some
 from vlkit.files import read_json, whole_file
 
@@ -29,7 +29,7 @@ class Dataset:
 
     Attributes:
         root: the folder that holds ``dataset.json``.
-        task: one of :data:`vlkit.data.records.TASKS`.
+        task: one of :data:`vlkit.data.records.RECORDS`.
         media_root: folder that the records' media paths start from.
         splits: split name -> its entry of ``dataset.json`` (``file``, ``records`` and further counts).
         source: what the dataset was made from, as written by :func:`write_dataset`.
@@ -112,7 +112,7 @@ class Dataset:
 
     def path(self, record: Record | str) -> Path:
         """Where the medium of a record (or a path relative to the media root) lies."""
-        relative = record if isinstance(record, str) else record[MEDIA_FIELD[self.task]]
+        relative = record if isinstance(record, str) else record[RECORDS[self.task].media]
         problem = path_problem(relative)
         if problem:
             raise UserError(f"media path {relative!r} {problem}")
@@ -179,7 +179,7 @@ def _split_entry(split: str, records: list[Record], task: str) -> dict[str, Any]
             label = record.get("id", number) if isinstance(record, dict) else number
             raise UserError(f'split "{split}", record {label}: {problem}')
     entry = {"file": f"{split}.jsonl", "records": len(records)}
-    entry["media"] = len({record[MEDIA_FIELD[task]] for record in records})
+    entry["media"] = len({record[RECORDS[task].media] for record in records})
     if "texts" in records[0]:
         entry["texts"] = sum(len(record["texts"]) for record in records)
     return entry
@@ -224,7 +224,7 @@ def _parse_lines(path: Path) -> Iterator[tuple[int, Any, str | None]]:
 
 
 def _repeated(record: Record, task: str, line: int, seen: dict[tuple[str, Any], int]) -> str | None:
-    for name in unique_fields(task):
+    for name in RECORDS[task].unique:
         first = seen.setdefault((name, record[name]), line)
         if first != line:
             return f'field "{name}": {record[name]!r} already stands in line {first}; make it unique'
@@ -239,8 +239,8 @@ def _manifest_problem(fields: Any) -> str | None:
             return f'field "{name}" is missing or not of type {kind.__name__}; prepare the dataset again'
     if fields["format"] != FORMAT:
         return f'field "format" is {fields["format"]}, this version reads {FORMAT}; update vlkit or prepare it again'
-    if fields["task"] not in TASKS:
-        return f'field "task": unknown task "{fields["task"]}"; known are {", ".join(TASKS)}'
+    if fields["task"] not in RECORDS:
+        return f'field "task": unknown task "{fields["task"]}"; known are {", ".join(RECORDS)}'
     if not fields["splits"]:
         return 'field "splits" is empty; a dataset needs at least one split'
     for split, entry in fields["splits"].items():

@@ -7,21 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlkit.adapters import ADAPTERS
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base, load_text_base
 from vlkit.engine.checkpoint import load_adapter
 from vlkit.tasks.load import load
+from vlkit.tasks.registry import TASKS
 from vlkit.tasks.retrieval.pipeline import RetrievalPipeline, load_zero_shot
 
 SHIPPED = Path(__file__).parents[1] / "assets" / "adapters"
 """A folder a task with the small adapter that comes with the package."""
-CHANGES_BASE = frozenset({"lora", "bitfit", "full"})
-"""Methods that write into the base they are put on."""
-
-
 CLIP_TEXT = "clip"
-FUSED_TASKS = frozenset({"vqa", "grounding"})
-"""Tasks whose text model is chosen apart from the base; :data:`CLIP_TEXT` then stands for the base's own tower."""
+"""The base's own text tower, in tasks whose text model is chosen apart from the base."""
 
 
 @dataclass
@@ -110,13 +107,13 @@ class _Bases:
     def load(self, folder: Path, config: dict[str, Any], device: str) -> Any:
         """The adapter's pipeline, on shared bases where its method leaves them alone."""
         kinds = {options.get("kind") for options in config["adapters"].values()}
-        if kinds & CHANGES_BASE:
+        if any(kind in ADAPTERS and ADAPTERS[kind].trains_base for kind in kinds):
             return load(folder, device)
         image = config["base"]["image"]
         size = image.get("image_size") or config["preprocess"].get("image_size")
         text = config["base"].get("text", {}).get("load", CLIP_TEXT)
         # Contrastive tasks read texts with the other tower of the same base.
-        own_text = config["task"] in FUSED_TASKS and text != CLIP_TEXT
+        own_text = config["task"] in TASKS and TASKS[config["task"]].own_text_base and text != CLIP_TEXT
         return load(folder, device, self.clip(image["load"], size), text_base=self.text(text) if own_text else None)
 
 

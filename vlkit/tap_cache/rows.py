@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vlkit.encoders.staged import ReadAhead, StagedEncoder, Stream
+from vlkit.number_formats import NumberFormat
 
-Stored = Literal["fp32", "bf16", "int8"]
 # The base's own embedding comes from the state at the hand-off: its rounding would be most of the error in the loss.
 FINER = {"fp32": "fp32", "bf16": "fp32", "int8": "bf16"}
 GROUP = 64  # neighbouring values that share one scale of int8
@@ -92,7 +92,7 @@ class RowLayout:
     summarised: bool
 
     @classmethod
-    def of(cls, stream: Stream, taps: Sequence[Stream], stored: Stored, variable: bool) -> RowLayout:
+    def of(cls, stream: Stream, taps: Sequence[Stream], stored: NumberFormat, variable: bool) -> RowLayout:
         """The layout for what :meth:`vlkit.adapters.base.AdaptedEncoder.read` returned for some sample."""
         tensors, numbers = _tensors(stream, taps, variable)
         parts, offset = [], 0

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vlkit.adapters.base import Encoded
 from vlkit.encoders.staged import StagedEncoder
 from vlkit.tasks.gpo import GeneralizedPooling
+from vlkit.tasks.gradient_cache import encode_twice
 
 MAX_LOGIT_SCALE = math.log(100)
 
@@ -99,14 +100,25 @@ class TwoTower(nn.Module):
         return self.image_head.out_dim
 
     def embed_images(self, pixels: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] -> [B, E] float32, unit norm."""
+        """Images [B, 3, H, W] -> [B, E] float32, unit norm."""
         return self.image_head(self.image(pixels)).float()
 
     def embed_texts(self, ids: Tensor) -> Tensor:
         """Token ids [B, L] int64 -> [B, E] float32, unit norm."""
         return self.text_head(self.text(ids)).float()
 
-    def forward(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Embeddings of both sides, the factor on their cosine (at most 100) and its bias."""
+    def forward(self, pixels: Tensor, ids: Tensor, chunk: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Embeddings [B, E] of images and texts, the factor on their cosine (at most 100) and its bias, scalars.
+
+        With ``chunk`` so many pairs are encoded at once (:mod:`vlkit.tasks.gradient_cache`); 0 = all.
+        """
         scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
-        return self.embed_images(pixels), self.embed_texts(ids), scale, self.logit_bias
+        if not 0 < chunk < len(pixels):
+            return *self._embed(pixels, ids), scale, self.logit_bias
+        parts = zip(pixels.split(chunk), ids.split(chunk), strict=True)
+        embedded = [encode_twice(self._embed, *part, anchor=self.logit_scale) for part in parts]
+        images, texts = (torch.cat(side) for side in zip(*embedded, strict=True))
+        return images, texts, scale, self.logit_bias
+
+    def _embed(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        return self.embed_images(pixels), self.embed_texts(ids)

@@ -11,14 +11,17 @@ Nothing goes back into the frozen blocks, so none of them keeps anything for bac
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlkit.adapters.base import AdaptedEncoder, Adapter, Reads
+from vlkit.adapters.base import AdaptedEncoder, Adapter
+from vlkit.adapters.facts import MethodOptions, Reads
+from vlkit.adapters.lst.fisher import start_from_fisher
 from vlkit.adapters.lst.pruning import prune_
 from vlkit.encoders.narrow import NarrowBlocks
 from vlkit.encoders.staged import StagedEncoder, Stream
@@ -185,10 +188,11 @@ class LstAdapter(Adapter):
 
 
 @dataclass
-class LstOptions:
+class LstOptions(MethodOptions):
     """LST: a thin transformer beside the frozen one, started from a part of its weights."""
 
     kind: Literal["lst"] = "lst"
+    fits_any_tower: ClassVar[bool] = False
     reduction: int = 4
     """Every width but the number of heads is divided by this."""
     keep: tuple[int, ...] | None = None
@@ -232,6 +236,15 @@ class LstOptions:
                     raise
         width = encoder.widths[0]
         return AdaptedEncoder(encoder, LstAdapter(ladder, width, width // self.reduction, init=self.init))
+
+    @property
+    def examples_wanted(self) -> int:
+        """Training examples that :meth:`prepare` looks at; 0 = it is not needed."""
+        return self.fisher_examples if self.start == "fisher" else 0
+
+    def prepare(self, model: nn.Module, losses: Iterable[Tensor], count: int) -> None:
+        """Start the side networks in ``model`` from squared gradients; see :func:`start_from_fisher`."""
+        start_from_fisher(model, LstAdapter, losses, count)
 
 
 def make_ladder(

@@ -20,12 +20,13 @@ flavour        reducer       eps       I      behind the merge       head       
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vlkit.adapters.base import AdaptedEncoder, Adapter, Reads
+from vlkit.adapters.base import AdaptedEncoder, Adapter
+from vlkit.adapters.facts import MethodOptions, Reads
 from vlkit.adapters.sherl.blocks import LinearHead, LinearNormReducer, PostMLP
 from vlkit.adapters.unipt.blocks import (
     ConvEnd,
@@ -173,10 +174,11 @@ def zero_(head: nn.Module) -> None:
 
 
 @dataclass
-class UniptOptions:
+class UniptOptions(MethodOptions):
     """UniPT: every frozen layer interacts with the deepest one in a branch of its own."""
 
     kind: Literal["unipt"] = "unipt"
+    couples_samples: ClassVar[bool] = True
     handoff: Literal["auto", "tokens", "pooled"] = "auto"
     """What is adapted: the tokens, or the pooled embedding (least memory). auto: tokens if the head reads tokens or a
     flavour is given, else pooled."""

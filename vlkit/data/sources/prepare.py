@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkit.data.manifest import Dataset, write_dataset
-from vlkit.data.records import MEDIA_FIELD, Record
+from vlkit.data.records import RECORDS, Record
 from vlkit.errors import UserError, some
 from vlkit.files import write_text
 
@@ -54,7 +54,7 @@ class Prepared:
     def summary(self) -> str:
         """Counts per split as a small table, then the notes."""
         dataset = self.dataset
-        media = f"{MEDIA_FIELD[dataset.task]}s"
+        media = f"{RECORDS[dataset.task].media}s"
         lines = [
             f"{dataset.name} ({dataset.task}) -> {dataset.root}",
             f"{'split':<10} {media:>9} {'records':>9} {'texts':>9}",
@@ -82,7 +82,7 @@ def prepare(source: Source, output: str | Path, media_root: str | Path, *, parti
     """
     media_root = Path(media_root)
     if not media_root.is_dir():
-        raise UserError(f"{media_root}: no such folder; give the folder with the {MEDIA_FIELD[source.task]}s")
+        raise UserError(f"{media_root}: no such folder; give the folder with the {RECORDS[source.task].media}s")
     splits, missing, moved = _locate(source, MediaFolder(media_root))
     notes = list(source.notes)
     if source.blank_texts:
@@ -90,7 +90,7 @@ def prepare(source: Source, output: str | Path, media_root: str | Path, *, parti
     if source.without_text:
         notes.append(f"{len(source.without_text)} records have no text and were left out: {some(source.without_text)}")
     if missing:
-        what = f"{len(missing)} of {_distinct(source)} {MEDIA_FIELD[source.task]}s are not in {media_root}"
+        what = f"{len(missing)} of {_distinct(source)} {RECORDS[source.task].media}s are not in {media_root}"
         names = some(missing)
         if not partial:
             raise UserError(f"{what}: {names}; correct the folder, or add --partial to leave them out")
@@ -98,7 +98,7 @@ def prepare(source: Source, output: str | Path, media_root: str | Path, *, parti
             raise UserError(f"{what}: {names}; nothing is left, correct the folder")
         notes.append(f"{what}; left out and listed in {MISSING_LIST}")
     if moved:
-        notes.append(f"{moved} {MEDIA_FIELD[source.task]}s were found under another path than the annotations state")
+        notes.append(f"{moved} {RECORDS[source.task].media}s were found under another path than the annotations state")
     for split in [split for split, records in splits.items() if not records]:
         del splits[split]
         notes.append(f'split "{split}" is empty and was left out')
@@ -141,7 +141,7 @@ def compare_counts(source: Source, official: Counts) -> list[str]:
     for split, expected in official.items():
         found = source.counts.get(split, (0, 0))
         if found != expected:
-            counts = f"{found[0]:,} {MEDIA_FIELD[source.task]}s and {found[1]:,} texts"
+            counts = f"{found[0]:,} {RECORDS[source.task].media}s and {found[1]:,} texts"
             notes.append(f'split "{split}" has {counts}, the official file {expected[0]:,} and {expected[1]:,}')
     return notes
 
@@ -169,7 +169,7 @@ def _clean(text: str) -> str:
 
 def _locate(source: Source, folder: MediaFolder) -> tuple[dict[str, list[Record]], list[str], int]:
     """Return the records whose medium exists, the missing paths, and how many were found at another path."""
-    media = MEDIA_FIELD[source.task]
+    media = RECORDS[source.task].media
     found: dict[str, str | None] = {}
     splits: dict[str, list[Record]] = {}
     for split, records in source.splits.items():
@@ -187,5 +187,5 @@ def _locate(source: Source, folder: MediaFolder) -> tuple[dict[str, list[Record]
 
 
 def _distinct(source: Source) -> int:
-    media = MEDIA_FIELD[source.task]
+    media = RECORDS[source.task].media
     return len({record[media] for records in source.splits.values() for record in records})

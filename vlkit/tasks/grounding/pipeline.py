@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor
 
+from vlkit.adapters.options import adapter_options
 from vlkit.data.images import open_image, to_rgb
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base
@@ -18,9 +19,9 @@ from vlkit.engine.checkpoint import check_base, load_trained
 from vlkit.errors import UserError
 from vlkit.tasks.batching import Batching
 from vlkit.tasks.fusion import FusionOptions
-from vlkit.tasks.grounding.evaluate import Found, Locator, build_model, identities, load_shape
+from vlkit.tasks.grounding.evaluate import Found, Locator
 from vlkit.tasks.grounding.head import GroundingOptions
-from vlkit.tasks.retrieval.evaluate import adapter_options
+from vlkit.tasks.grounding.model import build_model, identities, load_shape
 
 Picture = str | Path | Image.Image
 PICTURES_AT_ONCE = 32

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,6 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from vlkit.adapters import ADAPTERS
-from vlkit.adapters.linear import LinearOptions
 from vlkit.data.manifest import Dataset
 from vlkit.data.transforms import image_transform
 from vlkit.encoders.bases import ClipBase
@@ -24,62 +21,11 @@ from vlkit.engine.distributed import gather_shares, my_share
 from vlkit.errors import UserError
 from vlkit.metrics.retrieval import RECALL_AT, fold_metrics, image_text_metrics
 from vlkit.tasks.retrieval.data import image_batches, read_image
-from vlkit.tasks.two_tower import EmbeddingHead, HeadOptions, TwoTower
+from vlkit.tasks.two_tower import TwoTower
 
 CAPTIONS = 5  # captions an image that the COCO and Flickr30K protocols use
-
-
-def build_model(base: ClipBase, adapter: Any, head: HeadOptions) -> TwoTower:
-    """Put the same adaptation method on both towers and a head on each.
-
-    Args:
-        base: the loaded base; its towers become part of the model and are frozen or unfrozen by the method.
-        adapter: options of one of :data:`vlkit.adapters.ADAPTERS`.
-        head: how outputs become embeddings.
-    """
-    reads = "pooled" if head.pool == "base" else "tokens"
-    return TwoTower(
-        adapter.build(base.image, reads),
-        adapter.build(base.text, reads),
-        EmbeddingHead(base.image, head),
-        EmbeddingHead(base.text, head),
-        base.logit_scale,
-        # Without a bias of the base's own: -10 gives every pair of a large batch the odds of a random one (SigLIP).
-        -10.0 if base.logit_bias is None else base.logit_bias,
-    )
-
-
-def zero_shot(base: ClipBase) -> TwoTower:
-    """The base as it is, behind the same interface: its own pooling, nothing trained."""
-    return build_model(base, LinearOptions(), HeadOptions(projection=False)).requires_grad_(False).eval()
-
-
-def adapter_config(base: ClipBase, adapter: Any, head: HeadOptions, metrics: dict[str, float]) -> dict[str, Any]:
-    """What ``adapter_config.json`` says: everything needed to build this model again on the same base."""
-    return {
-        "task": "retrieval",
-        "base": {tower: {**identity, "load": base.name} for tower, identity in base.identity.items()},
-        "adapters": {"image": asdict(adapter), "text": asdict(adapter)},
-        "head": asdict(head),
-        "preprocess": base.preprocess.to_dict(),
-        "metrics": metrics,
-    }
-
-
-def adapter_options(values: dict[str, Any]) -> Any:
-    """The options object of a saved adapter (inverse of ``asdict``).
-
-    Raises:
-        UserError: a kind or an option that this vlkit does not know.
-    """
-    kind = values.get("kind")
-    if kind not in ADAPTERS:
-        raise UserError(f"adapter_config.json: kind {kind!r} is none of {', '.join(ADAPTERS)}; update vlkit")
-    known = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    try:
-        return ADAPTERS[kind](**known)
-    except TypeError as error:
-        raise UserError(f"adapter_config.json: options of {kind!r} do not fit ({error}); update vlkit") from None
+COLUMNS = {f"{way} R@{k}": f"{way}_r{k}" for way in ("i2t", "t2i") for k in RECALL_AT} | {"rsum": "rsum"}
+"""Heading -> metric, for a table of results."""
 
 
 class Embedder:

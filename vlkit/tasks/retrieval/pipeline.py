@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor
 
+from vlkit.adapters.options import adapter_options
 from vlkit.data.images import open_image, to_rgb
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base
@@ -20,7 +21,8 @@ from vlkit.engine.checkpoint import check_base, load_trained
 from vlkit.engine.distributed import make_fabric
 from vlkit.files import sha256_of
 from vlkit.tasks.batching import Batching
-from vlkit.tasks.retrieval.evaluate import Embedder, adapter_options, build_model, zero_shot
+from vlkit.tasks.retrieval.evaluate import Embedder
+from vlkit.tasks.retrieval.model import build_model, zero_shot
 from vlkit.tasks.two_tower import HeadOptions
 
 Picture = str | Path | Image.Image

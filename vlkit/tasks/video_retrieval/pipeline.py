@@ -10,17 +10,17 @@ import numpy as np
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from vlkit.adapters.options import adapter_options
 from vlkit.data.video.clip_frames import Sampling
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base
 from vlkit.engine.checkpoint import check_base, load_trained
 from vlkit.engine.distributed import make_fabric
 from vlkit.files import sha256_of
-from vlkit.tasks.retrieval.evaluate import adapter_options
 from vlkit.tasks.retrieval.pipeline import RetrievalPipeline, model_identity
 from vlkit.tasks.video_retrieval.data import Clip, ClipReader
-from vlkit.tasks.video_retrieval.evaluate import VideoEmbedder, build_model, frames_and_sampling, zero_shot
-from vlkit.tasks.video_retrieval.model import VideoHeadOptions, VideoText
+from vlkit.tasks.video_retrieval.evaluate import VideoEmbedder
+from vlkit.tasks.video_retrieval.model import VideoHeadOptions, VideoText, build_model, frames_and_sampling, zero_shot
 
 Video = str | Path | tuple[str | Path, float | None, float | None]
 

@@ -18,6 +18,7 @@ from vlkit.files import read_json
 from vlkit.metrics.vqa import build_vocabulary, soft_target
 from vlkit.tap_cache.rows import TapBatch
 from vlkit.tasks.retrieval.data import Transform, identify_file, read_image
+from vlkit.tasks.splits import Splits, reported_split
 
 Example = tuple[Tensor, list[Record]]
 
@@ -84,6 +85,19 @@ def answered(dataset: Dataset, split: str) -> list[Record]:
             "(tasks/vqa/predict.py answers one that has none)"
         )
     return records
+
+
+def answered_split(dataset: Dataset, data: Splits) -> str:
+    """The split to report on (:func:`vlkit.tasks.splits.reported_split`): the validation split if the answers of the
+    test split are hidden.
+
+    Raises:
+        UserError: a split is not there, or a question of the training or validation split has no answers.
+    """
+    test = reported_split(dataset, data)
+    for split in (data.train, data.validation):
+        answered(dataset, split)
+    return test if all("answers" in record for record in dataset.records(test)) else data.validation
 
 
 def by_picture(records: Sequence[Record]) -> list[list[Record]]:
