@@ -18,6 +18,7 @@ from torch import Tensor
 from vlkit.adapters.sherl.t5 import SherlT5Decoder, SherlT5Encoder
 from vlkit.adapters.sherl.tokens import SherlOptions
 from vlkit.adapters.tuning import TunedEncoder
+from vlkit.data.images import image_batches, read_image
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
 from vlkit.data.transforms import image_transform
@@ -27,7 +28,6 @@ from vlkit.engine.distributed import gather_objects, my_share
 from vlkit.errors import UserError
 from vlkit.metrics.vqa import vqa_metrics
 from vlkit.tasks.fusion import Fusion, FusionOptions
-from vlkit.tasks.retrieval.data import image_batches, read_image
 from vlkit.tasks.vqa.data import answered, by_picture, main_answer
 from vlkit.tasks.vqa.heads import AnswerClassifier, AnswerGenerator, ClassifyOptions, GenerateOptions, beam_search
 
