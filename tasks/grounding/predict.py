@@ -16,14 +16,13 @@ from rich.console import Console
 
 from vlkit.cli.config import run
 from vlkit.data.draw_boxes import draw_boxes, write_png, write_sheet
-from vlkit.data.images import MediaError, open_image
+from vlkit.data.images import MediaError, open_image, read_image
 from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.tasks.grounding.evaluate import find_split
 from vlkit.tasks.grounding.pipeline import GroundingPipeline
 from vlkit.tasks.grounding.task import TASK
 from vlkit.tasks.load import load
-from vlkit.tasks.retrieval.data import read_image
 
 SHEET = 12
 """Pictures of a split that are drawn."""

@@ -16,10 +16,12 @@ from rich.progress import Progress
 
 from vlkit.cli.config import run
 from vlkit.data.images import open_image
+from vlkit.data.scan import find_media
 from vlkit.errors import UserError
 from vlkit.files import sha256_of, write_json
 from vlkit.index import IndexWriter, VectorIndex
-from vlkit.index.update import find_pictures, update_index
+from vlkit.index.media import image_items
+from vlkit.index.update import update_index
 from vlkit.tasks.load import load
 from vlkit.tasks.retrieval.pipeline import load_zero_shot
 from vlkit.tasks.retrieval.task import TASK
@@ -48,7 +50,7 @@ class Config:
 def main(config: Config) -> None:
     if (config.model is None) == (config.base is None):
         raise UserError("give either --model DIR (a saved adapter) or --base NAME")
-    items = find_pictures(config.images)
+    found = find_media(config.images, "images", "--images")
     pipeline = (
         load(config.model, config.device, task=TASK.name)
         if config.model
@@ -62,7 +64,7 @@ def main(config: Config) -> None:
             task = bar.add_task("embed pictures")
             update = update_index(
                 writer,
-                items,
+                image_items(found),
                 read=lambda item: open_image(config.images / item.id),
                 embed=pipeline.embed_images,
                 digest=lambda item: sha256_of(config.images / item.id),
@@ -78,6 +80,8 @@ def main(config: Config) -> None:
         f"{update.unchanged} unchanged, {update.removed} removed, {len(update.bad)} unreadable), "
         f"{index.factory} index{exact}"
     )
+    if found.note():
+        print(f"note: {found.note()}")
 
 
 if __name__ == "__main__":

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from vlkit.cli.config import run
 from vlkit.data.images import MediaError
+from vlkit.data.scan import find_media
 from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.index import IndexWriter, VectorIndex
-from vlkit.index.videos import VideoWindows, video_files
+from vlkit.index.media import VideoWindows
 from vlkit.tasks.load import load
 from vlkit.tasks.video_retrieval.data import Clip
 from vlkit.tasks.video_retrieval.pipeline import VideoRetrievalPipeline, load_zero_shot
@@ -69,7 +70,7 @@ class Config:
 def main(config: Config) -> None:
     if (config.model is None) == (config.base is None):
         raise UserError("give either --model DIR (a saved adapter) or --base NAME")
-    files = video_files(config.videos)
+    found = find_media(config.videos, "videos", "--videos")
     pipeline = (
         load(config.model, config.device, task=TASK.name)
         if config.model
@@ -80,7 +81,7 @@ def main(config: Config) -> None:
         source = {"model": str(config.model.absolute()) if config.model else None, "base": config.base}
         write_json(config.index / "source.json", source | {"videos": str(config.videos.absolute())})
         cut = VideoWindows(config.videos, config.window, config.stride, writer.items)
-        for path in track(files, "look at videos", console=console, transient=True):
+        for path in track(found.paths, "look at videos", console=console, transient=True):
             try:
                 items += cut.items_of(path)
             except MediaError as error:
@@ -91,7 +92,7 @@ def main(config: Config) -> None:
         with ThreadPoolExecutor(4) as pool:
             for batch in track(batches, "embed videos", console=console, transient=True, disable=not batches):
                 good = []
-                clips = [cut.clip(item) for item in batch]
+                clips = [Clip(*cut.part(item)) for item in batch]
                 for item, frames in zip(batch, pool.map(reader_of(pipeline), clips), strict=True):
                     if isinstance(frames, MediaError):
                         leave_out(frames, bad, config)
@@ -111,6 +112,8 @@ def main(config: Config) -> None:
         f"new, {changed} changed, {plan.unchanged} unchanged, {len(plan.removed)} removed), {len(bad)} videos "
         f"unreadable, {index.factory} index{exact}"
     )
+    if found.note():
+        print(f"note: {found.note()}")
 
 
 def reader_of(pipeline: VideoRetrievalPipeline) -> Callable[[Clip], Tensor | MediaError]:

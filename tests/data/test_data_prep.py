@@ -528,7 +528,7 @@ def test_check_compares_boxes_with_the_picture_and_counts_lines(tmp_path):
         tmp_path / "set", name="r", task="grounding", splits={"val": records}, media_root="../media", source="test"
     )
     (problem,) = check_dataset(dataset, workers=2).problems
-    assert problem.line == 2 and "outside the picture of 16 x 12 pixels" in problem.reason
+    assert problem.line == 2 and "outside the image of 16 x 12 pixels" in problem.reason
     dataset.split_file("val").write_text(json.dumps(records[0]) + "\n")
     (problem,) = check_dataset(dataset, workers=2).problems
     assert problem.line == 0 and "holds 1 records" in problem.reason

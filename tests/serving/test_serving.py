@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlkit.adapters import LoraOptions
+from vlkit.adapters.tuning import LoraOptions
 from vlkit.data.images import MediaError
 from vlkit.data.video.probe import probe
 from vlkit.drawn.videos import draw_videos

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -12,12 +13,16 @@ import numpy as np
 from PIL import Image
 
 from vlkit.data.images import MediaError
+from vlkit.data.scan import find_media
 from vlkit.data.video.probe import open_video
 from vlkit.drawn.videos import find_encoder
 from vlkit.files import whole_file
 from vlkit.index.files import Item
-from vlkit.index.videos import VideoWindows, video_files
+from vlkit.index.media import VideoWindows
 from vlkit.serving.library import Library, Medium
+from vlkit.tasks.video_retrieval.data import Clip
+
+log = logging.getLogger(__name__)
 
 WINDOW, STRIDE = 8.0, 4.0
 """Seconds of a moment, and between the starts of two."""
@@ -42,7 +47,10 @@ def videos_in(folder: Path) -> Medium:
 
     def find() -> tuple[list[Item], list[MediaError]]:
         items, bad = [], []
-        for path in video_files(folder):
+        found = find_media(folder, "videos", "--videos")
+        if found.note():
+            log.warning("%s: %s", folder, found.note())
+        for path in found.paths:
             try:
                 items += cut.items_of(path)
             except MediaError as error:
@@ -52,7 +60,7 @@ def videos_in(folder: Path) -> Medium:
     return Medium(
         folder,
         find=find,
-        read=lambda pipeline, item: pipeline.embedder.reader(cut.clip(item)),
+        read=lambda pipeline, item: pipeline.embedder.reader(Clip(*cut.part(item))),
         embed=lambda pipeline, frames: pipeline.embed_frames(frames),
         digest=cut.digest,
     )

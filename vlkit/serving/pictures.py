@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,20 +12,31 @@ import numpy as np
 from PIL import Image
 
 from vlkit.data.images import MediaError, open_image
+from vlkit.data.scan import find_media
 from vlkit.files import sha256_of
-from vlkit.index.update import find_pictures
+from vlkit.index.files import Item
+from vlkit.index.media import image_items
 from vlkit.serving.library import Library, Medium
 from vlkit.tasks.retrieval.pipeline import RetrievalPipeline
+
+log = logging.getLogger(__name__)
 
 THUMBNAIL = 512
 """Longer side of what is shown of a picture, in pixels."""
 
 
 def pictures_in(folder: Path) -> Medium:
-    """The picture files below ``folder``, as a library's medium."""
+    """The image files below ``folder``, as a library's medium."""
+
+    def find() -> tuple[list[Item], list[MediaError]]:
+        found = find_media(folder, "images", "--images")
+        if found.note():
+            log.warning("%s: %s", folder, found.note())
+        return image_items(found), []
+
     return Medium(
         folder,
-        find=lambda: (find_pictures(folder), []),
+        find=find,
         read=lambda pipeline, item: open_image(folder / item.id),
         embed=lambda pipeline, pictures: pipeline.embed_images(pictures),
         digest=lambda item: sha256_of(folder / item.id),

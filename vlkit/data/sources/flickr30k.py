@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from operator import itemgetter
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def _assign_splits(captions: dict[str, list[str]], source: Source, split: str, s
             "give --split_lists for the usual splits"
         )
         return
-    by_stem = {Path(image).stem: image for image in captions}
+    by_stem = {_stem(image): image for image in captions}
     unknown = []
     for name, stems in _read_lists(Path(split_lists)).items():
         for stem in stems:
@@ -90,7 +91,7 @@ def _read_lists(path: Path) -> dict[str, list[str]]:
     """Split -> stems of image names, from a folder of lists or a Karpathy file."""
     if path.is_file():
         splits = _read_split_file(path).splits
-        return {split: [Path(record["image"]).stem for record in records] for split, records in splits.items()}
+        return {split: [_stem(record["image"]) for record in records] for split, records in splits.items()}
     lists = {split: path / f"{split}.txt" for split in ("train", "val", "test")}
     found = {split: file for split, file in lists.items() if file.is_file()}
     if not found:
@@ -99,7 +100,9 @@ def _read_lists(path: Path) -> dict[str, list[str]]:
 
 
 def _stem(line: str) -> str:
-    return re.sub(r"\.(jpe?g|png)$", "", line.strip(), flags=re.IGNORECASE)
+    """An image's name without folder and ending, in one form of Unicode: the two files may use different ones."""
+    name = line.strip().rpartition("/")[2]
+    return unicodedata.normalize("NFC", re.sub(r"\.(jpe?g|png)$", "", name, flags=re.IGNORECASE))
 
 
 def _read_token(path: Path) -> dict[str, list[str]]:

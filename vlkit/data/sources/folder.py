@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlkit.data.images import IMAGE_SUFFIXES
-from vlkit.data.sources.prepare import MediaFolder, Source, add_record
+from vlkit.data.media_folder import MediaFolder
+from vlkit.data.scan import find_media
+from vlkit.data.sources.prepare import Source, add_record
 from vlkit.errors import UserError, some
 from vlkit.files import read_json
 
@@ -25,6 +26,7 @@ SPLIT_NAMES = ("split",)
 CAPTION_FILES = tuple(
     f"{stem}.{ending}" for stem in ("captions", "metadata") for ending in ("csv", "tsv", "jsonl", "json")
 )
+CAPTION_ENDINGS = (".txt", ".csv", ".tsv", ".jsonl", ".json")
 _FORMS = (
     "give --captions FILE (CSV or JSONL with image and caption), or put a text file beside each picture "
     "(dog.jpg and dog.txt, one caption a line)"
@@ -50,7 +52,7 @@ def read(
     """Read a folder of captioned pictures for retrieval.
 
     Args:
-        folder: searched for pictures with all its sub-folders (hidden ones are skipped).
+        folder: searched for images with all its sub-folders; :mod:`vlkit.data.scan` says which files count.
         captions: CSV or TSV with a header, JSONL, or JSON (a list of objects, or ``{image: caption or captions}``);
             image paths relative to ``folder`` or to the caption file. None: a file of :data:`CAPTION_FILES` in the
             folder if there is one, else a text file beside each picture.
@@ -61,18 +63,18 @@ def read(
         UserError: no captions, no pictures, a line that cannot be read (file and line are named), or wrong shares.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the folder with the pictures")
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
         raise UserError(
             f"--val {val} and --test {test}: give shares of at least 0 that leave some pictures to train on"
         )
-    pictures = _pictures(folder)
+    found = find_media(folder, "images", "--folder", beside=CAPTION_ENDINGS)
+    pictures = found.names
     if captions is None:
         captions = next((folder / name for name in CAPTION_FILES if (folder / name).is_file()), None)
     rows = _read_side_texts(folder, pictures) if captions is None else _read_table(Path(captions), folder)
     name = folder.resolve().name or "folder"
     source = Source(name, "retrieval", {}, {"folder": str(folder.resolve()), "captions": str(captions or "beside")})
+    source.notes += [found.note()] if found.note() else []
     for path, row in rows.items():
         split = row.split or split_of(path, val=val, test=test, seed=seed)
         add_record(source, split, {"id": f"{name}/{path}", "image": path}, row.texts)
@@ -96,27 +98,14 @@ def _split_order(split: str) -> tuple[int, str]:
     return ("train", "val", "test").index(split) if split in ("train", "val", "test") else 3, split
 
 
-def _pictures(folder: Path) -> list[str]:
-    """Paths of all pictures below ``folder``, relative, separated by "/", sorted."""
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        base = os.path.relpath(parent, folder).replace(os.sep, "/")
-        for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                found.append(name if base == "." else f"{base}/{name}")
-    if not found:
-        raise UserError(f"{folder}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}); give another folder")
-    return sorted(found)
-
-
 def _read_side_texts(folder: Path, pictures: list[str]) -> dict[str, _Row]:
     rows: dict[str, _Row] = {}
+    files = MediaFolder(folder)
     for path in pictures:
         rows[path] = _Row()
-        text_file = folder / (posixpath.splitext(path)[0] + ".txt")
-        if text_file.is_file():
-            rows[path].texts = [line for line in _text(text_file).split("\n") if line.strip()]
+        text_file = files.find(posixpath.splitext(path)[0] + ".txt")
+        if text_file is not None:
+            rows[path].texts = [line for line in _text(folder / text_file).split("\n") if line.strip()]
     if not any(row.texts for row in rows.values()):
         raise UserError(f"{folder}: {len(pictures)} pictures but no captions; {_FORMS}")
     return rows
@@ -144,7 +133,7 @@ def _below(image: str, captions: Path, files: MediaFolder, where: str) -> str:
     inside = [path for path in paths if path != ".." and not path.startswith("../")]
     if not inside:
         raise UserError(f"{where}: {image} is not below {files.root}; give a --folder that holds all pictures")
-    return next((path for path in inside if path in files), inside[0])
+    return next(filter(None, map(files.find, inside)), inside[0])
 
 
 def _entries(path: Path) -> Iterator[tuple[str, str, list[str], str | None]]:

@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from vlkit.data.images import image_batches, read_image
 from vlkit.data.manifest import Dataset
 from vlkit.data.transforms import image_transform
 from vlkit.encoders.bases import ClipBase
 from vlkit.engine.distributed import gather_shares, my_share
 from vlkit.errors import UserError
 from vlkit.metrics.retrieval import RECALL_AT, fold_metrics, image_text_metrics
-from vlkit.tasks.retrieval.data import image_batches, read_image
 from vlkit.tasks.two_tower import TwoTower
 
 CAPTIONS = 5  # captions an image that the COCO and Flickr30K protocols use

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlkit.data.images import identify_file
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
 from vlkit.data.transforms import frame_transform
@@ -19,7 +20,7 @@ from vlkit.data.video.frame_batch import Frames
 from vlkit.data.video.frames import FrameSource
 from vlkit.encoders.bases import Preprocess
 from vlkit.errors import UserError
-from vlkit.tasks.retrieval.data import CaptionedRecords, identify_file
+from vlkit.tasks.retrieval.data import CaptionedRecords
 
 HELD_OUT_SEED = 0  # of the choice of held-out videos: the same whatever the seed of the run
 

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vlkit.data.images import identify_file, read_image
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
 from vlkit.errors import UserError
 from vlkit.files import read_json
 from vlkit.metrics.vqa import build_vocabulary, soft_target
 from vlkit.tap_cache.rows import TapBatch
-from vlkit.tasks.retrieval.data import Transform, identify_file, read_image
+from vlkit.tasks.retrieval.data import Transform
 from vlkit.tasks.splits import Splits, reported_split
 
 Example = tuple[Tensor, list[Record]]

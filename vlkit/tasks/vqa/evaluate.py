@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from vlkit.data.images import image_batches, read_image
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
 from vlkit.data.transforms import image_transform
@@ -21,7 +22,6 @@ from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.text_side import TextSide
 from vlkit.engine.distributed import gather_objects, my_share
 from vlkit.metrics.vqa import vqa_metrics
-from vlkit.tasks.retrieval.data import image_batches, read_image
 from vlkit.tasks.vqa.data import answered, by_picture, main_answer
 from vlkit.tasks.vqa.heads import AnswerGenerator, beam_search
 from vlkit.tasks.vqa.model import HeadOptions, Model

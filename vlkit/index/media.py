@@ -1,4 +1,4 @@
-"""Videos of a folder as items of a search index: one item a video, or one a window of a long one."""
+"""Images and videos of a folder as items of a search index. Which files count: :mod:`vlkit.data.scan`."""
 
 from __future__ import annotations
 
@@ -9,29 +9,27 @@ from functools import lru_cache
 from pathlib import Path
 
 from vlkit.data.images import MediaError
+from vlkit.data.scan import Scan
 from vlkit.data.video.clip_frames import duration_of, windows
-from vlkit.errors import UserError
 from vlkit.files import sha256_of
-from vlkit.index import Item
-from vlkit.tasks.video_retrieval.data import Clip
-
-VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".ogv", ".flv", ".wmv", ".3gp"}
-)
+from vlkit.index.files import Item
 
 
-def video_files(folder: Path) -> list[Path]:
-    """Every video file below ``folder``, sorted.
+def image_items(found: Scan) -> list[Item]:
+    """The images of a folder: each named by its path in it, stamped by size and time of the last change."""
+    items = []
+    for name, path in zip(found.names, found.paths, strict=True):
+        try:
+            items.append(Item(name, stamp_of(path)))
+        except FileNotFoundError:  # removed since the folder was searched
+            continue
+    return items
 
-    Raises:
-        UserError: no such folder, or no video in it.
-    """
-    if not folder.is_dir():
-        raise UserError(f"--videos {folder}: no such folder")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
-    if not files:
-        raise UserError(f"--videos {folder}: no videos there ({', '.join(sorted(VIDEO_SUFFIXES))})")
-    return files
+
+def stamp_of(path: Path) -> str:
+    """Size and time of the last change of a file."""
+    state = os.stat(path)
+    return f"{state.st_size}-{state.st_mtime_ns}"
 
 
 class VideoWindows:
@@ -61,14 +59,13 @@ class VideoWindows:
         """The windows of a video.
 
         Raises:
-            MediaError: the file is no use.
+            MediaError: the file cannot be used.
         """
         try:
-            state = os.stat(path)
+            stamp = f"{stamp_of(path)}-{self._cut}"
         except OSError as error:
             raise MediaError(path, f"cannot be read ({error.strerror or error})") from None
         name = path.relative_to(self.folder).as_posix()
-        stamp = f"{state.st_size}-{state.st_mtime_ns}-{self._cut}"
         known = self._known.get(name, [])
         if known and all(item.stamp == stamp and item.metadata["parts"] == len(known) for item in known):
             return known
@@ -88,10 +85,10 @@ class VideoWindows:
         """Hash of the content of an item's file, with the way of cutting."""
         return f"{self._sha256(self.folder / item.metadata['video'])}-{self._cut}"
 
-    def clip(self, item: Item) -> Clip:
-        """What of which file an item stands for."""
+    def part(self, item: Item) -> tuple[Path, float | None, float | None]:
+        """File, start and end in seconds of what an item stands for; None and None: the whole file."""
         path = self.folder / item.metadata["video"]
         # A video that is one window is read to its very end, whatever rounding has done to its length.
         if item.metadata["parts"] == 1:
-            return Clip(path)
-        return Clip(path, item.metadata["start"], item.metadata["end"])
+            return path, None, None
+        return path, item.metadata["start"], item.metadata["end"]
