@@ -15,9 +15,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from helpers.films import cut, film, picture, scrambled, sound, turned, written
-from vlkit.data import decode as decoding
-from vlkit.data import frame_table as tables
 from vlkit.data.images import MediaError
+from vlkit.data.video import decode as decoding
+from vlkit.data.video import frame_table as tables
 from vlkit.data.video.clip_frames import ClipFrames, choose_frames, duration_of, read_frames, windows
 from vlkit.data.video.frame_table import FrameTable, frame_table
 from vlkit.data.video.probe import probe
