@@ -18,6 +18,7 @@ from helpers.films import cut, film, picture, scrambled, sound, turned, written
 from vlkit.data.images import MediaError
 from vlkit.data.video import decode as decoding
 from vlkit.data.video import frame_table as tables
+from vlkit.data.video import packets
 from vlkit.data.video.clip_frames import ClipFrames, choose_frames, duration_of, read_frames, windows
 from vlkit.data.video.frame_table import FrameTable, frame_table
 from vlkit.data.video.probe import probe
@@ -29,7 +30,7 @@ TOLERANCE = 2
 def table_of(times: list[float], duration: float) -> FrameTable:
     stamps = np.round(np.array(times) * 1000).astype(np.int64)
     key = np.ones(len(times), bool)
-    return FrameTable(np.array(times), duration, stamps, key, True, True, True, 160, 120)
+    return FrameTable(np.array(times), duration, stamps, key, "stamp", True, True, 160, 120)
 
 
 @pytest.fixture(scope="module")
@@ -300,8 +301,8 @@ def test_over_long_files_are_refused(plain: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(decoding, "MAX_SECONDS", 0.0)
     with pytest.raises(MediaError, match="takes more than 0 s"):
         read_frames(plain, 4)
-    monkeypatch.setattr(tables, "MAX_FRAMES", 10)
-    tables._cached.cache_clear()
+    monkeypatch.setattr(packets, "MAX_FRAMES", 10)
+    tables._from_packets.cache_clear()
     with pytest.raises(MediaError, match="over-long: more than 10 frames"):
         read_frames(plain, 4)
 

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from vlkit.data.images import MediaError
-from vlkit.data.video.decode import decode
-from vlkit.data.video.frame_table import FrameTable, frame_table
+from vlkit.data.video.decode import MissingFrame, decode
+from vlkit.data.video.frame_table import FrameTable, decoded_table, frame_table
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ class ClipFrames:
         return np.pad(self.frames, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else self.frames
 
     def images(self) -> list[Image.Image]:
-        """The N real frames as RGB pictures."""
+        """The N real frames as RGB images."""
         return [Image.fromarray(frame) for frame in self.frames]
 
 
@@ -74,25 +74,35 @@ def read_frames(
         size: shrink the frames so that the short side has this many pixels; smaller ones stay as they are.
 
     Raises:
-        MediaError: the file is no use, or a frame that was chosen cannot be decoded; never black frames instead.
+        MediaError: the file cannot be used, or more than a tenth of its frames are damaged and a chosen one is among
+            them; never black frames instead.
         ValueError: wrong arguments.
     """
     if count < 1 or (size is not None and size < 1):
         raise ValueError(f"count is {count} and size {size}; both must be 1 or more")
     if sampling not in ("uniform", "segment"):
         raise ValueError(f'sampling is "{sampling}"; known are uniform, segment')
-    table = frame_table(path)
-    first, stop = _part(path, table, start, end)
-    indices = choose_frames(table, count, first, stop, sampling, generator)
-    frames = np.stack(decode(path, table, indices, size))
-    return ClipFrames(frames, table.times[indices], count)
+
+    def read(table: FrameTable) -> ClipFrames:
+        first, stop = _part(path, table, start, end)
+        indices = choose_frames(table, count, first, stop, sampling, generator)
+        return ClipFrames(np.stack(decode(path, table, indices, size)), table.times[indices], count)
+
+    try:
+        return read(frame_table(path))
+    except MissingFrame as missing:
+        try:
+            table = decoded_table(path)
+        except MediaError:
+            raise missing from None  # it is the damage that the caller meets
+        return read(table)
 
 
 def duration_of(path: str | Path) -> float:
     """Seconds from the first frame of a video to the end of its last one.
 
     Raises:
-        MediaError: the file is no use.
+        MediaError: the file cannot be used.
     """
     return frame_table(path).duration
 
