@@ -1,11 +1,14 @@
 """Frames of a clip: which ones is decided first, and only those are decoded.
 
-``read_frames`` is what training, evaluation and indexing call; ``windows`` and ``duration_of`` serve long videos.
+``read_frames`` is what training, evaluation and indexing call; ``windows`` and ``duration_of`` serve long videos;
+``shown_frames`` is for showing a part to people.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from vlkit.data.images import MediaError
-from vlkit.data.video.decode import MissingFrame, decode
+from vlkit.data.video.containers import DECODER_ERRORS, open_video
+from vlkit.data.video.decode import MissingFrame, decode, upright_pixels, wanted_frames
 from vlkit.data.video.frame_table import FrameTable, decoded_table, frame_table
 
 if TYPE_CHECKING:
@@ -96,6 +100,32 @@ def read_frames(
         except MediaError:
             raise missing from None  # it is the damage that the caller meets
         return read(table)
+
+
+def shown_frames(path: str | Path, start: float, end: float, rate: float) -> Iterator[tuple[int, np.ndarray]]:
+    """Play a part of a video: yield (k, frame) for the frames on the screen at the times ``start + k / rate``.
+
+    Frames are uint8 [H, W, 3], upright, at full size, one at a time. A frame that stays on the screen comes once, with
+    its first k.
+
+    Raises:
+        MediaError: the file cannot be used.
+    """
+    done = -1
+    for table_of in (frame_table, decoded_table):  # the second where the first turns out to be wrong
+        table = table_of(path)
+        numbers = np.arange(max(1, math.ceil((min(end, table.duration) - start) * rate - 1e-6)))
+        indices, firsts = np.unique(table.shown_at(start + numbers / rate), return_index=True)
+        left = firsts > done
+        number_of = dict(zip(indices[left].tolist(), firsts[left].tolist(), strict=True))
+        with contextlib.suppress(*DECODER_ERRORS), open_video(path) as (container, stream):
+            for index, frame in wanted_frames(container, stream, table, indices[left]):
+                if frame is not None:
+                    done = number_of[index]
+                    yield done, upright_pixels(frame, table)
+        if done == firsts[-1]:
+            return
+    raise MediaError(path, f"damaged or truncated at {start + (done + 1) / rate:.2f} s")
 
 
 def duration_of(path: str | Path) -> float:

@@ -21,6 +21,9 @@ FORMATS = (
 IMAGE_CODECS = ("mjpeg", "png", "bmp", "webp", "tiff", "jpeg2000")
 """Codecs of still images. A stream of one of them may also be a video (motion JPEG), if there is no other stream."""
 
+DECODER_ERRORS = (av.FFmpegError, IndexError)
+"""What reading packets and decoding raise for damaged files; the second where streams appear that the head lacks."""
+
 
 def ffmpeg_path(path: str | Path) -> str:
     """The absolute path, as libraries built on FFmpeg must be given it.
@@ -87,6 +90,6 @@ def _looks_like_video(start: bytes) -> bool:
     return mp4 or start.startswith(b"\x1aE\xdf\xa3") or (start.startswith(b"RIFF") and start[8:12] == b"AVI ")
 
 
-def phrase(error: av.FFmpegError) -> str:
+def phrase(error: Exception) -> str:
     """A decoder's complaint as one phrase."""
-    return " ".join(str(error.strerror or error).split())[:120]
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:120]

@@ -20,7 +20,7 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from vlkit.data.images import MediaError
-from vlkit.data.video.containers import ffmpeg_path, open_video, phrase
+from vlkit.data.video.containers import DECODER_ERRORS, ffmpeg_path, open_video, phrase
 from vlkit.data.video.frame_table import FrameTable
 from vlkit.data.video.listing import MAX_DECODED, MAX_SECONDS
 from vlkit.data.video.orientation import upright
@@ -62,7 +62,7 @@ def decode(path: str | Path, table: FrameTable, indices: np.ndarray, size: int |
 
 def suits_decord(table: FrameTable, work: int) -> bool:
     """False where decord is known to differ without saying so: frames a few places off after a jump in open groups
-    and in containers without an index, other colours at edges from 10-bit pixels, no mirroring.
+    and in containers without an index, other colours at edges from 10-bit pixels, orientations.
     """
     return table.seekable and table.plain and work <= DECORD_DECODED and min(table.width, table.height) >= DECORD_SIDE
 
@@ -112,7 +112,7 @@ def _by_reader(reader: Any, table: FrameTable, indices: np.ndarray, size: int | 
     frames: list[np.ndarray] = []
     for begin in range(0, len(indices), block):
         batch = reader.get_batch(indices[begin : begin + block].tolist()).asnumpy()
-        if batch.shape[1:] not in ((table.height, table.width, 3), (table.width, table.height, 3)):
+        if batch.shape[1:] != (table.height, table.width, 3):
             raise Refused(f"its frames have the shape {batch.shape[1:]}")
         frames += [shrink(frame, size) for frame in batch]
     return frames
@@ -144,7 +144,7 @@ def _pass(
                     raise MediaError(path, f"decoding takes more than {MAX_SECONDS:g} s")
                 if frame is not None:
                     frames[index] = shrink(upright_pixels(frame, table), size)
-        except av.FFmpegError as error:
+        except DECODER_ERRORS as error:
             return frames, phrase(error)
     return frames, "no such frame comes out"
 
@@ -158,7 +158,7 @@ def wanted_frames(
     out in another order than the time stamps say.
 
     Raises:
-        av.FFmpegError: decoding fails.
+        av.FFmpegError, IndexError: decoding fails.
     """
     stream.thread_count = 1  # the caller's workers are the parallel part
     begins, first_of = _begins(table), _first_of(table)

@@ -38,8 +38,8 @@ class FrameTable:
         found_by: how a frame is recognised among those that the decoder gives: by its time stamp, by counting all
             frames from the start, or by counting the undamaged ones from the start.
         seekable: whether decoding may begin at a key frame in the middle and still know where it is.
-        plain: 8-bit pixels of the only video stream, not mirrored; each frame with a time stamp of its own, and none
-            that is stored behind a key frame is shown before it (closed groups).
+        plain: 8-bit pixels of the only video stream, neither turned nor mirrored; each frame has a time stamp of its
+            own, and none that is stored behind a key frame is shown before it (closed groups).
         width, height: pixels as coded, before any rotation.
         orientation: how frames are turned and mirrored to be seen upright.
     """

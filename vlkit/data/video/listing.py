@@ -12,8 +12,10 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from vlkit.data.images import MAX_PIXELS, MediaError
-from vlkit.data.video.containers import open_video, phrase
+from vlkit.data.video.containers import DECODER_ERRORS, open_video, phrase
+from vlkit.data.video.orientation import AS_CODED
 from vlkit.data.video.packets import Packets, read_packets
+from vlkit.data.video.time_axis import SHORTEST
 from vlkit.data.video.truncation import is_whole
 
 LEAST_DECODED = 0.9
@@ -74,17 +76,28 @@ def read_listing(path: str | Path) -> Listing:
         _check_complete(path, packets, container, stream)
         told = packets.order_is_told(stream)
         packets = packets.without_leading() if told else packets
-        unit, rate = float(stream.time_base), stream.average_rate or stream.guessed_rate
+        unit = float(stream.time_base)
         return Listing(
             packets=packets,
             told=told,
             unit=unit,
-            step=packets.step * unit or (1 / float(rate) if rate else 0.0),
+            step=_step(packets, container, stream),
             width=stream.width,
             height=stream.height,
             seekable=any(name in container.format.name for name in SEEKABLE),
             plain=len(container.streams.video) == 1 and _plain(packets, stream),
         )
+
+
+def _step(packets: Packets, container: InputContainer, stream: VideoStream) -> float:
+    """Seconds from one frame to the next, by the first of the places that may state it; 0 = none does."""
+    rate = stream.average_rate or stream.guessed_rate
+    stated = (
+        packets.step * float(stream.time_base),
+        1 / float(rate) if rate else 0.0,
+        (container.duration or 0) / av.time_base / len(packets),
+    )
+    return next((step for step in stated if step >= SHORTEST), 0.0)
 
 
 def _check_complete(path: str | Path, packets: Packets, container: InputContainer, stream: VideoStream) -> None:
@@ -98,7 +111,7 @@ def _check_complete(path: str | Path, packets: Packets, container: InputContaine
 
 
 def _plain(packets: Packets, stream: VideoStream) -> bool:
-    if packets.orientation.mirrored or any(component.bits != 8 for component in stream.format.components):
+    if packets.orientation != AS_CODED or any(component.bits != 8 for component in stream.format.components):
         return False
     if None in packets.shown or len(set(packets.shown)) < len(packets):
         return False
@@ -131,7 +144,7 @@ def decode_all(path: str | Path, listing: Listing, limited: bool) -> DecodedFram
                     found.stamps.append(frame.pts)
                 if limited and time.monotonic() > limit:
                     raise MediaError(path, f"decoding takes more than {MAX_SECONDS:g} s")
-        except av.FFmpegError as error:
+        except DECODER_ERRORS as error:
             after = f" after {len(found.stamps)} frames" if found.stamps else ""
             raise MediaError(path, f"damaged or truncated{after} ({phrase(error)})") from error
     count = len(found.stamps)

@@ -19,11 +19,6 @@ class Orientation(NamedTuple):
     upside_down: bool
     """Then mirror top to bottom."""
 
-    @property
-    def mirrored(self) -> bool:
-        """True if no rotation alone gives this orientation (front cameras)."""
-        return self.transpose ^ self.left_right ^ self.upside_down
-
 
 AS_CODED = Orientation(False, False, False)
 

@@ -6,14 +6,13 @@ import gc
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import av
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
 from vlkit.data.images import MediaError
-from vlkit.data.video.containers import phrase
+from vlkit.data.video.containers import DECODER_ERRORS, phrase
 from vlkit.data.video.orientation import AS_CODED, Orientation, orientation_of
 from vlkit.data.video.time_axis import ascends
 
@@ -87,7 +86,7 @@ def read_packets(path: str | Path, container: InputContainer, stream: VideoStrea
     Raises:
         MediaError: damaged, truncated or over-long.
     """
-    found, decoder = Packets(), _FirstFrame(stream)
+    found, decoder, corrupt = Packets(), _FirstFrame(stream), False
     try:
         for packet in container.demux():
             if not packet.size:
@@ -100,16 +99,17 @@ def read_packets(path: str | Path, container: InputContainer, stream: VideoStrea
             decoder.take(packet)
             if packet.is_discard:  # hidden by an edit list
                 continue
-            if packet.is_corrupt:
-                raise MediaError(path, f"damaged or truncated (packet of frame {len(found)})")
+            corrupt = packet.is_corrupt
             if len(found) == MAX_FRAMES:
                 raise MediaError(path, f"over-long: more than {MAX_FRAMES:,} frames; cut it into parts")
             found.shown.append(packet.pts)
             found.decoded.append(packet.dts)
             found.key.append(packet.is_keyframe)
             found.lengths.append(packet.duration or 0)
-    except av.FFmpegError as error:
+    except DECODER_ERRORS as error:
         raise MediaError(path, f"damaged or truncated after {len(found)} frames ({phrase(error)})") from error
+    if corrupt:  # the last one; damage before the end is left to the decoder, as it may be a frame of many
+        raise MediaError(path, f"damaged or truncated (packet of frame {len(found) - 1})")
     decoder.take(None)
     found.first, found.orientation = decoder.stamp, decoder.orientation
     return found
@@ -131,7 +131,7 @@ class _FirstFrame:
         self.left -= 1
         try:
             frames = self.decoder.decode(packet)
-        except (av.FFmpegError, EOFError):
+        except DECODER_ERRORS:
             return
         if frames:
             self.left = 0

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-USUAL = 0.04
-"""Seconds of a frame where a file states nothing at all."""
+USUAL, SHORTEST = 0.04, 0.004
+"""Seconds of a frame where a file states nothing at all; a stated length below the second figure is none."""
 
 
 def time_axis(
@@ -30,13 +30,13 @@ def time_axis(
         (float64 [N] seconds after the first frame, strictly ascending; seconds from the first frame to the end).
     """
     if None in stamps or (len(stamps) > 1 and len(set(stamps)) == 1):
-        step = _constant_step(stamps, unit, step)
+        step = _constant_step(stamps, unit, step if step >= SHORTEST else USUAL)
         return np.arange(len(stamps)) * step, len(stamps) * step
     seconds = (np.array(stamps, np.int64) - stamps[0]) * unit
     forward = np.diff(seconds)[np.diff(seconds) > 0]
-    usual = float(np.median(forward)) if len(forward) else step or USUAL
+    usual = float(np.median(forward)) if len(forward) else step if step >= SHORTEST else USUAL
     seconds = np.maximum.accumulate(_joined(seconds, usual))
-    duration = float(seconds[-1]) + (last or usual)
+    duration = float(seconds[-1]) + (last if last >= SHORTEST else usual)
     return _spread(seconds, duration), duration
 
 
@@ -48,7 +48,7 @@ def _constant_step(stamps: Sequence[int | None], unit: float, step: float) -> fl
         measured = (end - begin) * unit / (final - first)
         if measured > 0 and abs(measured - step) > 0.1 * step:
             return measured
-    return step or USUAL
+    return step
 
 
 def _joined(seconds: np.ndarray, usual: float) -> np.ndarray:
