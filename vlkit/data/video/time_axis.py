@@ -30,14 +30,23 @@ def time_axis(
         (float64 [N] seconds after the first frame, strictly ascending; seconds from the first frame to the end).
     """
     if None in stamps or (len(stamps) > 1 and len(set(stamps)) == 1):
-        step = _constant_step(stamps, unit, step if step >= SHORTEST else USUAL)
+        step = _constant_step(stamps, unit, _stated(step))
         return np.arange(len(stamps)) * step, len(stamps) * step
     seconds = (np.array(stamps, np.int64) - stamps[0]) * unit
-    forward = np.diff(seconds)[np.diff(seconds) > 0]
-    usual = float(np.median(forward)) if len(forward) else step if step >= SHORTEST else USUAL
-    seconds = np.maximum.accumulate(_joined(seconds, usual))
-    duration = float(seconds[-1]) + (last if last >= SHORTEST else usual)
-    return _spread(seconds, duration), duration
+    seconds = np.maximum.accumulate(_joined(seconds))
+    begins = np.flatnonzero(np.diff(seconds, prepend=-1.0) > 0)
+    counts = np.diff(begins, append=len(seconds))
+    usual = float(np.median(np.diff(seconds[begins]) / counts[:-1])) if len(begins) > 1 else _stated(step)
+    length = last if last >= SHORTEST else usual
+    duration = float(seconds[-1]) + (length if counts[-1] == 1 else max(length, counts[-1] * usual))
+    # Frames that repeat a time are spread evenly up to the next time.
+    steps = np.diff(seconds[begins], append=duration) / counts
+    within = np.arange(len(seconds)) - np.repeat(begins, counts)
+    return seconds + within * np.repeat(steps, counts), duration
+
+
+def _stated(step: float) -> float:
+    return step if step >= SHORTEST else USUAL
 
 
 def _constant_step(stamps: Sequence[int | None], unit: float, step: float) -> float:
@@ -51,22 +60,14 @@ def _constant_step(stamps: Sequence[int | None], unit: float, step: float) -> fl
     return step
 
 
-def _joined(seconds: np.ndarray, usual: float) -> np.ndarray:
-    """Parts with stamps of their own, one after the other: each begins ``usual`` after the end of the one before."""
+def _joined(seconds: np.ndarray) -> np.ndarray:
+    """Parts with stamps of their own, one after the other with a usual step in between."""
     steps = np.diff(seconds)
-    steps[steps < -1.0] = usual
-    return np.concatenate([[0.0], np.cumsum(steps)]) if (np.diff(seconds) < -1.0).any() else seconds
-
-
-def _spread(seconds: np.ndarray, end: float) -> np.ndarray:
-    """Ascending times in which equal ones are moved apart, evenly up to the next time or ``end``."""
-    begins = np.flatnonzero(np.diff(seconds, prepend=-1.0) > 0)
-    if len(begins) == len(seconds):
+    restarts = steps < -1.0
+    if not restarts.any():
         return seconds
-    nexts = np.append(seconds[begins[1:]], end)
-    counts = np.diff(begins, append=len(seconds))
-    within = np.arange(len(seconds)) - np.repeat(begins, counts)
-    return seconds + within * np.repeat((nexts - seconds[begins]) / counts, counts)
+    steps[restarts] = np.median(steps[steps > 0]) if (steps > 0).any() else USUAL
+    return np.concatenate([[0.0], np.cumsum(steps)])
 
 
 def ascends(stamps: Sequence[int | None]) -> bool:
