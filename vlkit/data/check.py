@@ -146,7 +146,7 @@ def _video_opener() -> Callable[[Path], _Opened]:
 
 def _frame_problems(dataset: Dataset, good: dict[str, list[Record]]) -> list[Problem]:
     """What is wrong with the frame folders of good records; those of clips in several splits are opened once."""
-    from vlkit.data.video.frames import folder_problems  # heavy decoders, as above
+    from vlkit.data.video.frame_source import folder_problems  # heavy decoders, as above
 
     records = {record["id"]: record for records in good.values() for record in records}
     fix = "make it again by data_prep/frames.py, or remove it"

@@ -17,7 +17,7 @@ from vlkit.data.records import Record
 from vlkit.data.transforms import frame_transform
 from vlkit.data.video.clip_frames import ClipFrames, Sampling, read_frames
 from vlkit.data.video.frame_batch import Frames
-from vlkit.data.video.frames import FrameSource
+from vlkit.data.video.frame_source import FrameSource
 from vlkit.encoders.bases import Preprocess
 from vlkit.errors import UserError
 from vlkit.tasks.retrieval.data import CaptionedRecords

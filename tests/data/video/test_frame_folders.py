@@ -26,7 +26,7 @@ from vlkit.data.isolated import Lost, isolated
 from vlkit.data.manifest import Dataset, write_dataset
 from vlkit.data.video.clip_frames import read_frames
 from vlkit.data.video.frame_folders import QUALITY, Layout, folder_name, layouts
-from vlkit.data.video.frames import FrameSource
+from vlkit.data.video.frame_source import FrameSource
 from vlkit.data.video.make_frames import make_frames
 from vlkit.errors import UserError
 

@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from helpers.films import cut, film, picture, scrambled, sound, turned, written
-from vlkit.data import decode as decoding
-from vlkit.data import frame_table as tables
+from helpers.films import cut, film, nearest, picture, scrambled, sound, turned, written
 from vlkit.data.images import MediaError
+from vlkit.data.video import decode as decoding
+from vlkit.data.video import frame_table as tables
+from vlkit.data.video import packets
 from vlkit.data.video.clip_frames import ClipFrames, choose_frames, duration_of, read_frames, windows
 from vlkit.data.video.frame_table import FrameTable, frame_table
 from vlkit.data.video.probe import probe
@@ -29,7 +30,7 @@ TOLERANCE = 2
 def table_of(times: list[float], duration: float) -> FrameTable:
     stamps = np.round(np.array(times) * 1000).astype(np.int64)
     key = np.ones(len(times), bool)
-    return FrameTable(np.array(times), duration, stamps, key, True, True, True, 160, 120)
+    return FrameTable(np.array(times), duration, stamps, key, "stamp", True, True, 160, 120)
 
 
 @pytest.fixture(scope="module")
@@ -122,13 +123,6 @@ def test_frames_are_those_asked_for(plain: Path) -> None:
     assert duration_of(plain) == pytest.approx(3.0)
 
 
-def nearest(frame: np.ndarray, frames: int = 40) -> int:
-    """Number of the drawn picture that a decoded frame is most like."""
-    height, width = frame.shape[:2]
-    distances = [np.abs(frame.astype(int) - picture(number, width, height)).mean() for number in range(frames)]
-    return int(np.argmin(distances))
-
-
 def test_part_of_a_file(plain: Path) -> None:
     clip = read_frames(plain, 3, start=1.0, end=2.0)
     assert clip.times.tolist() == pytest.approx([1.0, 1.4, 1.9])
@@ -182,7 +176,6 @@ FILMS: dict[str, Callable[[Path], Path]] = {
     "bt709": lambda folder: film(folder / "a.mp4", colorspace=1),
     "bt709, full range": lambda folder: film(folder / "a.mp4", colorspace=1, full_range=True),
     "4:4:4, odd size": lambda folder: film(folder / "a.mp4", pixels="yuv444p", width=161, height=143),
-    "rotated": lambda folder: turned(film(folder / "a.mp4", height=136)),
     "variable rate": lambda folder: film(folder / "a.mp4", 9, stamps=[0, 40, 200, 240, 700, 760, 1000, 1900, 2000]),
     "two frames": lambda folder: film(folder / "a.mp4", 2),
     "vp9": lambda folder: film(
@@ -192,6 +185,7 @@ FILMS: dict[str, Callable[[Path], Path]] = {
     "motion jpeg": lambda folder: film(folder / "a.mov", codec="mjpeg", pixels="yuvj420p"),
 }
 REFUSED: dict[str, Callable[[Path], Path]] = {
+    "rotated": lambda folder: turned(film(folder / "a.mp4", height=136)),
     "open groups": lambda folder: film(folder / "a.mp4", options={"x264-params": "open-gop=1:keyint=12:bframes=3"}),
     "narrow": lambda folder: film(folder / "a.mp4", width=96, height=96),
     "10 bit": lambda folder: film(folder / "a.mp4", pixels="yuv420p10le"),
@@ -300,8 +294,8 @@ def test_over_long_files_are_refused(plain: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(decoding, "MAX_SECONDS", 0.0)
     with pytest.raises(MediaError, match="takes more than 0 s"):
         read_frames(plain, 4)
-    monkeypatch.setattr(tables, "MAX_FRAMES", 10)
-    tables._cached.cache_clear()
+    monkeypatch.setattr(packets, "MAX_FRAMES", 10)
+    tables._from_packets.cache_clear()
     with pytest.raises(MediaError, match="over-long: more than 10 frames"):
         read_frames(plain, 4)
 
