@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkit.data.records import ANSWERS, Record
-from vlkit.data.sources.karpathy import take
+from vlkit.data.sources.common import take
 from vlkit.data.sources.prepare import Source
 from vlkit.errors import UserError
 from vlkit.files import read_json

@@ -4,29 +4,10 @@ from __future__ import annotations
 
 import posixpath
 import re
-from typing import Any
 
 from vlkit.data.sources import coco
-from vlkit.errors import UserError
 
 _NAMED = re.compile(r"(?:COCO_([a-z]+\d+)_)?(\d{12})\.\w+")
-
-
-def take_id(value: Any, field: str, where: str) -> int:
-    """``value[field]`` as a whole number; one written as a text (``"123"``) is taken too.
-
-    Raises:
-        UserError: there is none; place and field are named.
-    """
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: not a JSON object; is this the official file?")
-    found = value.get(field)
-    if isinstance(found, int) and not isinstance(found, bool):
-        return found
-    if isinstance(found, str) and re.fullmatch(r"\s*[0-9]{1,18}\s*", found):
-        return int(found)
-    state = "missing" if field not in value else f"{str(found)[:40]!r}, no whole number"
-    raise UserError(f'{where}: field "{field}" is {state}; is this the official file?')
 
 
 def picture_path(folder: str, image_id: int) -> str:

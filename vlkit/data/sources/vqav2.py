@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vlkit.data.records import ANSWERS, Record
-from vlkit.data.sources.ids import other_places, picture_path, take_id
-from vlkit.data.sources.karpathy import take
+from vlkit.data.sources.common import take, take_id
+from vlkit.data.sources.ids import other_places, picture_path
 from vlkit.data.sources.prepare import Counts, Source, compare_counts
 from vlkit.errors import UserError
 from vlkit.files import read_json
