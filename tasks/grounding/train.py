@@ -27,6 +27,7 @@ from vlkit.data.manifest import Dataset
 from vlkit.drawn.prepared import demo_dataset
 from vlkit.encoders.load import load_base
 from vlkit.encoders.text_side import text_side
+from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.checkpoint import save_adapter
 from vlkit.engine.fit import CachedRunConfig, fit, make_fabric, make_loader, open_run
 from vlkit.engine.hardware import attention_for, keep_freed_memory
@@ -110,6 +111,7 @@ def main(config: Config) -> None:
     transform = BoxTransform(base.preprocess, config.data.shape, config.data.augment)
     several = config.head.queries > 1
     examples = BoxedPictures(dataset, config.data.train, transform, config.data.texts, config.data.flip, several)
+    warn_of_cut_texts(text, examples.texts, "training texts")
     before = before_training(dataset, config.data.train, test)
 
     grounder = build_model(base, text, config.adapter, config.fusion, config.head)

@@ -19,7 +19,7 @@ from vlkit.drawn.prepared import demo_dataset
 from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.tasks.load import load
-from vlkit.tasks.retrieval.evaluate import embed_split, index_recalls, retrieval_metrics
+from vlkit.tasks.retrieval.evaluate import captions_left_out, embed_split, index_recalls, retrieval_metrics
 from vlkit.tasks.retrieval.pipeline import load_zero_shot
 
 
@@ -51,6 +51,10 @@ class Config:
     json: Path | None = None
     """Write the metrics there."""
 
+    def __post_init__(self) -> None:
+        if self.folds < 1:
+            raise UserError(f"--folds {self.folds}: must be at least 1; 1 = no folds")
+
 
 def main(config: Config) -> None:
     if (config.model is None) == (config.base is None):
@@ -72,7 +76,10 @@ def main(config: Config) -> None:
     table.add_column("value", justify="right")
     for key, value in metrics.items():
         table.add_row(key, f"{value:.2f}")
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    if left_out := captions_left_out(dataset, config.split):
+        console.print(left_out, highlight=False, soft_wrap=True)
     if config.json:
         write_json(config.json, {"model": str(config.model or config.base), "split": config.split, **metrics})
 

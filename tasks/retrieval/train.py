@@ -26,6 +26,7 @@ from vlkit.data.manifest import Dataset
 from vlkit.data.transforms import image_transform
 from vlkit.drawn.prepared import demo_dataset
 from vlkit.encoders.load import load_base
+from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.checkpoint import save_adapter
 from vlkit.engine.fit import CachedRunConfig, fit, make_fabric, make_loader, open_run
 from vlkit.engine.hardware import keep_freed_memory
@@ -35,7 +36,14 @@ from vlkit.memory import StepMemory, measure_step
 from vlkit.tap_cache.pairs import cached_pairs
 from vlkit.tasks.contrastive import Pairs, backward_in_chunks, example_losses, gather_pairs, info_nce, siglip, triplet
 from vlkit.tasks.retrieval.data import ImageTextPairs, PairCollate
-from vlkit.tasks.retrieval.evaluate import Embedder, adapter_config, build_model, evaluate_split, zero_shot
+from vlkit.tasks.retrieval.evaluate import (
+    Embedder,
+    adapter_config,
+    build_model,
+    captions_left_out,
+    evaluate_split,
+    zero_shot,
+)
 from vlkit.tasks.two_tower import HeadOptions, TwoTower
 
 
@@ -105,6 +113,7 @@ def main(config: Config) -> None:
     pairs = ImageTextPairs(
         dataset, config.data.train, image_transform(base.preprocess, config.data.augment), config.data.every_caption
     )
+    warn_of_cut_texts(base.tokenize, pairs.captions, "training captions")
     lengths = pairs.lengths(lambda texts: base.text.real(base.tokenize(texts)).sum(1)) if config.bucket else None
 
     # Measured before the adapter is built: full fine-tuning and LoRA change the base's own modules.
@@ -186,7 +195,7 @@ def main(config: Config) -> None:
     )
     if fabric.is_global_zero:
         folder.write_report(report, data={"name": dataset.name, "train pairs": len(pairs)})
-        show(report, folder.path)
+        show(report, folder.path, captions_left_out(dataset, test))
 
 
 def memory_of_a_step(
@@ -204,8 +213,8 @@ def memory_of_a_step(
     return measure_step(model.train(), forward, optimizer, timed=3)
 
 
-def show(report: Report, folder: Path) -> None:
-    """Print the numbers of the run and where the adapter lies."""
+def show(report: Report, folder: Path, left_out: str) -> None:
+    """Print the numbers of the run, which captions they leave out, and where the adapter lies."""
     table = Table(
         "", "i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "rsum", title=f"{report.split} split, percent"
     )
@@ -214,6 +223,8 @@ def show(report: Report, folder: Path) -> None:
         table.add_row(name, *(f"{metrics[key]:.1f}" for key in [*keys, "rsum"]))
     console = Console()
     console.print(table)
+    if left_out:
+        console.print(left_out, highlight=False, soft_wrap=True)
     console.print(
         f"trained {report.trainable_parameters:,} of {report.total_parameters:,} parameters; "
         f"kept for backward {report.saved_activation_bytes / 2**20:.1f} MiB a step; "

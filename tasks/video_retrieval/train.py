@@ -29,6 +29,7 @@ from vlkit.data.video.clip_frames import Sampling
 from vlkit.data.video.frame_batch import Frames
 from vlkit.drawn.prepared import demo_dataset
 from vlkit.encoders.load import load_base
+from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.checkpoint import save_adapter
 from vlkit.engine.fit import CachedRunConfig, fit, make_fabric, make_loader, open_run
 from vlkit.engine.hardware import keep_freed_memory
@@ -134,6 +135,7 @@ def main(config: Config) -> None:
     train_frames, validation_frames, training, validation = splits_of(dataset, config.data, reader)
     test_frames = RecordFrames(dataset, test, reader)
     pairs = VideoTextPairs(train_frames, training, config.data.every_caption)
+    warn_of_cut_texts(base.tokenize, pairs.captions, "training sentences")
 
     # Measured before the adapter is built: full fine-tuning and LoRA change the base's own modules.
     untrained = zero_shot(base)

@@ -17,7 +17,7 @@ from vlkit.data.manifest import Dataset
 from vlkit.drawn.prepared import demo_dataset
 from vlkit.files import write_json
 from vlkit.tasks.load import load
-from vlkit.tasks.vqa.data import answered
+from vlkit.tasks.vqa.data import answered, form_of, warn_of_unlabelled
 from vlkit.tasks.vqa.evaluate import predict_records, score
 
 
@@ -52,7 +52,10 @@ def main(config: Config) -> None:
     dataset = Dataset.open(config.data.root or demo_dataset("vqa", config.data.size, style=config.data.style), "vqa")
     records = answered(dataset, config.split)
     pipeline = load(config.model, config.device, task="vqa")
-    metrics = score(records, predict_records(pipeline.answerer, dataset, records, f"{config.split} questions"))
+    if pipeline.answerer.vocabulary:
+        warn_of_unlabelled(dataset, [config.split], pipeline.answerer.vocabulary)
+    predictions = predict_records(pipeline.answerer, dataset, records, f"{config.split} questions")
+    metrics = score(records, predictions, form_of(dataset))
     table = Table(title=f"{pipeline.name}: {len(records)} questions of {dataset.name}/{config.split}")
     table.add_column("metric")
     table.add_column("percent", justify="right")

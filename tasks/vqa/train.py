@@ -29,6 +29,7 @@ from vlkit.data.transforms import image_transform
 from vlkit.drawn.prepared import demo_dataset
 from vlkit.encoders.load import load_base
 from vlkit.encoders.text_side import text_side
+from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.checkpoint import save_adapter
 from vlkit.engine.fit import CachedRunConfig, fit, make_fabric, make_loader, open_run
 from vlkit.engine.hardware import keep_freed_memory
@@ -46,7 +47,9 @@ from vlkit.tasks.vqa.data import (
     SoftTargets,
     answer_vocabulary,
     answered,
+    form_of,
     read_vocabulary,
+    warn_of_unlabelled,
 )
 from vlkit.tasks.vqa.evaluate import (
     Answerer,
@@ -132,12 +135,15 @@ def main(config: Config) -> None:
     vocabulary, targets = [], None
     if config.head.kind == "classify":
         vocabulary = vocabulary_of(dataset, config.data)
-        targets = SoftTargets(vocabulary)
+        targets = SoftTargets(vocabulary, form_of(dataset))
+        if fabric.is_global_zero:
+            warn_of_unlabelled(dataset, [config.data.train, config.data.validation, test], vocabulary)
     elif text.base is not None:
-        targets = AnswerTokens(partial(text.base.tokenize, max_length=config.head.max_tokens))
+        targets = AnswerTokens(partial(text.base.tokenize, max_length=config.head.max_tokens), form_of(dataset))
     examples = PictureQuestions(
         dataset, config.data.train, image_transform(base.preprocess, config.data.augment), config.data.per_picture
     )
+    warn_of_cut_texts(text, examples.texts, "training questions")
 
     answer_model = build_model(base, text, config.adapter, config.head, config.fusion, len(vocabulary))
     model = fabric.setup_module(answer_model)
@@ -183,7 +189,7 @@ def main(config: Config) -> None:
     )
     after = evaluate_split(answerer, dataset, test)
     # No base answers questions untrained: what is beaten is the answer that is right most often.
-    most, before = prior_metrics(answered(dataset, config.data.train), answered(dataset, test))
+    most, before = prior_metrics(answered(dataset, config.data.train), answered(dataset, test), form_of(dataset))
     if fabric.is_global_zero:
         settings = adapter_config(base, text, config.adapter, config.head, config.fusion, vocabulary, after)
         save_adapter(folder.path, answer_model, settings)

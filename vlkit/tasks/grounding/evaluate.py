@@ -21,6 +21,7 @@ from vlkit.adapters.sherl.tokens import SherlOptions
 from vlkit.data.manifest import Dataset
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.text_side import TextSide
+from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.distributed import my_share
 from vlkit.errors import UserError
 from vlkit.metrics.grounding import grounding_metrics, phrase_recall, precision_at_k
@@ -223,6 +224,7 @@ def records_of(dataset: Dataset, split: str) -> list[dict[str, Any]]:
 def find_split(locator: Locator, dataset: Dataset, split: str) -> tuple[list[dict[str, Any]], list[Found]]:
     """Records of a split (see :func:`records_of`) and what was found for each; processes share the pictures."""
     records = records_of(dataset, split)
+    warn_of_cut_texts(locator.text, [record["text"] for record in records], f"{split} texts")
     groups: dict[str, list[int]] = {}
     for row, record in enumerate(records):
         groups.setdefault(record["image"], []).append(row)
