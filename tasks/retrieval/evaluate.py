@@ -41,13 +41,13 @@ class Config:
     """Measure this base without an adapter instead."""
     data: Data = field(default_factory=Data)
     split: str = "test"
-    """Which split."""
+    """Split to measure."""
     folds: int = 1
-    """Also report the mean over this many folds of pictures (5 on the COCO test split: "COCO 1K")."""
+    """Also report the mean over this many folds of images (5 on the COCO test split: "COCO 1K")."""
     index: str | None = None
     """Also report recalls through a FAISS index of this factory string (Flat, HNSW32, IVF256,Flat, …)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    """Device to compute on."""
     json: Path | None = None
     """Write the metrics there."""
 
@@ -70,7 +70,7 @@ def main(config: Config) -> None:
     if config.index:
         metrics |= index_recalls(images.numpy(), texts.numpy(), owner, config.index)
     table = Table(
-        title=f"{pipeline.name}: {len(images)} pictures, {len(texts)} captions of {dataset.name}/{config.split}"
+        title=f"{pipeline.name}: {len(images)} images, {len(texts)} captions of {dataset.name}/{config.split}"
     )
     table.add_column("metric")
     table.add_column("value", justify="right")

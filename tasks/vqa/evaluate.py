@@ -28,9 +28,9 @@ class Data:
     root: Path | None = None
     """Prepared dataset; default: the demo dataset."""
     size: Literal["small", "medium", "large"] = "large"
-    """Of the demo dataset."""
+    """Size of the demo dataset."""
     style: Literal["plain", "drawn"] = "plain"
-    """Of the demo dataset: the plain drawings that the embedded bases know, or hand-drawn ones that are new to them."""
+    """Style of the demo dataset: plain drawings, which the embedded bases know, or hand-drawn ones, new to them."""
 
 
 @dataclass
@@ -41,9 +41,9 @@ class Config:
     """Run or adapter folder."""
     data: Data = field(default_factory=Data)
     split: str = "test"
-    """Which split; its answers must be known."""
+    """Split to measure; its answers must be known."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    """Device to compute on."""
     json: Path | None = None
     """Write the metrics there."""
 

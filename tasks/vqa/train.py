@@ -29,7 +29,7 @@ from vlkit.data.transforms import image_transform
 from vlkit.drawn.prepared import demo_dataset
 from vlkit.encoders.load import load_base
 from vlkit.encoders.text_side import text_side
-from vlkit.encoders.tokenizer import warn_of_cut_texts
+from vlkit.encoders.tokenizer import Shorter, warn_of_cut_texts
 from vlkit.engine.checkpoint import save_adapter
 from vlkit.engine.fit import CachedRunConfig, fit, make_fabric, make_loader, open_run
 from vlkit.engine.hardware import keep_freed_memory
@@ -140,6 +140,8 @@ def main(config: Config) -> None:
             warn_of_unlabelled(dataset, [config.data.train, config.data.validation, test], vocabulary)
     elif text.base is not None:
         targets = AnswerTokens(partial(text.base.tokenize, max_length=config.head.max_tokens), form_of(dataset))
+        written = [form_of(dataset)(answer) for r in answered(dataset, config.data.train) for answer in r["answers"]]
+        warn_of_cut_texts(Shorter(text.base.lengths, config.head.max_tokens), written, "training answers")
     examples = PictureQuestions(
         dataset, config.data.train, image_transform(base.preprocess, config.data.augment), config.data.per_picture
     )

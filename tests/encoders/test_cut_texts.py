@@ -15,7 +15,7 @@ from vlkit.data.manifest import Dataset, write_dataset
 from vlkit.encoders.load import load_base, load_text_base
 from vlkit.encoders.text_side import text_side
 from vlkit.encoders.tiny import tiny_t5_tokenizer
-from vlkit.encoders.tokenizer import ClipTokenizer, _warn_once, cut_texts, warn_of_cut_texts
+from vlkit.encoders.tokenizer import ClipTokenizer, Shorter, _warn_once, cut_texts, warn_of_cut_texts
 from vlkit.tasks.grounding.evaluate import find_split
 from vlkit.tasks.retrieval.evaluate import embed_split
 from vlkit.tasks.vqa.evaluate import predict_records
@@ -126,3 +126,4 @@ def test_grounding_says_it(image: Path, caplog: pytest.LogCaptureFixture) -> Non
 def test_a_text_base_counts_whole_texts() -> None:
     base = load_text_base("tiny")
     assert base.lengths(["dog", "dog dog"]) == [2, 3]
+    assert cut_texts(Shorter(base.lengths, 2), ["dog", "dog dog", "x"]) == (1, 3, 2)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -35,6 +36,14 @@ class CountsTokens(Protocol):
 
     def lengths(self, texts: list[str]) -> list[int]:
         """Tokens of each text as a whole, start and end included."""
+
+
+@dataclass
+class Shorter:
+    """A tokenizer that keeps fewer tokens than it could; a :class:`CountsTokens`."""
+
+    lengths: Callable[[list[str]], list[int]]
+    limit: int
 
 
 class Cut(NamedTuple):
@@ -84,7 +93,7 @@ def _warn_once(message: str) -> None:
 class ClipTokenizer:
     """Texts -> ids for an open_clip base.
 
-    It is loaded at the first call: much can be done with a base (its memory, its pictures) without reading a text, and
+    It is loaded at the first call: much can be done with a base (its memory, its images) without reading a text, and
     some tokenizers have to come from the hub.
 
     Args:

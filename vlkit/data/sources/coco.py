@@ -50,9 +50,9 @@ def read(annotations: str | Path) -> Source:
 
 
 def other_places(path: str) -> list[str]:
-    """Where else a COCO picture may lie: the 2014 and 2017 releases hold the same pictures under other names.
+    """Where else a COCO image may lie: the 2014 and 2017 releases hold the same images under other names.
 
-    Also tried: without its folder (``--images`` already names it, or all pictures are in one folder).
+    Also tried: without its folder (``--images`` already names it, or all images are in one folder).
     """
     name = posixpath.basename(path)
     numbered = _NUMBERED.fullmatch(name)

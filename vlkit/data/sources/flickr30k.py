@@ -125,8 +125,8 @@ def _read_csv(path: Path) -> dict[str, list[str]]:
         image, bar, rest = line.partition("|")
         match = _NUMBER_AND_CAPTION.fullmatch(rest)
         if not bar or not image.strip() or not match:
-            mend = "other tables go through data_prep/from_folder.py"
-            raise UserError(f"{path}:{line_number}: expected <image>| <number>| <caption>, got {line[:60]!r}; {mend}")
+            fix = "other tables go through data_prep/from_folder.py"
+            raise UserError(f"{path}:{line_number}: expected <image>| <number>| <caption>, got {line[:60]!r}; {fix}")
         found.setdefault(image.strip(), []).append((int(match[1]), match[2]))
     return _in_order(found, path)
 

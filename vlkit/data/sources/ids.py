@@ -1,4 +1,4 @@
-"""Ids and file names of COCO pictures, as VQA v2 and RefCOCO refer to them."""
+"""Ids and file names of COCO images, as VQA v2 and RefCOCO refer to them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NAMED = re.compile(r"(?:COCO_([a-z]+\d+)_)?(\d{12})\.\w+")
 
 
 def picture_path(folder: str, image_id: int) -> str:
-    """Path of picture ``image_id`` of a COCO folder: ``val2014/COCO_val2014_000000000123.jpg``; from 2017 on the names
+    """Path of image ``image_id`` of a COCO folder: ``val2014/COCO_val2014_000000000123.jpg``; from 2017 on the names
     are plain numbers, ``val2017/000000000123.jpg``.
     """
     number = f"{image_id:012d}.jpg"
@@ -25,7 +25,7 @@ def with_folder(file_name: str) -> str:
 
 
 def other_places(path: str) -> list[str]:
-    """Where else a picture may lie: under its name of another release (:func:`vlkit.data.sources.coco.other_places`),
+    """Where else an image may lie: under its name of another release (:func:`vlkit.data.sources.coco.other_places`),
     without its folder, or with the plain number as its name.
     """
     folder, name = posixpath.split(path)

@@ -85,21 +85,21 @@ def adapter_options(values: dict[str, Any]) -> Any:
 
 
 class Embedder:
-    """Embeds pictures and texts with a two-tower model in batches, without gradient.
+    """Embeds images and texts with a two-tower model in batches, without gradient.
 
     Args:
         model: on its device; called in eval mode, left in the mode it had.
         base: the base it stands on (preprocessing, tokenizer).
         fabric: device and precision.
-        batch_size: pictures or texts at once.
+        batch_size: images or texts at once.
     """
 
     def __init__(self, model: TwoTower, base: ClipBase, fabric: Fabric, batch_size: int = 64) -> None:
         self.model, self.base, self.fabric, self.batch_size = model, base, fabric, batch_size
         self.transform = image_transform(base.preprocess)
 
-    def images(self, sources: Sequence[Any], open_one: Callable[[Any], Image.Image], label: str = "pictures") -> Tensor:
-        """``open_one`` turns each source into an RGB picture -> [n, E] float32 on the CPU, unit norm."""
+    def images(self, sources: Sequence[Any], open_one: Callable[[Any], Image.Image], label: str = "images") -> Tensor:
+        """``open_one`` turns each source into an RGB image -> [n, E] float32 on the CPU, unit norm."""
         pixels = image_batches(sources, lambda source: self.transform(open_one(source)), self.batch_size)
         return self._run(self.model.embed_images, pixels, len(sources), label)
 
@@ -133,7 +133,7 @@ def embed_split(embedder: Embedder, dataset: Dataset, split: str) -> tuple[Tenso
     """Embed every image of a split and the captions that count (:func:`captions_measured`); processes share the work.
 
     Returns:
-        Pictures [N, E], captions [M, E] (float32, CPU, unit norm) and the picture of each caption, int64 [M].
+        Images [N, E], captions [M, E] (float32, CPU, unit norm) and the image of each caption, int64 [M].
     """
     records, fabric = dataset.records(split), embedder.fabric
     if not records:
@@ -143,7 +143,7 @@ def embed_split(embedder: Embedder, dataset: Dataset, split: str) -> tuple[Tenso
     owner = np.repeat(np.arange(len(records)), [len(own) for own in counted])
     warn_of_cut_texts(embedder.base.tokenize, texts, f"{split} captions")
     mine = [records[i] for i in my_share(fabric, len(records))]
-    images = embedder.images(mine, lambda record: read_image(dataset, record), f"{split} pictures")
+    images = embedder.images(mine, lambda record: read_image(dataset, record), f"{split} images")
     captions = embedder.texts([texts[i] for i in my_share(fabric, len(texts))], f"{split} captions")
     return gather_shares(fabric, images, len(records)), gather_shares(fabric, captions, len(texts)), owner
 
@@ -179,7 +179,7 @@ def retrieval_metrics(images: Tensor, texts: Tensor, owner: np.ndarray, folds: i
     Args:
         images: [N, E].
         texts: [M, E].
-        owner: int [M], the picture of each text.
+        owner: int [M], the image of each text.
         folds: also report ``fold_*``, the mean over that many consecutive folds (5 folds of COCO's 5,000 test images
             are the "COCO 1K" protocol); 1 = no folds.
 
@@ -204,7 +204,7 @@ def index_recalls(images: np.ndarray, texts: np.ndarray, owner: np.ndarray, fact
     Args:
         images: [N, E] float32.
         texts: [M, E] float32.
-        owner: int [M], the picture of each text.
+        owner: int [M], the image of each text.
         factory: FAISS factory string.
 
     Returns:

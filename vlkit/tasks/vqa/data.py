@@ -1,4 +1,4 @@
-"""Visual questions as examples: pictures with their questions, answer vocabulary, soft targets."""
+"""Visual questions as examples: images with their questions, answer vocabulary, soft targets."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ Example = tuple[Tensor, list[Record]]
 
 
 class PictureQuestions:
-    """Examples of one picture and its questions: the picture is encoded once for all of them.
+    """Examples of one image and its questions: the image is encoded once for all of them.
 
     Args:
         dataset: a prepared dataset.
         split: which split; every question must have answers.
-        transform: picture -> [3, H, W].
-        per_picture: most questions a picture has in an example, drawn anew each time; 0 = all.
+        transform: image -> [3, H, W].
+        per_picture: most questions an image has in an example, drawn anew each time; 0 = all.
 
     Raises:
         UserError: a question of the split has no answers.
@@ -47,7 +47,7 @@ class PictureQuestions:
         return len(self.groups)
 
     def __getitem__(self, index: int) -> Example:
-        """Pixels [3, H, W] and the records of the picture's questions."""
+        """Pixels [3, H, W] and the records of the image's questions."""
         _, group = self.unopened(index)
         return self.transform(read_image(self.dataset, group[0])), group
 
@@ -66,11 +66,11 @@ class PictureQuestions:
         return [record["question"] for group in self.groups for record in group]
 
     def identify(self, index: int) -> list[Any]:
-        """What changes when the picture of an example does."""
+        """What changes when the image of an example does."""
         return identify_file(self.dataset.path(self.groups[index][0]))
 
     def load(self, indices: list[int]) -> Tensor:
-        """Pictures of examples, [n, 3, H, W]; without augmentation always the same."""
+        """Images of examples, [n, 3, H, W]; without augmentation always the same."""
         return torch.stack([self.transform(read_image(self.dataset, self.groups[index][0])) for index in indices])
 
 
@@ -91,7 +91,7 @@ def answered(dataset: Dataset, split: str) -> list[Record]:
 
 
 def by_picture(records: Sequence[Record]) -> list[list[Record]]:
-    """Records that ask about one picture, together; pictures in the order of their first question."""
+    """Records that ask about one image, together; images in the order of their first question."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record["image"], []).append(record)
@@ -99,14 +99,14 @@ def by_picture(records: Sequence[Record]) -> list[list[Record]]:
 
 
 class Batch(NamedTuple):
-    """P pictures and B questions of a training step."""
+    """P images and B questions of a training step."""
 
     pixels: Tensor | TapBatch
-    """[P, 3, H, W], or the rows of P pictures."""
+    """[P, 3, H, W], or the rows of P images."""
     ids: Tensor | TapBatch
     """[B, L] int64, the questions' tokens, or the rows of B questions."""
     owner: Tensor
-    """[B] int64, the picture of each question."""
+    """[B] int64, the image of each question."""
     targets: Tensor
     """[B, A] float soft targets of a classifier, or [B, T] int64 answer tokens of a decoder."""
 
@@ -117,7 +117,7 @@ class QuestionCollate:
     Args:
         tokenize: questions -> ids [B, L].
         targets: lists of ten answers, one a question -> [B, ...] (:class:`SoftTargets` or :class:`AnswerTokens`).
-        stack: what the examples hold of each picture -> what a batch holds of all.
+        stack: what the examples hold of each image -> what a batch holds of all.
     """
 
     def __init__(

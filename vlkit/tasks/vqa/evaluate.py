@@ -109,7 +109,7 @@ def adapter_config(
 
 
 class Answerer:
-    """Answers questions about pictures in batches, without gradient.
+    """Answers questions about images in batches, without gradient.
 
     Args:
         model: on its device; called in eval mode, left in the mode it had.
@@ -118,7 +118,7 @@ class Answerer:
         head: options of the model's head.
         vocabulary: answers of a classifier, in label order.
         fabric: device and precision.
-        batch_size: pictures at once.
+        batch_size: images at once.
     """
 
     def __init__(
@@ -144,17 +144,17 @@ class Answerer:
         k: int = 1,
         label: str = "questions",
     ) -> list[list[Answers]]:
-        """The k best answers to the questions about each picture.
+        """The k best answers to the questions about each image.
 
         Args:
-            sources: what ``open_one`` turns into an RGB picture.
-            questions: of each picture.
-            open_one: source -> picture.
+            sources: what ``open_one`` turns into an RGB image.
+            questions: of each image.
+            open_one: source -> image.
             k: answers a question (fewer where the vocabulary is smaller).
             label: of the progress bar.
 
         Returns:
-            For each picture and each of its questions the answers, best first.
+            For each image and each of its questions the answers, best first.
         """
         training = self.model.training
         self.model.eval()
@@ -208,7 +208,7 @@ class Answerer:
 
 
 def predict_records(answerer: Answerer, dataset: Dataset, records: Sequence[Record], label: str) -> dict[Any, str]:
-    """Question id -> answer for every record, in their order; processes share the pictures."""
+    """Question id -> answer for every record, in their order; processes share the images."""
     warn_of_cut_texts(answerer.text, [record["question"] for record in records], label)
     groups = by_picture(records)
     mine = [groups[i] for i in my_share(answerer.fabric, len(groups))]
