@@ -126,4 +126,4 @@ def test_grounding_says_it(image: Path, caplog: pytest.LogCaptureFixture) -> Non
 def test_a_text_base_counts_whole_texts() -> None:
     base = load_text_base("tiny")
     assert base.lengths(["dog", "dog dog"]) == [2, 3]
-    assert cut_texts(Shorter(base.lengths, 2), ["dog", "dog dog", "x"]) == (1, 3, 2)
+    assert cut_texts(Shorter(base.lengths, 2), ["dog", "dog dog", "dog"]) == (1, 3, 2)
