@@ -19,7 +19,7 @@ class Config:
     annotations: Path
     """Karpathy file (dataset_flickr30k.json), results_20130124.token, or results.csv."""
     images: Path
-    """Folder with the pictures (flickr30k-images)."""
+    """Folder with the images (flickr30k-images)."""
     output: Path
     """Folder to write the prepared dataset to."""
     split: str = "train"

@@ -19,11 +19,11 @@ class Config:
     annotations: Path
     """Folder of the release: train.txt, val.txt, test.txt, Sentences/ and Annotations/."""
     images: Path
-    """Folder with the pictures (flickr30k-images)."""
+    """Folder with the images (flickr30k-images)."""
     output: Path
     """Folder to write the prepared dataset to."""
     partial: bool = False
-    """Leave out phrases whose picture is not there, and list the pictures in missing.txt, instead of stopping."""
+    """Leave out phrases whose image is not there, and list the images in missing.txt, instead of stopping."""
 
 
 def main(config: Config) -> None:

@@ -17,7 +17,7 @@ class Config:
     """Prepare MSVD for video retrieval."""
 
     annotations: Path
-    """raw-captions.pkl, or its folder."""
+    """raw-captions.pkl, AllVideoDescriptions.txt or video_corpus.csv, or the folder that holds it."""
     videos: Path
     """Folder with the clips (YouTubeClips)."""
     output: Path

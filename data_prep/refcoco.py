@@ -18,7 +18,7 @@ class Config:
     """Prepare RefCOCO, RefCOCO+ or RefCOCOg for grounding."""
 
     images: Path
-    """Folder that holds train2014/ (or the pictures themselves)."""
+    """Folder that holds train2014/ (or the images themselves)."""
     output: Path
     """Folder to write the prepared dataset to."""
     refs: Path | None = None
@@ -30,7 +30,7 @@ class Config:
     mdetr: list[Path] = field(default_factory=list)
     """MDETR's finetune_refcoco*_*.json, one file a split; instead of --refs."""
     partial: bool = False
-    """Leave out expressions whose picture is not there, and list the pictures in missing.txt, instead of stopping."""
+    """Leave out expressions whose image is not there, and list the images in missing.txt, instead of stopping."""
 
 
 def main(config: Config) -> None:

@@ -49,7 +49,7 @@ def main(config: Config) -> None:
     metrics = metrics_of(records, found)
     pictures = len({record["image"] for record in records})
     table = Table(
-        title=f"{pipeline.name}: {pictures} pictures, {len(records)} texts of {dataset.name}/{config.split}, percent"
+        title=f"{pipeline.name}: {pictures} images, {len(records)} texts of {dataset.name}/{config.split}, percent"
     )
     table.add_column("metric")
     table.add_column("value", justify="right")

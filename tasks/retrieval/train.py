@@ -20,6 +20,7 @@ from vlkit.cli.config import run as cli
 from vlkit.data.transforms import image_transform
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.load import load_base
+from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.config import CachedRunConfig
 from vlkit.engine.fit import fit
 from vlkit.engine.loader import EpochLoader, make_loader
@@ -87,6 +88,7 @@ def main(config: Config) -> None:
     base = load_base(config.base)
     transform = image_transform(base.preprocess, config.data.augment)
     pairs = ImageTextPairs(dataset, config.data.train, transform, config.data.every_caption)
+    warn_of_cut_texts(base.tokenize, pairs.captions, "training captions")
 
     # Measured before the adapter is built: full fine-tuning and LoRA change the base's own modules.
     untrained = zero_shot(base)

@@ -53,7 +53,7 @@ class Config:
     """Measure this base without an adapter instead."""
     data: Data = field(default_factory=Data)
     split: str = "test"
-    """Which split."""
+    """Split to measure."""
     frames: int | None = None
     """Frames a video; default: as in training, 12 for a base alone."""
     sampling: Sampling | None = None
@@ -66,7 +66,7 @@ class Config:
     bank_size: int = 1000
     """Videos of that split in the bank, at most; all their sentences are."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    """Device to compute on."""
     json: Path | None = None
     """Write the metrics there."""
 

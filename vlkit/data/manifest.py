@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import json
 import os
@@ -226,13 +227,15 @@ def _parse_lines(path: Path) -> Iterator[tuple[int, Any, str | None]]:
         raise UserError(f"{path}: cannot read ({error.strerror}); prepare the dataset again") from None
     with file:
         for number, line in enumerate(file, start=1):
-            if line.isspace():
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)  # an editor may have added it
+            if not line or line.isspace():
                 continue
             try:
-                yield number, json.loads(line), None
+                yield number, json.loads(line.decode("utf-8")), None
             except UnicodeDecodeError:
                 yield number, None, "not UTF-8 text; save the file as UTF-8"
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 reason = getattr(error, "msg", str(error))
                 yield number, None, f"not valid JSON ({reason}); write one JSON object a line"
 

@@ -104,6 +104,10 @@ class TextBase:
         )
         return batch["input_ids"]
 
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Tokens of each text as a whole, end token included."""
+        return [len(row) for row in self.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]]
+
 
 def clip_base(
     model: nn.Module,

@@ -58,6 +58,15 @@ class TinyTokenizer:
             row[: len(tokens)] = torch.tensor(tokens)
         return ids
 
+    @property
+    def limit(self) -> int:
+        """Most tokens a text keeps, start and end included."""
+        return self.context_length
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Tokens of each text as a whole, start and end included."""
+        return [len(row.ids) + 2 for row in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
+
 
 @cache
 def vocabulary() -> Tokenizer:

@@ -18,6 +18,7 @@ import numpy as np
 from vlkit.data.boxes import Record, box_problem
 from vlkit.data.sources.prepare import Source
 from vlkit.errors import UserError, some
+from vlkit.files import read_text
 
 SPLITS = ("train", "val", "test")
 
@@ -185,9 +186,4 @@ def _read_annotation(path: Path) -> tuple[dict[str, np.ndarray], tuple[int, int]
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected a Flickr30k Entities folder") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); is this the right file?") from None
+    return read_text(path, "expected a Flickr30k Entities folder")

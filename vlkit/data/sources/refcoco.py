@@ -10,8 +10,8 @@ from typing import Any
 
 from vlkit.data.boxes import Record, box_problem, corners_of
 from vlkit.data.restricted_pickle import read_pickle
-from vlkit.data.sources.ids import other_places, take_id, with_folder
-from vlkit.data.sources.karpathy import take
+from vlkit.data.sources.common import take, take_id, whole_number
+from vlkit.data.sources.ids import other_places, with_folder
 from vlkit.data.sources.prepare import Counts, Source, compare_counts
 from vlkit.errors import UserError, some
 from vlkit.files import read_json
@@ -160,7 +160,7 @@ def _sentences(ref: Any, instances: _Instances, where: str) -> Iterator[tuple[st
             f'{where}: field "ann_id": {ann_id} is a box of another image than {image_id}; correct the file'
         )
     common = {"ref_id": take_id(ref, "ref_id", where), "ann_id": ann_id}
-    category = instances.categories.get(annotation.get("category_id"))
+    category = instances.categories.get(whole_number(annotation.get("category_id")))
     if category is not None:
         common["category"] = category
     image = _image(image, image_where, ref.get("file_name"))

@@ -21,6 +21,7 @@ from vlkit.data.images import read_image
 from vlkit.data.manifest import Dataset
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.text_side import TextSide
+from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.distributed import my_share
 from vlkit.metrics.grounding import grounding_metrics, phrase_recall, precision_at_k
 from vlkit.tasks.grounding.candidates import runners_up
@@ -173,6 +174,7 @@ def find_split(locator: Locator, dataset: Dataset, split: str) -> tuple[list[dic
         UserError: an image cannot be read, or its size and the one that a record states cannot belong together.
     """
     records = in_their_files(dataset, records_of(dataset, split))
+    warn_of_cut_texts(locator.text, [record["text"] for record in records], f"{split} texts")
     groups: dict[str, list[int]] = {}
     for row, record in enumerate(records):
         groups.setdefault(record["image"], []).append(row)

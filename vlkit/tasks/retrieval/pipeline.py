@@ -17,6 +17,7 @@ from vlkit.adapters.options import adapter_options
 from vlkit.data.images import open_image, to_rgb
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base
+from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.checkpoint import check_base, load_trained
 from vlkit.engine.distributed import make_fabric
 from vlkit.files import sha256_of
@@ -70,6 +71,7 @@ class RetrievalPipeline:
         """Texts -> float32 [n, E], unit norm."""
         if not texts:
             return np.empty((0, self.dim), dtype=np.float32)
+        warn_of_cut_texts(self.embedder.base.tokenize, texts, "texts")
         return np.stack(self._texts(texts))
 
 
