@@ -10,10 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.table import Table
-
 from vlkit.cli.config import run
+from vlkit.cli.show import Console, Table
 from vlkit.data.manifest import Dataset
 from vlkit.drawn.prepared import demo_dataset
 from vlkit.errors import UserError

@@ -10,6 +10,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from vlkit.errors import UserError
+
 # Pixels a picture may have before it is decoded: 256 MiB as RGB. Larger headers are mistakes or decompression bombs.
 MAX_PIXELS = 89_478_485
 
@@ -38,7 +40,7 @@ _ORIENTATION = 0x0112
 _header_lock = threading.Lock()
 
 
-class MediaError(Exception):
+class MediaError(UserError):
     """A picture or video that cannot be used.
 
     Attributes:

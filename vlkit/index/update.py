@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from vlkit.data.images import IMAGE_SUFFIXES, MediaError
-from vlkit.errors import UserError
+from vlkit.errors import NothingThereError, UserError
 from vlkit.index.files import Item
 from vlkit.index.writer import IndexWriter
 
@@ -33,7 +33,7 @@ def find_pictures(folder: Path) -> list[Item]:
     """Every picture file below ``folder``, sorted; named by its path in it, stamped by size and modification time.
 
     Raises:
-        UserError: no such folder, or no pictures in it.
+        UserError: as :func:`find_files`.
     """
     files = find_files(folder, "images", IMAGE_SUFFIXES)
     return [Item(path.relative_to(folder).as_posix(), stamp_of(path)) for path in files]
@@ -43,14 +43,14 @@ def find_files(folder: Path, flag: str, suffixes: frozenset[str]) -> list[Path]:
     """Files below ``folder`` with one of these endings, sorted.
 
     Raises:
-        UserError: no such folder, or nothing in it; the message names ``flag``.
+        UserError: no such folder, or nothing in it (NothingThereError); the message names ``flag``.
     """
     if not folder.is_dir():
         raise UserError(f"--{flag} {folder}: no such folder")
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
     if not files:
         what = "pictures" if flag == "images" else flag
-        raise UserError(f"--{flag} {folder}: no {what} there ({', '.join(sorted(suffixes))})")
+        raise NothingThereError(f"--{flag} {folder}: no {what} there ({', '.join(sorted(suffixes))})")
     return files
 
 

@@ -16,7 +16,7 @@ from vlkit.data.video.probe import open_video
 from vlkit.drawn.videos import find_encoder
 from vlkit.files import whole_file
 from vlkit.index.files import Item
-from vlkit.index.videos import VideoWindows, video_files
+from vlkit.index.videos import VideoWindows, Window, video_files
 from vlkit.serving.library import Library, Medium
 
 WINDOW, STRIDE = 8.0, 4.0
@@ -62,9 +62,9 @@ def search_clips(library: Library, model: str, queries: np.ndarray, k: int) -> l
     """The k nearest moments of each query (float32 [Q, E]), best first; errors as :meth:`Library.search`."""
     return [
         [
-            FoundClip(hit.score, where["video"], library.folder / where["video"], where["start"], where["end"])
+            FoundClip(hit.score, where.video, library.folder / where.video, where.start, where.end)
             for hit in hits
-            for where in [hit.item.metadata]
+            for where in [Window.of(hit.item)]
         ]
         for hits in library.search(model, queries, k)
     ]

@@ -7,6 +7,7 @@ adapter on its base and returns the pipeline. Pipelines need no web server and a
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ def load(
     Raises:
         UserError: no adapter there, another base than it was trained on, or weights that do not fit.
     """
+    # The name of a folder stands in messages and beside results: "." and ".." have one, too.
+    folder = Path(folder) if Path(folder).name not in ("", "..") else Path(os.path.abspath(folder))
     config, tensors = load_adapter(folder)
     found = config.get("task")
     if found not in TASKS:
@@ -49,4 +52,4 @@ def load(
     if task not in (None, found):
         raise UserError(f"{folder}: adapter for task {found!r}; one for {task!r} is needed here")
     module = importlib.import_module(f"vlkit.tasks.{found}.pipeline")
-    return module.open_adapter(config, tensors, Path(folder), make_fabric(device), base, text_base)
+    return module.open_adapter(config, tensors, folder, make_fabric(device), base, text_base)

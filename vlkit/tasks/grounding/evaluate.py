@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torchvision.ops import box_convert
 
 from vlkit.adapters.sherl.tokens import SherlOptions
+from vlkit.cli.show import Console, track
 from vlkit.data.manifest import Dataset
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.text_side import TextSide

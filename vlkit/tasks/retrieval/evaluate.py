@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from vlkit.adapters import ADAPTERS
 from vlkit.adapters.linear import LinearOptions
+from vlkit.cli.show import Console, track
 from vlkit.data.manifest import Dataset
 from vlkit.data.transforms import image_transform
 from vlkit.encoders.bases import ClipBase

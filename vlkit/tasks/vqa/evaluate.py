@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from vlkit.adapters.sherl.t5 import SherlT5Decoder, SherlT5Encoder
 from vlkit.adapters.sherl.tokens import SherlOptions
 from vlkit.adapters.tuning import TunedEncoder
+from vlkit.cli.show import Console, track
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
 from vlkit.data.transforms import image_transform
