@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from vlkit.adapters import ADAPTERS
 from vlkit.adapters.lst.fisher import fisher_due, start_from_fisher
 from vlkit.cli.config import kinds, run
+from vlkit.cli.show import Console, Table
 from vlkit.data.manifest import Dataset
 from vlkit.drawn.prepared import demo_dataset
 from vlkit.encoders.load import load_base

@@ -20,13 +20,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vlkit.cli.config import run
+from vlkit.cli.show import Console
 from vlkit.drawn.samples import TRAIN, VALIDATION, PretrainingPairs, PretrainingTexts
 from vlkit.encoders.stage import stage_text
 from vlkit.encoders.tiny import (
