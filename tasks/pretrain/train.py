@@ -209,7 +209,7 @@ def main(config: Config) -> None:
             job.model.train()
             console.print(f"step {step + 1}: {metrics}", highlight=False)
             save(config, job.model, optimizer, step + 1, time.perf_counter() - start, metrics)
-    print(json.dumps(json.loads((config.output / "metrics.json").read_text()), indent=2))
+    print(json.dumps(json.loads((config.output / "metrics.json").read_text(encoding="utf-8")), indent=2))
 
 
 def schedule(step: int, steps: int, warmup: float = 0.05) -> float:

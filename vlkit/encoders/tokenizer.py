@@ -20,6 +20,14 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
+def readable(texts: list[str]) -> list[str]:
+    """The texts with ``U+FFFD`` in the place of lone surrogates: halves of emojis, bytes of a command line.
+
+    They are no characters, and tokenizers refuse a text that holds one as if it were no text at all.
+    """
+    return [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
+
+
 class ClipTokenizer:
     """Texts -> ids for an open_clip base.
 
@@ -46,7 +54,7 @@ class ClipTokenizer:
         """
         if self._tokenizer is None:
             self._tokenizer = self._load()
-        return self._tokenizer([texts] if isinstance(texts, str) else list(texts))
+        return self._tokenizer(readable([texts] if isinstance(texts, str) else list(texts)))
 
     def _needs_hub(self) -> bool:
         return "hf_tokenizer_name" in self._text_cfg or self.name.startswith("hf-hub:")

@@ -11,6 +11,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from vlkit.cli.show import visible
 from vlkit.data.images import MediaError
 from vlkit.data.video.probe import open_video
 from vlkit.drawn.videos import find_encoder
@@ -27,7 +28,7 @@ SIDE = 480
 
 @dataclass(frozen=True)
 class FoundClip:
-    """A search result: similarity, the file's path in the folder, the file, and its seconds from start to end."""
+    """A search result: similarity, the path in the folder as it can be shown, the file, seconds from start to end."""
 
     score: float
     name: str
@@ -62,7 +63,7 @@ def search_clips(library: Library, model: str, queries: np.ndarray, k: int) -> l
     """The k nearest moments of each query (float32 [Q, E]), best first; errors as :meth:`Library.search`."""
     return [
         [
-            FoundClip(hit.score, where.video, library.folder / where.video, where.start, where.end)
+            FoundClip(hit.score, visible(where.video), library.folder / where.video, where.start, where.end)
             for hit in hits
             for where in [Window.of(hit.item)]
         ]

@@ -15,6 +15,7 @@ from typing import Any
 import filelock
 import numpy as np
 
+from vlkit.cli.show import visible
 from vlkit.data.images import MediaError
 from vlkit.errors import UserError
 from vlkit.files import cache_folder
@@ -125,7 +126,7 @@ class Library:
                     progress=functools.partial(self._show, name, home, writer),
                 )
             self._indexes[name] = VectorIndex.open(home, pipeline.identity)
-            self.left_out = [str(error) for error in unreadable + update.bad]
+            self.left_out = [visible(error) for error in unreadable + update.bad]
             self._finished.add(name)
         for message in self.left_out:
             log.warning("left out: %s", message)
@@ -166,7 +167,7 @@ class Library:
         except _Stopped:
             pass
         except (UserError, OSError) as error:
-            self.error = str(error)
+            self.error = visible(error)
             log.error("%s", error)
         except Exception:
             self.error = "The folder could not be indexed; the log of the server says why."
