@@ -102,17 +102,20 @@ def _sentence(error: Exception) -> gr.Error:
     if isinstance(error, gr.Error):
         return error
     if isinstance(error, UserError | MediaError):
-        return gr.Error(as_html(str(error)), duration=None, print_exception=False)
+        return gr.Error(as_html(str(error), quote=False), duration=None, print_exception=False)
     log.error("a request failed", exc_info=error)
     return gr.Error("This request failed; the log of the server says why.", duration=None, print_exception=False)
 
 
-def as_html(text: str) -> str:
+def as_html(text: str, quote: bool = True) -> str:
     """A text of a user, or one that quotes it, as HTML that shows it character by character.
 
     File names, queries, answers and names of models go through here, and never into ``gr.Markdown``.
+
+    Args:
+        quote: escape quotation marks, too; only attributes need it.
     """
-    return html.escape(visible(text), quote=True)
+    return html.escape(visible(text), quote=quote)
 
 
 def endpoint(name: str, function: Callable[..., Any], inputs: list[Any], **options: Any) -> None:

@@ -68,7 +68,9 @@ def test_text_of_a_progress_bar_is_no_markup(text):
     assert text in file.getvalue()
     with Progress(console=console) as bar:
         bar.add_task(f"second {text}")
-    assert f"second {text}" in file.getvalue()
+    with console.status(f"third {text}"):
+        pass
+    assert f"second {text}" in file.getvalue() and f"third {text}" in file.getvalue()
 
 
 def test_a_file_gets_no_progress_bar():

@@ -112,6 +112,10 @@ class Console(rich.console.Console):
         """Every string that rich shows comes through here; widths are those of what will be written."""
         return super().render_str(visible(text, self.encoding), **options | {"markup": False, "emoji": False})
 
+    def status(self, status: Any, **options: Any) -> Any:
+        """As of rich, whose spinner would parse a string by itself."""
+        return super().status(Text(visible(status, self.encoding)) if isinstance(status, str) else status, **options)
+
 
 class Table(rich.table.Table):
     """A table of text; the title stands on a line of its own above it and is not folded to the table's width."""
@@ -151,7 +155,7 @@ class Progress(rich.progress.Progress):
 
 def track(
     sequence: Iterable[X],
-    label: str,
+    description: str,
     total: float | None = None,
     *,
     console: Console | None = None,
@@ -162,7 +166,7 @@ def track(
 
     Args:
         sequence: what is worked on.
-        label: what is going on.
+        description: what is going on.
         total: number of items, if ``sequence`` does not say.
         console: where, instead of stderr.
         transient: remove the bar at the end.
@@ -171,4 +175,4 @@ def track(
     console = console or Console(stderr=True)
     # A file has no use for a bar.
     with Progress(console=console, transient=transient, disable=disable or not console.is_terminal) as bar:
-        yield from bar.track(sequence, total, description=visible(label, console.encoding))
+        yield from bar.track(sequence, total, description=visible(description, console.encoding))
