@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from vlkit.adapters.dtl import DtlOptions
 from vlkit.adapters.linear import LinearOptions
 from vlkit.adapters.lst.method import LstOptions
@@ -23,6 +21,7 @@ from vlkit.adapters.tuning import BitfitOptions, FullOptions, LoraOptions
 from vlkit.adapters.unipt.method import UniptOptions
 from vlkit.adapters.vqt import VqtOptions
 from vlkit.cli.config import run
+from vlkit.cli.show import Console
 from vlkit.engine.report import versions
 from vlkit.errors import UserError
 from vlkit.files import write_json

@@ -14,6 +14,10 @@ class UserError(Exception):
     """
 
 
+class NothingThereError(UserError):
+    """A folder exists and holds none of the files that are looked for; an index of it is then empty."""
+
+
 def some(names: list[str], limit: int = 5) -> str:
     """Join the first ``limit`` names for a message and count the rest: ``a, b and 7 more``."""
     shown = ", ".join(str(name) for name in names[:limit])

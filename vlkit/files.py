@@ -51,9 +51,13 @@ def _umask() -> int:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` (UTF-8) to ``path`` in one step (:func:`whole_file`)."""
+    """Write ``text`` (UTF-8) to ``path`` in one step (:func:`whole_file`).
+
+    What UTF-8 cannot hold, such as the bytes of a file name that is not UTF-8, is written as ``\\udce9``. JSON and YAML
+    read that back as the same name.
+    """
     with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -115,10 +119,19 @@ def read_json(path: str | Path, fix: str = "is this the right file?") -> Any:
 
 
 def cache_folder() -> Path:
-    """Where vlkit keeps what it can make again: $VLKIT_CACHE, else $XDG_CACHE_HOME/vlkit, else ~/.cache/vlkit."""
+    """Where vlkit keeps what it can make again: $VLKIT_CACHE, else $XDG_CACHE_HOME/vlkit, else ~/.cache/vlkit.
+
+    Raises:
+        UserError: none of them is known, as for a user id without an entry in a container.
+    """
     if os.environ.get("VLKIT_CACHE"):
         return Path(os.environ["VLKIT_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlkit"
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "vlkit"
+    try:
+        return Path.home() / ".cache" / "vlkit"
+    except RuntimeError:
+        raise UserError("this user has no home folder; set VLKIT_CACHE to a folder with free space") from None
 
 
 def sha256_of(path: str | Path) -> str:

@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.table import Table
-
 from vlkit.cli.config import run
+from vlkit.cli.show import Console, Table
 from vlkit.files import write_json
 from vlkit.tasks.grounding.evaluate import find_split, metrics_of
 from vlkit.tasks.grounding.task import TASK

@@ -10,10 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.table import Table
-
 from vlkit.cli.config import run
+from vlkit.cli.show import Console, Table
 from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.tasks.load import load

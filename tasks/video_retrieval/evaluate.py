@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from vlkit.cli.config import run
+from vlkit.cli.show import Console, Table
 from vlkit.data.manifest import Dataset
 from vlkit.data.video.clip_frames import Sampling
 from vlkit.errors import UserError

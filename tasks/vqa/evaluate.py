@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.table import Table
-
 from vlkit.cli.config import run
+from vlkit.cli.show import Console, Table
 from vlkit.files import write_json
 from vlkit.tasks.load import load
 from vlkit.tasks.vqa.data import answered, form_of, warn_of_unlabelled

@@ -8,9 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
+from vlkit.cli.show import Console, track
 from vlkit.data.boxes import file_problem
 from vlkit.data.images import MediaError, open_image
 from vlkit.data.manifest import Dataset, write_dataset

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from vlkit.data.images.formats import IMAGE_SUFFIXES, UNREAD_SUFFIXES
-from vlkit.errors import UserError, printable, some
+from vlkit.errors import NothingThereError, UserError, printable, some
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp", ".ogv"),
@@ -76,7 +76,7 @@ def find_media(
         beside: endings of files that belong there and are not worth a note, such as ``.txt``.
 
     Raises:
-        UserError: no such folder, or no such file in it; says what else is there.
+        UserError: no such folder, or no such file in it (NothingThereError); says what else is there.
     """
     folder = Path(folder)
     where = f"{flag} {printable(folder)}".strip()
@@ -88,7 +88,7 @@ def find_media(
     scan.names.sort(key=lambda name: name.split("/"))
     if not scan.names:
         note = scan.note()
-        raise UserError(
+        raise NothingThereError(
             f"{where}: no {media} there ({', '.join(sorted(SUFFIXES[media]))})" + (f"; {note}" if note else "")
         )
     return scan

@@ -14,6 +14,7 @@ from vlkit.encoders.stage import stage_hf, stage_t5_decoder, stage_text, stage_v
 from vlkit.encoders.staged import StagedEncoder
 from vlkit.encoders.t5 import T5Decoder
 from vlkit.encoders.text import TextEncoder
+from vlkit.encoders.tokenizer import readable
 
 # Values looked at per tensor for a fingerprint.
 SAMPLES = 64
@@ -100,7 +101,7 @@ class TextBase:
     def tokenize(self, texts: list[str], max_length: int | None = None) -> Tensor:
         """Texts -> ids [B, L] int64, padded to the longest; longer ones are cut at ``max_length`` tokens."""
         batch = self.tokenizer(
-            texts, padding=True, truncation=max_length is not None, max_length=max_length, return_tensors="pt"
+            readable(texts), padding=True, truncation=max_length is not None, max_length=max_length, return_tensors="pt"
         )
         return batch["input_ids"]
 

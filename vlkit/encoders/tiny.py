@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from vlkit.encoders.bases import ClipBase, Preprocess, TextBase, clip_base, text_base
+from vlkit.encoders.tokenizer import readable
 
 ASSETS = Path(__file__).with_name("assets")
 IMAGE_SIZE = 96
@@ -51,7 +52,7 @@ class TinyTokenizer:
 
     def __call__(self, texts: str | list[str]) -> Tensor:
         """Texts -> ids [B, context_length] int64, zero padded; longer texts lose their end, never the end token."""
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        texts = readable([texts] if isinstance(texts, str) else list(texts))
         ids = torch.zeros(len(texts), self.context_length, dtype=torch.int64)
         for row, encoding in zip(ids, self._tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
             tokens = [self.start, *encoding.ids[: self.context_length - 2], self.end]

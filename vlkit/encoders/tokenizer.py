@@ -90,6 +90,14 @@ def _warn_once(message: str) -> None:
     log.warning("%s", message)
 
 
+def readable(texts: list[str]) -> list[str]:
+    """The texts with ``U+FFFD`` in the place of lone surrogates: halves of emojis, bytes of a command line.
+
+    They are no characters, and tokenizers refuse a text that holds one as if it were no text at all.
+    """
+    return [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
+
+
 class ClipTokenizer:
     """Texts -> ids for an open_clip base.
 
@@ -116,7 +124,7 @@ class ClipTokenizer:
         """
         if self._tokenizer is None:
             self._tokenizer = self._load()
-        return self._tokenizer([texts] if isinstance(texts, str) else list(texts))
+        return self._tokenizer(readable([texts] if isinstance(texts, str) else list(texts)))
 
     @property
     def limit(self) -> int:

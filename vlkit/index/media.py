@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from vlkit.data.images import MediaError
 from vlkit.data.scan import Scan
 from vlkit.data.video.clip_frames import duration_of, windows
+from vlkit.errors import UserError
 from vlkit.files import sha256_of
 from vlkit.index.files import Item
 
@@ -30,6 +33,28 @@ def stamp_of(path: Path) -> str:
     """Size and time of the last change of a file."""
     state = os.stat(path)
     return f"{state.st_size}-{state.st_mtime_ns}"
+
+
+@dataclass(frozen=True)
+class Window:
+    """A video of the folder, and seconds from start to end: what an item stands for."""
+
+    video: str
+    start: float
+    end: float
+
+    @classmethod
+    def of(cls, item: Item) -> Window:
+        """The window that an item's metadata tell of.
+
+        Raises:
+            UserError: they tell of none; the index is damaged or was not made of videos.
+        """
+        found = [item.metadata.get(key) for key in ("video", "start", "end")]
+        times_fit = all(isinstance(time, int | float) and math.isfinite(time) for time in found[1:])
+        if not isinstance(found[0], str) or not times_fit:
+            raise UserError(f"item {item.id!r} of the index is no window of a video; make the index again")
+        return cls(*found)
 
 
 class VideoWindows:
@@ -52,7 +77,7 @@ class VideoWindows:
         self._cut = "whole" if window is None else f"{window:g}/{window if stride is None else stride:g}"
         self._known: dict[str, list[Item]] = defaultdict(list)
         for item in known:
-            self._known[item.metadata["video"]].append(item)
+            self._known[Window.of(item).video].append(item)
         self._sha256 = lru_cache(maxsize=256)(sha256_of)
 
     def items_of(self, path: Path) -> list[Item]:
@@ -67,7 +92,7 @@ class VideoWindows:
             raise MediaError(path, f"cannot be read ({error.strerror or error})") from None
         name = path.relative_to(self.folder).as_posix()
         known = self._known.get(name, [])
-        if known and all(item.stamp == stamp and item.metadata["parts"] == len(known) for item in known):
+        if known and all(item.stamp == stamp and item.metadata.get("parts") == len(known) for item in known):
             return known
         duration = duration_of(path)
         times = [(0.0, duration)] if self.window is None else windows(duration, self.window, self.stride)

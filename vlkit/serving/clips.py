@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vlkit.cli.show import visible
 from vlkit.data.images import MediaError
 from vlkit.data.scan import find_media
 from vlkit.data.video.clip_frames import read_frames, shown_frames
@@ -17,7 +18,7 @@ from vlkit.data.video.frame_table import frame_table
 from vlkit.data.video.write import write_mp4
 from vlkit.files import whole_file
 from vlkit.index.files import Item
-from vlkit.index.media import VideoWindows
+from vlkit.index.media import VideoWindows, Window
 from vlkit.serving.library import Library, Medium
 from vlkit.tasks.video_retrieval.data import Clip
 
@@ -31,7 +32,7 @@ SIDE = 480
 
 @dataclass(frozen=True)
 class FoundClip:
-    """A search result: similarity, the file's path in the folder, the file, and its seconds from start to end."""
+    """A search result: similarity, the path in the folder as it can be shown, the file, seconds from start to end."""
 
     score: float
     name: str
@@ -69,9 +70,9 @@ def search_clips(library: Library, model: str, queries: np.ndarray, k: int) -> l
     """The k nearest moments of each query (float32 [Q, E]), best first; errors as :meth:`Library.search`."""
     return [
         [
-            FoundClip(hit.score, where["video"], library.folder / where["video"], where["start"], where["end"])
+            FoundClip(hit.score, visible(where.video), library.folder / where.video, where.start, where.end)
             for hit in hits
-            for where in [hit.item.metadata]
+            for where in [Window.of(hit.item)]
         ]
         for hits in library.search(model, queries, k)
     ]

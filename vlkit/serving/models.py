@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkit.adapters import ADAPTERS
+from vlkit.cli.show import visible
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base, load_text_base
 from vlkit.engine.checkpoint import load_adapter
@@ -75,7 +76,7 @@ def load_models(folders: Iterable[Path] = (), device: str = "auto") -> Models:
     for pipeline in models.adapters.values():
         base = pipeline.embedder.base.name
         models.zero_shot.setdefault(f"zero-shot {base}", load_zero_shot(base, device, bases.clip(base)))
-    models.bases = sorted(bases.names)
+    models.bases = sorted(map(visible, bases.names))
     return models
 
 
@@ -126,4 +127,4 @@ def _new_name(folder: Path, config: dict[str, Any], taken: Iterable[str]) -> str
     number, unique = 2, name
     while unique in taken:
         number, unique = number + 1, f"{name} {number}"
-    return unique
+    return visible(unique)

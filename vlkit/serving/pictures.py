@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vlkit.cli.show import visible
 from vlkit.data.images import MediaError, open_image
 from vlkit.data.scan import find_media
 from vlkit.files import sha256_of
@@ -45,7 +46,7 @@ def pictures_in(folder: Path) -> Medium:
 
 @dataclass(frozen=True)
 class Found:
-    """A search result: cosine similarity, name, and the picture's file or the picture itself."""
+    """A search result: cosine similarity, name as it can be shown, and the image's file or the image itself."""
 
     score: float
     name: str
@@ -99,7 +100,7 @@ def search_pictures(
         UserError: nothing is indexed yet, or the folder could not be indexed.
     """
     rows = [
-        [Found(hit.score, hit.item.id, library.folder / hit.item.id) for hit in hits]
+        [Found(hit.score, visible(hit.item.id), library.folder / hit.item.id) for hit in hits]
         for hits in library.search(model, queries, k)
     ]
     if added is None or model not in added.vectors:

@@ -13,7 +13,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from vlkit.data.images.formats import HEADER_BYTES, looks_like_image, readable_formats, refusal
 from vlkit.data.images.pixels import joined_depth, low_bytes_tile, orientation_of, to_rgb
-from vlkit.errors import printable
+from vlkit.errors import UserError, printable
 
 # Pixels an image may have before it is decoded: 256 MiB as RGB. Larger headers are mistakes or decompression bombs.
 MAX_PIXELS = 89_478_485
@@ -21,7 +21,7 @@ _CUT_SHORT = ("truncated", "not large enough", "reached eof", "unexpected end")
 _header_lock = threading.Lock()
 
 
-class MediaError(Exception):
+class MediaError(UserError):
     """An image or video that cannot be used.
 
     Attributes:

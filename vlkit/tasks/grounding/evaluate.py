@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from vlkit.cli.show import Console, track
 from vlkit.data.images import read_image
 from vlkit.data.manifest import Dataset
 from vlkit.encoders.bases import ClipBase
