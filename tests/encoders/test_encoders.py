@@ -30,10 +30,10 @@ from transformers import (
 )
 
 from helpers import tiny
-from vlkit.encoders.resblock import run_resblock
+from vlkit.encoders.blocks.resblock import run_resblock
 from vlkit.encoders.stage import stage_hf, stage_t5_decoder, stage_text, stage_vision
 from vlkit.encoders.staged import StagedEncoder, Stream, freeze, run_blocks, run_early
-from vlkit.encoders.t5 import DecoderInput, with_memory
+from vlkit.encoders.towers.t5 import DecoderInput, with_memory
 from vlkit.errors import UserError
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}

@@ -8,9 +8,9 @@ from transformers import T5Config, T5ForConditionalGeneration
 from helpers.parity_file import Golden, Rebuilt
 from helpers.parity_sherl import load_block, published, sherl_constants
 from vlkit.adapters.sherl.t5 import Memory, SherlT5Decoder, SherlT5Encoder
-from vlkit.encoders.hf_text import start_trunk
 from vlkit.encoders.staged import Stream
-from vlkit.encoders.t5 import DecoderInput, T5Decoder, T5Encoder
+from vlkit.encoders.towers.hf_text import start_trunk
+from vlkit.encoders.towers.t5 import DecoderInput, T5Decoder, T5Encoder
 
 
 class EmbeddedEncoder(T5Encoder):

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlkit.adapters.base import AdaptedEncoder, Adapter, Reads
-from vlkit.encoders.anatomy import anatomy_of
+from vlkit.encoders.blocks.anatomy import anatomy_of
 from vlkit.encoders.staged import StagedEncoder, Stream
 from vlkit.errors import UserError
 

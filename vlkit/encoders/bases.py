@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from vlkit.encoders.stage import stage_hf, stage_t5_decoder, stage_text, stage_vision
 from vlkit.encoders.staged import StagedEncoder
-from vlkit.encoders.t5 import T5Decoder
-from vlkit.encoders.text import TextEncoder
+from vlkit.encoders.towers.t5 import T5Decoder
+from vlkit.encoders.towers.text import TextEncoder
 
 # Values looked at per tensor for a fingerprint.
 SAMPLES = 64

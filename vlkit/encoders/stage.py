@@ -9,14 +9,14 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import nn
 
-from vlkit.encoders.clip_text import ClipText, text_half
-from vlkit.encoders.clip_vision import ClipVision
-from vlkit.encoders.hf_text import TRUNKS, Bert, ClipHfText
-from vlkit.encoders.resnet import ClipResNet
 from vlkit.encoders.staged import StagedEncoder
-from vlkit.encoders.t5 import T5Decoder, T5Encoder
-from vlkit.encoders.text import TextEncoder
-from vlkit.encoders.timm_vision import stage_timm
+from vlkit.encoders.towers.clip_text import ClipText, text_half
+from vlkit.encoders.towers.clip_vision import ClipVision
+from vlkit.encoders.towers.hf_text import TRUNKS, Bert, ClipHfText
+from vlkit.encoders.towers.resnet import ClipResNet
+from vlkit.encoders.towers.t5 import T5Decoder, T5Encoder
+from vlkit.encoders.towers.text import TextEncoder
+from vlkit.encoders.towers.timm_vision import stage_timm
 from vlkit.errors import UserError
 
 VISION_TOWERS = (

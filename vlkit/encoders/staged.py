@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlkit.encoders.anatomy import anatomy_of, ask
-from vlkit.encoders.narrow import NarrowBlocks
+from vlkit.encoders.blocks.anatomy import anatomy_of, ask
+from vlkit.encoders.blocks.narrow import NarrowBlocks
 from vlkit.errors import UserError
 
 
@@ -120,7 +120,7 @@ class StagedEncoder(nn.Module):
             [B, Q, D].
 
         Raises:
-            UserError: see :func:`vlkit.encoders.anatomy.anatomy_of`.
+            UserError: see :func:`vlkit.encoders.blocks.anatomy.anatomy_of`.
         """
         return ask(anatomy_of(self.transformer_block(i)), stream.hidden.detach(), stream.mask, queries)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_text_base
-from vlkit.encoders.text import TextEncoder
+from vlkit.encoders.towers.text import TextEncoder
 
 MAX_TOKENS = 64
 """Longest question in tokens; what is longer loses its end."""

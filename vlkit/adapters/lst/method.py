@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vlkit.adapters.base import AdaptedEncoder, Adapter, Reads
 from vlkit.adapters.lst.pruning import prune_
-from vlkit.encoders.narrow import NarrowBlocks
+from vlkit.encoders.blocks.narrow import NarrowBlocks
 from vlkit.encoders.staged import StagedEncoder, Stream
 from vlkit.errors import UserError
 

@@ -14,8 +14,8 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from vlkit.encoders.anatomy import Anatomy, Attention, Dense, anatomy_of
-from vlkit.encoders.narrow import NarrowBlocks
+from vlkit.encoders.blocks.anatomy import Anatomy, Attention, Dense, anatomy_of
+from vlkit.encoders.blocks.narrow import NarrowBlocks
 from vlkit.encoders.staged import StagedEncoder
 
 Importance = Mapping[str, Tensor]

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from vlkit.adapters.lst.method import Gate, make_ladder, start_
 from vlkit.adapters.lst.pruning import Importance, prune_
-from vlkit.encoders.hf_text import HfText
 from vlkit.encoders.staged import Stream, freeze, run_early
-from vlkit.encoders.t5 import DecoderInput, T5Decoder, T5Encoder
+from vlkit.encoders.towers.hf_text import HfText
+from vlkit.encoders.towers.t5 import DecoderInput, T5Decoder, T5Encoder
 
 Init = Literal["published", "identity"]
 

@@ -17,9 +17,9 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
-from vlkit.encoders.capture import inputs_of, watch
-from vlkit.encoders.resnet import stage_taps
+from vlkit.encoders.blocks.capture import inputs_of, watch
 from vlkit.encoders.staged import StagedEncoder, Stream
+from vlkit.encoders.towers.resnet import stage_taps
 from vlkit.errors import UserError
 
 # Trunks whose forward is: embed, a list ``blocks`` that all get the same extra arguments, ``norm``, ``forward_head``.

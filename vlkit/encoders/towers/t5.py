@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlkit.encoders.hf_text import HfText, start_trunk
 from vlkit.encoders.staged import Stream
-from vlkit.encoders.text import up_to
+from vlkit.encoders.towers.hf_text import HfText, start_trunk
+from vlkit.encoders.towers.text import up_to
 
 
 class T5Encoder(HfText):

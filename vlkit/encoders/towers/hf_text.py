@@ -9,9 +9,9 @@ from open_clip.hf_model import HFTextEncoder
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from vlkit.encoders.capture import inputs_of, watch
+from vlkit.encoders.blocks.capture import inputs_of, watch
 from vlkit.encoders.staged import Stream
-from vlkit.encoders.text import TextEncoder
+from vlkit.encoders.towers.text import TextEncoder
 
 # Class of a transformers encoder -> (path of its block list, path of the norm after the last block or None).
 TRUNKS: dict[str, tuple[str, str | None]] = {
