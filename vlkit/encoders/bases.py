@@ -144,7 +144,7 @@ def clip_base(
 
 
 def text_base(model: nn.Module, name: str, tokenizer: Any, identity: dict[str, str]) -> TextBase:
-    """Stage a transformers model: BERT, RoBERTa, XLM-R, or T5/mT5 with or without decoder.
+    """Stage a transformers encoder, and the decoder of a T5 that has one.
 
     Args:
         model: the model.

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from vlkit.encoders.bases import ClipBase, Preprocess, TextBase, clip_base, text_base
-from vlkit.encoders.hf_configs import offline_text_cfg
-from vlkit.encoders.hub import hub_access, quiet
+from vlkit.encoders.families import family_kinds, family_of_kind
+from vlkit.encoders.hub import hub_access, offline_text_cfg, quiet
 from vlkit.encoders.tokenizer import ClipTokenizer, has_tokenizer
 from vlkit.errors import UserError, some
 
@@ -193,7 +193,7 @@ def _load_published(
 
 
 def load_text_base(name: str) -> TextBase:
-    """Load a T5, mT5, BERT, RoBERTa or XLM-R base.
+    """Load a base of one of the :data:`vlkit.encoders.families.FAMILIES` of transformers.
 
     Args:
         name: ``tiny`` (embedded T5), a name on the hub, or a folder written by ``save_pretrained`` with its tokenizer.
@@ -232,18 +232,13 @@ def load_text_base(name: str) -> TextBase:
 def _text_model_class(name: str, config: Any) -> type[nn.Module]:
     import transformers
 
+    family = family_of_kind(config.model_type)
+    if family is None:
+        raise UserError(
+            f"text base {name!r}: family {config.model_type!r} cannot be staged; these can: {family_kinds()}"
+        )
     encoder_only = any("EncoderModel" in architecture for architecture in config.architectures or ())
-    classes = {
-        "bert": transformers.BertModel,
-        "roberta": transformers.RobertaModel,
-        "xlm-roberta": transformers.XLMRobertaModel,
-        "t5": transformers.T5EncoderModel if encoder_only else transformers.T5ForConditionalGeneration,
-        "mt5": transformers.MT5EncoderModel if encoder_only else transformers.MT5ForConditionalGeneration,
-    }
-    if config.model_type not in classes:
-        known = ", ".join(classes)
-        raise UserError(f"text base {name!r}: family {config.model_type!r} cannot be staged; these can: {known}")
-    return classes[config.model_type]
+    return getattr(transformers, family.model if encoder_only or not family.generator else family.generator)
 
 
 def _first_line(error: BaseException) -> str:

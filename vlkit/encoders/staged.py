@@ -104,7 +104,7 @@ class StagedEncoder(nn.Module):
             UserError: the tower is none of transformer blocks of one width.
         """
         raise UserError(
-            f"{type(self).__name__}: has no transformer blocks of one width; "
+            f"{type(self.model).__name__} has no transformer blocks of one width; "
             "--adapter.kind sherl, unipt and dtl adapt this tower"
         )
 

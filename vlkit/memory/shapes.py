@@ -10,8 +10,7 @@ import open_clip
 import torch
 
 from vlkit.encoders.bases import ClipBase, Preprocess
-from vlkit.encoders.hf_configs import offline_text_cfg
-from vlkit.encoders.hub import quiet
+from vlkit.encoders.hub import offline_text_cfg, quiet
 from vlkit.encoders.load import load_base
 from vlkit.encoders.stage import stage_text, stage_vision
 from vlkit.encoders.tokenizer import ClipTokenizer
