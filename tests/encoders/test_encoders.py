@@ -494,6 +494,18 @@ class Unknown(nn.Module):
             lambda: timm_tower("test_efficientnet"),
             "EfficientNet: cannot be staged; these can: .*ConvNeXt",
         ),
+        (
+            stage_vision,
+            lambda: timm_tower("test_vit", pool="", proj=""),
+            "VisionTransformer without pooling.*avg",
+        ),
+        (stage_vision, lambda: timm_tower("test_resnet", pool="", proj=""), "ResNet without pooling"),
+        (stage_vision, lambda: timm_tower("test_convnext", pool="", proj=""), "ConvNeXt without pooling"),
+        (
+            stage_vision,
+            lambda: timm_tower("swin_s3_tiny_224", pool="abs_attn", image_size=224),
+            "SwinTransformer with attention pooling",
+        ),
         (stage_text, Unknown, "Unknown: cannot be staged; these can: .*BERT"),
         (stage_text, lambda: text_tower(pool_type="none"), "no pooled embedding"),
         (stage_text, lambda: GPT2Model(GPT2Config(n_layer=1, n_embd=8, n_head=1)), "GPT2Model: cannot be staged"),

@@ -15,45 +15,17 @@ from torch import nn
 from transformers import BertForMaskedLM, T5EncoderModel
 
 from helpers import tiny
+from helpers.architectures import SMALL, add_small_architectures
 from helpers.words import save_words
 from vlkit.encoders import hub
 from vlkit.encoders.bases import Preprocess, fingerprint
 from vlkit.encoders.load import load_base, load_text_base
 from vlkit.errors import UserError
 
-# Small architectures with the shapes of real families, known to open_clip during the tests alone.
-SMALL = {
-    "small-clip": {"embed_dim": 16, "vision_cfg": tiny.VISION, "text_cfg": {**tiny.TEXT, "vocab_size": 49408}},
-    "small-clip-quickgelu": {
-        "embed_dim": 16,
-        "quick_gelu": True,
-        "vision_cfg": tiny.VISION,
-        "text_cfg": {**tiny.TEXT, "vocab_size": 49408},
-    },
-    "small-siglip": {
-        "embed_dim": 16,
-        "init_logit_bias": -10,
-        "custom_text": True,
-        "vision_cfg": tiny.VISION,
-        "text_cfg": {
-            **tiny.TEXT,
-            "hf_tokenizer_name": "nobody/has-this-tokenizer",
-            "tokenizer_kwargs": {"clean": "canonicalize"},
-            "no_causal_mask": True,
-            "pool_type": "last",
-        },
-    },
-}
-
 
 @pytest.fixture(autouse=True)
-def small_architectures(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path_factory.mktemp("architectures")
-    for name, config in SMALL.items():
-        (folder / f"{name}.json").write_text(json.dumps(config))
-    monkeypatch.setattr(factory, "_MODEL_CONFIG_PATHS", [*factory._MODEL_CONFIG_PATHS, folder])
-    monkeypatch.setattr(factory, "_MODEL_CONFIGS", dict(factory._MODEL_CONFIGS))
-    factory._rescan_model_configs()
+def offline_with_small_architectures(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_small_architectures(tmp_path_factory.mktemp("architectures"), monkeypatch)
     monkeypatch.setattr(hub, "_hub_answers", lambda: False)
 
 

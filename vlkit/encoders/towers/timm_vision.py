@@ -58,6 +58,7 @@ def stage_timm(model: TimmModel) -> StagedEncoder:
         UserError: the trunk is of a family that is not known here.
     """
     trunk = model.trunk
+    _check_pooling(model)
     if isinstance(trunk, TRANSFORMERS):
         if getattr(trunk, "rope_mixed", False):
             raise UserError(
@@ -68,7 +69,24 @@ def stage_timm(model: TimmModel) -> StagedEncoder:
     if layout is None:
         families = ", ".join(kind.__name__ for kind in (*TRANSFORMERS, *HIERARCHIES))
         raise UserError(f"timm trunk {type(trunk).__name__}: cannot be staged; these can: {families}")
+    if layout.channels_last and "pool" in dict(model.head.named_children()):
+        raise UserError(
+            f"timm trunk {type(trunk).__name__} with attention pooling: open_clip's own forward fails on it; "
+            "choose timm_pool avg"
+        )
     return TimmStages(model, layout)
+
+
+def _check_pooling(model: TimmModel) -> None:
+    """Raise :class:`UserError` if neither the trunk nor open_clip's head makes one vector of a picture."""
+    trunk = model.trunk
+    pooling = getattr(trunk, "global_pool", None) or getattr(getattr(trunk, "head", None), "global_pool", "")
+    # A name, or timm's pooling module, which keeps it.
+    if not getattr(pooling, "pool_type", pooling) and "pool" not in dict(model.head.named_children()):
+        raise UserError(
+            f"timm trunk {type(trunk).__name__} without pooling: it has no pooled embedding; "
+            "choose timm_pool avg (or token, where it has a class token)"
+        )
 
 
 class TimmTransformer(StagedEncoder):
