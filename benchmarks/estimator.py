@@ -1,6 +1,6 @@
 """How far predicted memory is from that of real training steps.
 
-    python benchmarks/estimator.py --json docs/estimator.json
+    python benchmarks/estimator.py --json docs/results/estimator.json
 
 Every step is contrastive, as in ``tasks/memory.py``. What SHERL in the joint space keeps depends on the data: its rows
 with all values kept are predicted exactly, the others from above, and those are marked.

@@ -337,7 +337,14 @@ def test_run_of_two_cannot_go_on_as_one(tmp_path):
 def test_as_a_script(tmp_path):
     """The real thing once: a command line, Ctrl-C, and the same command with --resume."""
     root = Path(__file__).parents[2]
-    command = [sys.executable, str(root / "tests" / "toy_run.py"), "--output", str(tmp_path / "run"), "--epochs", "2"]
+    command = [
+        sys.executable,
+        str(root / "tests" / "helpers" / "toy_run.py"),
+        "--output",
+        str(tmp_path / "run"),
+        "--epochs",
+        "2",
+    ]
     path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     slow = subprocess.Popen(command, env={**environment, "TOY_STEP_SECONDS": "0.2"}, stderr=subprocess.PIPE, text=True)

@@ -1,6 +1,6 @@
-"""Draw docs/sherl.png, the picture of SHERL in the README.
+"""Draw docs/results/sherl.png, the picture of SHERL in the README.
 
-python docs/draw_sherl.py
+python benchmarks/draw_sherl.py
 """
 
 from __future__ import annotations
