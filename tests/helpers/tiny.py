@@ -5,6 +5,7 @@ Width 32, 3 or 4 blocks, 32 px pictures. Two calls with the same seed give the s
 
 from __future__ import annotations
 
+import timm
 import torch
 import transformers
 from open_clip.model import CLIP, CustomTextCLIP
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
 from vlkit.encoders.families import Family
+from vlkit.encoders.towers.timm_vision import BareTimm
 
 WIDTH = 32
 EMBED_DIM = 16
@@ -53,6 +55,15 @@ def tiny_timm_clip(seed: int = 0, name: str = "test_vit", **vision: object) -> C
     """A ``CustomTextCLIP`` with a timm trunk for 160 px pictures: ``test_vit``, ``test_convnext``, ``test_resnet``."""
     timm_vision = {"timm_model_name": name, "timm_pool": "", "timm_proj": "linear", "image_size": 160, **vision}
     return tiny_clip(seed, vision=timm_vision, custom_text=True)
+
+
+def tiny_timm(name: str = "test_efficientnet", seed: int = 0) -> BareTimm:
+    """A small timm trunk for 160 px images by itself, as a pair of encoders has it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = BareTimm(timm.create_model(name, num_classes=0))
+        scatter_(model)
+    return model.eval()
 
 
 def tiny_t5(seed: int = 0, **changes: object) -> T5ForConditionalGeneration:

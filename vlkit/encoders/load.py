@@ -11,19 +11,25 @@ from typing import Any
 
 import open_clip
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
-from vlkit.encoders.bases import ClipBase, Preprocess, TextBase, clip_base, text_base
-from vlkit.encoders.families import family_kinds, family_of_kind
+from vlkit.encoders.bases import ClipBase, Preprocess, clip_base
 from vlkit.encoders.hub import hub_access, offline_text_cfg, quiet
+from vlkit.encoders.load_text import load_text_base
+from vlkit.encoders.pair import FORM as PAIR_FORM
+from vlkit.encoders.pair import is_pair, load_pair
 from vlkit.encoders.tokenizer import ClipTokenizer, has_tokenizer
 from vlkit.encoders.weights import BAD_FILE, first_line, fit_weights, read_weights
 from vlkit.errors import UserError, some
 
+__all__ = ["load_base", "load_text_base"]
+
 logger = logging.getLogger(__name__)
 
-FORMS = "tiny, ARCH (random weights), ARCH:TAG, ARCH:FILE, hf-hub:ORG/NAME or local-dir:FOLDER"
+FORMS = (
+    "tiny, ARCH (random weights), ARCH:TAG, ARCH:FILE, hf-hub:ORG/NAME, local-dir:FOLDER, "
+    f"photos, or a pair of encoders: {PAIR_FORM}"
+)
 # Padding ids of tokenizers whose text towers do not record them (the towers attend to padding).
 PAD_IDS = {"timm/ViT-B-16-SigLIP": 1, "timm/ViT-B-16-SigLIP-i18n-256": 1}
 
@@ -33,7 +39,8 @@ def load_base(name: str, tokenizer: str | Path | None = None, image_size: int | 
 
     Args:
         name: ``tiny``, ``ARCH`` (random but always the same weights), ``ARCH:TAG``, ``ARCH:FILE`` (what
-            :func:`vlkit.encoders.weights.read_weights` reads), ``hf-hub:ORG/NAME`` or ``local-dir:FOLDER``.
+            :func:`vlkit.encoders.weights.read_weights` reads), ``hf-hub:ORG/NAME`` or ``local-dir:FOLDER``;
+            ``photos`` or another pair of encoders (:func:`vlkit.encoders.pair.load_pair`).
         tokenizer: folder with the files of a transformers tokenizer, for architectures that do not use CLIP's own;
             default: the folder of FILE if it has them, else the hub.
         image_size: side of the (square) pictures in pixels, if not the base's own; open_clip then resizes the position
@@ -59,6 +66,8 @@ def _load(name: str, tokenizer: str | Path | None, image_size: int | None) -> Cl
         from vlkit.encoders.tiny import load_tiny_clip
 
         return load_tiny_clip(image_size)
+    if is_pair(name):
+        return load_pair(name, tokenizer, image_size)
     scheme, _, rest = name.partition(":")
     if scheme in ("hf-hub", "local-dir"):
         return _load_published(name, scheme, rest, tokenizer, image_size)
@@ -180,52 +189,3 @@ def _load_published(
     preprocess = Preprocess.from_dict(model.visual.preprocess_cfg)
     identity = {"library": "open_clip", "name": name, "weights": place}
     return clip_base(model, name, ClipTokenizer(name, {}, tokenizer), preprocess, identity)
-
-
-def load_text_base(name: str) -> TextBase:
-    """Load a base of one of the :data:`vlkit.encoders.families.FAMILIES` of transformers.
-
-    Args:
-        name: ``tiny`` (embedded T5), a name on the hub, or a folder written by ``save_pretrained`` with its tokenizer.
-
-    Raises:
-        UserError: the model or tokenizer cannot be had, or is of a family that cannot be staged.
-    """
-    if name == "tiny":
-        from vlkit.encoders.tiny import load_tiny_t5
-
-        return load_tiny_t5()
-    from transformers import AutoConfig, AutoTokenizer
-
-    try:
-        with quiet() if Path(name).is_dir() else hub_access():
-            config = AutoConfig.from_pretrained(name)
-            kind = _text_model_class(name, config)
-            if Path(name).is_dir() and not has_tokenizer(Path(name)):
-                # transformers would make up a tokenizer without words.
-                raise UserError(f"text base {name!r}: no tokenizer files; save its tokenizer to the same folder")
-            model, info = kind.from_pretrained(name, output_loading_info=True)
-            tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"text base {name!r}: cannot be loaded ({first_line(error)}); give a T5 or BERT name of the hub, "
-            "or a folder with config.json, model.safetensors and tokenizer files"
-        ) from error
-    missing = sorted(info["missing_keys"])
-    if missing and all(key.startswith("pooler.") for key in missing):
-        model.pooler = None
-    elif missing:
-        raise UserError(f"text base {name!r}: its weights lack {some(missing, 3)}; give a complete checkpoint")
-    return text_base(model, name, tokenizer, {"library": "transformers", "name": name, "weights": name})
-
-
-def _text_model_class(name: str, config: Any) -> type[nn.Module]:
-    import transformers
-
-    family = family_of_kind(config.model_type)
-    if family is None:
-        raise UserError(
-            f"text base {name!r}: family {config.model_type!r} cannot be staged; these can: {family_kinds()}"
-        )
-    encoder_only = any("EncoderModel" in architecture for architecture in config.architectures or ())
-    return getattr(transformers, family.model if encoder_only or not family.generator else family.generator)

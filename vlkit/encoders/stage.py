@@ -17,11 +17,12 @@ from vlkit.encoders.towers.hf_text import ClipHfText, HfEncoder, trunk_of
 from vlkit.encoders.towers.resnet import ClipResNet
 from vlkit.encoders.towers.t5 import T5Decoder
 from vlkit.encoders.towers.text import TextEncoder
-from vlkit.encoders.towers.timm_vision import stage_timm
+from vlkit.encoders.towers.timm_vision import BareTimm, stage_timm
 from vlkit.errors import UserError
 
 VISION_TOWERS = (
-    "open_clip vision transformers and ResNets, and timm trunks: ViT, EVA, BEiT, ConvNeXt, FastViT, Swin, ResNet"
+    "open_clip vision transformers and ResNets, and timm trunks: ViT, EVA, BEiT, ConvNeXt, FastViT, Swin, ResNet, "
+    "EfficientNet, MobileNetV3"
 )
 
 
@@ -47,7 +48,7 @@ def stage_vision(model: nn.Module) -> StagedEncoder:
         return ClipVision(tower)
     if isinstance(tower, ModifiedResNet):
         return ClipResNet(tower)
-    if isinstance(tower, TimmModel):
+    if isinstance(tower, TimmModel | BareTimm):
         return stage_timm(tower)
     raise UserError(f"vision tower {type(tower).__name__}: cannot be staged; these can: {VISION_TOWERS}")
 

@@ -105,8 +105,13 @@ class StagedEncoder(nn.Module):
         """
         raise UserError(
             f"{type(self.model).__name__} has no transformer blocks of one width; "
-            "--adapter.kind sherl, unipt and dtl adapt this tower"
+            f"--adapter.kind {'sherl, unipt and dtl' if self.keeps_width else 'sherl and unipt'} adapt this tower"
         )
+
+    @property
+    def keeps_width(self) -> bool:
+        """Whether some block puts out as many channels as it takes (DTL writes into such blocks)."""
+        return any(before == after for before, after in zip(self.widths, self.widths[1:], strict=False))
 
     def query(self, i: int, stream: Stream, queries: Tensor) -> Tensor:
         """What block ``i`` makes of tokens that read the sequence and that the sequence does not see.

@@ -1,4 +1,4 @@
-"""Tokenizers of open_clip bases, loaded when the first text comes."""
+"""Tokenizers of contrastive bases; those of open_clip are loaded when the first text comes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,29 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spie
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds the files of a transformers tokenizer."""
     return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+class HfTokenizer:
+    """Texts -> ids of a transformers tokenizer, all of one length as those of open_clip are.
+
+    Args:
+        tokenizer: of transformers.
+        context_length: ids of every text; longer texts lose their end.
+    """
+
+    def __init__(self, tokenizer: Any, context_length: int) -> None:
+        self._tokenizer = tokenizer
+        self.context_length = min(context_length, tokenizer.model_max_length)
+
+    def __call__(self, texts: str | list[str]) -> Tensor:
+        """Texts -> ids [B, context_length] int64."""
+        return self._tokenizer(
+            [texts] if isinstance(texts, str) else list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.context_length,
+            return_tensors="pt",
+        )["input_ids"]
 
 
 class ClipTokenizer:

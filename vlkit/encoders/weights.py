@@ -86,7 +86,7 @@ def _weights(found: Any, quick_gelu: bool = False) -> Weights:
 
 
 def fit_weights(model: nn.Module, arch: str, path: Path, weights: Weights) -> None:
-    """Put ``weights`` into ``model``; every name and shape must fit, position embeddings are resized.
+    """Put ``weights`` into open_clip's ``model``; every name and shape must fit, position embeddings are resized.
 
     Raises:
         UserError: they are weights of something else; the message says in what they differ.
@@ -96,7 +96,20 @@ def fit_weights(model: nn.Module, arch: str, path: Path, weights: Weights) -> No
             if path.suffix in BIG_VISION:
                 load_big_vision_weights(model, str(path))
                 return
-            result = model.load_state_dict(_converted(model, dict(weights.state)), strict=False)
+            state = _converted(model, dict(weights.state))
+    except BAD_FILE as error:
+        raise _unreadable(path, arch, error) from error
+    load_checked(model, arch, path, state)
+
+
+def load_checked(model: nn.Module, arch: str, path: Path, state: dict[str, Tensor]) -> None:
+    """Load a state dict into a model; every name and shape must fit.
+
+    Raises:
+        UserError: they are weights of something else; the message says in what they differ.
+    """
+    try:
+        result = model.load_state_dict(state, strict=False)
     except BAD_FILE as error:
         shapes = re.findall(r"size mismatch for (\S+): .*?(\[[^]]*\]).*?(\[[^]]*\])", str(error))
         if not shapes:

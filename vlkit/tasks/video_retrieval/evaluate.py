@@ -37,8 +37,9 @@ def build_model(base: ClipBase, adapter: Any, head: VideoHeadOptions) -> VideoTe
 
 
 def zero_shot(base: ClipBase) -> VideoText:
-    """The base as it is: frames are embedded as pictures and averaged, nothing trained."""
-    return build_model(base, LinearOptions(), VideoHeadOptions(projection=False)).requires_grad_(False).eval()
+    """The base as it is: frames are embedded as images and averaged, nothing trained (a pair: at chance)."""
+    head = VideoHeadOptions(projection=base.joint_dim is not None)
+    return build_model(base, LinearOptions(), head).requires_grad_(False).eval()
 
 
 def adapter_config(
