@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_text_base
-from vlkit.encoders.text import TextEncoder
 from vlkit.encoders.tokenizer import CountsTokens
+from vlkit.encoders.towers.text import TextEncoder
 
 MAX_TOKENS = 64
 """Longest question in tokens; what is longer loses its end."""

@@ -1,4 +1,4 @@
-"""Tokenizers of open_clip bases, loaded when the first text comes; and a count of the texts that they cut."""
+"""Tokenizers of contrastive bases, those of open_clip loaded when the first text comes; and a count of cut texts."""
 
 from __future__ import annotations
 
@@ -96,6 +96,38 @@ def readable(texts: list[str]) -> list[str]:
     They are no characters, and tokenizers refuse a text that holds one as if it were no text at all.
     """
     return [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
+
+
+class HfTokenizer:
+    """Texts -> ids of a transformers tokenizer, all of one length as those of open_clip are.
+
+    Args:
+        tokenizer: of transformers.
+        context_length: ids of every text; longer texts lose their end.
+    """
+
+    def __init__(self, tokenizer: Any, context_length: int) -> None:
+        self._tokenizer = tokenizer
+        self.context_length = min(context_length, tokenizer.model_max_length)
+
+    def __call__(self, texts: str | list[str]) -> Tensor:
+        """Texts -> ids [B, context_length] int64."""
+        return self._tokenizer(
+            readable([texts] if isinstance(texts, str) else list(texts)),
+            padding="max_length",
+            truncation=True,
+            max_length=self.context_length,
+            return_tensors="pt",
+        )["input_ids"]
+
+    @property
+    def limit(self) -> int:
+        """Most tokens a text keeps; see :class:`CountsTokens`."""
+        return self.context_length
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Tokens of each text as a whole; see :class:`CountsTokens`."""
+        return [len(ids) for ids in self._tokenizer(readable(texts), truncation=False, verbose=False)["input_ids"]]
 
 
 class ClipTokenizer:

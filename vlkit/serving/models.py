@@ -74,8 +74,10 @@ def load_models(folders: Iterable[Path] = (), device: str = "auto") -> Models:
         pipelines = models.by_task.setdefault(config["task"], {})
         pipelines[_new_name(folder, config, pipelines)] = bases.load(folder, config, device)
     for pipeline in models.adapters.values():
-        base = pipeline.embedder.base.name
-        models.zero_shot.setdefault(f"zero-shot {base}", load_zero_shot(base, device, bases.clip(base)))
+        base = pipeline.embedder.base
+        if base.joint_dim is None:  # a pair of encoders has nothing to show before it is trained
+            name = f"zero-shot {base.name}"
+            models.zero_shot.setdefault(name, load_zero_shot(base.name, device, bases.clip(base.name)))
     models.bases = sorted(map(visible, bases.names))
     return models
 

@@ -7,9 +7,9 @@ from open_clip.model import CLIP
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
-from vlkit.encoders.resblock import is_plain, run_resblock
+from vlkit.encoders.blocks.resblock import is_plain, run_resblock
 from vlkit.encoders.staged import Stream
-from vlkit.encoders.text import TextEncoder, up_to
+from vlkit.encoders.towers.text import TextEncoder, up_to
 
 
 class ClipText(TextEncoder):

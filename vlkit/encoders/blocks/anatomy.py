@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from open_clip.transformer import ResidualAttentionBlock
@@ -16,6 +17,8 @@ from timm.layers.mlp import Mlp as TimmMlp
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
 
+from vlkit.encoders.blocks.parts import AttentionParts, BlockParts, part_at
+from vlkit.encoders.families import family_of_block
 from vlkit.errors import UserError
 
 
@@ -83,13 +86,13 @@ def anatomy_of(block: nn.Module) -> Anatomy:
         return _open_clip(block)
     if _is_plain_timm(block):
         return _timm(block)
-    reader = _HF.get(type(block).__name__)
-    if reader is None:
+    family = family_of_block(block)
+    if family is None or family.parts is None:
         raise UserError(
             f"block {type(block).__name__}: its attention is not the plain kind; --adapter.kind sherl, unipt and dtl "
             "adapt this tower, and so does lst with --adapter.start random"
         )
-    return reader(block)
+    return _hf(block, family.parts)
 
 
 def _dense(layer: nn.Linear) -> Dense:
@@ -141,60 +144,33 @@ def _timm(block: TimmBlock) -> Anatomy:
     )
 
 
-def _bert(block: nn.Module) -> Anatomy:
-    inner, out = block.attention.self, block.attention.output
-    parts = (_dense(inner.query), _dense(inner.key), _dense(inner.value))
+def _hf(block: nn.Module, parts: BlockParts) -> Anatomy:
+    def modules(paths: tuple[str, ...]) -> list[nn.Module]:
+        return [part for path in paths if (part := part_at(block, path)) is not None]
+
+    has_cross = parts.cross is not None and part_at(block, parts.cross.query) is not None
     return Anatomy(
-        False,
-        Attention(*parts, _dense(out.dense), inner.num_attention_heads, inner.scaling, out.LayerNorm),
-        None,
-        (_dense(block.intermediate.dense),),
-        _dense(block.output.dense),
-        block.output.LayerNorm,
-        lambda x: block.output.dense(block.intermediate(x)),
+        parts.norm_first,
+        _hf_attention(block, parts.attention),
+        _hf_attention(block, parts.cross) if has_cross else None,
+        tuple(_dense(layer) for layer in modules(parts.expand)),
+        _dense(part_at(block, parts.shrink)),
+        part_at(block, parts.mlp_norm),
+        partial(_in_turn, modules(parts.mlp)),
     )
 
 
-def _t5_attention(attention: nn.Module, norm: nn.Module) -> Attention:
-    parts = (_dense(part) for part in (attention.q, attention.k, attention.v, attention.o))
-    return Attention(*parts, attention.n_heads, 1.0, norm)  # T5 does not scale
+def _hf_attention(block: nn.Module, parts: AttentionParts) -> Attention:
+    query, key, value, out = (_dense(part_at(block, path)) for path in (parts.query, parts.key, parts.value, parts.out))
+    heads = part_at(block, parts.heads)
+    scale = (len(query.weight) // heads) ** -0.5 if parts.scaled else 1.0
+    return Attention(query, key, value, out, heads, scale, part_at(block, parts.norm))
 
 
-def _t5(block: nn.Module) -> Anatomy:
-    first, last = block.layer[0], block.layer[-1]
-    cross = block.layer[1] if len(block.layer) == 3 else None
-    mlp = last.DenseReluDense
-    gated = hasattr(mlp, "wi_0")
-    return Anatomy(
-        True,
-        _t5_attention(first.SelfAttention, first.layer_norm),
-        None if cross is None else _t5_attention(cross.EncDecAttention, cross.layer_norm),
-        (_dense(mlp.wi_0), _dense(mlp.wi_1)) if gated else (_dense(mlp.wi),),
-        _dense(mlp.wo),
-        last.layer_norm,
-        mlp,
-    )
-
-
-def _m2m100(block: nn.Module) -> Anatomy:
-    inner = block.self_attn
-    parts = (_dense(part) for part in (inner.q_proj, inner.k_proj, inner.v_proj, inner.out_proj))
-    return Anatomy(
-        True,
-        Attention(*parts, inner.num_heads, inner.scaling, block.self_attn_layer_norm),
-        None,
-        (_dense(block.fc1),),
-        _dense(block.fc2),
-        block.final_layer_norm,
-        lambda x: block.fc2(block.activation_fn(block.fc1(x))),
-    )
-
-
-_HF: dict[str, Callable[[nn.Module], Anatomy]] = {
-    **dict.fromkeys(("BertLayer", "RobertaLayer", "XLMRobertaLayer"), _bert),
-    **dict.fromkeys(("T5Block", "MT5Block"), _t5),
-    "M2M100EncoderLayer": _m2m100,
-}
+def _in_turn(modules: list[nn.Module], x: Tensor) -> Tensor:
+    for module in modules:
+        x = module(x)
+    return x
 
 
 def attend(attention: Attention, queries: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,17 +11,9 @@ from typing import Any
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
+from vlkit.encoders.blocks.anatomy import anatomy_of
+from vlkit.encoders.families import Family, family_of_block
 from vlkit.errors import UserError
-
-# Widths in the configurations of transformers' encoders, and the number of heads they must be divisible by.
-_HF_WIDTHS = {
-    "T5": (("d_model", "d_kv", "d_ff"), "num_heads"),
-    "MT5": (("d_model", "d_kv", "d_ff"), "num_heads"),
-    "Bert": (("hidden_size", "intermediate_size"), "num_attention_heads"),
-    "Roberta": (("hidden_size", "intermediate_size"), "num_attention_heads"),
-    "XLMRoberta": (("hidden_size", "intermediate_size"), "num_attention_heads"),
-    "M2M100": (("d_model", "encoder_ffn_dim"), "encoder_attention_heads"),
-}
 
 
 class NarrowBlocks(nn.ModuleDict):
@@ -33,43 +26,46 @@ class NarrowBlocks(nn.ModuleDict):
         block_of: block number -> the tower's own block (:meth:`StagedEncoder.transformer_block`).
         layers: block numbers, rising.
         reduction: what every width is divided by.
+        config: of the tower, if it is one of transformers and its blocks do not hold it.
 
     Raises:
-        UserError: a width cannot be divided by ``reduction``.
+        UserError: a width cannot be divided by ``reduction``, or the blocks are of a kind without narrow ones.
     """
 
-    def __init__(self, block_of: Callable[[int], nn.Module], layers: tuple[int, ...], reduction: int) -> None:
+    def __init__(
+        self, block_of: Callable[[int], nn.Module], layers: tuple[int, ...], reduction: int, config: Any = None
+    ) -> None:
         super().__init__()
+        self._shares_bias, self._transformers = False, False
         for i in layers:
             block = block_of(i)
-            config = _config_of(block)
-            if config is None:
+            family = family_of_block(block)
+            if family is None:
                 self[str(i)] = _plain_block(block, reduction)
-            else:
-                self[str(i)] = _hf_block(block, _divided(config, type(block).__name__, reduction), first=i == layers[0])
-        self._transformers = config is not None
+                continue
+            self._shares_bias, self._transformers = family.shares_bias, True
+            narrow = _divided(config or _config_of(block), family, reduction)
+            self[str(i)] = _hf_block(block, narrow, first=i == layers[0])
 
     def start(self, extras: dict[str, Any]) -> dict[str, Any]:
         """What the first of these blocks is called with beside its state, given a stream's extras."""
         if not self._transformers:
             return {"attn_mask": extras.get("attn_mask")}
         arguments = dict(extras["arguments"])
-        if "position_bias" in arguments:
+        if self._shares_bias:
             # The base's own bias was filled in on the way; these blocks have a table of their own.
             arguments["position_bias"] = None
         return arguments
 
     def final_norm(self) -> nn.Module:
         """The norm that belongs behind the last of these blocks: none for blocks that norm after their sums (BERT)."""
-        block = next(iter(self.values()))
-        if isinstance(block, ResidualAttentionBlock):
-            return nn.LayerNorm(block.ln_1.normalized_shape, eps=block.ln_1.eps)
-        if hasattr(block, "layer"):  # T5
-            norm = block.layer[0].layer_norm
-            return nn.RMSNorm(len(norm.weight), eps=norm.variance_epsilon)
-        if hasattr(block, "self_attn_layer_norm"):  # M2M100
-            return nn.LayerNorm(block.embed_dim)
-        return nn.Identity()
+        parts = anatomy_of(next(iter(self.values())))
+        if not parts.norm_first:
+            return nn.Identity()
+        norm, width = parts.mlp_norm, len(parts.mlp_norm.weight)
+        if getattr(norm, "bias", None) is None:  # T5
+            return nn.RMSNorm(width, eps=norm.variance_epsilon)
+        return nn.LayerNorm(width, eps=norm.eps)
 
     def run(self, i: int, hidden: Tensor, arguments: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Run block ``i`` on [B, L, D / reduction]; returns the new state and the arguments for the next block."""
@@ -86,21 +82,24 @@ def _config_of(block: nn.Module) -> Any:
     return next((module.config for module in block.modules() if hasattr(module, "config")), None)
 
 
-def _divided(config: Any, block: str, reduction: int) -> Any:
-    family = max((name for name in _HF_WIDTHS if block.startswith(name)), key=len)
-    widths, heads = _HF_WIDTHS[family]
+def _divided(config: Any, family: Family, reduction: int) -> Any:
+    if family.parts is None:
+        raise UserError(
+            f"{family.name} has no narrow blocks: its attention is not the plain kind; --adapter.kind sherl, unipt and "
+            "dtl adapt this tower"
+        )
     narrow = copy.deepcopy(config)
-    for name in widths:
+    for name in family.parts.widths:
         setattr(narrow, name, _divide(getattr(config, name), reduction))
-    if family not in ("T5", "MT5"):
-        _check_heads(getattr(narrow, widths[0]), getattr(config, heads), reduction)
+    if family.parts.heads is not None:
+        _check_heads(getattr(narrow, family.parts.widths[0]), getattr(config, family.parts.heads), reduction)
     return narrow
 
 
 def _hf_block(block: nn.Module, config: Any, first: bool) -> nn.Module:
-    if hasattr(block, "layer"):  # T5
-        return type(block)(config, has_relative_attention_bias=first, layer_idx=0)
-    return type(block)(config)
+    known = {"has_relative_attention_bias": first, "layer_idx": 0}
+    asked = inspect.signature(type(block)).parameters
+    return type(block)(config, **{name: value for name, value in known.items() if name in asked})
 
 
 def _plain_block(block: nn.Module, reduction: int) -> ResidualAttentionBlock:

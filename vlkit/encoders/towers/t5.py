@@ -1,4 +1,4 @@
-"""T5 encoder and decoder (and mT5's) as staged encoders."""
+"""The decoder of T5, mT5 and UMT5 as a staged encoder; their encoder is an ordinary one of transformers."""
 
 from __future__ import annotations
 
@@ -8,27 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlkit.encoders.hf_text import HfText, start_trunk
 from vlkit.encoders.staged import Stream
-from vlkit.encoders.text import up_to
-
-
-class T5Encoder(HfText):
-    """The encoder of T5 or mT5. The relative position bias of block 0 is shared with the later blocks.
-
-    T5 has no pooled embedding of its own; :meth:`pool` is the mean of the real tokens after the final norm.
-
-    Args:
-        stack: ``T5ForConditionalGeneration.encoder`` or ``T5EncoderModel.encoder``.
-    """
-
-    def __init__(self, stack: nn.Module) -> None:
-        super().__init__(stack, stack, stack.config.d_model, summary=None)
-
-    def pool(self, stream: Stream) -> Tensor:
-        """[B, D]: mean of the real tokens after the final norm."""
-        weight = stream.mask.unsqueeze(-1).to(stream.hidden.dtype)
-        return (self.tokens(stream) * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+from vlkit.encoders.towers.hf_text import HfText, start_trunk
+from vlkit.encoders.towers.text import up_to
 
 
 @dataclass(frozen=True)
@@ -47,7 +29,7 @@ class DecoderInput:
 
 
 class T5Decoder(HfText):
-    """The decoder of T5 or mT5; its input is a :class:`DecoderInput`.
+    """The decoder of T5, mT5 or UMT5; its input is a :class:`DecoderInput`.
 
     Args:
         stack: ``T5ForConditionalGeneration.decoder``.

@@ -1,37 +1,34 @@
-"""Text encoders of transformers (BERT, RoBERTa, XLM-R, mT5, NLLB ...) as staged encoders, alone or inside open_clip."""
+"""Text encoders of transformers (see :mod:`vlkit.encoders.families`) as staged encoders, alone or inside open_clip."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from open_clip.hf_model import HFTextEncoder
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from vlkit.encoders.capture import inputs_of, watch
+from vlkit.encoders.blocks.capture import inputs_of, watch
+from vlkit.encoders.blocks.narrow import NarrowBlocks
+from vlkit.encoders.families import family_of_encoder
 from vlkit.encoders.staged import Stream
-from vlkit.encoders.text import TextEncoder
+from vlkit.encoders.towers.text import TextEncoder
 
-# Class of a transformers encoder -> (path of its block list, path of the norm after the last block or None).
-TRUNKS: dict[str, tuple[str, str | None]] = {
-    "BertModel": ("encoder.layer", None),
-    "RobertaModel": ("encoder.layer", None),
-    "XLMRobertaModel": ("encoder.layer", None),
-    "T5Stack": ("block", "final_layer_norm"),
-    "MT5Stack": ("block", "final_layer_norm"),
-    "M2M100Encoder": ("layers", "layer_norm"),
-}
+
+def trunk_of(model: nn.Module) -> nn.Module | None:
+    """The module of a transformers model that holds the encoder's blocks; None if its family has no row."""
+    return next((m for m in (model, getattr(model, "encoder", None)) if family_of_encoder(m)), None)
 
 
 def blocks_of(trunk: nn.Module) -> nn.ModuleList:
-    """The list of blocks of a transformers encoder named in :data:`TRUNKS`."""
-    return trunk.get_submodule(TRUNKS[type(trunk).__name__][0])
+    """The list of blocks of a transformers encoder."""
+    return trunk.get_submodule(family_of_encoder(trunk).blocks)
 
 
 def final_norm(trunk: nn.Module, hidden: Tensor) -> Tensor:
     """Apply the norm a transformers encoder puts after its last block, if it has one; [B, L, D] in and out."""
-    path = TRUNKS[type(trunk).__name__][1]
+    path = family_of_encoder(trunk).norm
     return hidden if path is None else trunk.get_submodule(path)(hidden)
 
 
@@ -64,7 +61,7 @@ class HfText(TextEncoder):
 
     Args:
         model: the module whose weights these are.
-        trunk: the part of ``model`` that holds the blocks; its class is named in :data:`TRUNKS`.
+        trunk: the part of ``model`` that holds the blocks; one of the families in :mod:`vlkit.encoders.families`.
         out_dim: width of :meth:`pool`'s output.
         summary: position of the token that is pooled, or None if the tower pools over its tokens.
     """
@@ -77,6 +74,8 @@ class HfText(TextEncoder):
         self.model = model
         blocks = blocks_of(trunk)
         watch(blocks[0])
+        if hasattr(trunk, "layerdrop"):
+            trunk.layerdrop = 0.0  # NLLB: in training it would skip blocks at random, the first one too
         self.depth = len(blocks)
         self.token_dim = trunk.config.hidden_size
         self.widths = (self.token_dim,) * (self.depth + 1)
@@ -106,6 +105,10 @@ class HfText(TextEncoder):
         """transformers' block ``i``."""
         return blocks_of(self.trunk)[i]
 
+    def narrow(self, layers: tuple[int, ...], reduction: int) -> NarrowBlocks:
+        """See :meth:`StagedEncoder.narrow`; the blocks' sizes are the encoder's own, divided."""
+        return NarrowBlocks(self.transformer_block, layers, reduction, self.trunk.config)
+
     def tokens(self, stream: Stream) -> Tensor:
         """[B, L, D] after the final norm (where the encoder has one outside its blocks)."""
         return final_norm(self.trunk, stream.hidden)
@@ -115,20 +118,29 @@ class HfText(TextEncoder):
         return ids != self.pad_id
 
 
-class Bert(HfText):
-    """``BertModel``, ``RobertaModel`` or ``XLMRobertaModel`` on its own.
+class HfEncoder(HfText):
+    """A transformers encoder on its own.
 
-    The pooled embedding is the model's ``pooler_output`` if it has a pooler, else the state of the first token.
+    The pooled embedding is what its family pools: the model's ``pooler_output``, or the state of the first token where
+    it has no pooler; or the mean of the real tokens after the final norm.
+
+    Args:
+        model: the model; what is beside its encoder (a decoder, an output layer) is left out.
+        pool: ``first`` or ``mean`` in place of what the family pools.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model, model, model.config.hidden_size, summary=0)
+    def __init__(self, model: nn.Module, pool: Literal["first", "mean"] | None = None) -> None:
+        trunk = trunk_of(model)
+        self._pool = pool or family_of_encoder(trunk).pool
+        super().__init__(trunk, trunk, trunk.config.hidden_size, summary=0 if self._pool == "first" else None)
 
     def pool(self, stream: Stream) -> Tensor:
-        """[B, D]: ``pooler_output``, or the state of the first token."""
-        if self.model.pooler is not None:
-            return self.model.pooler(stream.hidden)
-        return stream.hidden[:, 0]
+        """[B, D]: ``pooler_output``, the state of the first token, or the mean of the real tokens."""
+        if self._pool == "mean":
+            weight = stream.mask.unsqueeze(-1).to(stream.hidden.dtype)
+            return (self.tokens(stream) * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+        pooler = getattr(self.trunk, "pooler", None)
+        return self.tokens(stream)[:, 0] if pooler is None else pooler(self.tokens(stream))
 
 
 class ClipHfText(HfText):

@@ -6,7 +6,7 @@ import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vlkit.encoders.resblock import is_plain, run_resblock
+from vlkit.encoders.blocks.resblock import is_plain, run_resblock
 from vlkit.encoders.staged import StagedEncoder, Stream
 
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from open_clip.timm_model import TimmModel
 from timm.models.beit import Beit
 from timm.models.convnext import ConvNeXt
+from timm.models.efficientnet import EfficientNet
 from timm.models.eva import Eva
 from timm.models.fastvit import FastVit
+from timm.models.mobilenetv3 import MobileNetV3
 from timm.models.resnet import ResNet
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
-from vlkit.encoders.capture import inputs_of, watch
-from vlkit.encoders.resnet import stage_taps
+from vlkit.encoders.blocks.capture import inputs_of, watch
 from vlkit.encoders.staged import StagedEncoder, Stream
+from vlkit.encoders.towers.resnet import stage_taps
 from vlkit.errors import UserError
 
 # Trunks whose forward is: embed, a list ``blocks`` that all get the same extra arguments, ``norm``, ``forward_head``.
@@ -35,12 +38,15 @@ class Layout:
         stages: the stages, or the one list that holds them.
         tail: modules after the last stage, before ``forward_head``.
         channels_last: the trunk keeps its grid as [B, H, W, C].
+        whole: a stage is run as one block (its own blocks are small and alike), and its width is that of the last
+            convolution in it; the trunk's ``feature_info`` leaves out stages that keep the grid's size.
     """
 
     stem: tuple[str, ...]
     stages: tuple[str, ...]
     tail: tuple[str, ...] = ()
     channels_last: bool = False
+    whole: bool = False
 
 
 HIERARCHIES: dict[type[nn.Module], Layout] = {
@@ -48,16 +54,36 @@ HIERARCHIES: dict[type[nn.Module], Layout] = {
     FastVit: Layout(("stem",), ("stages",), ("final_conv",)),
     SwinTransformer: Layout(("patch_embed",), ("layers",), ("norm",), channels_last=True),
     ResNet: Layout(("conv1", "bn1", "act1", "maxpool"), ("layer1", "layer2", "layer3", "layer4")),
+    EfficientNet: Layout(("conv_stem", "bn1"), ("blocks",), ("conv_head", "bn2"), whole=True),
+    MobileNetV3: Layout(("conv_stem", "bn1"), ("blocks",), whole=True),
 }
 
 
-def stage_timm(model: TimmModel) -> StagedEncoder:
-    """Stage open_clip's wrapper of a timm trunk.
+class BareTimm(nn.Module):
+    """A timm trunk by itself in the shape of open_clip's wrapper: nothing is projected.
+
+    Args:
+        trunk: of timm, without classifier.
+    """
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] -> what the trunk pools, [B, D]."""
+        return self.trunk(x)
+
+
+def stage_timm(model: TimmModel | BareTimm) -> StagedEncoder:
+    """Stage a wrapper of a timm trunk.
 
     Raises:
         UserError: the trunk is of a family that is not known here.
     """
     trunk = model.trunk
+    _check_pooling(model)
     if isinstance(trunk, TRANSFORMERS):
         if getattr(trunk, "rope_mixed", False):
             raise UserError(
@@ -68,7 +94,24 @@ def stage_timm(model: TimmModel) -> StagedEncoder:
     if layout is None:
         families = ", ".join(kind.__name__ for kind in (*TRANSFORMERS, *HIERARCHIES))
         raise UserError(f"timm trunk {type(trunk).__name__}: cannot be staged; these can: {families}")
+    if layout.channels_last and "pool" in dict(model.head.named_children()):
+        raise UserError(
+            f"timm trunk {type(trunk).__name__} with attention pooling: open_clip's own forward fails on it; "
+            "choose timm_pool avg"
+        )
     return TimmStages(model, layout)
+
+
+def _check_pooling(model: TimmModel) -> None:
+    """Raise :class:`UserError` if neither the trunk nor open_clip's head makes one vector of a picture."""
+    trunk = model.trunk
+    pooling = getattr(trunk, "global_pool", None) or getattr(getattr(trunk, "head", None), "global_pool", "")
+    # A name, or timm's pooling module, which keeps it.
+    if not getattr(pooling, "pool_type", pooling) and "pool" not in dict(model.head.named_children()):
+        raise UserError(
+            f"timm trunk {type(trunk).__name__} without pooling: it has no pooled embedding; "
+            "choose timm_pool avg (or token, where it has a class token)"
+        )
 
 
 class TimmTransformer(StagedEncoder):
@@ -131,9 +174,10 @@ class TimmTransformer(StagedEncoder):
 
 
 class TimmStages(StagedEncoder):
-    """A timm tower of stages (ConvNeXt, FastViT, Swin, ResNet) with open_clip's head; ``hidden`` is [B, C, H, W].
+    """A timm tower of stages (ConvNeXt, FastViT, Swin, ResNet, EfficientNet) in a wrapper; ``hidden`` is [B, C, H, W].
 
-    A block is one block of a stage; the first of each stage takes along what the stage does before it (downsampling).
+    A block is one block of a stage, or a whole stage where the layout says so; the first of each stage takes along what
+    the stage does before it (downsampling).
 
     Args:
         model: open_clip's wrapper.
@@ -146,13 +190,9 @@ class TimmStages(StagedEncoder):
         super().__init__()
         self.model = model
         self._layout = layout
-        lengths = [len(_blocks(stage)) for stage in self._stages()]
-        channels = [info["num_chs"] for info in model.trunk.feature_info[-len(lengths) :]]
+        lengths = [len(self._blocks(stage)) for stage in self._stages()]
         self.depth = sum(lengths)
-        self.widths = (
-            model.trunk.feature_info[0]["num_chs"],
-            *(width for width, length in zip(channels, lengths, strict=True) for _ in range(length)),
-        )
+        self.widths = self._widths(lengths)
         self.stages = stage_taps(lengths)
         self.token_dim = model.trunk.num_features
         self.out_dim = output_width(model)
@@ -160,6 +200,19 @@ class TimmStages(StagedEncoder):
     def _stages(self) -> list[nn.Module]:
         modules = [self.model.trunk.get_submodule(name) for name in self._layout.stages]
         return list(modules[0]) if len(modules) == 1 else modules
+
+    def _blocks(self, stage: nn.Module) -> Sequence[nn.Module]:
+        """The blocks of a stage: the stage as a whole, its list ``blocks``, or itself where it is but a list."""
+        return [stage] if self._layout.whole else getattr(stage, "blocks", stage)
+
+    def _widths(self, lengths: list[int]) -> tuple[int, ...]:
+        trunk = self.model.trunk
+        if self._layout.whole:
+            stem = trunk.get_submodule(self._layout.stem[0])
+            return tuple(_last_width(part) for part in (stem, *self._stages()))
+        channels = [info["num_chs"] for info in trunk.feature_info[-len(lengths) :]]
+        repeated = (width for width, length in zip(channels, lengths, strict=True) for _ in range(length))
+        return (trunk.feature_info[0]["num_chs"], *repeated)
 
     def embed(self, x: Tensor) -> Stream:
         """Pictures [B, 3, H, W] -> stream with the stem's grid [B, C, h, w]."""
@@ -174,11 +227,11 @@ class TimmStages(StagedEncoder):
 
     def _run(self, i: int, hidden: Tensor) -> Tensor:
         for stage in self._stages():
-            blocks = _blocks(stage)
+            blocks = self._blocks(stage)
             if i >= len(blocks):
                 i -= len(blocks)
                 continue
-            if i == 0 and blocks is not stage:
+            if i == 0 and hasattr(stage, "blocks"):
                 for name, module in stage.named_children():
                     if name != "blocks":
                         hidden = module(hidden)
@@ -207,13 +260,13 @@ class TimmStages(StagedEncoder):
         return hidden.permute(0, 3, 1, 2) if self._layout.channels_last else hidden
 
 
-def _blocks(stage: nn.Module) -> nn.Module:
-    """The blocks of a stage: its list ``blocks``, or the stage itself where it is nothing but a list."""
-    return getattr(stage, "blocks", stage)
+def _last_width(module: nn.Module) -> int:
+    """Channels that the last convolution in a module puts out."""
+    return [part for part in module.modules() if isinstance(part, nn.Conv2d)][-1].out_channels
 
 
-def output_width(model: TimmModel) -> int:
-    """Width of the embedding that open_clip's wrapper of a timm trunk puts out."""
+def output_width(model: TimmModel | BareTimm) -> int:
+    """Width of the embedding that a wrapper of a timm trunk puts out."""
     children = dict(model.head.named_children())
     if "proj" in children:
         return children["proj"].out_features
