@@ -1,6 +1,6 @@
 """How far predicted memory is from that of real training steps.
 
-    python benchmarks/estimator.py --json docs/estimator.json
+    python benchmarks/estimator.py --json docs/results/estimator.json
 
 Every step is contrastive, as in ``tasks/memory.py``. What SHERL in the joint space keeps depends on the data: its rows
 with all values kept are predicted exactly, the others from above, and those are marked.
@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from vlkit.adapters.dtl import DtlOptions
 from vlkit.adapters.linear import LinearOptions
 from vlkit.adapters.lst.method import LstOptions
@@ -23,6 +21,7 @@ from vlkit.adapters.tuning import BitfitOptions, FullOptions, LoraOptions
 from vlkit.adapters.unipt.method import UniptOptions
 from vlkit.adapters.vqt import VqtOptions
 from vlkit.cli.config import run
+from vlkit.cli.show import Console
 from vlkit.engine.report import versions
 from vlkit.errors import UserError
 from vlkit.files import write_json

@@ -1,6 +1,6 @@
 """How far the lean backward of SHERL is from that of the plain code, per format of the taps.
 
-    python benchmarks/lean_gradients.py --json docs/lean_gradients.json
+    python benchmarks/lean_gradients.py --json docs/results/lean_gradients.json
 
 Both implementations get the same weights, off their start so that every weight has a gradient, and the same batch. A
 weight's error is its largest difference relative to its largest gradient; the table has the worst weight and the error

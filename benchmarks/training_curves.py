@@ -2,8 +2,8 @@
 
     python tasks/compare.py --kinds sherl:lean=false,sherl --seeds 3 --jobs 2 --output runs/curves \\
         --flags epochs=2 evaluate_every=1 log_every=1
-    python benchmarks/training_curves.py --runs runs/curves --json docs/training_curves.json \\
-        --chart docs/training_curves.png
+    python benchmarks/training_curves.py --runs runs/curves --json docs/results/training_curves.json \\
+        --chart docs/results/training_curves.png
 
 Seeds decide start and order of the data, so a run of one implementation has a twin of the other, which rounding alone
 sets apart. The table has the distance between twins beside that between seeds: the largest of a step, and of the steps

@@ -5,12 +5,17 @@
 
 A step is contrastive: both towers, InfoNCE, AdamW. Every timed step stands between two forwards of open_clip's own
 without gradient, on texts padded to the base's longest, and the median ratio counts. On a GPU peaks come from the
-allocator and steps run in bf16 autocast. Rows that are in the JSON file already are kept, so that a broken run goes on.
+allocator and steps run in bf16 autocast. Rows that are in the JSON file already are kept, so that a broken run goes on;
+rows come in the order of ``--bases``, ``--batch_sizes`` and ``--methods``, and none begins after ``--seconds``.
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
+import logging
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,18 +24,21 @@ from typing import Any, Literal
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from vlkit.adapters.linear import LinearOptions
 from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.adapters.tuning import FullOptions, LoraOptions
 from vlkit.cli.config import run
+from vlkit.cli.show import Console
 from vlkit.engine.hardware import keep_freed_memory, machine
 from vlkit.engine.report import versions
 from vlkit.files import read_json, whole_file, write_json
 from vlkit.tasks.retrieval.step_bench import ContrastiveBench
 
+log = logging.getLogger(__name__)
+
 MIB = 2**20
+TOO_LARGE = "out of memory"
 METHODS = {
     "linear": LinearOptions(),
     "SHERL, int8 taps, chunks of 8": SherlOptions(tap_dtype="int8", early_chunk=8),
@@ -44,8 +52,19 @@ METHODS = {
     "full + checkpointing": FullOptions(checkpointing=True),
     "full": FullOptions(),
 }
-MARKERS = "s^>ov<D*PXh"
-"""Of the methods, in this order."""
+VARIANTS = {
+    "SHERL, whole taps": SherlOptions(keep="all"),
+    "SHERL, active values": SherlOptions(keep="active"),
+    "SHERL, int8 taps, active values": SherlOptions(tap_dtype="int8", keep="active"),
+    "SHERL, batch at once": SherlOptions(early_chunk=0),
+    "SHERL, chunks of 64": SherlOptions(early_chunk=64),
+    "SHERL, int8 taps, batch at once": SherlOptions(tap_dtype="int8", early_chunk=0),
+    "SHERL on tokens, batch at once": SherlOptions(handoff="tokens", early_chunk=0),
+    "SHERL on tokens, chunks of 32": SherlOptions(handoff="tokens", early_chunk=32),
+}
+"""Measured if named: what the defaults choose on one kind of device, and leave on another."""
+MARKERS = "s^>ov<D*PXh12348pdH"
+"""Of the methods and variants, in this order."""
 
 
 @dataclass
@@ -61,53 +80,75 @@ class Config:
     text_lengths: list[int] = field(default_factory=lambda: [77])
     """Tokens a text: 77 is what CLIP reads at most, captions are trimmed to about 20."""
     methods: list[str] = field(default_factory=lambda: list(METHODS))
-    """Which methods; default: all."""
+    """Which methods; default: all, without the variants of SHERL."""
     repeats: int = 5
     """Timed steps of each."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto = CUDA if there is a device."""
+    seconds: float = math.inf
+    """No new row begins after that time."""
     chart: Path | None = None
     """Also draw the rows to this PNG."""
 
 
 def main(config: Config) -> None:
     keep_freed_memory()
+    began = time.monotonic()
     table = read_json(config.json) if config.json.exists() else {"rows": []}
-    console = Console(stderr=True)
-    for base in config.bases:
-        for length in config.text_lengths:
-            bench = None
-            for size in config.batch_sizes:
-                for name in config.methods:
-                    place = {"base": base, "batch_size": size, "text_length": length, "method": name}
-                    if any(place.items() <= row.items() for row in table["rows"]):
-                        continue
-                    bench = bench or ContrastiveBench(base, False, length, config.device)
-                    table |= {"machine": machine(bench.device), "versions": versions()}
-                    row = place | {"precision": bench.precision} | measure(bench, name, size, config.repeats)
-                    table["rows"].append(row)
-                    write_json(config.json, table)  # after each row: one that does not fit must not take the others
-                    console.print(line(row), highlight=False)
+    # What failed is tried again, but for what does not fit.
+    table["rows"] = [row for row in table["rows"] if row.get("error") in (None, TOO_LARGE)]
+    console = Console(stderr=True, soft_wrap=True)
+    bench, made_for = None, None
+    wanted = missing(config, table["rows"])
+    for number, place in enumerate(wanted):
+        if time.monotonic() - began > config.seconds:
+            console.print(f"time is up: {len(wanted) - number} rows were not measured")
+            break
+        if made_for != (place["base"], place["text_length"]):
+            bench = None  # frees the last one's base before the next is made
+            bench = ContrastiveBench(place["base"], False, place["text_length"], config.device)
+            made_for = place["base"], place["text_length"]
+        table |= {"machine": machine(bench.device), "versions": versions(), "cuda": torch.version.cuda}
+        row = place | {"precision": bench.precision}
+        row |= measure(bench, place["method"], place["batch_size"], config.repeats)
+        table["rows"].append(row)
+        write_json(config.json, table)  # after each row: one that does not fit must not take the others
+        console.print(line(row), highlight=False)
     if config.chart:
         draw(config.chart, table)
     print(markdown(table["rows"]))
+    if any(row.get("error") not in (None, TOO_LARGE) for row in table["rows"]):
+        raise SystemExit(1)
+
+
+def missing(config: Config, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What to measure that is not in ``rows``: the keys that tell rows apart."""
+    names = ("base", "text_length", "batch_size", "method")
+    values = itertools.product(config.bases, config.text_lengths, config.batch_sizes, config.methods)
+    places = [dict(zip(names, each, strict=True)) for each in values]
+    return [place for place in places if not any(place.items() <= row.items() for row in rows)]
 
 
 def measure(bench: ContrastiveBench, name: str, size: int, repeats: int) -> dict[str, Any]:
-    """One row: bytes of a step and its time over that of inference; ``error`` where it does not fit."""
-    options = METHODS[name]
+    """One row: bytes of a step, its time over that of inference, and both in milliseconds; ``error`` if it failed."""
+    options = (METHODS | VARIANTS)[name]
     try:
         inference, model = bench.inference_peak(size), bench.model(options)
         memory = bench.memory(model, size)
-        ratio = bench.time_over_inference(model, size, repeats)
+        times = bench.times(model, size, repeats)
     except torch.cuda.OutOfMemoryError:
-        return {"error": "out of memory"}
+        return {"error": TOO_LARGE}
+    except Exception as error:  # one method that fails must not take the figures of the others
+        log.exception("%s", name)
+        return {"error": f"failed: {type(error).__name__}"}
     finally:
         model = None
         gc.collect()
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
-    return {**asdict(memory), "inference_peak_bytes": inference, "time_over_inference": ratio}
+    milliseconds = {"step_ms": times.seconds * 1000, "inference_ms": times.reference_seconds * 1000}
+    more = {"inference_peak_bytes": inference, "time_over_inference": times.ratio}
+    return {**asdict(memory), **more, **milliseconds}
 
 
 def line(row: dict[str, Any]) -> str:
@@ -116,25 +157,25 @@ def line(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"{where}: {row['error']}"
     peak = row["peak_bytes"] / row["inference_peak_bytes"]
-    return (
-        f"{where}: kept {row['saved_bytes'] / MIB:.1f} MiB, peak {peak:.2f} x, time {row['time_over_inference']:.2f} x"
-    )
+    time_taken = f"time {row['time_over_inference']:.2f} x, {row['step_ms']:.1f} ms"
+    return f"{where}: kept {row['saved_bytes'] / MIB:.1f} MiB, peak {peak:.2f} x, {time_taken}"
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a table."""
     lines = [
-        "| base | pairs | tokens | method | kept MiB | peak MiB | peak / inference | time / inference |",
-        "|---|---:|---:|---|---:|---:|---:|---:|",
+        "| base | pairs | tokens | method | kept MiB | peak MiB | peak / inference | time / inference | ms per step |",
+        "|---|---:|---:|---|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         where = f"| {row['base']} | {row['batch_size']} | {row['text_length']} | {row['method']} "
         if "error" in row:
-            lines.append(f"{where}| {row['error']} | | | |")
+            lines.append(f"{where}| {row['error']} | | | | |")
             continue
         kept, peak = row["saved_bytes"] / MIB, row["peak_bytes"] / MIB
         times = f"{row['peak_bytes'] / row['inference_peak_bytes']:.2f} | {row['time_over_inference']:.2f}"
-        lines.append(f"{where}| {kept:.1f} | {peak:.1f} | {times} |")
+        step = f"{row['step_ms']:.1f}" if "step_ms" in row else ""  # older rows have the ratio alone
+        lines.append(f"{where}| {kept:.1f} | {peak:.1f} | {times} | {step} |")
     return "\n".join(lines)
 
 
@@ -149,7 +190,7 @@ def draw(path: Path, table: dict[str, Any]) -> None:
             if (row["base"], row["batch_size"], row["text_length"]) != key:
                 continue
             x, y = row["peak_bytes"] / row["inference_peak_bytes"], row["time_over_inference"]
-            ours, place = row["method"].startswith("SHERL"), list(METHODS).index(row["method"])
+            ours, place = row["method"].startswith("SHERL"), list(METHODS | VARIANTS).index(row["method"])
             color = "#0072B2" if ours else "#D55E00"
             axes.scatter(x, y, color=color, marker=MARKERS[place], s=50, alpha=0.8, label=row["method"])
         axes.axvline(1, color="grey", linestyle="--", linewidth=1)

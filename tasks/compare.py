@@ -24,10 +24,10 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from vlkit.adapters import ADAPTERS
 from vlkit.cli.config import run
+from vlkit.cli.show import Console
 from vlkit.errors import UserError
 from vlkit.files import read_json, whole_file, write_text
 from vlkit.tasks.registry import TASKS

@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.table import Table
-
 from vlkit.cli.config import run
+from vlkit.cli.show import Console, Table
 from vlkit.files import write_json
 from vlkit.tasks.grounding.evaluate import find_split, metrics_of
 from vlkit.tasks.grounding.task import TASK
@@ -49,7 +47,7 @@ def main(config: Config) -> None:
     metrics = metrics_of(records, found)
     pictures = len({record["image"] for record in records})
     table = Table(
-        title=f"{pipeline.name}: {pictures} pictures, {len(records)} texts of {dataset.name}/{config.split}, percent"
+        title=f"{pipeline.name}: {pictures} images, {len(records)} texts of {dataset.name}/{config.split}, percent"
     )
     table.add_column("metric")
     table.add_column("value", justify="right")

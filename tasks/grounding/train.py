@@ -22,6 +22,7 @@ from vlkit.data.manifest import Dataset
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.load import load_base
 from vlkit.encoders.text_side import TextSide, text_side
+from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.config import CachedRunConfig
 from vlkit.engine.fit import fit
 from vlkit.engine.hardware import attention_for
@@ -111,6 +112,7 @@ def main(config: Config) -> None:
         return BoxedPictures(dataset, data.train, transform, texts, data.flip, several)
 
     examples = examples_of(config.data.texts)
+    warn_of_cut_texts(text, examples.texts, "training texts")
     before = before_training(dataset, config.data.train, test)
 
     grounder = build_model(base, text, config.adapter, config.fusion, config.head)

@@ -23,13 +23,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vlkit.cli.config import run
+from vlkit.cli.show import Console
 from vlkit.drawn.samples import TRAIN, VALIDATION, PretrainingPairs, PretrainingTexts
 from vlkit.encoders.stage import stage_text
 from vlkit.encoders.tiny import (
@@ -217,7 +217,7 @@ def main(config: Config) -> None:
             job.model.train()
             console.print(f"step {step + 1}: {metrics}", highlight=False)
             save(config, job.model, optimizer, step + 1, time.perf_counter() - start, metrics)
-    print(json.dumps(json.loads((config.output / "metrics.json").read_text()), indent=2))
+    print(json.dumps(json.loads((config.output / "metrics.json").read_text(encoding="utf-8")), indent=2))
 
 
 def schedule(step: int, steps: int, warmup: float = 0.05) -> float:

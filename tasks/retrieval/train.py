@@ -20,6 +20,7 @@ from vlkit.cli.config import run as cli
 from vlkit.data.transforms import image_transform
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.load import load_base
+from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.config import CachedRunConfig
 from vlkit.engine.fit import fit
 from vlkit.engine.loader import EpochLoader, make_loader
@@ -89,6 +90,7 @@ def main(config: Config) -> None:
     pairs = ImageTextPairs(dataset, config.data.train, transform, config.data.every_caption)
     if config.loss.kind != "siglip":
         require_negatives(min(config.batch_size, len(pairs)), len(pairs.records))
+    warn_of_cut_texts(base.tokenize, pairs.captions, "training captions")
 
     # Measured before the adapter is built: full fine-tuning and LoRA change the base's own modules.
     untrained = zero_shot(base)

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from vlkit.cli.config import run
+from vlkit.cli.show import Console, Table
 from vlkit.data.manifest import Dataset
 from vlkit.data.video.clip_frames import Sampling
 from vlkit.errors import UserError
@@ -53,7 +52,7 @@ class Config:
     """Measure this base without an adapter instead."""
     data: Data = field(default_factory=Data)
     split: str = "test"
-    """Which split."""
+    """Split to measure."""
     frames: int | None = None
     """Frames a video; default: as in training, 12 for a base alone."""
     sampling: Sampling | None = None
@@ -66,7 +65,7 @@ class Config:
     bank_size: int = 1000
     """Videos of that split in the bank, at most; all their sentences are."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    """Device to compute on."""
     json: Path | None = None
     """Write the metrics there."""
 

@@ -23,6 +23,7 @@ from vlkit.data.video.clip_frames import Sampling
 from vlkit.data.video.frame_batch import Frames
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.load import load_base
+from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.config import CachedRunConfig
 from vlkit.engine.fit import fit
 from vlkit.engine.loader import EpochLoader, make_loader
@@ -112,6 +113,7 @@ def main(config: Config) -> None:
     train, validation, test = splits_of(dataset, config.data, reader)
     pairs = VideoTextPairs(train.frames, train.records, config.data.every_caption)
     require_negatives(min(config.batch_size, len(pairs)), len(pairs.records))
+    warn_of_cut_texts(base.tokenize, pairs.captions, "training sentences")
 
     # Measured before the adapter is built: full fine-tuning and LoRA change the base's own modules.
     untrained = zero_shot(base)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from vlkit.cli.config import run
+from vlkit.cli.show import Console
 from vlkit.data.images import MediaError
 from vlkit.errors import UserError
 from vlkit.files import write_json
@@ -28,9 +29,9 @@ class Data:
     root: Path | None = None
     """Prepared dataset; default: the demo dataset."""
     size: Literal["small", "medium", "large"] = "large"
-    """Of the demo dataset."""
+    """Size of the demo dataset."""
     style: Literal["plain", "drawn"] = "plain"
-    """Of the demo dataset: the plain drawings that the embedded bases know, or hand-drawn ones that are new to them."""
+    """Style of the demo dataset: the plain drawings that the embedded bases know, or hand-drawn ones new to them."""
 
 
 @dataclass
@@ -41,13 +42,13 @@ class Config:
     """Run or adapter folder."""
     data: Data = field(default_factory=Data)
     split: str = "test"
-    """Which split."""
+    """Split to answer."""
     json: Path = Path("answers.json")
-    """Write the answers there."""
+    """Write the answers to this file."""
     format: Literal["auto", "vqa", "gqa"] = "auto"
     """Keys of the file: question_id and answer (vqa), questionId and prediction (gqa); auto: as the dataset's name."""
     image: Path | None = None
-    """Answer --question about this picture instead."""
+    """Answer --question about this image instead."""
     question: str | None = None
     """What to ask about --image."""
     k: int = 5
@@ -70,7 +71,7 @@ def main(config: Config) -> None:
     name = config.format if config.format != "auto" else "gqa" if dataset.name == "gqa" else "vqa"
     question_key, answer_key = KEYS[name]
     write_json(config.json, [{question_key: number, answer_key: answer} for number, answer in answers.items()])
-    print(f"{len(answers)} answers: {config.json}")
+    Console().print(f"{len(answers)} answers: {config.json}")
 
 
 def answer_one(config: Config) -> None:
@@ -80,8 +81,9 @@ def answer_one(config: Config) -> None:
         answers = pipeline.answer(config.image, config.question, config.k)
     except MediaError as error:
         raise UserError(f"--image {error}") from None
+    console = Console()
     for answer, probability in answers:
-        print(f"{probability:6.3f}  {answer}")
+        console.print(f"{probability:6.3f}  {answer}")
 
 
 if __name__ == "__main__":

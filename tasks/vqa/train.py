@@ -24,6 +24,7 @@ from vlkit.data.transforms import image_transform
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.load import load_base
 from vlkit.encoders.text_side import TextSide, text_side
+from vlkit.encoders.tokenizer import Shorter, warn_of_cut_texts
 from vlkit.engine.config import CachedRunConfig
 from vlkit.engine.fit import fit
 from vlkit.engine.loader import EpochLoader, make_loader
@@ -43,7 +44,9 @@ from vlkit.tasks.vqa.data import (
     answer_vocabulary,
     answered,
     answered_split,
+    form_of,
     read_vocabulary,
+    warn_of_unlabelled,
 )
 from vlkit.tasks.vqa.evaluate import Answerer, columns_of, evaluate_split, prior_metrics
 from vlkit.tasks.vqa.heads import VQA_HEADS
@@ -121,10 +124,12 @@ def main(config: Config) -> None:
     vocabulary = vocabulary_of(dataset, config)
     transform = image_transform(base.preprocess, config.data.augment)
     examples = PictureQuestions(dataset, config.data.train, transform, config.data.per_picture)
+    warn_of_cut_texts(text, examples.texts, "training questions")
 
     answer_model = build_model(base, text, config.adapter, config.head, config.fusion, len(vocabulary))
     model = run.fabric.setup_module(answer_model)
-    collate = QuestionCollate(text.tokenize, targets_of(config.head, text, vocabulary))
+    collate = QuestionCollate(text.tokenize, targets_of(dataset, config.head, text, vocabulary))
+    warn_of_answers(dataset, config, test, text, vocabulary)
     loader = training_batches(run, config, examples, collate, answer_model, base, text)
 
     def loss_of(forward: Forward, batch: Batch, epoch: float) -> Tensor:
@@ -147,7 +152,7 @@ def main(config: Config) -> None:
     result = fit(run, model, loader, loss_of, evaluate, primary="accuracy", identity=identity)
     after = evaluate(test)
     # No base answers questions untrained: what is beaten is the answer that is right most often.
-    most, before = prior_metrics(answered(dataset, config.data.train), answered(dataset, test))
+    most, before = prior_metrics(answered(dataset, config.data.train), answered(dataset, test), form_of(dataset))
     run.finish(
         result,
         answer_model,
@@ -176,12 +181,23 @@ def vocabulary_of(dataset: Dataset, config: Config) -> list[str]:
     return answer_vocabulary(dataset, [data.train, data.validation], data.min_questions)
 
 
-def targets_of(head: HeadOptions, text: TextSide, vocabulary: list[str]) -> SoftTargets | AnswerTokens | None:
+def targets_of(
+    dataset: Dataset, head: HeadOptions, text: TextSide, vocabulary: list[str]
+) -> SoftTargets | AnswerTokens | None:
     """What turns the answers of a batch into targets."""
     if head.kind == "classify":
-        return SoftTargets(vocabulary)
+        return SoftTargets(vocabulary, form_of(dataset))
     # A text base that cannot write was refused when the model was built.
-    return AnswerTokens(partial(text.base.tokenize, max_length=head.max_tokens))
+    return AnswerTokens(partial(text.base.tokenize, max_length=head.max_tokens), form_of(dataset))
+
+
+def warn_of_answers(dataset: Dataset, config: Config, test: str, text: TextSide, vocabulary: list[str]) -> None:
+    """Say how many questions have no label in the vocabulary, or how many answers a decoder cannot write in full."""
+    if config.head.kind == "classify":
+        warn_of_unlabelled(dataset, [config.data.train, config.data.validation, test], vocabulary)
+        return
+    written = [form_of(dataset)(answer) for r in answered(dataset, config.data.train) for answer in r["answers"]]
+    warn_of_cut_texts(Shorter(text.base.lengths, config.head.max_tokens), written, "training answers")
 
 
 def training_batches(

@@ -22,8 +22,8 @@ from vlkit.adapters.published.names import drop_idle_gates, import_published, to
 from vlkit.adapters.unipt.blocks import GuidedPool, PooledUniptAdapter, attend
 from vlkit.adapters.unipt.method import UniptAdapter, UniptOptions
 from vlkit.adapters.vqt import VqtOptions
-from vlkit.encoders.anatomy import anatomy_of, ask
-from vlkit.encoders.narrow import NarrowBlocks
+from vlkit.encoders.blocks.anatomy import anatomy_of, ask
+from vlkit.encoders.blocks.narrow import NarrowBlocks
 from vlkit.encoders.stage import stage_hf, stage_t5_decoder
 from vlkit.encoders.staged import Stream
 from vlkit.errors import UserError

@@ -14,7 +14,7 @@ from vlkit.adapters.base import AdaptedEncoder
 from vlkit.adapters.dtl import DtlAdapter
 from vlkit.adapters.published.names import import_published
 from vlkit.adapters.vqt import NORM_EPS, VqtAdapter, unit
-from vlkit.encoders.anatomy import Attention, Dense, attend
+from vlkit.encoders.blocks.anatomy import Attention, Dense, attend
 from vlkit.encoders.staged import StagedEncoder, Stream, run_early
 
 # Names of VQT's frozen blocks -> timm's.

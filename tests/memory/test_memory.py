@@ -25,6 +25,7 @@ from vlkit.errors import UserError
 from vlkit.memory import (
     LiveBytes,
     StepMemory,
+    Times,
     fake_copy,
     fake_tensors,
     largest_batch,
@@ -33,6 +34,7 @@ from vlkit.memory import (
     saved_bytes,
     shape_base,
     time_ratio,
+    times_in_turns,
 )
 from vlkit.tasks.contrastive import gather_pairs, info_nce
 from vlkit.tasks.retrieval.step_bench import ContrastiveBench
@@ -194,6 +196,13 @@ def test_time_ratio_compares_in_turns():
     calls: list[str] = []
     assert time_ratio(lambda: calls.append("run"), lambda: calls.append("reference"), repeats=2) > 0
     assert calls == ["run", "reference", "run", "reference", "run", "reference"]
+
+
+def test_times_in_turns_are_medians(monkeypatch: pytest.MonkeyPatch):
+    # Beginning and end of: reference, run, reference, run, reference, run, reference.
+    clock = iter([0, 1, 1, 5, 5, 6, 6, 12, 12, 13, 13, 23, 23, 25])
+    monkeypatch.setattr("vlkit.memory.step.time.perf_counter", lambda: float(next(clock)))
+    assert times_in_turns(lambda: None, lambda: None, repeats=3) == Times(ratio=6.0, seconds=6.0, reference_seconds=1.0)
 
 
 # --- SHERL against full fine-tuning ----------------------------------------------------------------------------------

@@ -15,13 +15,13 @@ from helpers.scripts import call, load_script
 from vlkit.adapters.base import AdaptedEncoder
 from vlkit.adapters.facts import kinds_with
 from vlkit.cli.config import parse
-from vlkit.data import boxes as boxes_module
-from vlkit.data import questions as questions_module
 from vlkit.data.manifest import Dataset, write_dataset
 from vlkit.encoders.bases import Preprocess
 from vlkit.engine import fit
 from vlkit.errors import UserError
+from vlkit.tasks.grounding import data as boxes_module
 from vlkit.tasks.grounding.data import BoxedPictures, BoxTransform
+from vlkit.tasks.vqa import data as questions_module
 
 VQA, GROUNDING = "tasks/vqa/train.py", "tasks/grounding/train.py"
 COLORS = ("red", "blue", "green", "yellow")

@@ -183,6 +183,11 @@ class DtlOptions(MethodOptions):
             encoder.widths, late, self.rank, self.beta, self.kernel if picture else 0, collect, encoder.grid
         )
         if not adapter.reads:
+            if not encoder.keeps_width:
+                raise UserError(
+                    "--adapter.kind dtl: every block of this tower changes its width, so there is none to write into; "
+                    "take sherl or unipt"
+                )
             raise UserError(f"--adapter.late {late}: no block there keeps its width; give a larger one")
         return AdaptedEncoder(encoder, adapter)
 

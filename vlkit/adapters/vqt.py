@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vlkit.adapters.base import AdaptedEncoder, Adapter
 from vlkit.adapters.facts import MethodOptions, Reads
-from vlkit.encoders.anatomy import anatomy_of
+from vlkit.encoders.blocks.anatomy import anatomy_of
 from vlkit.encoders.staged import StagedEncoder, Stream
 from vlkit.errors import UserError
 

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Record = dict[str, Any]
+from vlkit.data.boxes import Record, all_boxes, box_problem
 
 ANSWERS = 10  # the VQA metric is defined over ten human answers
-BOX_SLACK = 1.0  # pixels; annotated boxes end up to a rounding step outside their picture
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class RecordKind:
 
 
 def record_problem(record: Any, task: str) -> str | None:
-    """Say what is wrong with a record of ``task``: one phrase with the field and the mend; None if it is good."""
+    """Say what is wrong with a record of ``task``: one phrase with the field and the fix; None if it is good."""
     if not isinstance(record, dict):
         return "not a JSON object; write one {...} a line"
     media = RECORDS[task].media
@@ -132,22 +131,6 @@ def _grounding_problem(record: Record) -> str | None:
             return f'field "{field}" is {_shown(value)}; expected is a size in pixels'
         size.append(math.inf if value is None else value)
     return next(filter(None, (box_problem(box, *size) for box in all_boxes(record))), None)
-
-
-def all_boxes(record: Record) -> list[list[float]]:
-    """The box of a grounding record, and the single ones of a phrase that has several."""
-    return [record["box"], *record.get("boxes", [])]
-
-
-def box_problem(box: list[float], width: float, height: float) -> str | None:
-    """Why an xyxy box (pixels) is no box of a ``width`` x ``height`` picture; None if it is one."""
-    x1, y1, x2, y2 = box
-    if x2 <= x1 or y2 <= y1:
-        return f'field "box": {box} is empty or inverted; write [left, top, right, bottom]'
-    if min(x1, y1) < -BOX_SLACK or x2 > width + BOX_SLACK or y2 > height + BOX_SLACK:
-        size = "" if math.isinf(width) or math.isinf(height) else f" of {width} x {height} pixels"
-        return f'field "box": {box} lies outside the picture{size}; is it xyxy in pixels?'
-    return None
 
 
 def _is_text(value: Any) -> bool:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlkit.encoders.anatomy import anatomy_of, ask
-from vlkit.encoders.narrow import NarrowBlocks
+from vlkit.encoders.blocks.anatomy import anatomy_of, ask
+from vlkit.encoders.blocks.narrow import NarrowBlocks
 from vlkit.errors import UserError
 
 
@@ -104,9 +104,14 @@ class StagedEncoder(nn.Module):
             UserError: the tower is none of transformer blocks of one width.
         """
         raise UserError(
-            f"{type(self).__name__}: has no transformer blocks of one width; "
-            "--adapter.kind sherl, unipt and dtl adapt this tower"
+            f"{type(self.model).__name__} has no transformer blocks of one width; "
+            f"--adapter.kind {'sherl, unipt and dtl' if self.keeps_width else 'sherl and unipt'} adapt this tower"
         )
+
+    @property
+    def keeps_width(self) -> bool:
+        """Whether some block puts out as many channels as it takes (DTL writes into such blocks)."""
+        return any(before == after for before, after in zip(self.widths, self.widths[1:], strict=False))
 
     def query(self, i: int, stream: Stream, queries: Tensor) -> Tensor:
         """What block ``i`` makes of tokens that read the sequence and that the sequence does not see.
@@ -120,7 +125,7 @@ class StagedEncoder(nn.Module):
             [B, Q, D].
 
         Raises:
-            UserError: see :func:`vlkit.encoders.anatomy.anatomy_of`.
+            UserError: see :func:`vlkit.encoders.blocks.anatomy.anatomy_of`.
         """
         return ask(anatomy_of(self.transformer_block(i)), stream.hidden.detach(), stream.mask, queries)
 

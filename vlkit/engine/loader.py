@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import random
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -199,7 +200,7 @@ class EpochLoader:
             yield from loader
         except UserError as error:
             # A worker wraps the message in its traceback; the user's line is what follows the exception's name.
-            raise UserError(str(error).rstrip().rpartition("UserError: ")[2]) from None
+            raise UserError(re.split(r"^vlkit\.[\w.]+Error: ", str(error).rstrip(), flags=re.M)[-1]) from None
 
 
 def make_loader(

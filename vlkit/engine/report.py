@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from vlkit.cli.show import Console, Table
 from vlkit.engine.state import FitResult
 from vlkit.memory import StepMemory
 
@@ -175,16 +173,14 @@ def print_report(report: Report, folder: Path, columns: Mapping[str, str], befor
         note: behind the title of the table.
     """
     title = f"{report.split} split, percent" + (f", {note}" if note else "")
-    table = Table(title=Text(title, "table.title"))
-    for heading in ("", *columns):
-        table.add_column(Text(heading))
+    table = Table("", *columns, title=title)
     for name, metrics in ((before, report.before), (report.adapter["kind"], report.after)):
-        table.add_row(Text(name), *(f"{metrics[key]:.1f}" if key in metrics else "" for key in columns.values()))
-    console = Console(highlight=False, markup=False, emoji=False)
+        table.add_row(name, *(f"{metrics[key]:.1f}" if key in metrics else "" for key in columns.values()))
+    console = Console()
     console.print(table)
     console.print(
         f"trained {report.trainable_parameters:,} of {report.total_parameters:,} parameters; "
         f"saved activations {report.saved_activation_bytes / 2**20:.1f} MiB per step; "
         f"peak {report.peak_memory_bytes / 2**20:.0f} MiB; {report.train_seconds:.0f} s of training"
     )
-    console.print(f"adapter: {folder}", soft_wrap=True)
+    console.print(f"adapter: {folder}")

@@ -3,13 +3,14 @@
 from vlkit.memory.estimate import CUDA_CONTEXT_BYTES, CUDA_GAPS, fake_copy, fake_tensors, largest_batch, tensor_budget
 from vlkit.memory.live import LiveBytes, saved_bytes
 from vlkit.memory.shapes import shape_base
-from vlkit.memory.step import StepMemory, measure_step, peak_bytes, time_ratio, train_step
+from vlkit.memory.step import StepMemory, Times, measure_step, peak_bytes, time_ratio, times_in_turns, train_step
 
 __all__ = [
     "CUDA_CONTEXT_BYTES",
     "CUDA_GAPS",
     "LiveBytes",
     "StepMemory",
+    "Times",
     "fake_copy",
     "fake_tensors",
     "largest_batch",
@@ -19,5 +20,6 @@ __all__ = [
     "shape_base",
     "tensor_budget",
     "time_ratio",
+    "times_in_turns",
     "train_step",
 ]

@@ -125,27 +125,48 @@ def _is_fake(device: torch.device) -> bool:
     return isinstance(torch.empty(0, device=device), FakeTensor)
 
 
-def time_ratio(run: Callable[[], Any], reference: Callable[[], Any], repeats: int = 3) -> float:
-    """How many times longer ``run`` takes than ``reference``; the median of ``repeats`` ratios.
+@dataclass(frozen=True)
+class Times:
+    """Medians of what was timed in turns with a reference.
 
-    They take turns, so that a machine that slows down slows both.
+    Attributes:
+        ratio: how many times longer it takes than the reference.
+        seconds: of one run.
+        reference_seconds: of one run of the reference.
     """
+
+    ratio: float
+    seconds: float
+    reference_seconds: float
+
+
+def times_in_turns(run: Callable[[], Any], reference: Callable[[], Any], repeats: int = 3) -> Times:
+    """Time ``run`` and ``reference`` in turns, ``repeats`` times, so that a machine that slows down slows both."""
     run()
-    ratios, before = [], _seconds(reference)
+    ratios, seconds, references = [], [], [_seconds(reference)]
     for _ in range(repeats):
-        seconds = _seconds(run)
-        after = _seconds(reference)
-        ratios.append(seconds / ((before + after) / 2))
-        before = after
-    return statistics.median(ratios)
+        seconds.append(_seconds(run))
+        references.append(_seconds(reference))
+        ratios.append(seconds[-1] / ((references[-2] + references[-1]) / 2))
+    return Times(*(statistics.median(values) for values in (ratios, seconds, references)))
+
+
+def time_ratio(run: Callable[[], Any], reference: Callable[[], Any], repeats: int = 3) -> float:
+    """How many times longer ``run`` takes than ``reference``; the median of ``repeats`` ratios."""
+    return times_in_turns(run, reference, repeats).ratio
 
 
 def _seconds(run: Callable[[], Any]) -> float:
+    _wait()  # for what was asked of the device before
     began = time.perf_counter()
     run()
+    _wait()
+    return time.perf_counter() - began
+
+
+def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def _bytes_of(tensors: Iterable[Tensor]) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkit.adapters import ADAPTERS
+from vlkit.cli.show import visible
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base, load_text_base
 from vlkit.engine.checkpoint import load_adapter
@@ -73,9 +74,11 @@ def load_models(folders: Iterable[Path] = (), device: str = "auto") -> Models:
         pipelines = models.by_task.setdefault(config["task"], {})
         pipelines[_new_name(folder, config, pipelines)] = bases.load(folder, config, device)
     for pipeline in models.adapters.values():
-        base = pipeline.embedder.base.name
-        models.zero_shot.setdefault(f"zero-shot {base}", load_zero_shot(base, device, bases.clip(base)))
-    models.bases = sorted(bases.names)
+        base = pipeline.embedder.base
+        if base.joint_dim is None:  # a pair of encoders has nothing to show before it is trained
+            name = f"zero-shot {base.name}"
+            models.zero_shot.setdefault(name, load_zero_shot(base.name, device, bases.clip(base.name)))
+    models.bases = sorted(map(visible, bases.names))
     return models
 
 
@@ -126,4 +129,4 @@ def _new_name(folder: Path, config: dict[str, Any], taken: Iterable[str]) -> str
     number, unique = 2, name
     while unique in taken:
         number, unique = number + 1, f"{name} {number}"
-    return unique
+    return visible(unique)

@@ -6,6 +6,7 @@ need no web server and are safe to call from several threads.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,12 @@ def load(
     Raises:
         UserError: no adapter there, another base than it was trained on, or weights that do not fit.
     """
+    # The name of a folder stands in messages and beside results: "." and ".." have one, too.
+    folder = Path(folder) if Path(folder).name not in ("", "..") else Path(os.path.abspath(folder))
     config, tensors = load_adapter(folder)
     found = config.get("task")
     if found not in TASKS:
         raise UserError(f"{folder}: adapter for task {found!r}; this vlkit serves {', '.join(TASKS)}")
     if task not in (None, found):
         raise UserError(f"{folder}: adapter for task {found!r}; one for {task!r} is needed here")
-    return TASKS[found].open_adapter(config, tensors, Path(folder), make_fabric(device), base, text_base)
+    return TASKS[found].open_adapter(config, tensors, folder, make_fabric(device), base, text_base)

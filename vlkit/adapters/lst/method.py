@@ -23,7 +23,7 @@ from vlkit.adapters.base import AdaptedEncoder, Adapter
 from vlkit.adapters.facts import MethodOptions, Reads
 from vlkit.adapters.lst.fisher import start_from_fisher
 from vlkit.adapters.lst.pruning import prune_
-from vlkit.encoders.narrow import NarrowBlocks
+from vlkit.encoders.blocks.narrow import NarrowBlocks
 from vlkit.encoders.staged import StagedEncoder, Stream
 from vlkit.errors import UserError
 

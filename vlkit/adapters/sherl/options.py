@@ -14,7 +14,7 @@ from vlkit.adapters.sherl.pooled_collect import Keep
 from vlkit.adapters.sherl.t5 import SherlT5Decoder, SherlT5Encoder
 from vlkit.adapters.sherl.tokens import SherlAdapter
 from vlkit.encoders.staged import StagedEncoder
-from vlkit.encoders.t5 import T5Decoder, T5Encoder
+from vlkit.encoders.towers.t5 import T5Decoder, T5Encoder
 from vlkit.errors import UserError
 
 

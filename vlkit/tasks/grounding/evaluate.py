@@ -12,20 +12,20 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from vlkit.cli.show import Console, track
+from vlkit.data.images import read_image
 from vlkit.data.manifest import Dataset
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.text_side import TextSide
+from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.distributed import my_share
 from vlkit.metrics.grounding import grounding_metrics, phrase_recall, precision_at_k
 from vlkit.tasks.grounding.candidates import runners_up
-from vlkit.tasks.grounding.data import BoxTransform, Shape
+from vlkit.tasks.grounding.data import BoxTransform, Shape, in_their_files
 from vlkit.tasks.grounding.head import Grounder
-from vlkit.tasks.retrieval.data import read_image
 
 TESTS = ("testA", "testB")
 """What "test" stands for in datasets without a split of that name (RefCOCO, RefCOCO+)."""
@@ -166,8 +166,14 @@ def records_of(dataset: Dataset, split: str) -> list[dict[str, Any]]:
 
 
 def find_split(locator: Locator, dataset: Dataset, split: str) -> tuple[list[dict[str, Any]], list[Found]]:
-    """Records of a split (see :func:`records_of`) and what was found for each; processes share the pictures."""
-    records = records_of(dataset, split)
+    """Records of a split (see :func:`records_of`), their boxes in the pixels of the files, and what was found for each;
+    processes share the images.
+
+    Raises:
+        UserError: an image cannot be read, or its size and the one that a record states cannot belong together.
+    """
+    records = in_their_files(dataset, records_of(dataset, split))
+    warn_of_cut_texts(locator.text, [record["text"] for record in records], f"{split} texts")
     groups: dict[str, list[int]] = {}
     for row, record in enumerate(records):
         groups.setdefault(record["image"], []).append(row)

@@ -22,8 +22,8 @@ def build_model(base: ClipBase, adapter: Any, head: HeadOptions) -> TwoTower:
     return TwoTower(
         adapter.build(base.image, reads),
         adapter.build(base.text, reads),
-        EmbeddingHead(base.image, head),
-        EmbeddingHead(base.text, head),
+        EmbeddingHead(base.image, head, base.joint_dim),
+        EmbeddingHead(base.text, head, base.joint_dim),
         base.logit_scale,
         # Without a bias of the base's own: -10 gives every pair of a large batch the odds of a random one (SigLIP).
         -10.0 if base.logit_bias is None else base.logit_bias,
@@ -31,8 +31,12 @@ def build_model(base: ClipBase, adapter: Any, head: HeadOptions) -> TwoTower:
 
 
 def zero_shot(base: ClipBase) -> TwoTower:
-    """The base as it is, behind the same interface: its own pooling, nothing trained."""
-    return build_model(base, LinearOptions(), HeadOptions(projection=False)).requires_grad_(False).eval()
+    """The base as it is, behind the same interface: its own pooling, nothing trained (a pair: at chance)."""
+    return (
+        build_model(base, LinearOptions(), HeadOptions(projection=base.joint_dim is not None))
+        .requires_grad_(False)
+        .eval()
+    )
 
 
 def adapter_config(base: ClipBase, adapter: Any, head: HeadOptions, metrics: dict[str, float]) -> dict[str, Any]:

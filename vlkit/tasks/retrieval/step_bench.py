@@ -25,7 +25,7 @@ from vlkit.engine.distributed import make_fabric
 from vlkit.engine.optim import make_optimizer
 from vlkit.memory.estimate import fake_copy, fake_tensors
 from vlkit.memory.shapes import shape_base
-from vlkit.memory.step import StepMemory, measure_step, peak_bytes, time_ratio, train_step
+from vlkit.memory.step import StepMemory, Times, measure_step, peak_bytes, times_in_turns, train_step
 from vlkit.tasks.contrastive import gather_pairs, info_nce
 from vlkit.tasks.retrieval.model import build_model
 from vlkit.tasks.two_tower import HeadOptions, TwoTower
@@ -67,6 +67,7 @@ class ContrastiveBench:
         self.base: ClipBase = shape_base(base) if predicts else load_base(base)
         self.text_length = text_length or context_length(self.base)
         self._inference_peaks: dict[int, int] = {}
+        self._pixels: Tensor | None = None  # of the last batch: many rows are measured on one
 
     def model(self, options: Any) -> TwoTower:
         """Both towers with the method in them; what is new has the same random weights every time."""
@@ -87,15 +88,25 @@ class ContrastiveBench:
         """Peak of :class:`Inference`, in bytes."""
         if batch_size not in self._inference_peaks:
             with self._tensors():
-                infer = self._inference(batch_size)
+                infer = self.inference(batch_size)
+                if self.device.type == "cuda" and not self.predicts:
+                    infer()  # the first run takes workspaces of libraries along, which stay
                 self._inference_peaks[batch_size] = peak_bytes(lambda _: infer(), self.device)
         return self._inference_peaks[batch_size]
 
     def time_over_inference(self, model: TwoTower, batch_size: int, repeats: int) -> float:
         """Time of a training step over that of :class:`Inference`."""
+        return self.times(model, batch_size, repeats).ratio
+
+    def times(self, model: TwoTower, batch_size: int, repeats: int) -> Times:
+        """Times of a training step in turns with :class:`Inference`."""
+        return times_in_turns(self.step(model, batch_size), self.inference(batch_size), repeats)
+
+    def step(self, model: TwoTower, batch_size: int) -> Callable[[], None]:
+        """One whole training step, with an optimizer of its own, to be called again and again."""
         _, loss_of = self._step(model, batch_size)
         optimizer = optimizer_of(model)
-        return time_ratio(lambda: train_step(loss_of, optimizer), self._inference(batch_size), repeats)
+        return lambda: train_step(loss_of, optimizer)
 
     @contextlib.contextmanager
     def _tensors(self) -> Iterator[None]:
@@ -119,23 +130,31 @@ class ContrastiveBench:
 
         return model, loss_of
 
-    def _inference(self, batch_size: int) -> Callable[[], Any]:
-        """Inference on a batch."""
+    def inference(self, batch_size: int) -> Callable[[], Any]:
+        """:class:`Inference` on a batch, to be called again and again."""
         towers = Inference(self.base)
         towers = fake_copy(towers, self.device) if self.predicts else towers.to(self.device)
         pixels, ids = self.batch(batch_size, context_length(self.base))
 
         def infer() -> Any:
             with torch.no_grad(), self._fabric.autocast():
-                return towers(pixels, ids)
+                kind = self.device.type
+                given = {"dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}
+                # As it is, autocast keeps a copy of each weight that could train to its end; inference needs none.
+                with torch.autocast(kind, **given, cache_enabled=False):
+                    return towers(pixels, ids)
 
         return infer
 
     def batch(self, batch_size: int, text_length: int | None = None) -> tuple[Tensor, Tensor]:
         """The made-up batch: pictures [B, 3, H, W] and token ids [B, L]; default L: that of the steps."""
-        pixels = torch.randn(batch_size, 3, *self.base.preprocess.size, generator=torch.Generator().manual_seed(0))
+        pixels = self._pixels
+        if pixels is None or len(pixels) != batch_size:
+            size, generator = (batch_size, 3, *self.base.preprocess.size), torch.Generator().manual_seed(0)
+            pixels = torch.randn(size, generator=generator).to(self.device)
+            self._pixels = None if self.predicts else pixels  # a fake tensor belongs to the mode it was made in
         ids = made_up_ids(self.base, batch_size, text_length or self.text_length)
-        return pixels.to(self.device), ids.to(self.device)
+        return pixels, ids.to(self.device)
 
 
 class Inference(nn.Module):

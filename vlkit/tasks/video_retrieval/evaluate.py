@@ -13,6 +13,7 @@ from torch import Tensor
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
 from vlkit.encoders.bases import ClipBase
+from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.distributed import gather_shares, my_share
 from vlkit.metrics.video import text_video_metrics
 from vlkit.tasks.retrieval import evaluate as retrieval
@@ -73,6 +74,7 @@ def embed_records(
     """
     fabric, records = embedder.fabric, frames.records if records is None else records
     texts = [text for record in records for text in record["texts"]]
+    warn_of_cut_texts(embedder.base.tokenize, texts, f"{label} sentences")
     owner = np.repeat(np.arange(len(records)), [len(record["texts"]) for record in records])
     mine = [records[i] for i in my_share(fabric, len(records))]
     videos = embedder.videos(mine, frames.read, f"{label} videos")

@@ -131,7 +131,11 @@ def build_model(base: ClipBase, adapter: Any, head: VideoHeadOptions) -> VideoTe
 
 def zero_shot(base: ClipBase) -> VideoText:
     """The base as it is: frames are embedded as pictures and averaged, nothing trained."""
-    return build_model(base, LinearOptions(), VideoHeadOptions(projection=False)).requires_grad_(False).eval()
+    return (
+        build_model(base, LinearOptions(), VideoHeadOptions(projection=base.joint_dim is not None))
+        .requires_grad_(False)
+        .eval()
+    )
 
 
 def adapter_config(

@@ -17,7 +17,7 @@ from vlkit.encoders.load import load_base
 from vlkit.engine.checkpoint import check_base, load_trained
 from vlkit.engine.distributed import make_fabric
 from vlkit.files import sha256_of
-from vlkit.tasks.retrieval.pipeline import RetrievalPipeline, model_identity
+from vlkit.tasks.retrieval.pipeline import RetrievalPipeline, check_joint_space, model_identity
 from vlkit.tasks.video_retrieval.data import Clip, ClipReader
 from vlkit.tasks.video_retrieval.evaluate import VideoEmbedder
 from vlkit.tasks.video_retrieval.model import VideoHeadOptions, VideoText, build_model, frames_and_sampling, zero_shot
@@ -82,6 +82,7 @@ def load_zero_shot(
 ) -> VideoRetrievalPipeline:
     """The base alone, unadapted: frames are embedded as pictures and averaged."""
     base = load_base(base_name)
+    check_joint_space(base)
     reader = ClipReader(base.preprocess, frames, sampling)
     return _pipeline(base, zero_shot(base), reader, make_fabric(device), base.name, "zero-shot video", {})
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlkit.adapters.sherl.t5 import Memory, SherlT5Decoder
-from vlkit.encoders.t5 import DecoderInput
+from vlkit.encoders.towers.t5 import DecoderInput
 from vlkit.errors import UserError
 from vlkit.tasks.fusion import Fusion
 

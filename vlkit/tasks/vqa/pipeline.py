@@ -15,6 +15,7 @@ from vlkit.data.images import open_image, to_rgb
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base
 from vlkit.encoders.text_side import text_side
+from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.checkpoint import check_base, load_trained
 from vlkit.errors import UserError
 from vlkit.tasks.batching import Batching
@@ -67,6 +68,7 @@ class VqaPipeline:
             raise UserError(f"k {k}: give the number of answers, 1 or more")
         if any(not question.strip() for question in questions):
             raise UserError("the question is blank; ask something")
+        warn_of_cut_texts(self.answerer.text, questions, "questions")
         pictures: list[Picture] = []
         groups: list[list[str]] = []
         for image, question in zip(images, questions, strict=True):
