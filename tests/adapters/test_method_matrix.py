@@ -55,11 +55,11 @@ CASES = [
 
 # What cannot work, with what the message says to do instead; * = all of them.
 REFUSED = {
-    ("lst", "*", "resnet", "*"): "sherl, unipt and dtl adapt this tower",
-    ("vqt", "*", "resnet", "*"): "sherl, unipt and dtl adapt this tower",
-    ("vqt", "classify", "*", "*"): "take sherl",
-    ("vqt", "generate", "*", "*"): "take sherl",
-    ("vqt", "grounding", "*", "*"): "take sherl",
+    ("lst", "*", "resnet", "*"): "take bitfit, dtl, full, linear, lora, sherl or unipt",
+    ("vqt", "*", "resnet", "*"): "take bitfit, dtl, full, linear, lora, sherl or unipt",
+    ("vqt", "classify", "*", "*"): "take bitfit, dtl, full, linear, lora, lst, sherl or unipt",
+    ("vqt", "generate", "*", "*"): "take bitfit, dtl, full, linear, lora, lst, sherl or unipt",
+    ("vqt", "grounding", "*", "*"): "take bitfit, dtl, full, linear, lora, lst, sherl or unipt",
     ("bitfit", "classify", "*", "t5"): "choose another kind",
     ("bitfit", "grounding", "*", "t5"): "choose another kind",
     ("bitfit", "generate", "*", "t5"): "choose another kind",

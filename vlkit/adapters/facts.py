@@ -18,7 +18,7 @@ Fact = Literal["trains_base", "has_early_route", "feeds_tokens", "feeds_decoder"
 
 
 class MethodOptions:
-    """Base of every options class in :data:`vlkit.adapters.ADAPTERS`: a fact about a method stands there and only there.
+    """Base of the options classes in :data:`vlkit.adapters.ADAPTERS`. A fact about a method stands there alone.
 
     Attributes:
         kind: name of the method.
@@ -27,6 +27,8 @@ class MethodOptions:
         feeds_tokens: adapts what a head reads token by token, not the pooled embedding alone.
         feeds_decoder: adapts both stacks of an encoder-decoder (:meth:`build_stacks`).
         fits_any_tower: needs nothing of the inside of a block; else a tower of transformer blocks of one width.
+        running: names of the options that say how a training step runs, not what is trained. A saved adapter is
+            loaded without them.
         couples_samples: on convolutional towers the samples of a batch influence one another (batch norm), so a batch
             in parts gives other numbers.
     """
@@ -38,6 +40,7 @@ class MethodOptions:
     feeds_decoder: ClassVar[bool] = False
     fits_any_tower: ClassVar[bool] = True
     couples_samples: ClassVar[bool] = False
+    running: ClassVar[tuple[str, ...]] = ()
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> nn.Module:
         """Put the method on a tower: a module with ``forward(x) -> Encoded``, for a head that reads the given view.
@@ -77,7 +80,7 @@ def kinds_with(fact: Fact) -> list[str]:
 
 def _methods(base: type[MethodOptions]) -> Iterator[type[MethodOptions]]:
     for options in base.__subclasses__():
-        if hasattr(options, "kind"):
+        if isinstance(getattr(options, "kind", None), str):
             yield options
         yield from _methods(options)
 

@@ -29,7 +29,7 @@ ADAPTERS: dict[str, type[MethodOptions]] = {
 
 
 def adapter_options(values: dict[str, Any]) -> MethodOptions:
-    """The options object of a saved adapter (inverse of ``asdict``).
+    """The options object of a saved adapter (inverse of ``asdict``, but for what says how its training steps ran).
 
     Raises:
         UserError: a kind or an option that this vlkit does not know.
@@ -38,6 +38,7 @@ def adapter_options(values: dict[str, Any]) -> MethodOptions:
     if kind not in ADAPTERS:
         raise UserError(f"adapter_config.json: kind {kind!r} is none of {', '.join(ADAPTERS)}; update vlkit")
     known = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    known = {key: value for key, value in known.items() if key not in ADAPTERS[kind].running}
     try:
         return ADAPTERS[kind](**known)
     except TypeError as error:

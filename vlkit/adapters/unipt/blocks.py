@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlkit.adapters.base import Adapter
+from vlkit.adapters.hooks import Adapter
 from vlkit.adapters.sherl.blocks import LinearHead, l1_normalise
 from vlkit.encoders.staged import Stream
 

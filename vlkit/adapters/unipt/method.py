@@ -25,8 +25,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from vlkit.adapters.base import AdaptedEncoder, Adapter
-from vlkit.adapters.facts import MethodOptions, Reads
+from vlkit.adapters.base import AdaptedEncoder
+from vlkit.adapters.facts import Reads
+from vlkit.adapters.handoff import Handoff, TwoHandoffs
+from vlkit.adapters.hooks import Adapter
 from vlkit.adapters.sherl.blocks import LinearHead, LinearNormReducer, PostMLP
 from vlkit.adapters.unipt.blocks import (
     ConvEnd,
@@ -174,14 +176,17 @@ def zero_(head: nn.Module) -> None:
 
 
 @dataclass
-class UniptOptions(MethodOptions):
+class UniptOptions(TwoHandoffs):
     """UniPT: every frozen layer interacts with the deepest one in a branch of its own."""
 
     kind: Literal["unipt"] = "unipt"
     couples_samples: ClassVar[bool] = True
-    handoff: Literal["auto", "tokens", "pooled"] = "auto"
-    """What is adapted: the tokens, or the pooled embedding (least memory). auto: tokens if the head reads tokens or a
-    flavour is given, else pooled."""
+    belonging: ClassVar = {"flavour": "tokens"}
+    choosing: ClassVar = ("flavour",)
+
+    handoff: Handoff = "auto"
+    """What is adapted: the tokens, or the pooled embedding (least memory). auto: tokens if the head reads tokens or
+    --adapter.flavour is given, else pooled."""
     flavour: Literal["auto", "text", "joint", "mdetr"] = "auto"
     """Published variant for token towers (auto: text); convolutional towers always use the convolutional one."""
     taps: tuple[int, ...] | None = None
@@ -191,23 +196,13 @@ class UniptOptions(MethodOptions):
     init: Literal["published", "identity"] = "identity"
     """identity: start exactly at the base's zero-shot answer; published: the branch's output alone."""
 
-    def __post_init__(self) -> None:
-        if self.handoff == "auto" and self.flavour != "auto":
-            self.handoff = "tokens"
-        if self.handoff == "pooled" and self.flavour != "auto":
-            raise UserError("--adapter.flavour: belongs to --adapter.handoff tokens; leave one of the two out")
-
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> AdaptedEncoder:
         """Freeze ``encoder`` and put the branch beside it, for a head that reads the given view.
 
         Raises:
             UserError: ``taps`` or ``reduction`` do not fit the tower, or the pooled hand-off a head that reads tokens.
         """
-        if reads == "tokens" and self.handoff == "pooled":
-            raise UserError(
-                "--adapter.handoff pooled: changes the pooled embedding, but this head reads tokens; leave it out"
-            )
-        pooled = self.handoff == "pooled" or (self.handoff == "auto" and reads == "pooled")
+        pooled = self.handoff_for(reads) == "pooled"
         layers = self._layers(encoder, ends_only=encoder.spatial and not pooled)
         widths = tuple(encoder.widths[k] for k in layers)
         if pooled:

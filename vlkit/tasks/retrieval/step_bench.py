@@ -18,7 +18,7 @@ import torch
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH
 from torch import Tensor, nn
 
-from vlkit.adapters.lean.kept import assume_share
+from vlkit.number_formats import assume_share
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.load import load_base
 from vlkit.engine.distributed import make_fabric
