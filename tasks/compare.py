@@ -26,7 +26,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from vlkit.adapters import ADAPTERS, TUNING
+from vlkit.adapters import ADAPTERS
 from vlkit.cli.config import run
 from vlkit.errors import UserError
 from vlkit.files import read_json, whole_file, write_text
@@ -150,7 +150,7 @@ def train(config: Config, method: str, seed: int, folder: Path) -> None:
 
 def flags_for(kind: str, flags: Sequence[str]) -> list[str]:
     """The further flags of a run; those of the cache only for methods that can be cached."""
-    left_out = ("cache", "cache_dtype") if kind in TUNING else ()
+    left_out = () if ADAPTERS[kind].has_early_route else ("cache", "cache_dtype")
     return [f"--{flag}" for flag in flags if flag.partition("=")[0] not in left_out]
 
 

@@ -45,5 +45,8 @@ def test_the_example_does_what_a_method_must(example: ModuleType, tower: str, re
 
 
 def test_the_example_refuses_grids(example: ModuleType) -> None:
-    with pytest.raises(UserError, match="take sherl, unipt or dtl"):
+    with pytest.raises(
+        UserError,
+        match=r"kind scalar_mix: needs tokens of one width; take sherl, unipt, dtl, linear, bitfit, lora or full",
+    ):
         build(example.ScalarMixOptions(), "resnet")

@@ -15,13 +15,14 @@ from helpers.towers import TOWERS as ALL_TOWERS
 from vlkit.adapters import ADAPTERS, AdaptedEncoder, trained_state
 from vlkit.adapters.base import Plain
 from vlkit.adapters.dtl import DtlOptions
+from vlkit.adapters.facts import kinds_with
 from vlkit.adapters.lst.method import LstOptions
-from vlkit.adapters.unipt.method import UniptOptions
+from vlkit.adapters.unipt.options import UniptOptions
 from vlkit.adapters.vqt import VqtOptions
 from vlkit.errors import UserError
 
 TOWERS = {name: tower for name, tower in ALL_TOWERS.items() if name != "convnext"}
-TUNED = ("full", "bitfit", "lora")  # these change the base, or put parts into it
+TUNED = kinds_with("trains_base")
 # Method -> base families it refuses, and view -> methods that refuse it.
 REFUSED_TOWERS = {"lst": {"resnet"}, "vqt": {"resnet"}, "bitfit": {"t5"}}
 REFUSED_VIEWS = {"tokens": {"vqt"}, "pooled": set()}

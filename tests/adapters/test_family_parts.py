@@ -20,8 +20,10 @@ from vlkit.adapters.lst.method import LstOptions, Rung
 from vlkit.adapters.lst.pruning import fisher, magnitude, prune_
 from vlkit.adapters.lst.t5 import LstT5, LstT5Decoder, LstT5Encoder
 from vlkit.adapters.published.names import drop_idle_gates, import_published, to_upstream
-from vlkit.adapters.unipt.blocks import GuidedPool, PooledUniptAdapter, attend
-from vlkit.adapters.unipt.method import UniptAdapter, UniptOptions
+from vlkit.adapters.unipt.blocks import GuidedPool, attend
+from vlkit.adapters.unipt.options import UniptOptions
+from vlkit.adapters.unipt.pooled import PooledUniptAdapter
+from vlkit.adapters.unipt.tokens import UniptAdapter
 from vlkit.adapters.vqt import VqtOptions
 from vlkit.encoders.anatomy import Opaque, anatomy_of, ask
 from vlkit.encoders.narrow import NarrowBlocks
@@ -346,5 +348,5 @@ def test_lst_on_blocks_that_cannot_be_taken_apart() -> None:
         "--adapter.start magnitude: block Block: its attention is not of the plain kind; use --adapter.start random"
     )
     LstOptions().build(stage_vision(deepcopy(clip)))
-    with pytest.raises(UserError, match=r"--adapter.kind vqt: block Block: its attention .*; take bitfit, dtl, full"):
+    with pytest.raises(UserError, match=r"--adapter.kind vqt: block Block: its attention .*; take sherl, unipt, dtl"):
         VqtOptions().build(stage_vision(clip))

@@ -12,16 +12,16 @@ import torch
 from PIL import Image, ImageDraw
 
 from helpers.scripts import call, load_script
-from vlkit.adapters import ADAPTERS, TUNING
 from vlkit.adapters.base import AdaptedEncoder
+from vlkit.adapters.facts import kinds_with
 from vlkit.cli.config import parse
-from vlkit.data import boxes as boxes_module
-from vlkit.data import questions as questions_module
 from vlkit.data.manifest import Dataset, write_dataset
 from vlkit.encoders.bases import Preprocess
 from vlkit.engine.run import Run
 from vlkit.errors import UserError
+from vlkit.tasks.grounding import data as boxes_module
 from vlkit.tasks.grounding.data import BoxedPictures, BoxTransform
+from vlkit.tasks.vqa import data as questions_module
 
 VQA, GROUNDING = "tasks/vqa/train.py", "tasks/grounding/train.py"
 COLORS = ("red", "blue", "green", "yellow")
@@ -107,7 +107,7 @@ def test_run_is_the_one_without_a_cache(script, variant, datasets, tmp_path):
         assert rounded == pytest.approx(expected, rel=1e-2) and rounded != first
 
 
-@pytest.mark.parametrize("kind", sorted(set(ADAPTERS) - set(TUNING) - {"sherl", "linear", "unipt", "vqt"}))
+@pytest.mark.parametrize("kind", sorted(set(kinds_with("has_early_route")) - {"sherl", "linear", "unipt", "vqt"}))
 def test_other_frozen_methods(kind, datasets, tmp_path):
     """VQT is left out: it adapts the pooled embedding, and these heads read tokens."""
     words = ("--adapter.kind", kind, "--text_base", "clip")

@@ -4,6 +4,4 @@ from vlkit.adapters.base import AdaptedEncoder, Adapter, Encoded, trained_state
 from vlkit.adapters.facts import MethodOptions
 from vlkit.adapters.options import ADAPTERS, adapter_options
 
-TUNING = tuple(kind for kind, options in ADAPTERS.items() if options.trains_base)
-
 __all__ = ["ADAPTERS", "AdaptedEncoder", "Adapter", "Encoded", "MethodOptions", "adapter_options", "trained_state"]

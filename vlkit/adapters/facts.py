@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar, Literal, Self
 
 from torch import nn
@@ -18,7 +17,7 @@ Fact = Literal["trains_base", "has_early_route", "feeds_tokens", "feeds_decoder"
 
 
 class MethodOptions:
-    """Base of the options classes in :data:`vlkit.adapters.ADAPTERS`. A fact about a method stands there alone.
+    """Base of every options class in :data:`vlkit.adapters.ADAPTERS`: a fact about a method stands there alone.
 
     Attributes:
         kind: name of the method.
@@ -73,16 +72,13 @@ class MethodOptions:
         return UserError(f"--adapter.kind {self.kind}: {reason}; take {one_of(kinds_with(fact))}")
 
 
+KNOWN: dict[str, type[MethodOptions]] = {}
+"""Every method by its name. :mod:`vlkit.adapters.options`, which imports them all, writes them here."""
+
+
 def kinds_with(fact: Fact) -> list[str]:
-    """Names of the methods that have ``fact``, in alphabetical order."""
-    return sorted(options.kind for options in _methods(MethodOptions) if getattr(options, fact))
-
-
-def _methods(base: type[MethodOptions]) -> Iterator[type[MethodOptions]]:
-    for options in base.__subclasses__():
-        if isinstance(getattr(options, "kind", None), str):
-            yield options
-        yield from _methods(options)
+    """Names of the methods that have ``fact``."""
+    return [kind for kind, options in KNOWN.items() if getattr(options, fact)]
 
 
 def one_of(names: list[str]) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from vlkit.adapters.dtl import DtlOptions
-from vlkit.adapters.facts import MethodOptions
+from vlkit.adapters.facts import KNOWN, MethodOptions
 from vlkit.adapters.linear import LinearOptions
 from vlkit.adapters.lst.method import LstOptions
 from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.adapters.tuning import BitfitOptions, FullOptions, LoraOptions
-from vlkit.adapters.unipt.method import UniptOptions
+from vlkit.adapters.unipt.options import UniptOptions
 from vlkit.adapters.vqt import VqtOptions
 from vlkit.errors import UserError
 
@@ -26,6 +26,8 @@ ADAPTERS: dict[str, type[MethodOptions]] = {
     "full": FullOptions,
 }
 """Name for ``--adapter.kind`` -> its options, which build the adapted encoder and hold the facts about the method."""
+
+KNOWN.update(ADAPTERS)  # a method's refusal names those that can
 
 
 def adapter_options(values: dict[str, Any]) -> MethodOptions:
