@@ -18,7 +18,7 @@ from vlkit.adapters.linear import LinearOptions
 from vlkit.adapters.lst.method import LstOptions
 from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.adapters.tuning import BitfitOptions, FullOptions, LoraOptions
-from vlkit.adapters.unipt.method import UniptOptions
+from vlkit.adapters.unipt.options import UniptOptions
 from vlkit.adapters.vqt import VqtOptions
 from vlkit.cli.config import run
 from vlkit.cli.show import Console

@@ -61,23 +61,23 @@ CASES = [
 
 # What cannot work, with what the message says to do instead; * = all of them.
 REFUSED = {
-    ("lst", "*", "resnet", "*"): "sherl, unipt and dtl adapt this tower",
-    ("vqt", "*", "resnet", "*"): "sherl, unipt and dtl adapt this tower",
-    ("lst", "*", PAIR, "*"): "sherl and unipt adapt this tower",
-    ("vqt", "*", PAIR, "*"): "sherl and unipt adapt this tower",
+    ("lst", "*", "resnet", "*"): "take sherl, unipt, dtl, linear, bitfit, lora or full",
+    ("vqt", "*", "resnet", "*"): "take sherl, unipt, dtl, linear, bitfit, lora or full",
+    ("lst", "*", PAIR, "*"): "take sherl, unipt, dtl, linear, bitfit, lora or full",
+    ("vqt", "*", PAIR, "*"): "take sherl, unipt, dtl, linear, bitfit, lora or full",
     ("dtl", "*", PAIR, "*"): "take sherl or unipt",  # its side network writes into blocks that keep their width
-    ("vqt", "classify", "*", "*"): "take sherl",
-    ("vqt", "generate", "*", "*"): "take sherl",
-    ("vqt", "grounding", "*", "*"): "take sherl",
+    ("vqt", "classify", "*", "*"): "take sherl, unipt, lst, dtl, linear, bitfit, lora or full",
+    ("vqt", "generate", "*", "*"): "take sherl, unipt, lst, dtl, linear, bitfit, lora or full",
+    ("vqt", "grounding", "*", "*"): "take sherl, unipt, lst, dtl, linear, bitfit, lora or full",
     ("bitfit", "classify", "*", "t5"): "choose another kind",
     ("bitfit", "grounding", "*", "t5"): "choose another kind",
     ("bitfit", "generate", "*", "t5"): "choose another kind",
     ("*", "generate", "*", "bert"): "give a T5, or classify",
     ("*", "generate", "*", "clip"): "give a T5, or classify",
-    ("unipt", "generate", "*", "t5"): "use sherl, lora or full, or --head.kind classify",
-    ("lst", "generate", "*", "t5"): "use sherl, lora or full, or --head.kind classify",
-    ("dtl", "generate", "*", "t5"): "use sherl, lora or full, or --head.kind classify",
-    ("linear", "generate", "*", "t5"): "use sherl, lora or full, or --head.kind classify",
+    ("unipt", "generate", "*", "t5"): "sherl, lora or full",
+    ("lst", "generate", "*", "t5"): "sherl, lora or full",
+    ("dtl", "generate", "*", "t5"): "sherl, lora or full",
+    ("linear", "generate", "*", "t5"): "sherl, lora or full",
 }
 FUSION = FusionOptions(width=16, layers=1, heads=2, dropout=0.0)
 CLASSIFY, GENERATE = ClassifyOptions(dropout=0.0), GenerateOptions(queries=2)

@@ -27,12 +27,13 @@ from vlkit.encoders.staged import Stream
 from vlkit.engine.distributed import make_fabric
 from vlkit.engine.loader import EpochLoader
 from vlkit.errors import UserError
+from vlkit.number_formats import GROUP
 from vlkit.tap_cache import maker as tap_cache
 from vlkit.tap_cache import store as tap_store
 from vlkit.tap_cache.clips import ClipTapCache
 from vlkit.tap_cache.maker import TapCache, check_room
 from vlkit.tap_cache.pairs import cached_pairs
-from vlkit.tap_cache.rows import GROUP, RowLayout, TapBatch
+from vlkit.tap_cache.rows import RowLayout, TapBatch
 from vlkit.tap_cache.store import TapStore, digest
 from vlkit.tasks.contrastive import gather_pairs, info_nce
 from vlkit.tasks.retrieval.model import build_model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import ClassVar, Literal, Self
 
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ class MethodOptions:
         feeds_tokens: adapts what a head reads token by token, not the pooled embedding alone.
         feeds_decoder: adapts both stacks of an encoder-decoder (:meth:`build_stacks`).
         fits_any_tower: needs nothing of the inside of a block; else a tower of transformer blocks of one width.
+        running: names of the options that say how a training step runs, not what is trained. A saved adapter is
+            loaded without them.
         couples_samples: on convolutional towers the samples of a batch influence one another (batch norm), so a batch
             in parts gives other numbers.
     """
@@ -38,6 +40,7 @@ class MethodOptions:
     feeds_decoder: ClassVar[bool] = False
     fits_any_tower: ClassVar[bool] = True
     couples_samples: ClassVar[bool] = False
+    running: ClassVar[tuple[str, ...]] = ()
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> nn.Module:
         """Put the method on a tower: a module with ``forward(x) -> Encoded``, for a head that reads the given view.
@@ -51,7 +54,7 @@ class MethodOptions:
         """Put the method on the two stacks of an encoder-decoder, for a head that extends the encoder's output.
 
         Args:
-            encoder, decoder: :class:`vlkit.encoders.towers.t5.T5Encoder` and :class:`vlkit.encoders.towers.t5.T5Decoder`.
+            encoder, decoder: :class:`vlkit.encoders.towers.hf_text.HfText` and :class:`vlkit.encoders.towers.t5.T5Decoder`.
 
         Returns:
             The adapted encoder and decoder. Both have ``base``, the stack itself.
@@ -85,16 +88,13 @@ class MethodOptions:
         return UserError(f"--adapter.kind {self.kind}: {reason}; take {one_of(kinds_with(fact))}")
 
 
+KNOWN: dict[str, type[MethodOptions]] = {}
+"""Every method by its name. :mod:`vlkit.adapters.options`, which imports them all, writes them here."""
+
+
 def kinds_with(fact: Fact) -> list[str]:
-    """Names of the methods that have ``fact``, in alphabetical order."""
-    return sorted(options.kind for options in _methods(MethodOptions) if getattr(options, fact))
-
-
-def _methods(base: type[MethodOptions]) -> Iterator[type[MethodOptions]]:
-    for options in base.__subclasses__():
-        if hasattr(options, "kind"):
-            yield options
-        yield from _methods(options)
+    """Names of the methods that have ``fact``."""
+    return [kind for kind, options in KNOWN.items() if getattr(options, fact)]
 
 
 def one_of(names: list[str]) -> str:

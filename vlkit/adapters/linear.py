@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from vlkit.adapters.base import AdaptedEncoder, Adapter
+from vlkit.adapters.base import AdaptedEncoder
 from vlkit.adapters.facts import MethodOptions, Reads
+from vlkit.adapters.hooks import Adapter
 from vlkit.encoders.staged import StagedEncoder, Stream
 
 

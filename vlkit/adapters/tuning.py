@@ -20,7 +20,7 @@ class TunedEncoder(nn.Module):
 
     Args:
         base: the tower; which parameters train is decided by their ``requires_grad``.
-        checkpointing: keep only the input of each block for backward and run the block again there.
+        checkpointing: save only the input of each block for backward and run the block again there.
     """
 
     def __init__(self, base: StagedEncoder, checkpointing: bool = False) -> None:
@@ -56,6 +56,7 @@ class _TunedOptions(MethodOptions):
     trains_base: ClassVar[bool] = True
     has_early_route: ClassVar[bool] = False
     feeds_decoder: ClassVar[bool] = True
+    running: ClassVar[tuple[str, ...]] = ("checkpointing",)
 
     def build_stacks(self, encoder: StagedEncoder, decoder: StagedEncoder) -> tuple[TunedEncoder, TunedEncoder]:
         """Each stack like any tower; gradient passes through both."""
@@ -68,7 +69,7 @@ class FullOptions(_TunedOptions):
 
     kind: Literal["full"] = "full"
     checkpointing: bool = False
-    """Run blocks again in backward instead of keeping their activations."""
+    """Run blocks again in backward instead of saving their activations."""
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> TunedEncoder:
         """Let all of ``encoder`` train."""
@@ -82,7 +83,7 @@ class BitfitOptions(_TunedOptions):
     kind: Literal["bitfit"] = "bitfit"
     feeds_decoder: ClassVar[bool] = False  # the encoder-decoders here are T5s, which have no biases
     checkpointing: bool = False
-    """Run blocks again in backward instead of keeping their activations."""
+    """Run blocks again in backward instead of saving their activations."""
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> TunedEncoder:
         """Let the biases of ``encoder`` train.
@@ -119,7 +120,7 @@ class LoraOptions(_TunedOptions):
     dropout: float = 0.0
     """Dropout in front of the updates."""
     checkpointing: bool = False
-    """Run blocks again in backward instead of keeping their activations."""
+    """Run blocks again in backward instead of saving their activations."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:

@@ -19,10 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlkit.adapters.base import AdaptedEncoder, Adapter
+from vlkit.adapters.base import AdaptedEncoder
 from vlkit.adapters.facts import MethodOptions, Reads
+from vlkit.adapters.hooks import Adapter
 from vlkit.adapters.lst.fisher import start_from_fisher
 from vlkit.adapters.lst.pruning import prune_
+from vlkit.encoders.blocks.anatomy import Opaque
 from vlkit.encoders.blocks.narrow import NarrowBlocks
 from vlkit.encoders.staged import StagedEncoder, Stream
 from vlkit.errors import UserError
@@ -227,13 +229,16 @@ class LstOptions(MethodOptions):
             UserError: the tower is none of transformer blocks, ``keep`` or ``reduction`` do not fit it, or its blocks
                 cannot be taken apart and ``start`` asks for just that.
         """
-        ladder = make_ladder(encoder, self.keep, self.reduction, self.gate, self.after, self.gate_steps)
+        try:
+            ladder = make_ladder(encoder, self.keep, self.reduction, self.gate, self.after, self.gate_steps)
+        except Opaque as error:
+            raise self.refusal(str(error), "fits_any_tower") from None
         if self.start != "random":
             try:
                 prune_(ladder.blocks, encoder)
-            except UserError:
+            except Opaque as error:
                 if self.start != "auto":
-                    raise
+                    raise UserError(f"--adapter.start {self.start}: {error}; use --adapter.start random") from None
         width = encoder.widths[0]
         return AdaptedEncoder(encoder, LstAdapter(ladder, width, width // self.reduction, init=self.init))
 

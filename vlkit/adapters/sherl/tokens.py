@@ -12,7 +12,7 @@ flavour        reducer     eps       post  head norm    late    used on
 ``pooled``     ReLU, lin.  1e-6      no    none         0       CLIP towers, in the joint space
 =============  ==========  ========  ====  ===========  ======  =====================================
 
-The last one is in :mod:`vlkit.adapters.sherl.pooled`.
+The first three are here, the others in :mod:`vlkit.adapters.sherl.conv` and :mod:`vlkit.adapters.sherl.pooled`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vlkit.adapters.base import Adapter
+from vlkit.adapters.hooks import Adapter
 from vlkit.adapters.sherl.blocks import (
-    ConvHead,
-    ConvReducer,
     GatedReducer,
     LateGate,
     LinearHead,
@@ -35,12 +33,12 @@ from vlkit.adapters.sherl.blocks import (
 )
 from vlkit.encoders.staged import Stream
 
-TokenFlavour = Literal["text", "gated", "mdetr", "conv"]
-_EPS = {"text": 1e-8, "conv": 1e-8, "gated": 1e-6, "mdetr": 1e-6}
+TokenFlavour = Literal["text", "gated", "mdetr"]
+_EPS = {"text": 1e-8, "gated": 1e-6, "mdetr": 1e-6}
 
 
 class SherlAdapter(Adapter):
-    """SHERL on tokens (or a convolutional grid): the merged feature replaces the input of the late blocks.
+    """SHERL on tokens: the merged feature replaces the input of the late blocks.
 
     The deepest tap is the guide, the others are the candidates. Each tap is reduced to width H as soon as its layer is
     done.
@@ -75,20 +73,14 @@ class SherlAdapter(Adapter):
         init_std: float = 0.02,
     ) -> None:
         super().__init__()
-        if len(widths) != len(layers) or len(layers) < 2:
-            raise ValueError(
-                f"SHERL merges candidates under the deepest tap: it needs 2 taps or more, got {list(layers)}"
-            )
+        check_taps(widths, layers)
         self.layers, self.late, self.flavour = tuple(layers), late, flavour
-        reducer = {"conv": ConvReducer, "gated": GatedReducer}.get(flavour, LinearNormReducer)
+        reducer = GatedReducer if flavour == "gated" else LinearNormReducer
         self.reducers = nn.ModuleList(reducer(w, hidden) for w in widths)
         post = PostMLP(hidden, width) if flavour == "mdetr" else None
         self.aggregator = RedundancyAggregator(hidden, _EPS[flavour], post)
-        if flavour == "conv":
-            self.head = ConvHead(hidden, width, scaled=init == "identity")
-        else:
-            norm_eps = {"text": 1e-12, "mdetr": 1e-5}.get(flavour)
-            self.head = LinearHead(hidden, width, norm_eps, dropout if flavour == "text" else 0.0)
+        norm_eps = {"text": 1e-12, "mdetr": 1e-5}.get(flavour)
+        self.head = LinearHead(hidden, width, norm_eps, dropout if flavour == "text" else 0.0)
         self.gate = LateGate(gate_temperature, offset=1.0 if init == "identity" else 0.0)
         self._initialise(init, init_std)
 
@@ -104,15 +96,11 @@ class SherlAdapter(Adapter):
             self.head.zero()
 
     def reduce(self, index: int, tap: Stream) -> Tensor:
-        """[B, L, D] -> [B, L, H]; a grid stays a grid until :meth:`merge` knows the deepest size."""
-        if self.flavour == "conv":
-            return tap.hidden
+        """[B, L, D] -> [B, L, H]."""
         return self.reducers[index](tap.hidden)
 
     def merge(self, reduced: list[Tensor], last: Tensor, stream: Stream) -> Tensor:
-        """[B, L, D] (or [B, C, n, n]) of the same shape as ``last``; ``reduced`` are K tensors [B, L, H]."""
-        if self.flavour == "conv":
-            return self.merge_gathered(self.gather(reduced, last), last)
+        """[B, L, D], the shape of ``last``; ``reduced`` are K tensors [B, L, H]."""
         *candidates, guide = reduced
         stack = torch.stack(candidates, dim=-2)
         # A caller that keeps no other reference to the candidates frees them here: backward needs only the stack.
@@ -120,17 +108,12 @@ class SherlAdapter(Adapter):
         reduced.clear()
         return self.gate(self.head(self.aggregator(guide, stack)), last)
 
-    @property
-    def coupled(self) -> bool:
-        """Batch norm looks at the whole batch."""
-        return self.flavour == "conv"
 
-    def gather(self, taps: list[Tensor], last: Tensor) -> list[Tensor]:
-        """Grids [B, C, h, w] -> grids of the deepest size."""
-        return [r.pool(x, last.shape[-2:]) for r, x in zip(self.reducers, taps, strict=True)]
+def check_taps(widths: tuple[int, ...], layers: tuple[int, ...]) -> None:
+    """Refuse fewer than two taps, or another number of widths.
 
-    def merge_gathered(self, gathered: list[Tensor], last: Tensor) -> Tensor:
-        """Grids [B, C, n, n] of the deepest size -> ``last`` merged with them."""
-        *candidates, guide = (r(x) for r, x in zip(self.reducers, gathered, strict=True))
-        out = self.aggregator(guide, torch.stack(candidates, dim=-2))
-        return self.gate(self.head(out.transpose(1, 2).unflatten(2, last.shape[-2:])), last)
+    Raises:
+        ValueError: says what was got.
+    """
+    if len(widths) != len(layers) or len(layers) < 2:
+        raise ValueError(f"SHERL merges candidates under the deepest tap: it needs 2 taps or more, got {list(layers)}")

@@ -22,6 +22,10 @@ from vlkit.encoders.families import family_of_block
 from vlkit.errors import UserError
 
 
+class Opaque(UserError):
+    """A tower or block whose inside cannot be read; whoever asked says what to take instead."""
+
+
 @dataclass(frozen=True)
 class Dense:
     """A linear map: ``x @ weight.T + bias``; ``weight`` is [out, in] and may be a view of a larger parameter."""
@@ -80,7 +84,7 @@ def anatomy_of(block: nn.Module) -> Anatomy:
     """Name the parts of a library's transformer block.
 
     Raises:
-        UserError: a block of a kind that is not known here.
+        Opaque: a block of a kind that is not known here.
     """
     if isinstance(block, ResidualAttentionBlock):
         return _open_clip(block)
@@ -88,10 +92,7 @@ def anatomy_of(block: nn.Module) -> Anatomy:
         return _timm(block)
     family = family_of_block(block)
     if family is None or family.parts is None:
-        raise UserError(
-            f"block {type(block).__name__}: its attention is not the plain kind; --adapter.kind sherl, unipt and dtl "
-            "adapt this tower, and so does lst with --adapter.start random"
-        )
+        raise Opaque(f"block {type(block).__name__}: its attention is not of the plain kind")
     return _hf(block, family.parts)
 
 

@@ -1,4 +1,4 @@
-"""UniPT (CVPR 2024): all layers interact with the deepest one in parallel, a confidence mixes them; nothing goes back.
+"""UniPT (CVPR 2024) on tokens: all layers interact with the deepest one, a confidence mixes them; nothing goes back.
 
 With ``r_i`` the reduced taps, ``a`` the reduced deepest one (the anchor) and K candidates:
 
@@ -15,18 +15,18 @@ flavour        reducer       eps       I      behind the merge       head       
 ``conv``       guided pool   1e-8      yes    a + BN(conv(m))        ReLU, conv                ResNet and alike
 ``pooled``     ReLU, linear  clamped   no     m                      ReLU, linear, + embedding CLIP, in the joint space
 =============  ============  ========  =====  =====================  ========================  ======================
+
+The last one is in :mod:`vlkit.adapters.unipt.pooled`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from vlkit.adapters.base import AdaptedEncoder, Adapter
-from vlkit.adapters.facts import MethodOptions, Reads
+from vlkit.adapters.hooks import Adapter
 from vlkit.adapters.sherl.blocks import LinearHead, LinearNormReducer, PostMLP
 from vlkit.adapters.unipt.blocks import (
     ConvEnd,
@@ -34,10 +34,8 @@ from vlkit.adapters.unipt.blocks import (
     LinearPost,
     MemoryFusion,
     ParallelMerge,
-    PooledUniptAdapter,
 )
-from vlkit.encoders.staged import StagedEncoder, Stream
-from vlkit.errors import UserError
+from vlkit.encoders.staged import Stream
 
 TokenFlavour = Literal["text", "joint", "mdetr", "conv"]
 _EPS = {"text": 1e-8, "joint": 1e-6, "mdetr": 1e-7, "conv": 1e-8}
@@ -171,76 +169,3 @@ def zero_(head: nn.Module) -> None:
         nn.init.zeros_(head.bias)
     else:
         head.zero()
-
-
-@dataclass
-class UniptOptions(MethodOptions):
-    """UniPT: every frozen layer interacts with the deepest one in a branch of its own."""
-
-    kind: Literal["unipt"] = "unipt"
-    couples_samples: ClassVar[bool] = True
-    handoff: Literal["auto", "tokens", "pooled"] = "auto"
-    """What is adapted: the tokens, or the pooled embedding (least memory). auto: tokens if the head reads tokens or a
-    flavour is given, else pooled."""
-    flavour: Literal["auto", "text", "joint", "mdetr"] = "auto"
-    """Published variant for token towers (auto: text); convolutional towers always use the convolutional one."""
-    taps: tuple[int, ...] | None = None
-    """Depths to tap, 0 = embeddings, k = output of block k - 1; the last is the anchor on tokens. Default: all."""
-    reduction: int | None = None
-    """Width D (tokens) or E (pooled) is divided by this inside the adapter; default 2 for tokens, 1 for pooled."""
-    init: Literal["published", "identity"] = "identity"
-    """identity: start exactly at the base's zero-shot answer; published: the branch's output alone."""
-
-    def __post_init__(self) -> None:
-        if self.handoff == "auto" and self.flavour != "auto":
-            self.handoff = "tokens"
-        if self.handoff == "pooled" and self.flavour != "auto":
-            raise UserError("--adapter.flavour: belongs to --adapter.handoff tokens; leave one of the two out")
-
-    def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> AdaptedEncoder:
-        """Freeze ``encoder`` and put the branch beside it, for a head that reads the given view.
-
-        Raises:
-            UserError: ``taps`` or ``reduction`` do not fit the tower, or the pooled hand-off a head that reads tokens.
-        """
-        if reads == "tokens" and self.handoff == "pooled":
-            raise UserError(
-                "--adapter.handoff pooled: changes the pooled embedding, but this head reads tokens; leave it out"
-            )
-        pooled = self.handoff == "pooled" or (self.handoff == "auto" and reads == "pooled")
-        layers = self._layers(encoder, ends_only=encoder.spatial and not pooled)
-        widths = tuple(encoder.widths[k] for k in layers)
-        if pooled:
-            hidden = self._hidden(encoder.out_dim, 1)
-            return AdaptedEncoder(encoder, PooledUniptAdapter(widths, encoder.out_dim, hidden, layers, self.init))
-        if len(layers) < 2:
-            raise UserError(
-                f"--adapter.taps {list(layers)}: UniPT compares taps with the last one; "
-                f"give two depths or more from 0..{encoder.depth}"
-            )
-        width = encoder.widths[-1]
-        flavour = "conv" if encoder.spatial else ("text" if self.flavour == "auto" else self.flavour)
-        if widths[-1] != width:
-            raise UserError(f"--adapter.taps {list(layers)}: the last one must be as wide as depth {encoder.depth}")
-        adapter = UniptAdapter(widths, width, self._hidden(width, 2), layers, flavour, self.init)
-        return AdaptedEncoder(encoder, adapter)
-
-    def _layers(self, encoder: StagedEncoder, ends_only: bool) -> tuple[int, ...]:
-        depth, widths = encoder.depth, encoder.widths
-        if self.taps is None:
-            # Published for convolutional towers: the end of every stage, where the width changes next.
-            ends = (k for k in encoder.stages if k == depth or widths[k] != widths[k + 1])
-            return tuple(sorted({*ends, depth})) if ends_only else tuple(encoder.stages)
-        taps = tuple(self.taps)
-        if not taps or any(not 0 <= k <= depth for k in taps) or list(taps) != sorted(set(taps)):
-            raise UserError(
-                f"--adapter.taps {list(taps)}: give rising depths from 0..{depth} "
-                f"(the tower has {depth} blocks, 0 = embeddings, k = output of block k - 1)"
-            )
-        return taps
-
-    def _hidden(self, width: int, default: int) -> int:
-        reduction = default if self.reduction is None else self.reduction
-        if reduction < 1 or width // reduction < 1:
-            raise UserError(f"--adapter.reduction {reduction}: width {width} can be divided by 1..{width}")
-        return width // reduction
