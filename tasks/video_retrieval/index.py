@@ -44,7 +44,7 @@ class Config:
     base: str | None = None
     """Embed with this base alone instead of an adapter."""
     window: float | None = None
-    """Seconds of a window that long videos are cut into; each is found on its own. Default: a video is one."""
+    """Length in seconds of the windows that long videos are cut into; each is found on its own. Default: no cutting."""
     stride: float | None = None
     """Seconds between the starts of two windows; default: the window, so that none overlap."""
     factory: str | None = None
@@ -127,7 +127,7 @@ def reader_of(pipeline: VideoRetrievalPipeline) -> Callable[[Clip], Tensor | Med
 def leave_out(error: MediaError, bad: dict[str, MediaError], config: Config) -> None:
     """Remember a bad video by its path in the folder, or stop at it if that is asked for."""
     if config.strict:
-        raise UserError(f"{error}; mend or remove it, or leave --strict out")
+        raise UserError(f"{error}; fix or remove it, or leave --strict out")
     bad[Path(error.path).relative_to(config.videos).as_posix()] = error
 
 

@@ -1,4 +1,4 @@
-"""Search an indexed folder of videos by text, by picture or by another video.
+"""Search an indexed folder of videos by text, by image or by another video.
 
 python tasks/video_retrieval/search.py --index IDX --text "a dog catches a ball" --k 5
 python tasks/video_retrieval/search.py --index IDX --video query.mp4 --json hits.json
@@ -27,14 +27,14 @@ QUERIES = ("text", "image", "video")
 
 @dataclass
 class Config:
-    """Search an indexed folder of videos by text, by picture or by another video."""
+    """Search an indexed folder of videos by text, by image or by another video."""
 
     index: Path
     """Index folder made by index.py."""
     text: str | None = None
     """What to look for, in words."""
     image: Path | None = None
-    """What to look for, as a picture."""
+    """What to look for, as an image."""
     video: Path | None = None
     """What to look for, as a video."""
     k: int = 5
@@ -60,7 +60,7 @@ def main(config: Config) -> None:
         raise UserError(f"--index {config.index}: no index there; make one with tasks/video_retrieval/index.py")
     source = read_json(config.index / "source.json")
     if "videos" not in source:
-        raise UserError(f"--index {config.index}: an index of pictures; search it with tasks/retrieval/search.py")
+        raise UserError(f"--index {config.index}: an index of images; search it with tasks/retrieval/search.py")
     model = config.model or (Path(source["model"]) if source["model"] else None)
     pipeline = (
         load(model, config.device, task="video_retrieval") if model else load_zero_shot(source["base"], config.device)

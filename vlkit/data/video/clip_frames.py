@@ -1,7 +1,7 @@
-"""Frames of a clip: which ones is decided first, and only those are decoded.
+"""Frames of a clip: they are chosen by their times first, and only those are decoded.
 
 ``read_frames`` is what training, evaluation and indexing call; ``windows`` and ``duration_of`` serve long videos;
-``shown_frames`` is for showing a part to people.
+``shown_frames`` is for playing a part.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from vlkit.encoders.bases import Preprocess
 from vlkit.errors import UserError
 from vlkit.tasks.retrieval.data import CaptionedRecords, identify_file
 
-HELD_OUT_SEED = 0  # of the choice of held-out videos: the same whatever the seed of the run
+HELD_OUT_SEED = 0  # chooses the held-out videos: the same ones for every seed of a run
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Clip:
 
 
 class ClipReader:
-    """Reads clips as a base was trained to see pictures: [t, 3, H, W] uint8 with 1 <= t <= ``count``.
+    """Reads clips as a base was trained to see images: [t, 3, H, W] uint8 with 1 <= t <= ``count``.
 
     Args:
         preprocess: size and manner of resizing.
-        count: frames a clip; shorter clips give all they have.
+        count: frames per clip; shorter clips give all they have.
         sampling: see :func:`vlkit.data.video.clip_frames.read_frames`.
 
     Attributes:
@@ -55,13 +55,13 @@ class ClipReader:
         """The frames of a clip.
 
         Raises:
-            vlkit.data.images.MediaError: the file is no use; names it and the reason.
+            vlkit.data.images.MediaError: the file cannot be used; names it and the reason.
         """
         return self.tensor(read_frames(clip.path, self.count, clip.start, clip.end, self.sampling, size=self.size))
 
     def tensor(self, found: ClipFrames) -> Tensor:
         """Decoded frames at the base's size."""
-        return torch.stack([self.transform(picture) for picture in found.images()])
+        return torch.stack([self.transform(image) for image in found.images()])
 
 
 class RecordFrames:
@@ -70,7 +70,7 @@ class RecordFrames:
     Args:
         dataset: a prepared dataset.
         split: which split.
-        reader: frames a clip, sampling and size.
+        reader: frames per clip, sampling and size.
         keep_bytes: frames read so far are kept in memory up to this size; each worker process keeps its own. Nothing
             is kept where times are drawn anew.
 

@@ -37,7 +37,7 @@ def build_model(base: ClipBase, adapter: Any, head: VideoHeadOptions) -> VideoTe
 
 
 def zero_shot(base: ClipBase) -> VideoText:
-    """The base as it is: frames are embedded as pictures and averaged, nothing trained."""
+    """The base as it is: frames are embedded as images and averaged, nothing is trained."""
     return build_model(base, LinearOptions(), VideoHeadOptions(projection=False)).requires_grad_(False).eval()
 
 
@@ -51,12 +51,12 @@ def adapter_config(
 
 
 def frames_and_sampling(config: dict[str, Any]) -> tuple[int, Sampling]:
-    """How a saved adapter reads videos: frames a clip and how they are chosen."""
+    """How a saved adapter reads videos: frames per clip and how they are chosen."""
     return config["preprocess"]["frames"], config["preprocess"]["sampling"]
 
 
 class VideoEmbedder(retrieval.Embedder):
-    """Embeds videos, pictures and texts in batches, without gradient.
+    """Embeds videos, images and texts in batches, without gradient.
 
     Args:
         model: on its device; called in eval mode, left in the mode it had.
