@@ -20,12 +20,12 @@ from torch import Tensor
 
 from vlkit.cli.config import run
 from vlkit.data.images import MediaError
+from vlkit.data.video.clip_frames import Clip
 from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.index import IndexWriter, VectorIndex
 from vlkit.index.videos import VideoWindows, video_files
 from vlkit.tasks.load import load
-from vlkit.tasks.video_retrieval.data import Clip
 from vlkit.tasks.video_retrieval.pipeline import VideoRetrievalPipeline, load_zero_shot
 
 BATCH = 32

@@ -20,11 +20,12 @@ import vlkit
 from helpers.scripts import ROOT, call, command, launch
 from vlkit.adapters import ADAPTERS
 from vlkit.data.manifest import Dataset, write_dataset
+from vlkit.data.video.clip_frames import Clip
 from vlkit.drawn.videos import draw_videos
 from vlkit.encoders.bases import Preprocess
 from vlkit.errors import UserError
 from vlkit.index.videos import VideoWindows
-from vlkit.tasks.video_retrieval.data import Clip, ClipReader, RecordFrames, VideoTextPairs, hold_out
+from vlkit.tasks.video_retrieval.data import ClipReader, RecordFrames, VideoTextPairs, hold_out
 
 TRAIN, EVALUATE = "tasks/video_retrieval/train.py", "tasks/video_retrieval/evaluate.py"
 INDEX, SEARCH = "tasks/video_retrieval/index.py", "tasks/video_retrieval/search.py"

@@ -9,11 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from vlkit.data.images import MediaError
-from vlkit.data.video.clip_frames import duration_of, windows
+from vlkit.data.video.clip_frames import Clip, duration_of, windows
 from vlkit.errors import UserError
 from vlkit.files import sha256_of
 from vlkit.index import Item
-from vlkit.tasks.video_retrieval.data import Clip
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".ogv", ".flv", ".wmv", ".3gp"}

@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 Sampling = Literal["uniform", "segment"]
 
 
+@dataclass(frozen=True)
+class Clip:
+    """A video file, or the part of it between two times in seconds (None = from the beginning, to the end)."""
+
+    path: Path
+    start: float | None = None
+    end: float | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class ClipFrames:
     """Frames of one clip. T is the number asked for, N <= T how many the clip has to give.

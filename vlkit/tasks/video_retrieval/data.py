@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +12,7 @@ from torch import Tensor
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
 from vlkit.data.transforms import frame_transform
-from vlkit.data.video.clip_frames import ClipFrames, Sampling, read_frames
+from vlkit.data.video.clip_frames import Clip, ClipFrames, Sampling, read_frames
 from vlkit.data.video.frame_batch import Frames
 from vlkit.data.video.frame_source import FrameSource
 from vlkit.encoders.bases import Preprocess
@@ -22,15 +20,6 @@ from vlkit.errors import UserError
 from vlkit.tasks.retrieval.data import CaptionedRecords, identify_file
 
 HELD_OUT_SEED = 0  # chooses the held-out videos: the same ones for every seed of a run
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A video file, or the part of it between two times in seconds (None = from the beginning, to the end)."""
-
-    path: Path
-    start: float | None = None
-    end: float | None = None
 
 
 class ClipReader:

@@ -10,7 +10,7 @@ import numpy as np
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from vlkit.data.video.clip_frames import Sampling
+from vlkit.data.video.clip_frames import Clip, Sampling
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base
 from vlkit.engine.checkpoint import check_base, load_trained
@@ -18,7 +18,7 @@ from vlkit.engine.distributed import make_fabric
 from vlkit.files import sha256_of
 from vlkit.tasks.retrieval.evaluate import adapter_options
 from vlkit.tasks.retrieval.pipeline import RetrievalPipeline, model_identity
-from vlkit.tasks.video_retrieval.data import Clip, ClipReader
+from vlkit.tasks.video_retrieval.data import ClipReader
 from vlkit.tasks.video_retrieval.evaluate import VideoEmbedder, build_model, frames_and_sampling, zero_shot
 from vlkit.tasks.video_retrieval.model import VideoHeadOptions, VideoText
 
@@ -54,7 +54,7 @@ class VideoRetrievalPipeline(RetrievalPipeline):
 
 
 def as_clip(video: Video) -> Clip:
-    """A path, or (path, start, end), as a :class:`vlkit.tasks.video_retrieval.data.Clip`."""
+    """A path, or (path, start, end), as a :class:`vlkit.data.video.clip_frames.Clip`."""
     path, start, end = video if isinstance(video, tuple) else (video, None, None)
     return Clip(Path(path), start, end)
 
