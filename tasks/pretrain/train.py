@@ -5,6 +5,9 @@
 
 The same command again goes on from the last checkpoint. Sample n depends on seed and n alone, so a run that was stopped
 sees what an unbroken one sees.
+
+The loop is its own: it counts steps of an endless stream and saves a whole base; ``vlkit.engine.fit`` counts epochs of
+a dataset and saves an adapter.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ from vlkit.encoders.tiny import (
 from vlkit.engine.hardware import attention_for, keep_freed_memory
 from vlkit.errors import UserError
 from vlkit.files import whole_file, write_json
+from vlkit.tasks.contrastive import require_negatives
 
 
 @dataclass
@@ -54,7 +58,7 @@ class Config:
     steps: int = 3600
     """Optimizer steps in all."""
     batch_size: int = 128
-    """Samples a step."""
+    """Samples per step."""
     lr: float = 1e-3
     """Peak learning rate of AdamW: linear warm-up over 5 % of the steps, then cosine to zero."""
     weight_decay: float = 0.05
@@ -67,6 +71,10 @@ class Config:
     """Steps between evaluations, each with a checkpoint."""
     workers: int = 1
     """Processes that draw."""
+
+    def __post_init__(self) -> None:
+        if self.model == "clip":
+            require_negatives(self.batch_size, groups=2)  # drawn scenes are all different
 
 
 @dataclass

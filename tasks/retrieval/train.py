@@ -88,6 +88,8 @@ def main(config: Config) -> None:
     base = load_base(config.base)
     transform = image_transform(base.preprocess, config.data.augment)
     pairs = ImageTextPairs(dataset, config.data.train, transform, config.data.every_caption)
+    if config.loss.kind != "siglip":
+        require_negatives(min(config.batch_size, len(pairs)), len(pairs.records))
     warn_of_cut_texts(base.tokenize, pairs.captions, "training captions")
 
     # Measured before the adapter is built: full fine-tuning and LoRA change the base's own modules.
@@ -99,8 +101,6 @@ def main(config: Config) -> None:
     model = run.fabric.setup_module(two_tower)
     collate = PairCollate(base.tokenize, base.text.trim)
     loader = training_batches(run, config, pairs, collate, two_tower, base)
-    if config.loss.kind != "siglip":
-        require_negatives(loader.batch_size, len(pairs.records))
 
     def loss_of(forward: Forward, batch: tuple[Tensor, Tensor, Tensor], epoch: float) -> Tensor:
         pixels, ids, groups = batch

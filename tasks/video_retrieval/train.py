@@ -56,7 +56,7 @@ class Data:
     train: str = "train"
     """Split to train on."""
     validation: str = "val"
-    """Split that chooses the best checkpoint; if the dataset has none, a part of the training videos is held out."""
+    """Split that chooses the best checkpoint; without a split val, a part of the training videos is held out."""
     test: str = "test"
     """Split that is reported; a dataset without a test split reports on its validation split."""
     hold_out: float = 0.1
@@ -112,6 +112,7 @@ def main(config: Config) -> None:
     reader = ClipReader(base.preprocess, config.frames, config.sampling)
     train, validation, test = splits_of(dataset, config.data, reader)
     pairs = VideoTextPairs(train.frames, train.records, config.data.every_caption)
+    require_negatives(min(config.batch_size, len(pairs)), len(pairs.records))
     warn_of_cut_texts(base.tokenize, pairs.captions, "training sentences")
 
     # Measured before the adapter is built: full fine-tuning and LoRA change the base's own modules.
@@ -124,7 +125,6 @@ def main(config: Config) -> None:
     embedder = VideoEmbedder(video_text, base, run.fabric, reader)
     collate = VideoCollate(base.tokenize, base.text.trim)
     loader = training_batches(run, config, pairs, collate, video_text, base)
-    require_negatives(loader.batch_size, len(pairs.records))
 
     def loss_of(forward: Forward, batch: tuple[Frames, Tensor, Tensor], epoch: float) -> Tensor:
         frames, ids, groups = batch

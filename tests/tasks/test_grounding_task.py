@@ -279,7 +279,7 @@ def test_predict_draws_and_writes_what_evaluate_measures(trained: Path, dataset:
     one = json.loads((tmp_path / "one.json").read_text())
     assert len(one["box"]) == 4 and 0 <= one["score"] <= 1 and "red block: [" in capsys.readouterr().out
     drawn = np.array(Image.open(tmp_path / "one.png").convert("RGB"))
-    assert drawn.shape[0] > drawn.shape[1] * 0.75 and (drawn == [0xFF, 0x3B, 0x30]).all(-1).sum() > 50
+    assert drawn.shape[0] > drawn.shape[1] * 0.75 and (drawn == [0x0F, 0x76, 0x6E]).all(-1).sum() > 50
     words = ("--split", "testB", "--draw", tmp_path / "sheet.png", "--json", tmp_path / "split.json")
     call(PREDICT, "--model", trained, "--data.root", dataset, *words)
     boxes = json.loads((tmp_path / "split.json").read_text())

@@ -54,7 +54,7 @@ class MethodOptions:
         """Put the method on the two stacks of an encoder-decoder, for a head that extends the encoder's output.
 
         Args:
-            encoder, decoder: :class:`vlkit.encoders.towers.hf_text.HfText` and :class:`vlkit.encoders.towers.t5.T5Decoder`.
+            encoder, decoder: both stacks of a T5, staged (:class:`vlkit.encoders.towers.t5.T5Decoder`).
 
         Returns:
             The adapted encoder and decoder. Both have ``base``, the stack itself.

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from vlkit.cli.config import to_yaml
-from vlkit.engine.checkpoint import CONFIG_FILE, remove_leftovers
+from vlkit.engine.checkpoint import CONFIG_FILE, STATE_FILE, remove_leftovers
 from vlkit.engine.curves import draw_curves
 from vlkit.engine.report import Report, finite, model_card
 from vlkit.errors import UserError, some
@@ -96,7 +96,8 @@ def open_run(config: Any, task: str, fabric: Any) -> RunFolder:
     if path.exists() and not path.is_dir():
         raise UserError(f"--output {path}: is a file; give a folder")
     folder = RunFolder(path, writes=fabric.is_global_zero)
-    holds_run = (path / "config.yaml").exists()
+    # A run that was refused before its first checkpoint left a config and nothing else.
+    holds_run = (path / "config.yaml").exists() and (folder.checkpoint / STATE_FILE).exists()
     if (holds_run or (path / CONFIG_FILE).exists()) and not config.resume:
         raise UserError(f"--output {path}: already holds a run; add --resume to go on with it or choose another folder")
     if holds_run:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlkit.encoders.staged import ReadAhead, StagedEncoder, Stream
-from vlkit.number_formats import bytes_of, from_bytes, to_bytes
+from vlkit.number_formats import Stored, bytes_of, from_bytes, to_bytes
 
 # The base's own embedding comes from the state at the hand-off: its rounding would be most of the error in the loss.
 FINER = {"fp32": "fp32", "bf16": "fp32", "int8": "bf16"}

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from vlkit.data.manifest import Dataset
 from vlkit.files import sha256_of
 
-TEST = "test"
-"""Default of ``--data.test``: a dataset without a split of that name reports on its validation split."""
+VALIDATION, TEST = "val", "test"
+"""Defaults of ``--data.validation`` and ``--data.test``. A split that the user named must be there."""
 
 
 class Splits(Protocol):
@@ -29,15 +29,17 @@ def reported_split(dataset: Dataset, data: Splits, held_out: bool = False) -> st
     Args:
         dataset: the dataset.
         data: names of its splits.
-        held_out: the script can do without a validation split: it holds out a part of the training split.
+        held_out: a dataset without a split "val" will do: the script holds out a part of the training split.
 
     Raises:
         UserError: a split is not there (lists those there are), or has a wrong record.
     """
     test = data.validation if data.test == TEST and TEST not in dataset.splits else data.test
-    for split in dict.fromkeys((data.train, data.validation, test)):
-        if not (held_out and split == data.validation != test and split not in dataset.splits):
-            dataset.records(split)
+    needed = [data.train, data.validation, test]
+    if held_out and data.validation == VALIDATION and VALIDATION not in dataset.splits:
+        needed = [data.train, test]
+    for split in dict.fromkeys(needed):
+        dataset.records(split)
     return test
 
 
