@@ -82,3 +82,26 @@ def test_memory_is_measured(base: str, tmp_path: Path) -> None:
 def test_the_pair_alone_is_not_evaluated(base: str, dataset: Path) -> None:
     message = refuse(EVALUATE, "--base", base, "--data.root", dataset, "--split", "test", "--device", "cpu")
     assert "give an adapter folder" in message
+
+
+@pytest.mark.parametrize("task", ["grounding", "vqa"])
+def test_fused_tasks_read_its_grid_and_its_text_encoder(base: str, task: str, tmp_path: Path) -> None:
+    root, rng, splits = tmp_path / "data", np.random.default_rng(0), {}
+    root.mkdir()
+    for number, split in enumerate(["train"] * 6 + ["val"] * 2 + ["test"] * 2):
+        Image.fromarray(rng.integers(0, 255, (60, 60, 3), dtype=np.uint8)).save(root / f"{number}.png")
+        record = {"id": str(number), "image": f"{number}.png"}
+        if task == "vqa":
+            record |= {"question_id": number, "question": "a red cube", "answers": [TEXTS[number % 2][2:]] * 10}
+        else:
+            record |= {"text": TEXTS[number % 4], "box": [5.0, 5.0, 40.0, 30.0]}
+        splits.setdefault(split, []).append(record)
+    write_dataset(root, name="noise", task=task, splits=splits, media_root=root, source="made for a test")
+    words = ("--data.root", root, "--base", base, "--text_base", "clip", "--epochs", 1, "--batch_size", 3)
+    call(f"tasks/{task}/train.py", *words, "--device", "cpu", "--output", tmp_path / "run")
+    pipeline = vlkit.load(tmp_path / "run", device="cpu")
+    if task == "vqa":
+        assert pipeline.answer(root / "8.png", "a red cube")[0][0] in {"red dog", "cube"}
+    else:
+        box, _ = pipeline.ground(root / "8.png", "a red dog")
+        assert len(box) == 4 and 0 <= box[0] <= box[2] <= 60
