@@ -33,7 +33,7 @@ from vlkit.cli.config import run
 from vlkit.cli.show import Console
 from vlkit.engine.distributed import make_fabric
 from vlkit.engine.hardware import machine
-from vlkit.engine.run_folder import versions
+from vlkit.engine.report import versions
 from vlkit.files import write_json
 from vlkit.tasks.retrieval.step_bench import ContrastiveBench
 
