@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vlkit.adapters import ADAPTERS
 from vlkit.adapters.base import trained_state
-from vlkit.adapters.sherl.tokens import SherlOptions
+from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.adapters.tuning import FullOptions, LoraOptions
 from vlkit.encoders.load import load_base
 from vlkit.encoders.text_side import text_side
