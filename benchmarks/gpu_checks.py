@@ -61,7 +61,7 @@ class Config:
     profile_base: str = "ViT-L-14"
     """Base of the profiles."""
     grid_base: str | None = "RN50"
-    """Convolutional base of the parity; none leaves it out."""
+    """Convolutional base of the parity; null leaves it out."""
     batch_size: int = 128
     """Pairs of a profiled step."""
 
