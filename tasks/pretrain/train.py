@@ -5,6 +5,9 @@
 
 The same command again goes on from the last checkpoint. Sample n depends on seed and n alone, so a run that was stopped
 sees what an unbroken one sees.
+
+The loop is its own: it counts steps of an endless stream and saves a whole base; ``vlkit.engine.fit`` counts epochs of
+a dataset and saves an adapter.
 """
 
 from __future__ import annotations
@@ -20,13 +23,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vlkit.cli.config import run
+from vlkit.cli.show import Console
 from vlkit.drawn.samples import TRAIN, VALIDATION, PretrainingPairs, PretrainingTexts
 from vlkit.encoders.stage import stage_text
 from vlkit.encoders.tiny import (
@@ -41,6 +44,7 @@ from vlkit.encoders.tiny import (
 from vlkit.engine.hardware import attention_for, keep_freed_memory
 from vlkit.errors import UserError
 from vlkit.files import whole_file, write_json
+from vlkit.tasks.contrastive import require_negatives
 
 
 @dataclass
@@ -54,7 +58,7 @@ class Config:
     steps: int = 3600
     """Optimizer steps in all."""
     batch_size: int = 128
-    """Samples a step."""
+    """Samples per step."""
     lr: float = 1e-3
     """Peak learning rate of AdamW: linear warm-up over 5 % of the steps, then cosine to zero."""
     weight_decay: float = 0.05
@@ -67,6 +71,10 @@ class Config:
     """Steps between evaluations, each with a checkpoint."""
     workers: int = 1
     """Processes that draw."""
+
+    def __post_init__(self) -> None:
+        if self.model == "clip":
+            require_negatives(self.batch_size, groups=2)  # drawn scenes are all different
 
 
 @dataclass
@@ -209,7 +217,7 @@ def main(config: Config) -> None:
             job.model.train()
             console.print(f"step {step + 1}: {metrics}", highlight=False)
             save(config, job.model, optimizer, step + 1, time.perf_counter() - start, metrics)
-    print(json.dumps(json.loads((config.output / "metrics.json").read_text()), indent=2))
+    print(json.dumps(json.loads((config.output / "metrics.json").read_text(encoding="utf-8")), indent=2))
 
 
 def schedule(step: int, steps: int, warmup: float = 0.05) -> float:

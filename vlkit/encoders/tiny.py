@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from vlkit.encoders.bases import ClipBase, Preprocess, TextBase, clip_base, text_base
+from vlkit.encoders.tokenizer import readable
 
 ASSETS = Path(__file__).with_name("assets")
 IMAGE_SIZE = 96
@@ -51,12 +52,21 @@ class TinyTokenizer:
 
     def __call__(self, texts: str | list[str]) -> Tensor:
         """Texts -> ids [B, context_length] int64, zero padded; longer texts lose their end, never the end token."""
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        texts = readable([texts] if isinstance(texts, str) else list(texts))
         ids = torch.zeros(len(texts), self.context_length, dtype=torch.int64)
         for row, encoding in zip(ids, self._tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
             tokens = [self.start, *encoding.ids[: self.context_length - 2], self.end]
             row[: len(tokens)] = torch.tensor(tokens)
         return ids
+
+    @property
+    def limit(self) -> int:
+        """Most tokens a text keeps, start and end included."""
+        return self.context_length
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Tokens of each text as a whole, start and end included."""
+        return [len(row.ids) + 2 for row in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
 
 
 @cache

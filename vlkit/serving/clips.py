@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -9,14 +10,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vlkit.cli.show import visible
 from vlkit.data.images import MediaError
+from vlkit.data.scan import find_media
 from vlkit.data.video.clip_frames import read_frames, shown_frames
 from vlkit.data.video.frame_table import frame_table
 from vlkit.data.video.write import write_mp4
 from vlkit.files import whole_file
 from vlkit.index.files import Item
-from vlkit.index.videos import VideoWindows, video_files
+from vlkit.index.media import VideoWindows, Window
 from vlkit.serving.library import Library, Medium
+from vlkit.tasks.video_retrieval.data import Clip
+
+log = logging.getLogger(__name__)
 
 WINDOW, STRIDE = 8.0, 4.0
 """Seconds of a moment, and between the starts of two."""
@@ -26,7 +32,7 @@ SIDE = 480
 
 @dataclass(frozen=True)
 class FoundClip:
-    """A search result: similarity, the file's path in the folder, the file, and its seconds from start to end."""
+    """A search result: similarity, the path in the folder as it can be shown, the file, seconds from start to end."""
 
     score: float
     name: str
@@ -41,7 +47,10 @@ def videos_in(folder: Path) -> Medium:
 
     def find() -> tuple[list[Item], list[MediaError]]:
         items, bad = [], []
-        for path in video_files(folder):
+        found = find_media(folder, "videos", "--videos")
+        if found.note():
+            log.warning("%s: %s", folder, found.note())
+        for path in found.paths:
             try:
                 items += cut.items_of(path)
             except MediaError as error:
@@ -51,7 +60,7 @@ def videos_in(folder: Path) -> Medium:
     return Medium(
         folder,
         find=find,
-        read=lambda pipeline, item: pipeline.embedder.reader(cut.clip(item)),
+        read=lambda pipeline, item: pipeline.embedder.reader(Clip(*cut.part(item))),
         embed=lambda pipeline, frames: pipeline.embed_frames(frames),
         digest=cut.digest,
     )
@@ -61,9 +70,9 @@ def search_clips(library: Library, model: str, queries: np.ndarray, k: int) -> l
     """The k nearest moments of each query (float32 [Q, E]), best first; errors as :meth:`Library.search`."""
     return [
         [
-            FoundClip(hit.score, where["video"], library.folder / where["video"], where["start"], where["end"])
+            FoundClip(hit.score, visible(where.video), library.folder / where.video, where.start, where.end)
             for hit in hits
-            for where in [hit.item.metadata]
+            for where in [Window.of(hit.item)]
         ]
         for hits in library.search(model, queries, k)
     ]

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-from rich.console import Console
-from rich.progress import track
 
+from vlkit.cli.show import Console, track
 from vlkit.data.images import MediaError
 from vlkit.data.isolated import Lost, isolated
 from vlkit.data.manifest import Dataset

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlkit.data.images import identify_file
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
 from vlkit.data.transforms import frame_transform
@@ -17,7 +18,7 @@ from vlkit.data.video.frame_batch import Frames
 from vlkit.data.video.frame_source import FrameSource
 from vlkit.encoders.bases import Preprocess
 from vlkit.errors import UserError
-from vlkit.tasks.retrieval.data import CaptionedRecords, identify_file
+from vlkit.tasks.retrieval.data import CaptionedRecords
 
 HELD_OUT_SEED = 0  # chooses the held-out videos: the same ones for every seed of a run
 
@@ -126,7 +127,7 @@ class VideoCollate:
 
     Args:
         tokenize: texts -> ids [B, L].
-        trim: cuts padding that changes no output (:meth:`vlkit.encoders.text.TextEncoder.trim`).
+        trim: cuts padding that changes no output (:meth:`vlkit.encoders.towers.text.TextEncoder.trim`).
     """
 
     def __init__(self, tokenize: Callable[[list[str]], Tensor], trim: Callable[[Tensor], Tensor]) -> None:
