@@ -1,6 +1,6 @@
 """The web demo: saved adapters in a browser.
 
-    python demos/app.py                                        # shipped adapters, demo pictures and clips
+    python demos/app.py                                        # shipped adapters, demo images and clips
     python demos/app.py --model runs/mine runs/other --images PICTURES
 
 It listens on this machine alone; --host 0.0.0.0 opens it to the network, --auth name:password asks who is there.
@@ -36,7 +36,7 @@ class Config:
     model: list[Path] = field(default_factory=list)
     """Run or adapter folders, of any tasks; tasks without one use the adapter that comes with the package."""
     images: Path | None = None
-    """Folder of pictures to search, with its sub-folders; default: the demo pictures."""
+    """Folder of images to search, with its sub-folders; default: the demo images."""
     videos: Path | None = None
     """Folder of videos to search; default: the demo clips."""
     port: int = 7860

@@ -1,4 +1,4 @@
-"""Ask: a question about a picture, answers as bars."""
+"""Ask: a question about an image, answers as bars."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ MOST_ANSWERS = 10
 def build(studio: Studio) -> None:
     """Lay out the tab; call it within a ``gr.Tab``."""
     models = studio.models.by_task.get("vqa", {})
-    lead("Ask a question about a picture. A bar is the model's probability of one answer; each is judged by itself.")
+    lead("Ask a question about an image. A bar is the model's probability of one answer; each is judged by itself.")
     if not models:
         no_model("vqa", "questions")
         return
     with gr.Row():
-        picture = picture_input("Picture", height=320, elem_id="ask-picture")
+        picture = picture_input("Image", height=320, elem_id="ask-picture")
         with gr.Column():
             question = gr.Textbox(label="Question", max_lines=2, elem_id="ask-question")
             model = picker(models)

@@ -1,4 +1,4 @@
-"""What the tabs share: the state of the app, errors as sentences, endpoints, the picture input and bars."""
+"""What the tabs share: the state of the app, errors as sentences, endpoints, the image input and bars."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Studio:
 
     Attributes:
         models: the loaded adapters.
-        library: the pictures to search.
+        library: the images to search.
         clips: the videos to search; None without a model for them.
-        album: the demo pictures and clips, with what is known of them: examples to click.
+        album: the demo images and clips, with what is known of them: examples to click.
         own_pictures, own_videos: whether they are the user's folders instead of the album's.
         about: bases, adapters, device and precision.
     """
@@ -59,7 +59,7 @@ class Studio:
 with mock.patch("gradio.component_meta.create_or_modify_pyi"):
 
     class PictureInput(gr.Image):
-        """An image input whose handler gets the RGB picture, opened under our limits instead of Gradio's."""
+        """An image input whose handler gets the RGB image, opened under our limits instead of Gradio's."""
 
         is_template = True
 
@@ -69,7 +69,7 @@ with mock.patch("gradio.component_meta.create_or_modify_pyi"):
 
 
 def picture_input(label: str, **options: Any) -> PictureInput:
-    """A place to upload or paste a picture."""
+    """A place to upload or paste an image."""
     return PictureInput(
         label=label, type="filepath", sources=["upload", "clipboard"], buttons=["fullscreen"], **options
     )

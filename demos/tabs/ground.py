@@ -1,4 +1,4 @@
-"""Ground: the box of what a phrase means, drawn on the picture, with the runners-up."""
+"""Ground: the box of what a phrase means, drawn on the image, with the runners-up."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ Scored = list[tuple[list[float], float]]
 def build(studio: Studio) -> None:
     """Lay out the tab; call it within a ``gr.Tab``."""
     models = studio.models.by_task.get("grounding", {})
-    lead("Name a thing in the picture; the model draws a box around it.")
+    lead("Name a thing in the image; the model draws a box around it.")
     if not models:
         no_model("grounding", "grounding")
         return
     known = {digest(studio.album.pictures / e.name): [p for p, _ in e.phrases] for e in shown(studio)}
     with gr.Row():
         with gr.Column():
-            picture = picture_input("Picture", height=320, elem_id="ground-picture")
+            picture = picture_input("Image", height=320, elem_id="ground-picture")
             phrase = gr.Textbox(label="Phrase", max_lines=2, elem_id="ground-phrase")
             ready = gr.Radio(
                 [], label="Phrases for this picture: click one, or edit it above", visible=False, elem_id="ground-ready"
@@ -59,7 +59,7 @@ def build(studio: Studio) -> None:
     rows = [[str(studio.album.pictures / entry.name), entry.phrases[0][0]] for entry in shown(studio)]
     examples = gr.Examples(rows, [picture, phrase], api_visibility="private", label="Try, then edit the phrase")
     gr.Markdown(
-        "The examples are test pictures, which the shipped adapter was not trained on, taken as they come: it gets "
+        "The examples are test images, which the shipped adapter was not trained on, taken as they come: it gets "
         "some of them wrong.",
         elem_classes="lead",
     )
@@ -73,13 +73,13 @@ def build(studio: Studio) -> None:
 
     def show(picture: Image.Image | None, phrase: str, count: int, model: str | None) -> tuple[Any, str]:
         found = boxes(picture, phrase, count, model)
-        alt = f"The picture with a box around: {phrase.strip()}"
+        alt = f"The image with a box around: {phrase.strip()}"
         labels = [f"{number}  {percent(score)}" for number, (_, score) in enumerate(found, start=1)]
         drawn = draw_boxes(given(picture), [box for box, _ in found], labels=labels)
         return gr.Image(drawn, alt_text=alt), table(found)
 
     def offer(picture: Image.Image | None, phrase: str) -> gr.Radio:
-        """Phrases of a demo picture; of any other none are known."""
+        """Phrases of a demo image; of any other none are known."""
         phrases = known.get(hashlib.sha256(picture.tobytes()).hexdigest(), []) if picture else []
         value = phrase if phrase in phrases else None
         return gr.Radio(phrases, value=value, visible=bool(phrases))
@@ -102,7 +102,7 @@ def build(studio: Studio) -> None:
 
 
 def shown(studio: Studio) -> list[AlbumPicture]:
-    """Demo pictures that are examples."""
+    """Demo images that are examples."""
     return [entry for entry in studio.album.about_pictures[2::9] if entry.phrases][:EXAMPLES]
 
 

@@ -1,4 +1,4 @@
-"""Search: words or a picture to pictures, and a picture to words, with every loaded model side by side."""
+"""Search: words or an image to images, and an image to words, with every loaded model side by side."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ QUERIES = ["people outdoors", "food on a table", "an animal", "a street at night
 
 def build(studio: Studio) -> None:
     """Lay out the tab; call it within a ``gr.Tab``."""
-    lead("Find pictures by words or by another picture, or let the model choose among captions.")
+    lead("Find images by words or by another image, or let the model choose among captions.")
     added = gr.State(AddedPictures(), time_to_live=3600)
     names = list(studio.models.adapters)
     with gr.Tabs():
@@ -59,12 +59,12 @@ def build(studio: Studio) -> None:
             word_examples = gr.Examples(
                 QUERIES if studio.own_pictures else DEMO_QUERIES, text, api_visibility="private", label="Try"
             )
-        with gr.Tab("By picture") as picture_tab, gr.Row():
-            picture = picture_input("Find pictures like this one", height=240, elem_id="search-picture")
+        with gr.Tab("By image") as picture_tab, gr.Row():
+            picture = picture_input("Find images like this one", height=240, elem_id="search-picture")
             with gr.Column():
                 picture_examples = gr.Examples(_pictures(studio), picture, api_visibility="private", label="Try")
                 by_picture = gr.Button("Search", variant="primary", elem_id="search-picture-button")
-        with gr.Tab("Picture to words") as captions_tab:
+        with gr.Tab("Image to words") as captions_tab:
             _build_words(studio)
     with gr.Column() as results:
         before = gr.Checkbox(
@@ -103,11 +103,11 @@ def build(studio: Studio) -> None:
     model = gr.Textbox(visible=False, label="Model")
 
     def search(text: str, count: int = 6, model: str | None = None) -> dict[str, Any]:
-        """Pictures for a text: {"model", "results": [{"picture", "score"}]}, best first."""
+        """Images for a text: {"model", "results": [{"picture", "score"}]}, best first."""
         return _answer(find(studio, check_text(text, "query"), count, _one(studio, model)))
 
     def search_by_picture(picture: Image.Image | None, count: int = 6, model: str | None = None) -> dict[str, Any]:
-        """Pictures like a picture; answers as search does."""
+        """Images like an image; answers as search does."""
         return _answer(find(studio, given(picture), count, _one(studio, model)))
 
     endpoint("search", search, [text, count, model], concurrency_limit=16)
@@ -138,20 +138,20 @@ def wanted(studio: Studio, adapters: list[str], before: bool) -> list[str]:
 
 
 def given(picture: Image.Image | None) -> Image.Image:
-    """The picture.
+    """The image.
 
     Raises:
         UserError: there is none.
     """
     if picture is None:
-        raise UserError("There is no picture yet; upload one or click an example.")
+        raise UserError("There is no image yet; upload one or click an example.")
     return picture
 
 
 def _build_words(studio: Studio) -> None:
     captions = [entry.captions[0] for entry in studio.album.about_pictures[::4]]
     with gr.Row():
-        picture = picture_input("Picture to describe", height=240, elem_id="words-picture")
+        picture = picture_input("Image to describe", height=240, elem_id="words-picture")
         with gr.Column():
             texts = gr.Textbox("\n".join(captions), label="Captions to choose among, one a line", lines=6, max_lines=6)
             model = picker(studio.models.retrieval)
@@ -179,8 +179,8 @@ def _build_words(studio: Studio) -> None:
 
 
 def _build_adding(studio: Studio, added: gr.State, status: gr.HTML) -> None:
-    with gr.Accordion("Add your own pictures", open=False):
-        files = gr.File(label="Pictures", file_count="multiple", type="filepath", height=140, elem_id="add-files")
+    with gr.Accordion("Add your own images", open=False):
+        files = gr.File(label="Images", file_count="multiple", type="filepath", height=140, elem_id="add-files")
         gr.Markdown(
             "They are kept in memory for your visit, found by your searches alone, and forgotten afterwards.",
             elem_classes="lead",
@@ -188,11 +188,11 @@ def _build_adding(studio: Studio, added: gr.State, status: gr.HTML) -> None:
 
     def add(paths: list[str] | None, added: AddedPictures, progress: gr.Progress = gr.Progress()) -> tuple[Any, str]:  # noqa: B008 - how Gradio hands it in
         refused = []
-        for path in progress.tqdm(paths or [], desc="add pictures"):
+        for path in progress.tqdm(paths or [], desc="add images"):
             name = visible(Path(path).name)
             try:
                 if len(added.names) >= MOST_ADDED:
-                    raise UserError(f"{name}: at most {MOST_ADDED} pictures can be added.")
+                    raise UserError(f"{name}: at most {MOST_ADDED} images can be added.")
                 added = added.plus(name, open_upload(path), studio.models.retrieval)
             except UserError as error:
                 refused.append(str(error))
@@ -237,5 +237,5 @@ def _pictures(studio: Studio, step: int = 16) -> list[list[str]]:
 
 def _status(studio: Studio, added: AddedPictures, refused: list[str] | None = None) -> str:
     own = [f"{len(added.names)} added by you"] if added.names else []
-    what = "pictures of your folder" if studio.own_pictures else "demo pictures"
+    what = "images of your folder" if studio.own_pictures else "demo images"
     return status_of(studio.library, what, own + (refused or []))

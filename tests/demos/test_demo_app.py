@@ -125,8 +125,8 @@ def test_bad_pictures_are_refused_with_a_sentence(client: Client, tmp_path: Path
     reasons = {"cut.jpg": "truncated", "text.jpg": "not an image", "huge.png": "10000 x 10000 pixels"}
     for name, reason in {**reasons, "script.svg": "not an image"}.items():
         message = refused(client, handle_file(str(tmp_path / name)), 3, api_name="/search_by_picture")
-        assert message.startswith(f"{name}: cannot be used as a picture") and reason in message
-    assert "no picture yet" in refused(client, None, 3, api_name="/search_by_picture")
+        assert message.startswith(f"{name}: cannot be used as an image") and reason in message
+    assert "no image yet" in refused(client, None, 3, api_name="/search_by_picture")
 
 
 def test_uploads_have_a_size_limit(server: DemoServer, client: Client):

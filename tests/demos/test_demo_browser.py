@@ -119,7 +119,7 @@ def test_an_example_runs_when_clicked(page):
 
 def test_a_picture_is_uploaded_searched_described_and_added(page, shots: Path, tmp_path: Path):
     picture = demo_album().pictures / ITS_PICTURE
-    page.get_by_role("tab", name="By picture").click()
+    page.get_by_role("tab", name="By image").click()
     page.locator("#search-picture input[type=file]").set_input_files(picture)
     page.locator("#search-picture img").wait_for()
     page.click("#search-picture-button")
@@ -127,15 +127,15 @@ def test_a_picture_is_uploaded_searched_described_and_added(page, shots: Path, t
     first.wait_for()
     assert first.get_attribute("alt") == f"1.000 {ITS_PICTURE}"
 
-    page.get_by_text("Add your own pictures").click()
+    page.get_by_text("Add your own images").click()
     Image.fromarray(np.full((80, 80, 3), (250, 10, 250), np.uint8)).save(tmp_path / "pink.png")
     (tmp_path / "fake.jpg").write_text("no picture")
     page.locator("#add-files input[type=file]").set_input_files([tmp_path / "pink.png", tmp_path / "fake.jpg"])
     page.wait_for_function("document.querySelector('#index-status').innerText.includes('1 added by you')")
-    assert "fake.jpg: cannot be used as a picture (not an image)" in page.locator("#index-status").inner_text()
+    assert "fake.jpg: cannot be used as an image (not an image)" in page.locator("#index-status").inner_text()
     page.screenshot(path=shots / "search_by_picture.png", full_page=True)
 
-    page.get_by_role("tab", name="Picture to words").click()
+    page.get_by_role("tab", name="Image to words").click()
     page.locator("#words-picture input[type=file]").set_input_files(picture)
     page.locator("#words-picture img").wait_for()
     page.locator("textarea").filter(visible=True).first.fill(f"a green bus\n{QUERY}\na cat on a hat")
@@ -249,13 +249,13 @@ def test_memory(page, shots: Path):
 
 def test_an_error_is_a_sentence_in_the_page(page, shots: Path, tmp_path: Path):
     (tmp_path / "fake.jpg").write_text("no picture")
-    page.get_by_role("tab", name="By picture").click()
+    page.get_by_role("tab", name="By image").click()
     # An example first: Gradio then makes the input anew for this visitor, and its limits must come along.
     page.locator("button.gallery-item:visible").first.click()
     page.locator(".shots:visible img").first.wait_for()
     page.locator("#search-picture input[type=file]").set_input_files(tmp_path / "fake.jpg")
     page.click("#search-picture-button")
-    page.get_by_text("fake.jpg: cannot be used as a picture (not an image).").wait_for()
+    page.get_by_text("fake.jpg: cannot be used as an image (not an image).").wait_for()
     assert "Traceback" not in page.content()
     page.wait_for_timeout(500)  # it fades in
     assert page.locator(".shots:visible img").first.is_visible()  # what was found before stays in sight

@@ -220,7 +220,7 @@ def test_what_goes_wrong_in_the_background_is_told_to_who_searches(tmp_path: Pat
     library = Library(pictures_in(tmp_path / "empty"), {"colour": ColourPipeline()})
     library.start()
     library._thread.join()
-    with pytest.raises(UserError, match="no pictures there"):
+    with pytest.raises(UserError, match="no images there"):
         library.search("colour", np.ones((1, 3), dtype=np.float32), 1)
 
 
@@ -267,7 +267,7 @@ def test_uploads_are_judged_by_their_content(tmp_path: Path):
     for name, reason in reasons.items():
         with pytest.raises(UserError, match=f"^{name}: .*{reason}"):
             open_upload(tmp_path / name)
-    with pytest.raises(UserError, match="no picture yet"):
+    with pytest.raises(UserError, match="no image yet"):
         open_upload(None)
 
 

@@ -1,4 +1,4 @@
-"""Pictures that several models search, and the ones that a visitor adds."""
+"""Images that several models search, and the ones that a visitor adds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vlkit.tasks.retrieval.pipeline import RetrievalPipeline
 log = logging.getLogger(__name__)
 
 THUMBNAIL = 512
-"""Longer side of what is shown of a picture, in pixels."""
+"""Longer side of what is shown of an image, in pixels."""
 
 
 def pictures_in(folder: Path) -> Medium:
@@ -53,7 +53,7 @@ class Found:
     source: Path | Image.Image
 
     def thumbnail(self) -> Image.Image:
-        """The picture, at most :data:`THUMBNAIL` pixels a side.
+        """The image, at most :data:`THUMBNAIL` pixels a side.
 
         Raises:
             MediaError: the file is gone or damaged meanwhile.
@@ -65,11 +65,11 @@ class Found:
 
 @dataclass(frozen=True)
 class AddedPictures:
-    """Pictures that one visitor added: they live in memory and are found by nobody else.
+    """Images that one visitor added: they live in memory and are found by nobody else.
 
     Attributes:
         names: what the visitor calls them.
-        thumbnails: as many pictures.
+        thumbnails: as many images.
         vectors: by model, float32 [n, E].
     """
 
@@ -87,14 +87,14 @@ class AddedPictures:
 def search_pictures(
     library: Library, model: str, queries: np.ndarray, k: int, added: AddedPictures | None = None
 ) -> list[list[Found]]:
-    """The k nearest pictures of each query, best first; among those that are indexed so far.
+    """The k nearest images of each query, best first; among those that are indexed so far.
 
     Args:
-        library: of pictures.
+        library: of images.
         model: whose index; its embeddings are the queries.
         queries: float32 [Q, E].
         k: at least 1.
-        added: a visitor's own pictures, searched as well.
+        added: a visitor's own images, searched as well.
 
     Raises:
         UserError: nothing is indexed yet, or the folder could not be indexed.
@@ -113,7 +113,7 @@ def search_pictures(
 
 
 def rank_texts(pipeline: RetrievalPipeline, picture: Image.Image, texts: Sequence[str]) -> list[tuple[str, float]]:
-    """Texts with their cosine similarity to a picture, best first."""
+    """Texts with their cosine similarity to an image, best first."""
     scores = pipeline.embed_texts(texts) @ pipeline.embed_images([picture])[0]
     return [(texts[i], float(scores[i])) for i in np.argsort(-scores, kind="stable")]
 
