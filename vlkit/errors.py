@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-
 
 class UserError(Exception):
     """Wrong input: a flag, a file, a record.
@@ -22,16 +19,3 @@ def some(names: list[str], limit: int = 5) -> str:
     """Join the first ``limit`` names for a message and count the rest: ``a, b and 7 more``."""
     shown = ", ".join(str(name) for name in names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
-
-
-def printable(path: str | os.PathLike[str]) -> str:
-    """A path or text that every output takes: bytes of a file name that are not UTF-8 become ``\\xe9``.
-
-    Python holds such a byte as half of a character, which no UTF-8 file, terminal or web page accepts.
-    """
-    return re.sub("[\ud800-\udfff]", _escaped, os.fspath(path))
-
-
-def _escaped(half: re.Match[str]) -> str:
-    code = ord(half[0])
-    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"

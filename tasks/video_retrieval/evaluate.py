@@ -52,7 +52,7 @@ class Config:
     """Measure this base without an adapter instead."""
     data: Data = field(default_factory=Data)
     split: str = "test"
-    """Split to measure."""
+    """Split to measure on."""
     frames: int | None = None
     """Frames a video; default: as in training, 12 for a base alone."""
     sampling: Sampling | None = None

@@ -19,12 +19,12 @@ from torch import Tensor
 from vlkit.cli.config import run
 from vlkit.cli.show import Console, track
 from vlkit.data.images import MediaError
+from vlkit.data.video.clip_frames import Clip
 from vlkit.errors import UserError
 from vlkit.index import IndexWriter, VectorIndex
 from vlkit.index.media import VideoWindows
 from vlkit.index.source import IndexSource, wanted
 from vlkit.tasks.load import load
-from vlkit.tasks.video_retrieval.data import Clip
 from vlkit.tasks.video_retrieval.pipeline import VideoRetrievalPipeline, load_zero_shot
 from vlkit.tasks.video_retrieval.task import TASK
 

@@ -22,7 +22,7 @@ from vlkit.adapters.published.tables import TABLES
 from vlkit.cli.config import parse, run
 from vlkit.encoders.load import load_base
 from vlkit.engine.checkpoint import load_adapter
-from vlkit.tasks.retrieval.evaluate import zero_shot
+from vlkit.tasks.retrieval.model import zero_shot
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 # Golden file -> its blocks: flavour, prefix of the published names, number of tensors.

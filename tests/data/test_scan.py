@@ -6,9 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from vlkit.data.check import check_dataset
+from vlkit.data.manifest import Dataset
 from vlkit.data.scan import find_media
 from vlkit.data.sources import folder as own_folder
+from vlkit.data.sources.prepare import prepare
 from vlkit.errors import UserError
 
 
@@ -87,10 +91,25 @@ def test_names_that_are_not_utf8_are_named(tmp_path):
     touch(tmp_path, "a.jpg", "café.jpg")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).touch()
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xe9")).mkdir()
-    found = find_media(tmp_path, "images")
+    assert find_media(tmp_path, "images").names == ["a.jpg", "café.jpg", os.fsdecode(b"caf\xe9.jpg")]
+    found = find_media(tmp_path, "images", utf8_only=True)
     assert found.names == ["a.jpg", "café.jpg"]
     assert r"2 with a name that is not UTF-8, rename them (caf\xe9.jpg, d\xe9)" in found.note()
     found.note().encode()  # goes to any output
+
+
+def test_a_folder_whose_own_name_is_not_utf8_can_be_prepared(tmp_path):
+    root = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    for name in ("a.png", os.fsdecode(b"b\xe9.png")):
+        root.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(root / name)
+        (root / f"{name[:-4]}.txt").write_text("a dog")
+    prepared = prepare(own_folder.read(root, val=0, test=0), tmp_path / "data", root)
+    dataset = Dataset.open(prepared.dataset.root)
+    (record,) = dataset.records("train")
+    assert record["id"] == r"caf\xe9/a.png" and dataset.path(record) == root / "a.png"
+    assert check_dataset(dataset, workers=1).problems == []
+    assert r"b\xe9.png" in prepared.summary()
 
 
 def test_what_is_no_file_is_not_opened(tmp_path):

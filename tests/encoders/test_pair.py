@@ -21,7 +21,7 @@ from vlkit.encoders.families import DISTILBERT, T5, Family
 from vlkit.encoders.load import load_base
 from vlkit.encoders.staged import freeze
 from vlkit.errors import UserError
-from vlkit.tasks.retrieval.evaluate import build_model, zero_shot
+from vlkit.tasks.retrieval.model import build_model, zero_shot
 from vlkit.tasks.retrieval.pipeline import load_zero_shot
 from vlkit.tasks.two_tower import HeadOptions
 

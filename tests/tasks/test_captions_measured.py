@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,13 @@ from vlkit.data.manifest import Dataset, write_dataset
 from vlkit.data.sources import folder
 from vlkit.data.sources.prepare import prepare
 from vlkit.errors import UserError
-from vlkit.tasks.retrieval.evaluate import captions_left_out, captions_measured, embed_split, retrieval_metrics
+from vlkit.tasks.retrieval.evaluate import (
+    captions_left_out,
+    captions_measured,
+    embed_split,
+    evaluate_split,
+    retrieval_metrics,
+)
 from vlkit.tasks.retrieval.pipeline import load_zero_shot
 
 EVALUATE = "tasks/retrieval/evaluate.py"
@@ -40,6 +47,17 @@ def test_five_captions_are_a_rule_of_two_datasets(tmp_path: Path, name: str, cou
     left = captions_left_out(own, "test")
     assert left.startswith(f"2 of 14 captions of {name}/test are left out") == (sum(counts) == 12)
     assert bool(left) == (sum(counts) == 12)
+
+
+def test_training_says_once_what_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    embedder = load_zero_shot("tiny", "cpu").embedder
+    for name in ("coco", "own"):
+        (tmp_path / name).mkdir()
+        for _ in range(2):
+            evaluate_split(embedder, dataset(tmp_path / name, name, (6, 1)), "test")
+    lines = [record.message.partition(":")[0] for record in caplog.records if "left out" in record.message]
+    assert lines == ["1 of 7 captions of coco/test are left out"]
 
 
 def test_a_folder_called_coco_is_not_coco(tmp_path: Path) -> None:

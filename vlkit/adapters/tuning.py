@@ -95,9 +95,7 @@ class BitfitOptions(_TunedOptions):
         encoder._frozen = False
         biases = [p for name, p in encoder.named_parameters() if _is_bias(name)]
         if not biases:
-            raise UserError(
-                f"--adapter.kind bitfit: {type(encoder.model).__name__} has no biases to train; choose another kind"
-            )
+            raise UserError(f"--adapter.kind bitfit: {encoder.kind} has no biases to train; choose another kind")
         for parameter in biases:
             parameter.requires_grad_(True)
         return TunedEncoder(encoder, self.checkpointing)
@@ -136,7 +134,7 @@ class LoraOptions(_TunedOptions):
         encoder._frozen = False
         targets = _lora_targets(encoder)
         if not targets:
-            raise UserError(f"--adapter.kind lora: {type(encoder.model).__name__} has no layer that peft can update")
+            raise UserError(f"--adapter.kind lora: {encoder.kind} has no layer that peft can update")
         # Takes a second to import, which only those pay who use it; what it makes of its own is no part of the model
         # and stays off the device that the model is built on.
         with torch.device("cpu"):

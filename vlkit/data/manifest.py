@@ -209,7 +209,9 @@ def _write_files(output: Path, fields: dict[str, Any], splits: dict[str, list[Re
     # The stack closes last-in first-out: the manifest is entered first, so it gets its name after all splits.
     with ExitStack() as stack:
         temporary = stack.enter_context(whole_file(manifest))
-        temporary.write_text(json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        content = json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        # A folder whose name is not UTF-8 is written as JSON escapes and read back as the same name.
+        temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
         for split, records in splits.items():
             temporary = stack.enter_context(whole_file(output / fields["splits"][split]["file"]))
             with open(temporary, "w", encoding="utf-8", newline="\n") as file:

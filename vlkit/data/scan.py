@@ -5,7 +5,7 @@
   system's own copies (:data:`COPIES`). The given folder itself may have any name.
 - A link to a file counts as that file. A link to a folder outside is followed; one to a folder inside is not, because
   its files are found in their own place, nor is one to a folder that holds the given one. No folder is entered twice.
-- A name that is not UTF-8 is passed over: neither JSON nor a web page can hold it.
+- A name that is not UTF-8 counts in an index and is passed over for a prepared dataset, whose files are text.
 
 What was passed over is counted by ending or by cause (:meth:`Scan.note`), never left out in silence.
 """
@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from vlkit.cli.show import visible
 from vlkit.data.images.formats import IMAGE_SUFFIXES, UNREAD_SUFFIXES
-from vlkit.errors import NothingThereError, UserError, printable, some
+from vlkit.errors import NothingThereError, UserError, some
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp", ".ogv"),
@@ -41,12 +42,14 @@ class Scan:
 
     Attributes:
         folder: the folder that was searched.
+        media: what for.
         names: paths below it, separated by "/", in order.
         endings: ending -> number of other files, which are passed over ("" for names without an ending).
         causes: cause -> names passed over for it, whatever their ending.
     """
 
     folder: Path
+    media: Literal["images", "videos"]
     names: list[str] = field(default_factory=list)
     endings: Counter[str] = field(default_factory=Counter)
     causes: dict[str, list[str]] = field(default_factory=dict)
@@ -58,8 +61,8 @@ class Scan:
 
     def note(self) -> str:
         """What was passed over, on one line; "" if nothing was."""
-        unread = sorted(ending for ending in self.endings if ending in UNREAD_SUFFIXES)
-        others = sorted(ending for ending in self.endings if ending not in UNREAD_SUFFIXES)
+        unread = sorted(self.endings.keys() & UNREAD_SUFFIXES if self.media == "images" else ())
+        others = sorted(self.endings.keys() - set(unread))
         parts = [f"{self.endings[e]} {e} (not supported; convert to JPEG or PNG)" for e in unread]
         parts += [f"{len(names)} {cause} ({some(names, 3)})" for cause, names in self.causes.items()]
         parts += [f"{self.endings[ending]} {ending or 'without an ending'}" for ending in others]
@@ -67,23 +70,28 @@ class Scan:
 
 
 def find_media(
-    folder: str | Path, media: Literal["images", "videos"], flag: str = "", beside: Collection[str] = ()
+    folder: str | Path,
+    media: Literal["images", "videos"],
+    flag: str = "",
+    beside: Collection[str] = (),
+    utf8_only: bool = False,
 ) -> Scan:
     """Find every image or video file below ``folder``; which ones count is said at the top of this module.
 
     Args:
         flag: the flag that named the folder, for messages: ``--images``.
         beside: endings of files that belong there and are not worth a note, such as ``.txt``.
+        utf8_only: pass over files and folders whose name is not UTF-8.
 
     Raises:
         UserError: no such folder, or no such file in it (NothingThereError); says what else is there.
     """
     folder = Path(folder)
-    where = f"{flag} {printable(folder)}".strip()
+    where = f"{flag} {visible(folder)}".strip()
     if not folder.is_dir():
         raise UserError(f"{where}: no such folder")
-    scan = Scan(folder)
-    _Walk(scan, SUFFIXES[media], beside).enter("", os.path.realpath(folder))
+    scan = Scan(folder, media)
+    _Walk(scan, SUFFIXES[media], beside, utf8_only).enter("", os.path.realpath(folder))
     # By parts, as paths are compared: a folder's files stand together.
     scan.names.sort(key=lambda name: name.split("/"))
     if not scan.names:
@@ -97,8 +105,9 @@ def find_media(
 class _Walk:
     """One walk through a folder and what it has seen."""
 
-    def __init__(self, scan: Scan, suffixes: Collection[str], beside: Collection[str]) -> None:
-        self.scan, self.suffixes, self.beside = scan, frozenset(suffixes), frozenset(beside)
+    def __init__(self, scan: Scan, suffixes: Collection[str], beside: Collection[str], utf8_only: bool) -> None:
+        self.scan, self.utf8_only = scan, utf8_only
+        self.suffixes, self.beside = frozenset(suffixes), frozenset(beside)
         self.root = os.path.realpath(scan.folder)
         self.entered: set[str] = set()
 
@@ -130,7 +139,7 @@ class _Walk:
         if entry.name.startswith("."):
             if wanted:
                 self._pass_over("hidden", name)
-        elif printable(entry.name) != entry.name:
+        elif self.utf8_only and not _is_utf8(entry.name):
             if wanted:
                 self._pass_over("with a name that is not UTF-8, rename them", name)
         elif is_folder:
@@ -162,8 +171,13 @@ class _Walk:
         return any(part.startswith(".") or part.lower() in COPIES for part in inside.split(os.sep) if part != ".")
 
     def _pass_over(self, cause: str, name: str) -> None:
-        self.scan.causes.setdefault(cause, []).append(printable(name.rstrip("/")))
+        self.scan.causes.setdefault(cause, []).append(visible(name.rstrip("/")))
 
 
 def _holds(outer: str, inner: str) -> bool:
     return os.path.commonpath([outer, inner]) == outer
+
+
+def _is_utf8(name: str) -> bool:
+    """Python holds bytes of a name that are not UTF-8 as halves of characters, which cannot be written."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 CLIP_STREAM, SENTENCE_STREAM = 40, 41
 SENTENCES = 20
-"""Sentences a clip, as in MSR-VTT."""
+"""Sentences per clip, as in MSR-VTT."""
 FOLDER = "videos"
 SETTINGS = {
     "libx264": {"preset": "veryfast", "crf": "18", "g": "12", "threads": "1", "x264-params": "mbtree=0"},

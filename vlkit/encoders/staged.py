@@ -108,7 +108,12 @@ class StagedEncoder(nn.Module):
         Raises:
             Opaque: the tower is none of transformer blocks of one width.
         """
-        raise Opaque(f"{type(self.model).__name__} has no transformer blocks of one width")
+        raise Opaque(f"{self.kind} has no transformer blocks of one width")
+
+    @property
+    def kind(self) -> str:
+        """Class of the library's network, for messages."""
+        return type(getattr(self.model, "trunk", self.model)).__name__
 
     @property
     def keeps_width(self) -> bool:

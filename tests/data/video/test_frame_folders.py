@@ -89,7 +89,7 @@ def test_script_lists_failures_and_leaves_the_rest(dataset: Dataset) -> None:
     assert [row[:2] for row in rows] == [[name, f"{name}.mp4"] for name in names]
     reasons = [row[2] for row in rows]
     assert reasons[1:] == ["empty file", "no video stream (only sound)", "missing"] and "truncated" in reasons[0]
-    for name in names:  # mended: only these are made, and the list goes
+    for name in names:  # fixed: only these are made, and the list goes
         film(videos / f"{name}.mp4", 5)
     result = launch(*words)
     assert (result.returncode, result.stderr) == (0, "")
@@ -192,7 +192,7 @@ def test_source_takes_folders_when_they_are_there(dataset: Dataset, caplog: pyte
     caplog.set_level(logging.INFO)
     decoded = FrameSource(dataset, "train", 4, 72)
     assert decoded.from_folders == 0 and decoded.layout is None and len(decoded) == 2
-    assert "frames of train: 4 a clip, all 2 decoded from the videos" in caplog.text
+    assert "frames of train: 4 per clip, all 2 decoded from the videos" in caplog.text
     layout = make_frames(dataset, 4, 72, 1, 60).layout
     stored = pickle.loads(pickle.dumps(FrameSource(dataset, "train", 4, 72)))  # as for a data loader's workers
     assert stored.from_folders == 2 and f"2 of 2 from {layout.path}" in caplog.text

@@ -11,9 +11,10 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from vlkit.cli.show import visible
 from vlkit.data.images.formats import HEADER_BYTES, looks_like_image, readable_formats, refusal
 from vlkit.data.images.pixels import joined_depth, low_bytes_tile, orientation_of, to_rgb
-from vlkit.errors import UserError, printable
+from vlkit.errors import UserError
 
 # Pixels an image may have before it is decoded: 256 MiB as RGB. Larger headers are mistakes or decompression bombs.
 MAX_PIXELS = 89_478_485
@@ -36,7 +37,7 @@ class MediaError(UserError):
         self.reason = reason
 
     def __str__(self) -> str:
-        path = printable(self.path)
+        path = visible(self.path)
         return f"{path}: {self.reason}" if self.reason else path
 
 

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vlkit.cli.show import visible
 from vlkit.data.images.opening import MediaError, image_size, open_image
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
-from vlkit.errors import UserError, printable
+from vlkit.errors import UserError
 
 
 def read_image(dataset: Dataset, record: Record) -> Image.Image:
@@ -66,7 +67,7 @@ def identify_file(path: Path) -> list[Any]:
         state = path.stat()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); data_prep/check.py lists every bad file") from None
-    return [printable(path.absolute()), state.st_size, state.st_mtime_ns]
+    return [visible(path.absolute()), state.st_size, state.st_mtime_ns]
 
 
 def _bad_file(error: MediaError, dataset: Dataset, record: Record) -> UserError:

@@ -8,6 +8,7 @@ import posixpath
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vlkit.cli.show import visible
 from vlkit.data.media_folder import MediaFolder
 from vlkit.data.scan import find_media
 from vlkit.data.sources.caption_files import FORMS, read_caption_file
@@ -53,11 +54,11 @@ def read(
     folder = Path(folder)
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
         raise UserError(f"--val {val} and --test {test}: give shares of at least 0 that leave some images to train on")
-    found = find_media(folder, "images", "--folder", beside=CAPTION_ENDINGS)
+    found = find_media(folder, "images", "--folder", beside=CAPTION_ENDINGS, utf8_only=True)
     images = found.names
     if captions is None:
         captions = next((folder / name for name in CAPTION_FILES if (folder / name).is_file()), None)
-    name = folder.resolve().name or "folder"
+    name = visible(folder.resolve().name) or "folder"
     source = Source(name, "retrieval", {}, {"folder": str(folder.resolve()), "captions": str(captions or "beside")})
     source.notes += [found.note()] if found.note() else []
     if captions is None:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlkit.cli.show import visible
 from vlkit.data.manifest import Dataset, write_dataset
 from vlkit.data.media_folder import MediaFolder
 from vlkit.data.records import RECORDS, Record
-from vlkit.errors import UserError, printable, some
+from vlkit.errors import UserError, some
 from vlkit.files import write_text
 
 MISSING_LIST, WRONG_LIST = "missing.txt", "wrong.txt"
@@ -88,7 +89,7 @@ def prepare(source: Source, output: str | Path, media_root: str | Path, *, parti
     media_root = Path(media_root)
     if not media_root.is_dir():
         raise UserError(
-            f"{printable(media_root)}: no such folder; give the folder with the {RECORDS[source.task].media}s"
+            f"{visible(media_root)}: no such folder; give the folder with the {RECORDS[source.task].media}s"
         )
     splits, missing, moved = _locate(source, MediaFolder(media_root))
     notes = list(source.notes)

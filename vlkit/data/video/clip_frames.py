@@ -1,7 +1,7 @@
-"""Frames of a clip: which ones is decided first, and only those are decoded.
+"""Frames of a clip: they are chosen by their times first, and only those are decoded.
 
 ``read_frames`` is what training, evaluation and indexing call; ``windows`` and ``duration_of`` serve long videos;
-``shown_frames`` is for showing a part to people.
+``shown_frames`` is for playing a part.
 """
 
 from __future__ import annotations
@@ -25,6 +25,15 @@ if TYPE_CHECKING:
     import torch
 
 Sampling = Literal["uniform", "segment"]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video file, or the part of it between two times in seconds (None = from the beginning, to the end)."""
+
+    path: Path
+    start: float | None = None
+    end: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

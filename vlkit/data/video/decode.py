@@ -123,7 +123,7 @@ def decode_by_av(path: str | Path, table: FrameTable, indices: np.ndarray, size:
     deadline = time.monotonic() + MAX_SECONDS
     frames, reason = _pass(path, table, indices, size, deadline)
     if len(frames) < len(indices) and table.seekable and table.key[1:].any() and indices[-1] < MAX_DECODED:
-        # A jump may end too late, or at a frame that leans on earlier ones: without jumps all that there is comes out.
+        # A jump may end too late, or at a frame that depends on earlier ones; without jumps every frame comes out.
         frames, reason = _pass(path, replace(table, seekable=False), indices, size, deadline)
     for index in indices.tolist():
         if index not in frames:

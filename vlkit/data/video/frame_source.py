@@ -26,7 +26,7 @@ class FrameSource:
     Args:
         dataset: a prepared dataset of the task ``video_retrieval``.
         split: which split.
-        frames: frames a clip, T.
+        frames: frames per clip, T.
         size: short side of the frames in pixels, if the clip has as many; folders of smaller frames are not used.
             None = take the folders with the largest frames, and decode at full size.
         sampling: as in :func:`~vlkit.data.video.clip_frames.read_frames`. Folders hold uniform frames only, so with
@@ -63,7 +63,7 @@ class FrameSource:
         """Frames of one record, at most T; ``generator`` makes ``segment`` sampling random.
 
         Raises:
-            UserError: they cannot be read; names the file, the reason and the script that mends it.
+            UserError: they cannot be read; names the file, the reason and the script that fixes it.
         """
         if self.layout and folder_name(record["id"]) in self._made:
             return self._from_folder(record, self.layout)
@@ -87,8 +87,8 @@ class FrameSource:
                 return read_folder(folder, self.frames, self.size)
         except MediaError as error:
             reason = str(error)
-        mend = f"data_prep/frames.py {self.dataset.root} --frames {layout.frames} --size {layout.size}"
-        raise UserError(f"{folder}: {reason}; make these frames again by {mend}, or remove the folder") from None
+        fix = f"data_prep/frames.py {self.dataset.root} --frames {layout.frames} --size {layout.size}"
+        raise UserError(f"{folder}: {reason}; make these frames again by {fix}, or remove the folder") from None
 
     def key(self) -> dict[str, Any]:
         """What the pixels depend on besides the videos, as a JSON value; for the key of a cache."""
@@ -103,7 +103,7 @@ class FrameSource:
             how = f"{self.from_folders} of {total} from {self.layout.path}"
             rest = total - self.from_folders
             how += f", {rest} decoded from the videos" if rest else ""
-        return f"frames of {split}: {self.frames} a clip, {how}"
+        return f"frames of {split}: {self.frames} per clip, {how}"
 
 
 def _fitting(dataset: Dataset, frames: int, size: int | None) -> Layout | None:

@@ -11,7 +11,7 @@ from typing import Any
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
-from vlkit.encoders.blocks.anatomy import anatomy_of
+from vlkit.encoders.blocks.anatomy import Opaque, anatomy_of
 from vlkit.encoders.families import Family, family_of_block
 from vlkit.errors import UserError
 
@@ -29,7 +29,8 @@ class NarrowBlocks(nn.ModuleDict):
         config: of the tower, if it is one of transformers and its blocks do not hold it.
 
     Raises:
-        UserError: a width cannot be divided by ``reduction``, or the blocks are of a kind without narrow ones.
+        UserError: a width cannot be divided by ``reduction``.
+        Opaque: the blocks are of a kind without narrow ones.
     """
 
     def __init__(
@@ -84,10 +85,7 @@ def _config_of(block: nn.Module) -> Any:
 
 def _divided(config: Any, family: Family, reduction: int) -> Any:
     if family.parts is None:
-        raise UserError(
-            f"{family.name} has no narrow blocks: its attention is not the plain kind; --adapter.kind sherl, unipt and "
-            "dtl adapt this tower"
-        )
+        raise Opaque(f"{family.name} has no narrow blocks: its attention is not of the plain kind")
     narrow = copy.deepcopy(config)
     for name in family.parts.widths:
         setattr(narrow, name, _divide(getattr(config, name), reduction))

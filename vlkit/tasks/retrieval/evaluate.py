@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ from vlkit.engine.distributed import gather_shares, my_share
 from vlkit.errors import UserError
 from vlkit.metrics.retrieval import RECALL_AT, fold_metrics, image_text_metrics
 from vlkit.tasks.two_tower import TwoTower
+
+log = logging.getLogger(__name__)
 
 FIVE_CAPTIONS = frozenset({"coco", "flickr30k"})
 """Datasets whose protocol measures the first five captions of an image; of every other dataset all captions count."""
@@ -114,8 +118,17 @@ def captions_left_out(dataset: Dataset, split: str) -> str:
 
 
 def evaluate_split(embedder: Embedder, dataset: Dataset, split: str) -> dict[str, float]:
-    """Recalls of a split; see :func:`vlkit.metrics.retrieval.metrics_of_ranks` for the keys."""
+    """Recalls of a split; see :func:`vlkit.metrics.retrieval.metrics_of_ranks` for the keys. Says once which captions
+    they leave out.
+    """
+    if left_out := captions_left_out(dataset, split):
+        _say_once(left_out)
     return retrieval_metrics(*embed_split(embedder, dataset, split))
+
+
+@lru_cache(maxsize=64)  # a run measures every few epochs
+def _say_once(message: str) -> None:
+    log.info("%s", message)
 
 
 def retrieval_metrics(images: Tensor, texts: Tensor, owner: np.ndarray, folds: int = 1) -> dict[str, float]:

@@ -11,14 +11,15 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from vlkit.adapters.options import adapter_options
-from vlkit.data.video.clip_frames import Sampling
+from vlkit.data.video.clip_frames import Clip, Sampling
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base
 from vlkit.engine.checkpoint import check_base, load_trained
 from vlkit.engine.distributed import make_fabric
+from vlkit.engine.foreign import built_for
 from vlkit.files import sha256_of
 from vlkit.tasks.retrieval.pipeline import RetrievalPipeline, check_joint_space, model_identity
-from vlkit.tasks.video_retrieval.data import Clip, ClipReader
+from vlkit.tasks.video_retrieval.data import ClipReader
 from vlkit.tasks.video_retrieval.evaluate import VideoEmbedder
 from vlkit.tasks.video_retrieval.model import VideoHeadOptions, VideoText, build_model, frames_and_sampling, zero_shot
 
@@ -54,7 +55,7 @@ class VideoRetrievalPipeline(RetrievalPipeline):
 
 
 def as_clip(video: Video) -> Clip:
-    """A path, or (path, start, end), as a :class:`vlkit.tasks.video_retrieval.data.Clip`."""
+    """A path, or (path, start, end), as a :class:`vlkit.data.video.clip_frames.Clip`."""
     path, start, end = video if isinstance(video, tuple) else (video, None, None)
     return Clip(Path(path), start, end)
 
@@ -70,10 +71,12 @@ def open_adapter(
     """Put a saved adapter on its base; see :func:`vlkit.tasks.load.load`. ``text_base`` is not used."""
     base = base or load_base(config["base"]["image"]["load"])
     check_base(config, base.identity, folder)
-    model = build_model(base, adapter_options(config["adapters"]["image"]), VideoHeadOptions(**config["head"]))
+    with built_for(tensors, folder, base.image.model, base.text.model):
+        model = build_model(base, adapter_options(config["adapters"]["image"]), VideoHeadOptions(**config["head"]))
     load_trained(model, tensors, folder)
     fingerprint = sha256_of(folder / "adapter_model.safetensors")[:16]
-    reader = ClipReader(base.preprocess, *frames_and_sampling(config))
+    with built_for(tensors, folder):
+        reader = ClipReader(base.preprocess, *frames_and_sampling(config))
     return _pipeline(base, model, reader, fabric, folder.name, fingerprint, config.get("metrics", {}))
 
 
