@@ -152,11 +152,13 @@ def batches(pool: Pool, seed: int, size: int, reuse: int, workers: int, first_st
 def timed_batches(pool: Pool, seed: int, size: int, workers: int, first_step: int, chunk: int = 128) -> Iterator[Batch]:
     """Batches without end of whatever has been drawn by then; drawing goes on beside training."""
     chunks = StyledChunks(seed, TRAIN, 2**31 // chunk, chunk, pool.drawn, captions=CAPTIONS)
+    # Processes are forked here, not in the thread: a fork beside other threads can copy a lock that is held.
+    arriving = iter(chunk_loader(chunks, pool.tokenize, workers))
     ready: queue.Queue[list[Tensor]] = queue.Queue(maxsize=16)
     stop = threading.Event()
 
     def fetch() -> None:
-        for drawn in chunk_loader(chunks, pool.tokenize, workers):
+        for drawn in arriving:
             while not stop.is_set():
                 try:
                     # From pinned memory a copy to the GPU runs beside its work.
