@@ -13,17 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from vlkit.adapters.dtl import DtlOptions
 from vlkit.adapters.linear import LinearOptions
 from vlkit.adapters.lst.method import LstOptions
-from vlkit.adapters.sherl.tokens import SherlOptions
+from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.adapters.tuning import BitfitOptions, FullOptions, LoraOptions
-from vlkit.adapters.unipt.method import UniptOptions
+from vlkit.adapters.unipt.options import UniptOptions
 from vlkit.adapters.vqt import VqtOptions
 from vlkit.cli.config import run
-from vlkit.engine.run_folder import versions
+from vlkit.cli.show import Console
+from vlkit.engine.report import versions
 from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.tasks.retrieval.step_bench import ContrastiveBench

@@ -27,10 +27,10 @@ from typing import Any, Literal
 import torch
 from gpu_parity import parities
 from gpu_trace import KINDS, trace, wait_for
-from rich.console import Console
 from training_step import METHODS, VARIANTS
 
 from vlkit.cli.config import run
+from vlkit.cli.show import Console
 from vlkit.engine.distributed import make_fabric
 from vlkit.engine.hardware import machine
 from vlkit.engine.run_folder import versions

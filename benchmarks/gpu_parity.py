@@ -25,8 +25,8 @@ from vlkit.engine.distributed import make_fabric
 from vlkit.tasks.contrastive import gather_pairs, info_nce
 from vlkit.tasks.fusion import FusionOptions
 from vlkit.tasks.retrieval.step_bench import ContrastiveBench
-from vlkit.tasks.vqa.evaluate import build_model
 from vlkit.tasks.vqa.heads import GenerateOptions, shift_right, token_loss
+from vlkit.tasks.vqa.model import build_model
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from vlkit.adapters.base import trained_state
-from vlkit.adapters.sherl.tokens import SherlOptions
+from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.cli.config import run
-from vlkit.engine.run_folder import versions
+from vlkit.engine.report import versions
 from vlkit.files import write_json
 from vlkit.tasks.contrastive import gather_pairs, info_nce
 from vlkit.tasks.retrieval.step_bench import ContrastiveBench

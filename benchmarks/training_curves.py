@@ -23,7 +23,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vlkit.cli.config import run
-from vlkit.engine.run_folder import RunFolder, versions
+from vlkit.engine.report import versions
+from vlkit.engine.run_folder import RunFolder
 from vlkit.errors import UserError
 from vlkit.files import whole_file, write_json
 

@@ -24,14 +24,14 @@ from typing import Any, Literal
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from vlkit.adapters.linear import LinearOptions
-from vlkit.adapters.sherl.tokens import SherlOptions
+from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.adapters.tuning import FullOptions, LoraOptions
 from vlkit.cli.config import run
+from vlkit.cli.show import Console
 from vlkit.engine.hardware import keep_freed_memory, machine
-from vlkit.engine.run_folder import versions
+from vlkit.engine.report import versions
 from vlkit.files import read_json, whole_file, write_json
 from vlkit.tasks.retrieval.step_bench import ContrastiveBench
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from vlkit.cli.config import run
+from vlkit.cli.show import Console
 from vlkit.data.sources import coco
 from vlkit.data.sources.prepare import prepare
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from vlkit.cli.config import run
+from vlkit.cli.show import Console
 from vlkit.data.sources import flickr30k
 from vlkit.data.sources.prepare import prepare
 
@@ -19,7 +18,7 @@ class Config:
     annotations: Path
     """Karpathy file (dataset_flickr30k.json), results_20130124.token, or results.csv."""
     images: Path
-    """Folder with the pictures (flickr30k-images)."""
+    """Folder with the images (flickr30k-images)."""
     output: Path
     """Folder to write the prepared dataset to."""
     split: str = "train"

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from vlkit.cli.config import run
+from vlkit.cli.show import Console
 from vlkit.data.sources import flickr30k_entities
 from vlkit.data.sources.prepare import prepare
 
@@ -19,11 +18,11 @@ class Config:
     annotations: Path
     """Folder of the release: train.txt, val.txt, test.txt, Sentences/ and Annotations/."""
     images: Path
-    """Folder with the pictures (flickr30k-images)."""
+    """Folder with the images (flickr30k-images)."""
     output: Path
     """Folder to write the prepared dataset to."""
     partial: bool = False
-    """Leave out phrases whose picture is not there, and list the pictures in missing.txt, instead of stopping."""
+    """Leave out phrases whose image is not there, and list the images in missing.txt, instead of stopping."""
 
 
 def main(config: Config) -> None:

@@ -1,4 +1,4 @@
-"""A folder of your own captioned pictures -> a prepared dataset for retrieval."""
+"""A folder of your own captioned images -> a prepared dataset for retrieval."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from vlkit.data.sources.prepare import prepare
 
 @dataclass
 class Config:
-    """Prepare a folder of captioned pictures for retrieval."""
+    """Prepare a folder of captioned images for retrieval."""
 
     folder: Path
-    """Folder with the pictures; sub-folders are searched too."""
+    """Folder with the images; sub-folders are searched too."""
     output: Path
     """Folder to write the prepared dataset to."""
     captions: Path | None = None
-    """CSV, TSV, JSONL or JSON with image and caption (and split, if you have your own); default: captions.* or
-    metadata.* in the folder, else a .txt beside each picture with a caption a line."""
+    """CSV, TSV, JSONL or JSON with image and captions (and split, if you have your own); every column that is named as
+    captions are (caption, caption2, text, title, ...) is read, the others are named; default: captions.* or
+    metadata.* in the folder, else a .txt beside each image with a caption a line."""
     val: float = 0.1
-    """Share of the pictures for validation."""
+    """Share of the images for validation."""
     test: float = 0.1
-    """Share of the pictures for testing."""
+    """Share of the images for testing."""
     seed: int = 0
     """Another seed draws other splits."""
     partial: bool = False
-    """Leave out pictures that are not there, and list them in missing.txt, instead of stopping."""
+    """Leave out images that are not there, and list them in missing.txt, instead of stopping."""
 
 
 def main(config: Config) -> None:

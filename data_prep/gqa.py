@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from vlkit.cli.config import run
+from vlkit.cli.show import Console
 from vlkit.data.sources import gqa
 from vlkit.data.sources.prepare import prepare
 
@@ -19,11 +18,11 @@ class Config:
     questions: list[Path]
     """*_balanced_questions.json, one file a split; of a split in several files (train_all) their folder."""
     images: Path
-    """Folder with the pictures (<imageId>.jpg, or images/ below it)."""
+    """Folder with the images (<imageId>.jpg, or images/ below it)."""
     output: Path
     """Folder to write the prepared dataset to."""
     partial: bool = False
-    """Leave out questions whose picture is not there, and list the pictures in missing.txt, instead of stopping."""
+    """Leave out questions whose image is not there, and list the images in missing.txt, instead of stopping."""
 
 
 def main(config: Config) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from vlkit.cli.config import run
+from vlkit.cli.show import Console
 from vlkit.data.sources import msvd
 from vlkit.data.sources.prepare import prepare
 
@@ -17,7 +16,7 @@ class Config:
     """Prepare MSVD for video retrieval."""
 
     annotations: Path
-    """raw-captions.pkl, or its folder."""
+    """raw-captions.pkl, AllVideoDescriptions.txt or video_corpus.csv, or the folder that holds it."""
     videos: Path
     """Folder with the clips (YouTubeClips)."""
     output: Path

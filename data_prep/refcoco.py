@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-
 from vlkit.cli.config import run
+from vlkit.cli.show import Console
 from vlkit.data.sources import refcoco
 from vlkit.data.sources.prepare import prepare
 from vlkit.errors import UserError
@@ -18,7 +17,7 @@ class Config:
     """Prepare RefCOCO, RefCOCO+ or RefCOCOg for grounding."""
 
     images: Path
-    """Folder that holds train2014/ (or the pictures themselves)."""
+    """Folder that holds train2014/ (or the images themselves)."""
     output: Path
     """Folder to write the prepared dataset to."""
     refs: Path | None = None
@@ -30,7 +29,7 @@ class Config:
     mdetr: list[Path] = field(default_factory=list)
     """MDETR's finetune_refcoco*_*.json, one file a split; instead of --refs."""
     partial: bool = False
-    """Leave out expressions whose picture is not there, and list the pictures in missing.txt, instead of stopping."""
+    """Leave out expressions whose image is not there, and list the images in missing.txt, instead of stopping."""
 
 
 def main(config: Config) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-
 from vlkit.cli.config import run
+from vlkit.cli.show import Console
 from vlkit.data.sources import vqav2
 from vlkit.data.sources.prepare import prepare
 
@@ -19,13 +18,13 @@ class Config:
     questions: list[Path]
     """v2_OpenEnded_mscoco_*_questions.json, one file a split."""
     images: Path
-    """Folder that holds train2014/, val2014/ and test2015/ (or all pictures)."""
+    """Folder that holds train2014/, val2014/ and test2015/ (or all images)."""
     output: Path
     """Folder to write the prepared dataset to."""
     annotations: list[Path] = field(default_factory=list)
     """v2_mscoco_*_annotations.json of the same splits; the test splits have none."""
     partial: bool = False
-    """Leave out questions whose picture is not there, and list the pictures in missing.txt, instead of stopping."""
+    """Leave out questions whose image is not there, and list the images in missing.txt, instead of stopping."""
 
 
 def main(config: Config) -> None:

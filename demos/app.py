@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlkit.cli.config import run
+from vlkit.cli.show import Console
 from vlkit.drawn.album import demo_album, drawing_ahead
 from vlkit.errors import UserError
 
@@ -136,7 +137,7 @@ def open_port(page: Any, config: Config, **options: Any) -> None:
         )
     except OSError:
         raise UserError(f"--port {config.port}: cannot listen there on {config.host}; choose another --port") from None
-    print(f"the demo is at http://{config.host}:{config.port}", flush=True)
+    Console().print(f"the demo is at http://{config.host}:{config.port}")
 
 
 def about(models: Models) -> dict[str, Any]:

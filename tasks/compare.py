@@ -20,26 +20,20 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from rich.console import Console
 
-from vlkit.adapters import ADAPTERS, TUNING
+from vlkit.adapters import ADAPTERS
 from vlkit.cli.config import run
+from vlkit.cli.show import Console
 from vlkit.errors import UserError
 from vlkit.files import read_json, whole_file, write_text
+from vlkit.tasks.registry import TASKS
 
-TASKS = Path(__file__).parent
+SCRIPTS = Path(__file__).parent
 MIB = 2**20
-SCORES = {
-    "retrieval": {"rsum": "rsum", "i2t R@1": "i2t_r1", "t2i R@1": "t2i_r1"},
-    "video_retrieval": {"rsum": "rsum", "v2t R@1": "v2t_r1", "t2v R@1": "t2v_r1"},
-    "vqa": {"accuracy": "accuracy"},
-    "grounding": {"acc@0.5": "acc@0.5", "mean IoU": "mean_iou"},
-}
-"""Per task: column -> key in metrics.json; the first one is the accuracy of the plot."""
 COSTS = {
     "kept for backward MiB": lambda m: m["saved_activation_bytes"] / MIB,
     "peak MiB": lambda m: m["peak_memory_bytes"] / MIB,
@@ -63,8 +57,8 @@ class Config:
 
     output: Path
     """Folder of the comparison; each run gets a folder in it."""
-    task: Literal["retrieval", "video_retrieval", "vqa", "grounding"] = "retrieval"
-    """Which task."""
+    task: str = "retrieval"
+    """Which task: retrieval, video_retrieval, vqa, grounding."""
     kinds: str = "sherl,sherl:handoff=tokens,linear,bitfit,lora,full"
     """Methods, separated by commas; options behind colons: lora:rank=16:checkpointing=true; or all: every method."""
     seeds: int = 3
@@ -78,6 +72,8 @@ class Config:
     """Learning rates as method=value; default: the script's; lora 1e-3, full 3e-4, vqt 1e-2."""
 
     def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise UserError(f"--task {self.task}: no such task; the tasks are {', '.join(TASKS)}")
         for name in ("seeds", "jobs"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
@@ -93,7 +89,7 @@ def main(config: Config) -> None:
     if unknown:
         raise UserError(f"--kinds {', '.join(unknown)}: no such method; the methods are {', '.join(ADAPTERS)}")
     cells = [(method, seed) for seed in range(config.seeds) for method in methods]
-    console, main_score = Console(stderr=True), next(iter(SCORES[config.task].values()))
+    console, main_score = Console(stderr=True), next(iter(TASKS[config.task].scores.values()))
     failed: dict[Cell, str] = {}
 
     def cell(place: Cell) -> Metrics | None:
@@ -135,7 +131,13 @@ def train(config: Config, method: str, seed: int, folder: Path) -> None:
     rate = rates.get(method, rates.get(kind))
     flags = [f"--adapter.kind={kind}", *(f"--adapter.{option}" for option in options)]
     flags += ([] if rate is None else [f"--lr={rate}"]) + flags_for(kind, config.flags)
-    script = [sys.executable, str(TASKS / config.task / "train.py"), "--resume", f"--output={folder}", f"--seed={seed}"]
+    script = [
+        sys.executable,
+        str(SCRIPTS / config.task / "train.py"),
+        "--resume",
+        f"--output={folder}",
+        f"--seed={seed}",
+    ]
     # No more than asked for: on a machine that does other work, too many threads wait for each other.
     threads = max(1, min(int(os.environ.get("OMP_NUM_THREADS", "") or 2**16), (os.cpu_count() or 1) // config.jobs))
     log = folder.with_suffix(".log")
@@ -150,7 +152,7 @@ def train(config: Config, method: str, seed: int, folder: Path) -> None:
 
 def flags_for(kind: str, flags: Sequence[str]) -> list[str]:
     """The further flags of a run; those of the cache only for methods that can be cached."""
-    left_out = ("cache", "cache_dtype") if kind in TUNING else ()
+    left_out = () if ADAPTERS[kind].has_early_route else ("cache", "cache_dtype")
     return [f"--{flag}" for flag in flags if flag.partition("=")[0] not in left_out]
 
 
@@ -158,7 +160,7 @@ def write_csv(path: Path, task: str, metrics: Mapping[Cell, Metrics]) -> None:
     """One row a run: method, seed, the table's columns and every metric before and after."""
     rows = []
     for (method, seed), m in metrics.items():
-        scores = {name: m["after"][key] for name, key in SCORES[task].items()}
+        scores = {name: m["after"][key] for name, key in TASKS[task].scores.items()}
         costs = {name: read(m) for name, read in COSTS.items()} | {"train s": m["train_seconds"]}
         pairs = {f"{when}_{key}": value for when in ("before", "after") for key, value in m[when].items()}
         rows.append({"method": method, "seed": seed, **scores, **costs, **pairs})
@@ -172,15 +174,15 @@ def write_csv(path: Path, task: str, metrics: Mapping[Cell, Metrics]) -> None:
 
 def markdown(task: str, methods: Sequence[str], metrics: Mapping[Cell, Metrics]) -> str:
     """The table: scores as mean and standard deviation over seeds, costs as means; first what there was before."""
-    columns = [*SCORES[task], *COSTS]
+    columns = [*TASKS[task].scores, *COSTS]
     lines = ["| method | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
     before = next(iter(metrics.values()))["before"]
-    cells = [f"{before[key]:.1f}" if key in before else "" for key in SCORES[task].values()]
+    cells = [f"{before[key]:.1f}" if key in before else "" for key in TASKS[task].scores.values()]
     lines.append("| before | " + " | ".join([*cells, *[""] * len(COSTS)]) + " |")
     for method in methods:
         runs = [m for (name, _), m in metrics.items() if name == method]
         cells = []
-        for key in SCORES[task].values():
+        for key in TASKS[task].scores.values():
             values = [float(m["after"][key]) for m in runs]
             cells.append(f"{statistics.fmean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}")
         for name, read in COSTS.items():
@@ -193,7 +195,7 @@ def markdown(task: str, methods: Sequence[str], metrics: Mapping[Cell, Metrics])
 
 def draw(path: Path, task: str, methods: Sequence[str], metrics: Mapping[Cell, Metrics]) -> None:
     """The task's main score over bytes kept for backward, a point a run, on a logarithmic axis."""
-    name, key = next(iter(SCORES[task].items()))
+    name, key = next(iter(TASKS[task].scores.items()))
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     axes = figure.subplots()
     for number, method in enumerate(methods):

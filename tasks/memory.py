@@ -15,17 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
 from vlkit.adapters import ADAPTERS
-from vlkit.adapters.sherl.tokens import SherlOptions
+from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.adapters.tuning import LoraOptions
 from vlkit.cli.config import kinds, run
+from vlkit.cli.show import SIMPLE, Console, Table, track
 from vlkit.engine.hardware import machine
-from vlkit.engine.run_folder import versions
+from vlkit.engine.report import versions
 from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.memory import CUDA_CONTEXT_BYTES, CUDA_GAPS, largest_batch, tensor_budget

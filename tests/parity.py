@@ -117,7 +117,7 @@ def main(paths: list[str]) -> int:
 
 
 def _metrics(folder: str) -> bool:
-    from metric_fixtures import check_folder
+    from helpers.metric_fixtures import check_folder
 
     checks = check_folder(folder)
     for check in checks:

@@ -6,9 +6,13 @@ from __future__ import annotations
 class UserError(Exception):
     """Wrong input: a flag, a file, a record.
 
-    The message is one line that says what is wrong, where (file, line, field) and how to mend it. Scripts print it
+    The message is one line that says what is wrong, where (file, line, field) and how to fix it. Scripts print it
     on stderr and exit with 2, without a traceback (:func:`vlkit.cli.config.run`).
     """
+
+
+class NothingThereError(UserError):
+    """A folder exists and holds none of the files that are looked for; an index of it is then empty."""
 
 
 def some(names: list[str], limit: int = 5) -> str:

@@ -16,6 +16,7 @@ import gradio as gr
 from gradio.context import get_blocks_context
 from PIL import Image
 
+from vlkit.cli.show import visible
 from vlkit.data.images import MediaError
 from vlkit.drawn.album import Album
 from vlkit.errors import UserError
@@ -101,10 +102,20 @@ def _sentence(error: Exception) -> gr.Error:
     if isinstance(error, gr.Error):
         return error
     if isinstance(error, UserError | MediaError):
-        # Shown as HTML: a file name must not become markup.
-        return gr.Error(html.escape(str(error), quote=False), duration=None, print_exception=False)
+        return gr.Error(as_html(str(error), quote=False), duration=None, print_exception=False)
     log.error("a request failed", exc_info=error)
     return gr.Error("This request failed; the log of the server says why.", duration=None, print_exception=False)
+
+
+def as_html(text: str, quote: bool = True) -> str:
+    """A text of a user, or one that quotes it, as HTML that shows it character by character.
+
+    File names, queries, answers and names of models go through here, and never into ``gr.Markdown``.
+
+    Args:
+        quote: escape quotation marks, too; only attributes need it.
+    """
+    return html.escape(visible(text), quote=quote)
 
 
 def endpoint(name: str, function: Callable[..., Any], inputs: list[Any], **options: Any) -> None:
@@ -163,9 +174,9 @@ def status_of(library: Library, what: str, notes: list[str] | None = None) -> st
         notes: sentences to add.
     """
     if library.error:
-        return f'<p role="status">{html.escape(library.error)}</p>'
+        return f'<p role="status">{as_html(library.error)}</p>'
     lines = [f"{len(library):,} {what}" + (f"; {len(library.left_out)} could not be read" if library.left_out else "")]
-    lines += [html.escape(sentence) for sentence in notes or []]
+    lines += [as_html(sentence) for sentence in notes or []]
     if library.finished:
         return f'<p role="status">{"<br>".join(lines)}</p>'
     done, total = library.progress()
@@ -210,11 +221,11 @@ def bars(
         swatch = f'<span class="swatch" style="{colour}"></span>' if colours else ""
         width = 100 * min(max(share, 0.0), 1.0)
         items.append(
-            f'<li><span class="name">{swatch}{html.escape(name)}</span><span class="value">{shown(share)}</span>'
+            f'<li><span class="name">{swatch}{as_html(name)}</span><span class="value">{shown(share)}</span>'
             f'<span class="track" aria-hidden="true"><span class="fill" style="width:{width:.1f}%;{colour}"></span>'
             "</span></li>"
         )
-    return f'<ol class="bars" aria-label="{html.escape(label)}">{"".join(items)}</ol>'
+    return f'<ol class="bars" aria-label="{as_html(label)}">{"".join(items)}</ol>'
 
 
 def percent(share: float) -> str:

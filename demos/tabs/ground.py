@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from tabs.common import (
     Studio,
@@ -23,15 +23,12 @@ from tabs.common import (
     told,
 )
 from tabs.search import given
+from vlkit.data.draw_boxes import COLORS, draw_boxes
 from vlkit.data.images import open_image
 from vlkit.drawn.album import AlbumPicture
 from vlkit.serving import check_count, check_text
 
 MOST_BOXES, EXAMPLES = 5, 5
-LEAST_SIDE = 640
-"""Pixels of the longer side that boxes are drawn at: lines stay fine on a small picture."""
-COLOURS = ["#0f766e", "#b45309", "#7c3aed", "#be123c", "#475569"]
-"""Of the candidates, best first."""
 
 Scored = list[tuple[list[float], float]]
 
@@ -77,7 +74,9 @@ def build(studio: Studio) -> None:
     def show(picture: Image.Image | None, phrase: str, count: int, model: str | None) -> tuple[Any, str]:
         found = boxes(picture, phrase, count, model)
         alt = f"The picture with a box around: {phrase.strip()}"
-        return gr.Image(draw_boxes(picture, found), alt_text=alt), table(found)
+        labels = [f"{number}  {percent(score)}" for number, (_, score) in enumerate(found, start=1)]
+        drawn = draw_boxes(given(picture), [box for box, _ in found], labels=labels)
+        return gr.Image(drawn, alt_text=alt), table(found)
 
     def offer(picture: Image.Image | None, phrase: str) -> gr.Radio:
         """Phrases of a demo picture; of any other none are known."""
@@ -115,7 +114,7 @@ def digest(path: Path) -> str:
 def table(found: Scored) -> str:
     """HTML of the candidates: number and colour, score, corners in pixels."""
     rows = "".join(
-        f'<tr><td><span class="swatch" style="background:{COLOURS[n]}"></span>{n + 1}</td><td>{percent(score)}</td>'
+        f'<tr><td><span class="swatch" style="background:{COLORS[n]}"></span>{n + 1}</td><td>{percent(score)}</td>'
         f"<td>{b[0]:.0f} to {b[2]:.0f}</td><td>{b[1]:.0f} to {b[3]:.0f}</td></tr>"
         for n, (b, score) in enumerate(found)
     )
@@ -125,33 +124,3 @@ def table(found: Scored) -> str:
         f'<tbody>{rows}</tbody></table><p class="lead">The first score is the overlap with the right box that the '
         "model expects. A runner-up has the share of it that its place is hot beside the hottest.</p>"
     )
-
-
-def draw_boxes(picture: Image.Image, found: Scored) -> Image.Image:
-    """The picture, enlarged if it is small, with numbered boxes and their scores; the best one on top and thicker."""
-    scale = max(1.0, LEAST_SIDE / max(picture.size))
-    canvas = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
-    pen = ImageDraw.Draw(canvas)
-    width = max(2, round(max(canvas.size) / 220))
-    font = ImageFont.load_default(size=7 * width)
-    for number in reversed(range(len(found))):
-        box = [value * scale for value in found[number][0]]
-        line = 3 * width if number == 0 else width
-        pen.rectangle([box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1], outline="white", width=line + 2)
-        pen.rectangle(box, outline=COLOURS[number], width=line)
-    for number in reversed(range(len(found))):
-        box, score = found[number]
-        _label(pen, canvas.size, [value * scale for value in box], f"{number + 1}  {percent(score)}", number, font)
-    return canvas
-
-
-def _label(
-    pen: ImageDraw.ImageDraw, size: tuple[int, int], box: list[float], text: str, number: int, font: Any
-) -> None:
-    """A sign on the upper side of a box, or within it where there is no room above."""
-    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
-    wide, high = right - left + 10, bottom - top + 8
-    x = min(max(0, box[0]), size[0] - wide)
-    y = box[1] - high if box[1] >= high else box[1]
-    pen.rectangle([x, y, x + wide, y + high], fill=COLOURS[number])
-    pen.text((x + 5 - left, y + 4 - top), text, font=font, fill="white")

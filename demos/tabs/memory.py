@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import gradio as gr
 
-from tabs.common import Studio, endpoint, lead, on_example, on_page
+from tabs.common import Studio, as_html, endpoint, lead, on_example, on_page
 from vlkit.errors import UserError
 from vlkit.serving import check_count
 from vlkit.serving.memory import BASES, METHODS, Need, memory_needs
@@ -77,7 +76,7 @@ def chart(needs: list[Need], gpu: int, waiting: list[str]) -> str:
             f'<span class="value">{_size(need.total)}</span><span class="track" aria-hidden="true">{fills}'
             f'<span class="limit" style="left:{100 * gpu * GIB / widest:.2f}%"></span></span></li>'
         )
-    more = f'<p class="lead">Still predicting: {html.escape(", ".join(waiting))} …</p>' if waiting else ""
+    more = f'<p class="lead">Still predicting: {as_html(", ".join(waiting))} …</p>' if waiting else ""
     key = "".join(f'<span><span class="swatch part-{i}"></span>{name}</span>' for i, name in enumerate(PARTS))
     return (
         f'<p role="status"><b>{answer}</b></p><ol class="bars stack" aria-label="Memory of a training step">'

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from tabs import ask, ground, memory, search, video
-from tabs.common import Studio, endpoint
+from tabs.common import Studio, as_html, endpoint
 
 TABS = {"Search": search, "Video search": video, "Ask": ask, "Ground": ground, "Memory": memory}
 QUEUE, THREADS = 128, 32
@@ -22,13 +22,13 @@ def build_page(studio: Studio) -> gr.Blocks:
             for name, tab in TABS.items():
                 with gr.Tab(name, id=name) as opened:
                     tab.build(studio, opened) if tab is memory else tab.build(studio)
-        gr.Markdown(about_line(studio.about), elem_id="about")
+        gr.HTML(about_line(studio.about), elem_id="about")
         endpoint("about", lambda: studio.about, [])
     return page.queue(max_size=QUEUE, default_concurrency_limit=8)
 
 
 def about_line(about: dict[str, Any]) -> str:
-    """The facts in one line."""
+    """The facts in one line of HTML."""
     adapters = [f"{name} ({task.replace('_', ' ')})" for task, names in about["adapters"].items() for name in names]
     facts = {
         "base": ", ".join(about["bases"]),
@@ -36,4 +36,4 @@ def about_line(about: dict[str, Any]) -> str:
         "device": about["device"],
         "precision": about["precision"],
     }
-    return " · ".join(f"**{key}** {value}" for key, value in facts.items())
+    return " · ".join(f"<b>{key}</b> {as_html(value)}" for key, value in facts.items())

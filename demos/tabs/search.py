@@ -21,6 +21,7 @@ from tabs.common import (
     show_progress,
     status_of,
 )
+from vlkit.cli.show import visible
 from vlkit.errors import UserError
 from vlkit.serving import (
     AddedPictures,
@@ -188,7 +189,7 @@ def _build_adding(studio: Studio, added: gr.State, status: gr.HTML) -> None:
     def add(paths: list[str] | None, added: AddedPictures, progress: gr.Progress = gr.Progress()) -> tuple[Any, str]:  # noqa: B008 - how Gradio hands it in
         refused = []
         for path in progress.tqdm(paths or [], desc="add pictures"):
-            name = Path(path).name
+            name = visible(Path(path).name)
             try:
                 if len(added.names) >= MOST_ADDED:
                     raise UserError(f"{name}: at most {MOST_ADDED} pictures can be added.")

@@ -108,7 +108,7 @@ def _example(clip: AlbumClip) -> str:
 
 def play(clip: FoundClip) -> gr.Video:
     """The player with that moment, cut out once and kept while the demo runs."""
-    name = hashlib.sha256(f"{clip.path}|{clip.start}|{clip.end}".encode()).hexdigest()[:24]
+    name = hashlib.sha256(os.fsencode(f"{clip.path}|{clip.start}|{clip.end}")).hexdigest()[:24]
     path = Path(os.environ["GRADIO_TEMP_DIR"]) / "clips" / f"{name}.mp4"
     if not path.exists():
         cut_clip(clip, path)

@@ -9,14 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.table import Table
-
 from vlkit.cli.config import run
-from vlkit.data.manifest import Dataset
-from vlkit.drawn.prepared import demo_dataset
+from vlkit.cli.show import Console, Table
 from vlkit.files import write_json
 from vlkit.tasks.grounding.evaluate import find_split, metrics_of
+from vlkit.tasks.grounding.task import TASK
 from vlkit.tasks.load import load
 
 
@@ -44,13 +41,13 @@ class Config:
 
 
 def main(config: Config) -> None:
-    pipeline = load(config.model, config.device, task="grounding")
-    dataset = Dataset.open(config.data.root or demo_dataset("grounding"), "grounding")
+    pipeline = load(config.model, config.device, task=TASK.name)
+    dataset = TASK.dataset(config.data.root)
     records, found = find_split(pipeline.locator, dataset, config.split)
     metrics = metrics_of(records, found)
     pictures = len({record["image"] for record in records})
     table = Table(
-        title=f"{pipeline.name}: {pictures} pictures, {len(records)} texts of {dataset.name}/{config.split}, percent"
+        title=f"{pipeline.name}: {pictures} images, {len(records)} texts of {dataset.name}/{config.split}, percent"
     )
     table.add_column("metric")
     table.add_column("value", justify="right")

@@ -1,9 +1,9 @@
-"""Find what a text speaks of: boxes in a picture, or of a whole split.
+"""Find what a text speaks of: boxes in an image, or for every text of a split.
 
     python tasks/grounding/predict.py --model runs/grounding/… --image FILE --text "the left dog" --draw boxes.png
     python tasks/grounding/predict.py --model runs/grounding/… --data.root DIR --split val --json boxes.json
 
-Boxes are x1, y1, x2, y2 in pixels of the original picture.
+Boxes are x1, y1, x2, y2 in pixels of the original image.
 """
 
 from __future__ import annotations
@@ -12,22 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-
-from vlkit.cli.config import run
+from vlkit.cli.config import about, run
+from vlkit.cli.show import Console
 from vlkit.data.draw_boxes import draw_boxes, write_png, write_sheet
-from vlkit.data.images import MediaError, open_image
-from vlkit.data.manifest import Dataset
-from vlkit.drawn.prepared import demo_dataset
+from vlkit.data.images import open_image, read_image
 from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.tasks.grounding.evaluate import find_split
 from vlkit.tasks.grounding.pipeline import GroundingPipeline
+from vlkit.tasks.grounding.task import TASK
 from vlkit.tasks.load import load
-from vlkit.tasks.retrieval.data import read_image
 
 SHEET = 12
-"""Pictures of a split that are drawn."""
+"""Images of a split that are drawn, at most."""
 
 
 @dataclass
@@ -40,23 +37,23 @@ class Data:
 
 @dataclass
 class Config:
-    """Find what a text speaks of, in one picture or in a split."""
+    """Find what a text speaks of, in one image or in a split."""
 
     model: Path
     """Run or adapter folder."""
     image: Path | None = None
-    """A picture."""
+    """An image file."""
     text: str | None = None
     """What to find in it."""
     split: str | None = None
     """Predict for a whole split instead; test stands for testA and testB where there is no split of that name."""
     data: Data = field(default_factory=Data)
     k: int = 1
-    """Boxes a text, at most. Of --split, a model has --head.queries of them; of one picture there may be more."""
+    """Boxes per text, at most. For --split a model has --head.queries of them; for one image there may be more."""
     draw: Path | None = None
-    """Write a PNG: the picture with its boxes, or a sheet of pictures of the split (annotated boxes in white)."""
+    """Write a PNG: the image with its boxes, or a sheet of images of the split (annotated boxes in white)."""
     json: Path | None = None
-    """Write the boxes and their scores there."""
+    """Write the boxes and their scores to this file."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
 
@@ -67,22 +64,21 @@ def main(config: Config) -> None:
         raise UserError('give either --image FILE with --text "…", or --split NAME')
     if config.k < 1:
         raise UserError(f"--k {config.k}: must be at least 1")
-    pipeline = load(config.model, config.device, task="grounding")
-    predictions = one_picture(pipeline, config) if one else whole_split(pipeline, config)
+    pipeline = load(config.model, config.device, task=TASK.name)
+    predictions = one_image(pipeline, config) if one else whole_split(pipeline, config)
     if config.json:
         write_json(config.json, predictions)
 
 
-def one_picture(pipeline: GroundingPipeline, config: Config) -> dict[str, Any]:
+def one_image(pipeline: GroundingPipeline, config: Config) -> dict[str, Any]:
     """Print (and draw) the boxes of one text."""
-    try:
+    with about("--image"):
         image = open_image(config.image)
-    except MediaError as error:
-        raise UserError(f"--image {error}") from None
     found = pipeline.candidates(image, config.text, config.k)
+    console = Console()
     for candidate in found:
         corners = ", ".join(f"{side:.1f}" for side in candidate.box)
-        print(f"{config.text}: [{corners}] score {candidate.score:.2f}")
+        console.print(f"{config.text}: [{corners}] score {candidate.score:.2f}")
     if config.draw:
         write_png(draw_boxes(image, [candidate.box for candidate in found], config.text), config.draw)
     boxes = [{"box": list(candidate.box), "score": candidate.score} for candidate in found]
@@ -90,8 +86,8 @@ def one_picture(pipeline: GroundingPipeline, config: Config) -> dict[str, Any]:
 
 
 def whole_split(pipeline: GroundingPipeline, config: Config) -> list[dict[str, Any]]:
-    """Boxes of every text of a split, as the metric sees them: not clipped to the picture."""
-    dataset = Dataset.open(config.data.root or demo_dataset("grounding"), "grounding")
+    """Boxes of every text of a split, as the metric sees them: not clipped to the image."""
+    dataset = TASK.dataset(config.data.root)
     records, found = find_split(pipeline.locator, dataset, config.split)
     predictions = []
     for record, one in zip(records, found, strict=True):
@@ -113,7 +109,7 @@ def whole_split(pipeline: GroundingPipeline, config: Config) -> list[dict[str, A
             for record, prediction in list(shown.values())[:SHEET]
         ]
         write_sheet(sheet, config.draw)
-    Console().print(f"{len(predictions)} texts of {dataset.name}/{config.split}", highlight=False)
+    Console().print(f"{len(predictions)} texts of {dataset.name}/{config.split}")
     return predictions
 
 

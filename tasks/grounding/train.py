@@ -1,46 +1,47 @@
-"""Adapt a CLIP base and a text base to visual grounding: a text about a picture -> its box.
+"""Adapt a CLIP base and a text base to visual grounding: a text about an image -> its box.
 
     python tasks/grounding/train.py                                     # embedded bases, demo data, SHERL
     python tasks/grounding/train.py --data.root DIR --base ViT-B-32:openai --text_base google-t5/t5-base \
         --image_size 384 --data.augment crop
 
-Reads top to bottom: data, bases, adapters and heads, the step with its loss, training, report.
+Reads top to bottom: data, bases, adapters and heads, batches, loss, training, report.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning_fabric import Fabric
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from vlkit.adapters import ADAPTERS
-from vlkit.adapters.lst.fisher import fisher_due, start_from_fisher
-from vlkit.cli.config import kinds, run
+from vlkit.cli.config import kinds
+from vlkit.cli.config import run as cli
 from vlkit.data.manifest import Dataset
-from vlkit.drawn.prepared import demo_dataset
+from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.load import load_base
-from vlkit.encoders.text_side import text_side
-from vlkit.engine.checkpoint import save_adapter
-from vlkit.engine.fit import CachedRunConfig, fit, make_fabric, make_loader, open_run
-from vlkit.engine.hardware import attention_for, keep_freed_memory
-from vlkit.engine.loader import EpochLoader
-from vlkit.engine.run_folder import Report
+from vlkit.encoders.text_side import TextSide, text_side
+from vlkit.encoders.tokenizer import warn_of_cut_texts
+from vlkit.engine.config import CachedRunConfig
+from vlkit.engine.fit import fit
+from vlkit.engine.hardware import attention_for
+from vlkit.engine.loader import EpochLoader, make_loader
+from vlkit.engine.prepare import prepare
+from vlkit.engine.run import Forward, Run, step_memory
 from vlkit.errors import UserError
-from vlkit.memory import StepMemory, measure_step
 from vlkit.tap_cache.images import cached_pictures
+from vlkit.tap_cache.maker import CachedLoader
+from vlkit.tasks import splits
 from vlkit.tasks.fusion import FusionOptions
 from vlkit.tasks.grounding.baseline import blind_boxes, blind_metrics
 from vlkit.tasks.grounding.data import Augment, BoxBatch, BoxCollate, BoxedPictures, BoxTransform, Shape
-from vlkit.tasks.grounding.evaluate import Locator, adapter_config, build_model, evaluate_split, identities, records_of
+from vlkit.tasks.grounding.evaluate import TESTS, Locator, evaluate_split, records_of
 from vlkit.tasks.grounding.head import Grounder, GroundingOptions
 from vlkit.tasks.grounding.losses import BoxLoss, grounding_loss
+from vlkit.tasks.grounding.model import adapter_config, build_model, identities
+from vlkit.tasks.grounding.task import TASK
+from vlkit.tasks.splits import data_identity
 
 
 @dataclass
@@ -56,14 +57,14 @@ class Data:
     test: str = "test"
     """Split that is reported; without one of that name testA and testB together, without those the validation split."""
     texts: int = 8
-    """Texts that share a picture in a step, at most; the picture is encoded once for all of them."""
+    """Most texts that share an image per step; the image is encoded once for all of them."""
     shape: Shape = "squash"
-    """How the whole picture gets into the square input: squash scales each side on its own, letterbox keeps the aspect
+    """How the whole image gets into the square input: squash scales each side on its own, letterbox keeps the aspect
     and fills the rest."""
     augment: Augment = "none"
-    """Of training pictures: color; crop (color, and a crop around all boxes that keeps 3/4 of each side or more)."""
+    """Random changes of training images: color; crop (color, and a crop around all boxes, 3/4 of each side or more)."""
     flip: bool = False
-    """Mirror half of the training pictures and swap left and right in their texts."""
+    """Mirror half of the training images and swap left and right in their texts."""
 
     def __post_init__(self) -> None:
         if self.texts < 1:
@@ -75,7 +76,7 @@ class Config(CachedRunConfig):
     """Adapt a CLIP base and a text base to visual grounding."""
 
     base: str = "tiny"
-    """Sees the picture: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip."""
+    """Sees the image: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip."""
     text_base: str = "tiny"
     """Reads the text: tiny (embedded T5), a T5 or BERT of the hub, a folder, or clip (the base's own text tower)."""
     image_size: int | None = None
@@ -87,105 +88,73 @@ class Config(CachedRunConfig):
     loss: BoxLoss = field(default_factory=BoxLoss)
     epochs: int = 12
     batch_size: int = 16
-    """Pictures a step, all processes together; each comes with its texts."""
+    """Images per step, all processes together; each comes with its texts."""
     lr: float = 1.5e-3
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.data.augment != "none":
-            self.refuse_cache(f"--data.augment {self.data.augment}", "a picture is another one")
+            self.refuse_cache(f"--data.augment {self.data.augment}", "an image is another one")
         if self.data.flip:
-            self.refuse_cache("--data.flip true", "a picture is another one")
+            self.refuse_cache("--data.flip true", "an image is another one")
 
 
 def main(config: Config) -> None:
-    fabric = make_fabric(config.device, config.precision, config.seed)
-    folder = open_run(config, "grounding", fabric)
-    keep_freed_memory()
-
-    dataset = Dataset.open(config.data.root or demo_dataset("grounding"), "grounding")
+    run = Run.open(config, TASK.name)
+    dataset = TASK.dataset(config.data.root)
     test = reported_split(dataset, config.data)
     base = load_base(config.base, image_size=config.image_size)
     text = text_side(config.text_base, base)
     transform = BoxTransform(base.preprocess, config.data.shape, config.data.augment)
-    several = config.head.queries > 1
-    examples = BoxedPictures(dataset, config.data.train, transform, config.data.texts, config.data.flip, several)
+
+    def examples_of(texts: int) -> BoxedPictures:
+        data, several = config.data, config.head.queries > 1
+        return BoxedPictures(dataset, data.train, transform, texts, data.flip, several)
+
+    examples = examples_of(config.data.texts)
+    warn_of_cut_texts(text, examples.texts, "training texts")
     before = before_training(dataset, config.data.train, test)
 
     grounder = build_model(base, text, config.adapter, config.fusion, config.head)
-    model = fabric.setup_module(grounder)
-    if config.cache:
-        cached = cached_pictures(
-            *(config.cache, config.cache_dtype, examples, grounder, base, text, fabric),
-            preprocess={**base.preprocess.to_dict(), "shape": config.data.shape},
-        )
-        loader = cached.loader(make_loader(cached, config, fabric, BoxCollate(cached.read, cached.stack)))
-    else:
-        loader = make_loader(examples, config, fabric, BoxCollate(text.tokenize))
-    locator = Locator(grounder, base, text, fabric, config.data.shape)
+    model = run.fabric.setup_module(grounder)
+    loader = training_batches(run, config, examples, grounder, base, text)
 
-    def losses_of(forward: Callable[..., Any], batch: BoxBatch) -> list[Tensor]:
+    def loss_of(forward: Forward, batch: BoxBatch, epoch: float) -> dict[str, Tensor]:
         predictions = forward(batch.pixels, batch.ids, batch.owner)
-        return [grounding_loss(predictions, batch.boxes, batch.valid, config.loss)["loss"]]
+        count = run.fabric.all_reduce(batch.valid.sum().float(), reduce_op="mean")
+        return grounding_loss(predictions, batch.boxes, batch.valid, config.loss, count)
 
-    if fisher_due(config.adapter, folder):
-        # One text at a time.
-        single = BoxedPictures(dataset, config.data.train, transform, 1, config.data.flip, several)
-        start_from_fisher(grounder, single, BoxCollate(text.tokenize), losses_of, config, fabric)
+    def evaluate(split: str = config.data.validation) -> dict[str, float]:
+        return evaluate_split(Locator(grounder, base, text, run.fabric, config.data.shape), dataset, split)
 
-    def step(batch: BoxBatch, epoch: float) -> dict[str, Tensor]:
-        predictions = model(batch.pixels, batch.ids, batch.owner)
-        count = fabric.all_reduce(batch.valid.sum().float(), reduce_op="mean")
-        losses = grounding_loss(predictions, batch.boxes, batch.valid, config.loss, count)
-        fabric.backward(losses["loss"])
-        return losses
-
+    prepare(run, config.adapter, grounder, lambda: examples_of(1), BoxCollate(text.tokenize), loss_of)
     towers = identities(base, text)
-    with attention_for(fabric.device):
-        result = fit(
-            model,
-            loader,
-            step,
-            lambda: evaluate_split(locator, dataset, config.data.validation),
-            primary="acc@0.5",
-            config=config,
-            folder=folder,
-            fabric=fabric,
-            identity={"base": towers, "data": {"name": dataset.name, "train": examples.count}},
-        )
-    after = evaluate_split(locator, dataset, test)
-    if fabric.is_global_zero:
-        saved = adapter_config(
+    identity = {"base": towers, **data_identity(dataset, config.data.train, config.data.validation)}
+    with attention_for(run.fabric.device):
+        result = fit(run, model, loader, loss_of, evaluate, primary="acc@0.5", identity=identity)
+    after = evaluate(test)
+    run.finish(
+        result,
+        grounder,
+        adapter_config(
             base, text, config.adapter, config.fusion, config.head, config.data.shape, config.image_size, after
-        )
-        save_adapter(folder.path, grounder, saved)
-    memory = memory_of_a_step(grounder, loader, config.loss, fabric)
-    report = Report(
-        task="grounding",
-        base=towers,
-        adapter=asdict(config.adapter),
+        ),
         split=test,
         before=before,
-        after=after,
-        **result.costs(memory, fabric.device),
-        seed=config.seed,
+        memory=step_memory(run, grounder, loader, loss_of),
+        data={"name": dataset.name, "train texts": examples.count, "train images": len(examples)},
+        columns={key: key for key in after},
+        first_row="best blind box",
         more={"before_is": "one box for all texts, chosen on the training split"},
     )
-    if fabric.is_global_zero:
-        counts = {"train texts": examples.count, "train pictures": len(examples)}
-        folder.write_report(report, data={"name": dataset.name, **counts})
-        show(report, folder.path)
 
 
 def reported_split(dataset: Dataset, data: Data) -> str:
-    """The split to report on, checked before hours of training; see :class:`Data`."""
-    for split in (data.train, data.validation):
-        dataset.split_file(split)
-    if data.test != "test":
-        records_of(dataset, data.test)
-        return data.test
-    known = set(dataset.splits)
-    return "test" if known & {"test", "testA", "testB"} else data.validation
+    """The split to report on; see :class:`Data`."""
+    if data.test == "test" and set(TESTS) & set(dataset.splits) and "test" not in dataset.splits:
+        splits.reported_split(dataset, replace(data, test=data.validation))
+        return "test"
+    return splits.reported_split(dataset, data)
 
 
 def before_training(dataset: Dataset, train: str, test: str) -> dict[str, float]:
@@ -194,35 +163,17 @@ def before_training(dataset: Dataset, train: str, test: str) -> dict[str, float]
     return blind_metrics(blind_boxes(dataset, records), dataset, records_of(dataset, test))
 
 
-def memory_of_a_step(model: Grounder, loader: EpochLoader, loss: BoxLoss, fabric: Fabric) -> StepMemory:
-    """What one step of this run takes. The weights move: call it when the adapter is saved."""
-    batch = fabric.to_device(next(iter(loader.batches(0, 1))))
-
-    def forward() -> Tensor:
-        with fabric.autocast():
-            predictions = model(batch.pixels, batch.ids, batch.owner)
-        return grounding_loss(predictions, batch.boxes, batch.valid, loss)["loss"]
-
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
-    return measure_step(model.train(), forward, optimizer, timed=3)
-
-
-def show(report: Report, folder: Path) -> None:
-    """Print the numbers of the run and where the adapter lies."""
-    table = Table("", "best blind box", report.adapter["kind"], title=f"{report.split} split, percent")
-    for key, value in report.after.items():
-        before = report.before.get(key)
-        table.add_row(key, "" if before is None else f"{before:.1f}", f"{value:.1f}")
-    console = Console()
-    console.print(table)
-    console.print(
-        f"trained {report.trainable_parameters:,} of {report.total_parameters:,} parameters; "
-        f"kept for backward {report.saved_activation_bytes / 2**20:.1f} MiB a step; "
-        f"peak {report.peak_memory_bytes / 2**20:.0f} MiB; {report.train_seconds:.0f} s of training",
-        highlight=False,
-    )
-    console.print(f"adapter: {folder}", highlight=False, soft_wrap=True)
+def training_batches(
+    run: Run, config: Config, examples: BoxedPictures, model: Grounder, base: ClipBase, text: TextSide
+) -> EpochLoader | CachedLoader:
+    """Batches of images and texts, or of what the frozen part of the model gave for them (``--cache``)."""
+    if not config.cache:
+        return make_loader(examples, config, run.fabric, BoxCollate(text.tokenize))
+    preprocess = {**base.preprocess.to_dict(), "shape": config.data.shape}
+    given = (config.cache, config.cache_dtype, examples, model, base, text, run.fabric)
+    cached = cached_pictures(*given, preprocess=preprocess)
+    return cached.loader(make_loader(cached, config, run.fabric, BoxCollate(cached.read, cached.stack)))
 
 
 if __name__ == "__main__":
-    run(main, Config)
+    cli(main, Config)

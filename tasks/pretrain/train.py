@@ -7,6 +7,9 @@
 The same command again goes on from the last checkpoint. Sample n depends on seed and n alone, so a run that was stopped
 sees what an unbroken one sees. With ``--minutes`` the schedule follows the clock: such a run ends in time, and how much
 it has drawn by then depends on the machine.
+
+The loop is its own: it counts steps of an endless stream and saves a whole base; ``vlkit.engine.fit`` counts epochs of
+a dataset and saves an adapter.
 """
 
 from __future__ import annotations
@@ -14,26 +17,22 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vlkit.cli.config import run
+from vlkit.cli.show import Console
 from vlkit.drawn.samples import TRAIN, VALIDATION, PretrainingPairs, PretrainingTexts
 from vlkit.encoders.stage import stage_text
 from vlkit.encoders.tiny import (
     PREPROCESS,
-    SENTINELS,
     TinyTokenizer,
     new_tiny_clip,
     new_tiny_t5,
@@ -42,9 +41,12 @@ from vlkit.encoders.tiny import (
 )
 from vlkit.engine.hardware import attention_for, keep_freed_memory
 from vlkit.errors import UserError
-from vlkit.files import whole_file, write_json
+from vlkit.files import write_json
+from vlkit.tasks.contrastive import require_negatives
+from vlkit.tasks.pretrain.denoising import Denoising
 from vlkit.tasks.pretrain.objective import Objective
 from vlkit.tasks.pretrain.pool import Pool, batches, timed_batches
+from vlkit.tasks.pretrain.state import load_resume, save_resume, save_weights
 from vlkit.tasks.pretrain.styles_eval import draw_styles, recalls, style_metrics
 
 PLACE = ("output", "device", "workers", "evaluate_every", "scenes")
@@ -62,7 +64,7 @@ class Config:
     steps: int = 3600
     """Optimizer steps in all."""
     batch_size: int = 128
-    """Samples a step."""
+    """Samples per step."""
     lr: float = 1e-3
     """Peak learning rate of AdamW: linear warm-up over 5 % of the steps, then cosine to zero."""
     weight_decay: float = 0.05
@@ -90,6 +92,10 @@ class Config:
     scenes: int = 1000
     """Held-out scenes of each style in the last evaluation."""
 
+    def __post_init__(self) -> None:
+        if self.model == "clip":
+            require_negatives(self.batch_size, groups=2)  # drawn scenes are all different
+
 
 @dataclass
 class Job:
@@ -105,7 +111,7 @@ class Job:
 
 
 def clip_job(config: Config, device: torch.device) -> Job:
-    """Contrastive pre-training on (picture, caption); every caption of the batch is a candidate."""
+    """Contrastive pre-training on (image, caption); every caption of the batch is a candidate."""
     tokenizer = TinyTokenizer(vocabulary())
     model = new_tiny_clip(tokenizer).to(device)
     text_tower = stage_text(model)
@@ -173,33 +179,10 @@ def styles_job(config: Config, device: torch.device) -> Job:
 
 
 def t5_job(config: Config, device: torch.device) -> Job:
-    """Span-corruption denoising (T5, section 3.1.4): 15 % of the tokens in spans of about three become sentinels."""
+    """Denoising: the model fills in what span corruption took out."""
     tokenizer = tiny_t5_tokenizer()
     model = new_tiny_t5(tokenizer).to(device)
-    sentinels = tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(SENTINELS)])
-
-    def corrupt(ids: list[int], rng: np.random.Generator) -> tuple[list[int], list[int]]:
-        spans = max(1, round(len(ids) * 0.15 / 3))
-        starts = np.sort(rng.choice(len(ids), spans, replace=False))
-        source, target, position = [], [], 0
-        for sentinel, start in zip(sentinels, starts, strict=False):
-            if start < position:
-                continue
-            stop = min(len(ids), start + int(rng.integers(1, 6)))
-            source += [*ids[position:start], sentinel]
-            target += [sentinel, *ids[start:stop]]
-            position = stop
-        end = tokenizer.eos_token_id
-        return [*source, *ids[position:], end], [*target, end]
-
-    def collate(texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        # The corruption is drawn from the texts, so it is the same whoever draws it, in whatever process.
-        rng = np.random.default_rng(np.frombuffer("".join(texts).encode(), dtype=np.uint8)[:4096])
-        pairs = [corrupt(tokenizer(text, add_special_tokens=False).input_ids, rng) for text in texts]
-        source, target = (
-            nn.utils.rnn.pad_sequence([torch.tensor(p[i]) for p in pairs], True, v) for i, v in ((0, 0), (1, -100))
-        )
-        return source, source != 0, target
+    collate = Denoising(tokenizer)
 
     def loss(batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         source, mask, target = (tensor.to(device) for tensor in batch)
@@ -236,7 +219,7 @@ def main(config: Config) -> None:
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=device.type == "cuda" or None)
     done, seconds = resume(config, job, optimizer)
     train(config, job, optimizer, device, done, seconds)
-    print(json.dumps(json.loads((config.output / "metrics.json").read_text()), indent=2))
+    print(json.dumps(json.loads((config.output / "metrics.json").read_text(encoding="utf-8")), indent=2))
 
 
 def check(config: Config) -> None:
@@ -286,8 +269,8 @@ def train(
             job.model.train()
             console.print(f"step {step}: {metrics}", highlight=False)
             save(config, job, optimizer, step, time.perf_counter() - start, metrics)
-    if hasattr(batch_stream, "close"):
-        batch_stream.close()
+    if isinstance(batch_stream, Generator):
+        batch_stream.close()  # processes that draw ahead stop here
 
 
 def schedule(step: int, steps: int, warmup: float = 0.05) -> float:
@@ -301,54 +284,28 @@ def schedule(step: int, steps: int, warmup: float = 0.05) -> float:
 def save(
     config: Config, job: Job, optimizer: torch.optim.Optimizer, step: int, seconds: float, metrics: dict[str, Any]
 ) -> None:
-    """Write weights (half precision, what ships), resume state and metrics, each whole."""
-    model, drawn = job.model, {"drawn": job.pool.drawn} if job.pool else {}
-    half = {name: tensor.half().contiguous() for name, tensor in unique_state(model).items()}
-    with whole_file(config.output / "model.safetensors") as path:
-        save_file(half, path)
-    state = {f"model.{name}": tensor.contiguous() for name, tensor in unique_state(model).items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        state |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
-    facts = {"step": str(step), "seconds": str(seconds), "settings": settings(config)}
-    facts |= {name: str(count) for name, count in drawn.items()}
-    with whole_file(config.output / "resume.safetensors") as path:
-        save_file(state, path, metadata=facts)
+    """Write weights, resume state and metrics, each whole."""
+    drawn = {"drawn": job.pool.drawn} if job.pool else {}
+    save_weights(config.output, job.model)
+    facts = {"step": step, "seconds": seconds} | drawn
+    texts = {name: str(value) for name, value in facts.items()}
+    save_resume(config.output, job.model, optimizer, texts | {"settings": settings(config)})
     samples = {"steps": step, "samples": step * config.batch_size, "seconds": round(seconds)} | drawn
     write_json(config.output / "metrics.json", {"config": json.loads(settings(config)), **samples, **metrics})
 
 
-def unique_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict without second names of shared tensors (T5 ties its embeddings)."""
-    seen: dict[int, str] = {}
-    return {n: t for n, t in model.state_dict().items() if seen.setdefault(t.data_ptr(), n) == n}
-
-
 def settings(config: Config) -> str:
     """The settings that decide the weights, as JSON; where and how fast they are made is left out."""
-    chosen = asdict(config)
-    return json.dumps({k: v for k, v in chosen.items() if k not in PLACE})
+    return json.dumps({k: v for k, v in asdict(config).items() if k not in PLACE})
 
 
 def resume(config: Config, job: Job, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    """Load the resume state if there is one; returns the steps done and the seconds they took."""
-    path = config.output / "resume.safetensors"
-    if not path.exists():
+    """Go on from the resume state if there is one; returns the steps done and the seconds they took."""
+    facts = load_resume(config.output, job.model, optimizer, settings(config))
+    if facts is None:
         return 0, 0.0
-    with safe_open(path, "pt") as file:
-        facts = file.metadata()
-        if facts["settings"] != settings(config):
-            raise UserError(f"{path}: made with other settings ({facts['settings']}); give another --output")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    job.model.load_state_dict(weights, strict=False)
     if job.pool:
         job.pool.drawn = int(facts["drawn"])
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".")
-            moments.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
     return int(facts["step"]), float(facts["seconds"])
 
 

@@ -10,17 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.table import Table
-
 from vlkit.cli.config import run
-from vlkit.data.manifest import Dataset
-from vlkit.drawn.prepared import demo_dataset
+from vlkit.cli.show import Console, Table
 from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.tasks.load import load
-from vlkit.tasks.retrieval.evaluate import embed_split, index_recalls, retrieval_metrics
+from vlkit.tasks.retrieval.evaluate import captions_left_out, embed_split, index_recalls, retrieval_metrics
 from vlkit.tasks.retrieval.pipeline import load_zero_shot
+from vlkit.tasks.retrieval.task import TASK
 
 
 @dataclass
@@ -41,38 +38,45 @@ class Config:
     """Measure this base without an adapter instead."""
     data: Data = field(default_factory=Data)
     split: str = "test"
-    """Which split."""
+    """Split to measure."""
     folds: int = 1
-    """Also report the mean over this many folds of pictures (5 on the COCO test split: "COCO 1K")."""
+    """Also report the mean over this many folds of images (5 on the COCO test split: "COCO 1K")."""
     index: str | None = None
     """Also report recalls through a FAISS index of this factory string (Flat, HNSW32, IVF256,Flat, …)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    """Device to compute on."""
     json: Path | None = None
     """Write the metrics there."""
+
+    def __post_init__(self) -> None:
+        if self.folds < 1:
+            raise UserError(f"--folds {self.folds}: must be at least 1; 1 = no folds")
 
 
 def main(config: Config) -> None:
     if (config.model is None) == (config.base is None):
         raise UserError("give either --model DIR (a saved adapter) or --base NAME (zero-shot)")
     pipeline = (
-        load(config.model, config.device, task="retrieval")
+        load(config.model, config.device, task=TASK.name)
         if config.model
         else load_zero_shot(config.base, config.device)
     )
-    dataset = Dataset.open(config.data.root or demo_dataset("retrieval"), "retrieval")
+    dataset = TASK.dataset(config.data.root)
     images, texts, owner = embed_split(pipeline.embedder, dataset, config.split)
     metrics = retrieval_metrics(images, texts, owner, config.folds)
     if config.index:
         metrics |= index_recalls(images.numpy(), texts.numpy(), owner, config.index)
     table = Table(
-        title=f"{pipeline.name}: {len(images)} pictures, {len(texts)} captions of {dataset.name}/{config.split}"
+        title=f"{pipeline.name}: {len(images)} images, {len(texts)} captions of {dataset.name}/{config.split}"
     )
     table.add_column("metric")
     table.add_column("value", justify="right")
     for key, value in metrics.items():
         table.add_row(key, f"{value:.2f}")
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    if left_out := captions_left_out(dataset, config.split):
+        console.print(left_out, highlight=False, soft_wrap=True)
     if config.json:
         write_json(config.json, {"model": str(config.model or config.base), "split": config.split, **metrics})
 

@@ -1,8 +1,8 @@
-"""Index a folder of pictures for search; run again to bring the index up to date.
+"""Index a folder of images for search; run again to bring the index up to date.
 
     python tasks/retrieval/index.py --model runs/retrieval/… --images FOLDER --index IDX
 
-Unchanged pictures are skipped, removed ones dropped; what was embedded before a crash or Ctrl-C is kept.
+Unchanged images are skipped, removed ones dropped; what was embedded before a crash or Ctrl-C is kept.
 """
 
 from __future__ import annotations
@@ -11,35 +11,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.progress import Progress
-
 from vlkit.cli.config import run
+from vlkit.cli.show import Console, Progress
 from vlkit.data.images import open_image
 from vlkit.errors import UserError
-from vlkit.files import sha256_of, write_json
+from vlkit.files import sha256_of
 from vlkit.index import IndexWriter, VectorIndex
-from vlkit.index.update import find_pictures, update_index
+from vlkit.index.media import image_items
+from vlkit.index.source import IndexSource, wanted
+from vlkit.index.update import update_index
 from vlkit.tasks.load import load
 from vlkit.tasks.retrieval.pipeline import load_zero_shot
+from vlkit.tasks.retrieval.task import TASK
 
 
 @dataclass
 class Config:
-    """Index a folder of pictures for search."""
+    """Index a folder of images for search."""
 
     images: Path
-    """Folder of pictures, searched with all its sub-folders."""
+    """Folder of images, searched with all its sub-folders."""
     index: Path
     """Index folder, made if missing."""
     model: Path | None = None
     """Run or adapter folder."""
     base: str | None = None
-    """Embed with this base alone instead of an adapter."""
+    """Base to embed with, without an adapter."""
     factory: str | None = None
     """FAISS factory string: Flat (exact, the default of a new index), HNSW32, IVF256,Flat, IVF1024,PQ32, …"""
     strict: bool = False
-    """Stop at a picture that cannot be read, instead of leaving it out and listing it."""
+    """Stop at an image that cannot be read, instead of leaving it out and listing it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
 
@@ -47,21 +48,20 @@ class Config:
 def main(config: Config) -> None:
     if (config.model is None) == (config.base is None):
         raise UserError("give either --model DIR (a saved adapter) or --base NAME")
-    items = find_pictures(config.images)
+    found = wanted("images", config.images, config.index)
     pipeline = (
-        load(config.model, config.device, task="retrieval")
+        load(config.model, config.device, task=TASK.name)
         if config.model
         else load_zero_shot(config.base, config.device)
     )
     console = Console(stderr=True)
     with IndexWriter.open(config.index, pipeline.dim, pipeline.identity, config.factory) as writer:
-        source = {"model": str(config.model.absolute()) if config.model else None, "base": config.base}
-        write_json(config.index / "source.json", source | {"images": str(config.images.absolute())})
+        IndexSource("images", config.images, config.model, config.base).write(config.index)
         with Progress(console=console, transient=True) as bar:
-            task = bar.add_task("embed pictures")
+            task = bar.add_task("embed images")
             update = update_index(
                 writer,
-                items,
+                image_items(found),
                 read=lambda item: open_image(config.images / item.id),
                 embed=pipeline.embed_images,
                 digest=lambda item: sha256_of(config.images / item.id),
@@ -69,14 +69,16 @@ def main(config: Config) -> None:
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
     for error in update.bad:
-        console.print(f"left out: {error}", highlight=False, soft_wrap=True)
+        console.print(f"left out: {error}")
     index = VectorIndex.open(config.index, pipeline.identity)
     exact = "" if index.factory == "Flat" else f"; finds {100 * index.recall_against_exact():.1f} % of the exact top 10"
-    print(
-        f"{config.index}: {len(index)} pictures ({update.new} new, {update.changed} changed, "
+    Console().print(
+        f"{config.index}: {len(index)} images ({update.new} new, {update.changed} changed, "
         f"{update.unchanged} unchanged, {update.removed} removed, {len(update.bad)} unreadable), "
         f"{index.factory} index{exact}"
     )
+    if found.note():
+        print(f"note: {found.note()}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Search an indexed folder by text or by picture.
+"""Search an indexed folder by text or by image.
 
 python tasks/retrieval/search.py --index IDX --text "a plane on a lake" --k 5
 python tasks/retrieval/search.py --index IDX --image query.jpg --json hits.json
@@ -10,34 +10,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.table import Table
-
-from vlkit.cli.config import run
-from vlkit.data.images import MediaError
+from vlkit.cli.config import about, run
+from vlkit.cli.show import Console, Table
 from vlkit.errors import UserError
-from vlkit.files import read_json, write_json
+from vlkit.files import write_json
 from vlkit.index import VectorIndex
+from vlkit.index.source import IndexSource
 from vlkit.tasks.load import load
-from vlkit.tasks.retrieval.pipeline import load_zero_shot
+from vlkit.tasks.retrieval.pipeline import RetrievalPipeline, load_zero_shot
 
 
 @dataclass
 class Config:
-    """Search an indexed folder by text or by picture."""
+    """Search an indexed folder by text or by image."""
 
     index: Path
     """Index folder made by index.py."""
     text: str | None = None
     """What to look for, in words."""
     image: Path | None = None
-    """What to look for, as a picture."""
+    """What to look for, as an image file."""
     k: int = 5
     """Number of results."""
     model: Path | None = None
     """Adapter folder, if it has moved since the index was made."""
     json: Path | None = None
-    """Write the results there."""
+    """Write the results to this file."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
 
@@ -51,25 +49,32 @@ class Config:
 
 
 def main(config: Config) -> None:
-    if not (config.index / "source.json").exists():
-        raise UserError(f"--index {config.index}: no index there; make one with tasks/retrieval/index.py")
-    source = read_json(config.index / "source.json")
-    model = config.model or (Path(source["model"]) if source["model"] else None)
-    pipeline = load(model, config.device, task="retrieval") if model else load_zero_shot(source["base"], config.device)
+    with about("--index"):
+        source = IndexSource.read(config.index, "images")
+    pipeline = open_pipeline(config, source)
     index = VectorIndex.open(config.index, pipeline.identity)
-    try:
+    with about("--text" if config.text else "--image"):
         query = pipeline.embed_texts([config.text]) if config.text else pipeline.embed_images([config.image])
-    except MediaError as error:
-        raise UserError(f"--image {error}") from None
     hits = index.search(query, config.k)[0]
-    found = [{"image": str(Path(source["images"]) / hit.item.id), "score": round(hit.score, 6)} for hit in hits]
+    found = [{"image": str(source.folder / hit.item.id), "score": round(hit.score, 6)} for hit in hits]
     if config.json:
         asked = {"text": config.text} if config.text else {"image": str(config.image)}
         write_json(config.json, {"query": asked, "model": pipeline.identity, "results": found})
-    table = Table("score", "picture", title=f"{config.text or config.image} ({len(index)} pictures)")
+    table = Table("score", "image", title=f"{config.text or config.image} ({len(index)} images)")
     for hit in found:
         table.add_row(f"{hit['score']:.3f}", hit["image"])
-    Console().print(table, soft_wrap=True)
+    Console().print(table)
+
+
+def open_pipeline(config: Config, source: IndexSource) -> RetrievalPipeline:
+    """The model that made the index."""
+    if config.model is None and source.model is None:
+        return load_zero_shot(source.base, config.device)
+    try:
+        return load(config.model or source.model, config.device, task="retrieval")
+    except UserError as error:
+        hint = "" if config.model else "; if the adapter has moved since the index was made, give --model DIR"
+        raise UserError(f"{error}{hint}") from None
 
 
 if __name__ == "__main__":

@@ -3,39 +3,38 @@
     python tasks/retrieval/train.py                                     # embedded base, demo data, SHERL
     python tasks/retrieval/train.py --data.root DIR --base ViT-B-32:openai --adapter.kind lora
 
-Reads top to bottom: data, base, adapter and head, the step with its loss, training, report.
+Reads top to bottom: data, base, adapter and head, batches, loss, training, report.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from lightning_fabric import Fabric
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from vlkit.adapters import ADAPTERS
-from vlkit.adapters.lst.fisher import fisher_due, start_from_fisher
-from vlkit.cli.config import kinds, run
-from vlkit.data.manifest import Dataset
+from vlkit.cli.config import kinds
+from vlkit.cli.config import run as cli
 from vlkit.data.transforms import image_transform
-from vlkit.drawn.prepared import demo_dataset
+from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.load import load_base
-from vlkit.engine.checkpoint import save_adapter
-from vlkit.engine.fit import CachedRunConfig, fit, make_fabric, make_loader, open_run
-from vlkit.engine.hardware import keep_freed_memory
-from vlkit.engine.loader import EpochLoader
-from vlkit.engine.run_folder import Report
-from vlkit.memory import StepMemory, measure_step
+from vlkit.encoders.tokenizer import warn_of_cut_texts
+from vlkit.engine.config import CachedRunConfig
+from vlkit.engine.fit import fit
+from vlkit.engine.loader import EpochLoader, make_loader
+from vlkit.engine.prepare import prepare
+from vlkit.engine.run import Forward, Run, step_memory
+from vlkit.tap_cache.maker import CachedLoader
 from vlkit.tap_cache.pairs import cached_pairs
-from vlkit.tasks.contrastive import Pairs, backward_in_chunks, example_losses, gather_pairs, info_nce, siglip, triplet
+from vlkit.tasks.contrastive import example_losses, gather_pairs, require_negatives
 from vlkit.tasks.retrieval.data import ImageTextPairs, PairCollate
-from vlkit.tasks.retrieval.evaluate import Embedder, adapter_config, build_model, evaluate_split, zero_shot
+from vlkit.tasks.retrieval.evaluate import COLUMNS, Embedder, evaluate_split
+from vlkit.tasks.retrieval.losses import Loss, contrastive_loss
+from vlkit.tasks.retrieval.model import adapter_config, build_model, zero_shot
+from vlkit.tasks.retrieval.task import TASK
+from vlkit.tasks.splits import data_identity, reported_split
 from vlkit.tasks.two_tower import HeadOptions, TwoTower
 
 
@@ -50,24 +49,12 @@ class Data:
     validation: str = "val"
     """Split that chooses the best checkpoint."""
     test: str = "test"
-    """Split that is reported; if the dataset has none, the validation split."""
+    """Split that is reported; a dataset without a test split reports on its validation split."""
     every_caption: bool = False
-    """Each caption is an example of its own (an epoch is all pairs); else each picture is one, with another caption
-    each epoch."""
+    """Each caption is an example of its own (an epoch is all pairs); else each image is one, with another caption
+    in each epoch."""
     augment: Literal["none", "crop", "flip"] = "none"
-    """Of training pictures; flip mirrors half of them and does not suit captions that say left or right."""
-
-
-@dataclass
-class Loss:
-    """What is minimised."""
-
-    kind: Literal["infonce", "siglip", "triplet"] = "infonce"
-    """Softmax contrastive (CLIP), sigmoid (SigLIP), or hinge with hardest negatives (VSE-infinity)."""
-    margin: float = 0.2
-    """Of the triplet loss; its first epoch sums over all negatives, the second is ramped up."""
-    chunk: int = 0
-    """Pairs encoded at once; the gradient stays that of the whole batch (cached contrastive loss); 0 = all."""
+    """Random changes of training images; flip mirrors half of them: not for captions that say left or right."""
 
 
 @dataclass
@@ -91,137 +78,63 @@ class Config(CachedRunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.data.augment != "none":
-            self.refuse_cache(f"--data.augment {self.data.augment}", "a picture is another one")
+            self.refuse_cache(f"--data.augment {self.data.augment}", "an image is another one")
 
 
 def main(config: Config) -> None:
-    fabric = make_fabric(config.device, config.precision, config.seed)
-    folder = open_run(config, "retrieval", fabric)
-    keep_freed_memory()
-
-    dataset = Dataset.open(config.data.root or demo_dataset("retrieval"), "retrieval")
-    test = config.data.test if config.data.test in dataset.splits else config.data.validation
+    run = Run.open(config, TASK.name)
+    dataset = TASK.dataset(config.data.root)
+    test = reported_split(dataset, config.data)
     base = load_base(config.base)
-    pairs = ImageTextPairs(
-        dataset, config.data.train, image_transform(base.preprocess, config.data.augment), config.data.every_caption
-    )
-    lengths = pairs.lengths(lambda texts: base.text.real(base.tokenize(texts)).sum(1)) if config.bucket else None
+    transform = image_transform(base.preprocess, config.data.augment)
+    pairs = ImageTextPairs(dataset, config.data.train, transform, config.data.every_caption)
+    if config.loss.kind != "siglip":
+        require_negatives(min(config.batch_size, len(pairs)), len(pairs.records))
+    warn_of_cut_texts(base.tokenize, pairs.captions, "training captions")
 
     # Measured before the adapter is built: full fine-tuning and LoRA change the base's own modules.
     untrained = zero_shot(base)
-    fabric.setup_module(untrained)
-    before = evaluate_split(Embedder(untrained, base, fabric), dataset, test)
+    run.fabric.setup_module(untrained)
+    before = evaluate_split(Embedder(untrained, base, run.fabric), dataset, test)
 
     two_tower = build_model(base, config.adapter, config.head)
-    model = fabric.setup_module(two_tower)
-    embedder = Embedder(two_tower, base, fabric)
+    model = run.fabric.setup_module(two_tower)
     collate = PairCollate(base.tokenize, base.text.trim)
-    if config.cache:
-        cached = cached_pairs(config.cache, config.cache_dtype, pairs, two_tower, base, fabric)
-        loader = cached.loader(make_loader(cached, config, fabric, cached.collate, lengths))
-    else:
-        loader = make_loader(pairs, config, fabric, collate, lengths)
+    loader = training_batches(run, config, pairs, collate, two_tower, base)
 
-    def loss_of(pairs: Pairs, scale: Tensor, bias: Tensor, epoch: float) -> Tensor:
-        if config.loss.kind == "siglip":
-            return siglip(pairs, scale, bias)
-        if config.loss.kind == "triplet":
-            # As published for VSE-infinity: all negatives first, then the hardest with a ramp over one epoch.
-            return triplet(pairs, config.loss.margin, hardest=epoch >= 1) * (epoch - 1 if 1 <= epoch < 2 else 1)
-        return info_nce(pairs, scale)
-
-    def losses_of(forward: Callable[..., Any], batch: tuple[Tensor, Tensor, Tensor]) -> Iterator[Tensor]:
-        """Of each pair of a batch, with the others as negatives."""
+    def loss_of(forward: Forward, batch: tuple[Tensor, Tensor, Tensor], epoch: float) -> Tensor:
         pixels, ids, groups = batch
-        return example_losses(
-            list(zip(pixels.split(1), ids.split(1), strict=True)),
-            lambda pair: forward(*pair),
-            lambda images, texts, *rest: loss_of(gather_pairs(images, texts, groups), *rest, 0.0),
-        )
+        images, texts, scale, bias = forward(pixels, ids, chunk=config.loss.chunk)
+        return contrastive_loss(gather_pairs(images, texts, groups, run.fabric), scale, bias, config.loss, epoch)
 
-    if fisher_due(config.adapter, folder):
-        start_from_fisher(two_tower, pairs, collate, losses_of, config, fabric, config.batch_size)
+    def evaluate(split: str = config.data.validation) -> dict[str, float]:
+        return evaluate_split(Embedder(two_tower, base, run.fabric), dataset, split)
 
-    def step(batch: tuple[Tensor, Tensor, Tensor], epoch: float) -> dict[str, Tensor]:
-        pixels, ids, groups = batch
-        if config.loss.chunk:
-            chunks = list(zip(pixels.split(config.loss.chunk), ids.split(config.loss.chunk), strict=True))
-            loss = backward_in_chunks(
-                chunks,
-                lambda chunk: model(*chunk),
-                lambda images, texts, *rest: loss_of(gather_pairs(images, texts, groups, fabric), *rest, epoch),
-                fabric,
-            )
-        else:
-            images, texts, scale, bias = model(pixels, ids)
-            loss = loss_of(gather_pairs(images, texts, groups, fabric), scale, bias, epoch)
-            fabric.backward(loss)
-        return {"loss": loss}
-
-    identity = {"base": base.identity, "data": {"name": dataset.name, "train": len(pairs)}}
-    result = fit(
-        model,
-        loader,
-        step,
-        lambda: evaluate_split(embedder, dataset, config.data.validation),
-        primary="rsum",
-        config=config,
-        folder=folder,
-        fabric=fabric,
-        identity=identity,
-    )
-    after = evaluate_split(embedder, dataset, test)
-    if fabric.is_global_zero:
-        save_adapter(folder.path, two_tower, adapter_config(base, config.adapter, config.head, after))
-    memory = memory_of_a_step(two_tower, loader, loss_of, fabric)
-    report = Report(
-        task="retrieval",
-        base=base.identity,
-        adapter=asdict(config.adapter),
+    prepare(run, config.adapter, two_tower, lambda: pairs, collate, loss_of, config.batch_size, example_losses)
+    identity = {"base": base.identity, **data_identity(dataset, config.data.train, config.data.validation)}
+    result = fit(run, model, loader, loss_of, evaluate, primary="rsum", identity=identity)
+    run.finish(
+        result,
+        two_tower,
+        adapter_config(base, config.adapter, config.head, evaluate(test)),
         split=test,
         before=before,
-        after=after,
-        **result.costs(memory, fabric.device),
-        seed=config.seed,
+        memory=step_memory(run, two_tower, loader, loss_of),
+        data={"name": dataset.name, "train pairs": len(pairs)},
+        columns=COLUMNS,
     )
-    if fabric.is_global_zero:
-        folder.write_report(report, data={"name": dataset.name, "train pairs": len(pairs)})
-        show(report, folder.path)
 
 
-def memory_of_a_step(
-    model: TwoTower, loader: EpochLoader, loss_of: Callable[..., Tensor], fabric: Fabric
-) -> StepMemory:
-    """What one step of this run takes. The weights move: call it when the adapter is saved."""
-    pixels, ids, groups = fabric.to_device(next(iter(loader.batches(0, 1))))
-
-    def forward() -> Tensor:
-        with fabric.autocast():
-            images, texts, scale, bias = model(pixels, ids)
-        return loss_of(gather_pairs(images, texts, groups), scale, bias, 0.0)
-
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
-    return measure_step(model.train(), forward, optimizer, timed=3)
-
-
-def show(report: Report, folder: Path) -> None:
-    """Print the numbers of the run and where the adapter lies."""
-    table = Table(
-        "", "i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "rsum", title=f"{report.split} split, percent"
-    )
-    for name, metrics in (("zero-shot", report.before), (report.adapter["kind"], report.after)):
-        keys = [f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10)]
-        table.add_row(name, *(f"{metrics[key]:.1f}" for key in [*keys, "rsum"]))
-    console = Console()
-    console.print(table)
-    console.print(
-        f"trained {report.trainable_parameters:,} of {report.total_parameters:,} parameters; "
-        f"kept for backward {report.saved_activation_bytes / 2**20:.1f} MiB a step; "
-        f"peak {report.peak_memory_bytes / 2**20:.0f} MiB; {report.train_seconds:.0f} s of training",
-        highlight=False,
-    )
-    console.print(f"adapter: {folder}", highlight=False, soft_wrap=True)
+def training_batches(
+    run: Run, config: Config, pairs: ImageTextPairs, collate: PairCollate, model: TwoTower, base: ClipBase
+) -> EpochLoader | CachedLoader:
+    """Batches of images and captions, or of what the frozen part of the model gave for them (``--cache``)."""
+    lengths = pairs.lengths(lambda texts: base.text.real(base.tokenize(texts)).sum(1)) if config.bucket else None
+    if not config.cache:
+        return make_loader(pairs, config, run.fabric, collate, lengths)
+    cached = cached_pairs(config.cache, config.cache_dtype, pairs, model, base, run.fabric)
+    return cached.loader(make_loader(cached, config, run.fabric, cached.collate, lengths))
 
 
 if __name__ == "__main__":
-    run(main, Config)
+    cli(main, Config)

@@ -3,7 +3,7 @@
 python tasks/video_retrieval/evaluate.py --model runs/video_retrieval/… --data.root DIR --split test --json metrics.json
 python tasks/video_retrieval/evaluate.py --base ViT-B-32:openai --data.root DIR          # zero-shot
 
-One sentence a video (MSR-VTT 1k-A) or several (MSVD, full MSR-VTT): the protocol follows the data and is printed.
+One sentence per video (MSR-VTT 1k-A) or several (MSVD, full MSR-VTT): the protocol follows the data and is printed.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from vlkit.cli.config import run
+from vlkit.cli.show import Console, Table
 from vlkit.data.manifest import Dataset
 from vlkit.data.video.clip_frames import Sampling
-from vlkit.drawn.prepared import demo_dataset
 from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.metrics.rerank import dual_softmax, query_bank, reranked_metrics
@@ -28,6 +26,7 @@ from vlkit.tasks.load import load
 from vlkit.tasks.video_retrieval.data import ClipReader, RecordFrames
 from vlkit.tasks.video_retrieval.evaluate import Embedded, VideoEmbedder, embed_records, protocol
 from vlkit.tasks.video_retrieval.pipeline import load_zero_shot
+from vlkit.tasks.video_retrieval.task import TASK
 
 RERANK_NOTES = {
     "dsl": "re-ranked by dual softmax, which uses statistics of the whole test set: not comparable to plain recalls",
@@ -53,9 +52,9 @@ class Config:
     """Measure this base without an adapter instead."""
     data: Data = field(default_factory=Data)
     split: str = "test"
-    """Which split."""
+    """Split to measure on."""
     frames: int | None = None
-    """Frames a video; default: as in training, 12 for a base alone."""
+    """Frames per video; default: as in training, 12 for a base alone."""
     sampling: Sampling | None = None
     """How frames are chosen; default: as in training, uniform for a base alone."""
     rerank: Literal["none", "dsl", "qbnorm"] = "none"
@@ -64,9 +63,9 @@ class Config:
     bank: str = "train"
     """Split whose queries make the bank of qbnorm."""
     bank_size: int = 1000
-    """Videos of that split in the bank, at most; all their sentences are."""
+    """Most videos of that split in the bank; each brings all its sentences."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    """Device to compute on."""
     json: Path | None = None
     """Write the metrics there."""
 
@@ -79,12 +78,12 @@ def main(config: Config) -> None:
     if (config.model is None) == (config.base is None):
         raise UserError("give either --model DIR (a saved adapter) or --base NAME (zero-shot)")
     pipeline = (
-        load(config.model, config.device, task="video_retrieval")
+        load(config.model, config.device, task=TASK.name)
         if config.model
         else load_zero_shot(config.base, config.device)
     )
     embedder = with_frames(pipeline.embedder, config)
-    dataset = Dataset.open(config.data.root or demo_dataset("video_retrieval"), "video_retrieval")
+    dataset = TASK.dataset(config.data.root)
     embedded = embed_records(embedder, RecordFrames(dataset, config.split, embedder.reader), label=config.split)
     metrics = text_video_metrics(*embedded)
     if config.rerank != "none":

@@ -14,19 +14,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from vlkit.cli.config import run
+from vlkit.cli.show import Console, track
 from vlkit.data.images import MediaError
+from vlkit.data.video.clip_frames import Clip
 from vlkit.errors import UserError
-from vlkit.files import write_json
 from vlkit.index import IndexWriter, VectorIndex
-from vlkit.index.videos import VideoWindows, video_files
+from vlkit.index.media import VideoWindows
+from vlkit.index.source import IndexSource, wanted
 from vlkit.tasks.load import load
-from vlkit.tasks.video_retrieval.data import Clip
 from vlkit.tasks.video_retrieval.pipeline import VideoRetrievalPipeline, load_zero_shot
+from vlkit.tasks.video_retrieval.task import TASK
 
 BATCH = 32
 
@@ -42,9 +42,9 @@ class Config:
     model: Path | None = None
     """Run or adapter folder."""
     base: str | None = None
-    """Embed with this base alone instead of an adapter."""
+    """Base to embed with, without an adapter."""
     window: float | None = None
-    """Seconds of a window that long videos are cut into; each is found on its own. Default: a video is one."""
+    """Seconds of the windows that long videos are cut into; each is found on its own. Default: whole videos."""
     stride: float | None = None
     """Seconds between the starts of two windows; default: the window, so that none overlap."""
     factory: str | None = None
@@ -68,18 +68,17 @@ class Config:
 def main(config: Config) -> None:
     if (config.model is None) == (config.base is None):
         raise UserError("give either --model DIR (a saved adapter) or --base NAME")
-    files = video_files(config.videos)
+    found = wanted("videos", config.videos, config.index)
     pipeline = (
-        load(config.model, config.device, task="video_retrieval")
+        load(config.model, config.device, task=TASK.name)
         if config.model
         else load_zero_shot(config.base, config.device)
     )
     console, bad, items = Console(stderr=True), {}, []
     with IndexWriter.open(config.index, pipeline.dim, pipeline.identity, config.factory) as writer:
-        source = {"model": str(config.model.absolute()) if config.model else None, "base": config.base}
-        write_json(config.index / "source.json", source | {"videos": str(config.videos.absolute())})
+        IndexSource("videos", config.videos, config.model, config.base).write(config.index)
         cut = VideoWindows(config.videos, config.window, config.stride, writer.items)
-        for path in track(files, "look at videos", console=console, transient=True):
+        for path in track(found.paths, "look at videos", console=console):
             try:
                 items += cut.items_of(path)
             except MediaError as error:
@@ -88,9 +87,9 @@ def main(config: Config) -> None:
         writer.remove(plan.removed)
         batches = [plan.todo[start : start + BATCH] for start in range(0, len(plan.todo), BATCH)]
         with ThreadPoolExecutor(4) as pool:
-            for batch in track(batches, "embed videos", console=console, transient=True, disable=not batches):
+            for batch in track(batches, "embed videos", console=console, disable=not batches):
                 good = []
-                clips = [cut.clip(item) for item in batch]
+                clips = [Clip(*cut.part(item)) for item in batch]
                 for item, frames in zip(batch, pool.map(reader_of(pipeline), clips), strict=True):
                     if isinstance(frames, MediaError):
                         leave_out(frames, bad, config)
@@ -101,15 +100,17 @@ def main(config: Config) -> None:
         # A video that was fine and no longer is must not stay in the index with its old vectors, nor in part.
         writer.remove([item.id for item in items if item.metadata["video"] in bad])
     for error in bad.values():
-        console.print(f"left out: {error}", highlight=False, soft_wrap=True)
+        console.print(f"left out: {error}")
     index = VectorIndex.open(config.index, pipeline.identity)
     exact = "" if index.factory == "Flat" else f"; finds {100 * index.recall_against_exact():.1f} % of the exact top 10"
     new, changed = (len([i for i in part if i.metadata["video"] not in bad]) for part in (plan.new, plan.changed))
-    print(
+    Console().print(
         f"{config.index}: {len({item.metadata['video'] for item in index.items})} videos, {len(index)} windows ({new} "
         f"new, {changed} changed, {plan.unchanged} unchanged, {len(plan.removed)} removed), {len(bad)} videos "
         f"unreadable, {index.factory} index{exact}"
     )
+    if found.note():
+        print(f"note: {found.note()}")
 
 
 def reader_of(pipeline: VideoRetrievalPipeline) -> Callable[[Clip], Tensor | MediaError]:
@@ -127,7 +128,7 @@ def reader_of(pipeline: VideoRetrievalPipeline) -> Callable[[Clip], Tensor | Med
 def leave_out(error: MediaError, bad: dict[str, MediaError], config: Config) -> None:
     """Remember a bad video by its path in the folder, or stop at it if that is asked for."""
     if config.strict:
-        raise UserError(f"{error}; mend or remove it, or leave --strict out")
+        raise UserError(f"{error}; fix or remove it, or leave --strict out")
     bad[Path(error.path).relative_to(config.videos).as_posix()] = error
 
 

@@ -1,4 +1,4 @@
-"""Search an indexed folder of videos by text, by picture or by another video.
+"""Search an indexed folder of videos by text, by image or by another video.
 
 python tasks/video_retrieval/search.py --index IDX --text "a dog catches a ball" --k 5
 python tasks/video_retrieval/search.py --index IDX --video query.mp4 --json hits.json
@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from vlkit.cli.config import run
-from vlkit.data.images import MediaError
+from vlkit.cli.config import about, run
+from vlkit.cli.show import Console, Table
 from vlkit.errors import UserError
-from vlkit.files import read_json, write_json
+from vlkit.files import write_json
 from vlkit.index import VectorIndex
+from vlkit.index.media import Window
+from vlkit.index.source import IndexSource
 from vlkit.tasks.load import load
 from vlkit.tasks.video_retrieval.pipeline import VideoRetrievalPipeline, load_zero_shot
 
@@ -27,22 +27,22 @@ QUERIES = ("text", "image", "video")
 
 @dataclass
 class Config:
-    """Search an indexed folder of videos by text, by picture or by another video."""
+    """Search an indexed folder of videos by text, by image or by another video."""
 
     index: Path
     """Index folder made by index.py."""
     text: str | None = None
     """What to look for, in words."""
     image: Path | None = None
-    """What to look for, as a picture."""
+    """What to look for, as an image file."""
     video: Path | None = None
-    """What to look for, as a video."""
+    """What to look for, as a video file."""
     k: int = 5
     """Number of results."""
     model: Path | None = None
     """Adapter folder, if it has moved since the index was made."""
     json: Path | None = None
-    """Write the results there."""
+    """Write the results to this file."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
 
@@ -56,38 +56,41 @@ class Config:
 
 
 def main(config: Config) -> None:
-    if not (config.index / "source.json").exists():
-        raise UserError(f"--index {config.index}: no index there; make one with tasks/video_retrieval/index.py")
-    source = read_json(config.index / "source.json")
-    if "videos" not in source:
-        raise UserError(f"--index {config.index}: an index of pictures; search it with tasks/retrieval/search.py")
-    model = config.model or (Path(source["model"]) if source["model"] else None)
-    pipeline = (
-        load(model, config.device, task="video_retrieval") if model else load_zero_shot(source["base"], config.device)
-    )
+    with about("--index"):
+        source = IndexSource.read(config.index, "videos")
+    pipeline = open_pipeline(config, source)
     index = VectorIndex.open(config.index, pipeline.identity)
     kind = next(name for name in QUERIES if getattr(config, name) is not None)
     asked = getattr(config, kind)
-    try:
+    with about(f"--{kind}"):
         query = embed(pipeline, kind, asked)
-    except MediaError as error:
-        raise UserError(f"--{kind} {error}") from None
     found = [
         {
-            "video": str(Path(source["videos"]) / hit.item.metadata["video"]),
-            "start": hit.item.metadata["start"],
-            "end": hit.item.metadata["end"],
+            "video": str(source.folder / where.video),
+            "start": where.start,
+            "end": where.end,
             "score": round(hit.score, 6),
         }
         for hit in index.search(query, config.k)[0]
+        for where in [Window.of(hit.item)]
     ]
     if config.json:
         write_json(config.json, {"query": {kind: str(asked)}, "model": pipeline.identity, "results": found})
-    table = Table("score", "start", "end", title=f"{asked} ({len(index)} windows)")
-    table.add_column("video", overflow="fold")
+    table = Table("score", "start", "end", "video", title=f"{asked} ({len(index)} windows)")
     for hit in found:
         table.add_row(f"{hit['score']:.3f}", f"{hit['start']:.1f} s", f"{hit['end']:.1f} s", hit["video"])
-    Console().print(table, soft_wrap=True)
+    Console().print(table)
+
+
+def open_pipeline(config: Config, source: IndexSource) -> VideoRetrievalPipeline:
+    """The model that made the index."""
+    if config.model is None and source.model is None:
+        return load_zero_shot(source.base, config.device)
+    try:
+        return load(config.model or source.model, config.device, task="video_retrieval")
+    except UserError as error:
+        hint = "" if config.model else "; if the adapter has moved since the index was made, give --model DIR"
+        raise UserError(f"{error}{hint}") from None
 
 
 def embed(pipeline: VideoRetrievalPipeline, kind: str, asked: Any) -> np.ndarray:

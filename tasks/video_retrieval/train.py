@@ -3,53 +3,44 @@
     python tasks/video_retrieval/train.py                                   # embedded base, demo clips, SHERL
     python tasks/video_retrieval/train.py --data.root DIR --base ViT-B-32:openai --head.temporal transformer
 
-Reads top to bottom: data, base, adapter and heads, the step with its loss, training, report.
+Reads top to bottom: data, base, adapter and heads, batches, loss, training, report.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from lightning_fabric import Fabric
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from vlkit.adapters import ADAPTERS
-from vlkit.adapters.lst.fisher import fisher_due, start_from_fisher
-from vlkit.cli.config import kinds, run
+from vlkit.cli.config import kinds
+from vlkit.cli.config import run as cli
 from vlkit.data.manifest import Dataset
-from vlkit.data.records import Record
 from vlkit.data.video.clip_frames import Sampling
 from vlkit.data.video.frame_batch import Frames
-from vlkit.drawn.prepared import demo_dataset
+from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.load import load_base
-from vlkit.engine.checkpoint import save_adapter
-from vlkit.engine.fit import CachedRunConfig, fit, make_fabric, make_loader, open_run
-from vlkit.engine.hardware import keep_freed_memory
-from vlkit.engine.loader import EpochLoader
-from vlkit.engine.run_folder import Report
+from vlkit.encoders.tokenizer import warn_of_cut_texts
+from vlkit.engine.config import CachedRunConfig
+from vlkit.engine.fit import fit
+from vlkit.engine.loader import EpochLoader, make_loader
+from vlkit.engine.prepare import prepare
+from vlkit.engine.run import Forward, Run, step_memory
 from vlkit.errors import UserError
-from vlkit.memory import StepMemory, measure_step
 from vlkit.metrics.video import text_video_metrics
 from vlkit.tap_cache.clips import ClipTapCache
+from vlkit.tap_cache.maker import CachedLoader
 from vlkit.tap_cache.pairs import cached_pairs
-from vlkit.tasks.contrastive import example_losses, gather_pairs, info_nce
+from vlkit.tasks.contrastive import example_losses, require_negatives
+from vlkit.tasks.splits import data_identity, reported_split
 from vlkit.tasks.video_retrieval.data import ClipReader, RecordFrames, VideoCollate, VideoTextPairs, hold_out
-from vlkit.tasks.video_retrieval.evaluate import (
-    VideoEmbedder,
-    adapter_config,
-    build_model,
-    embed_records,
-    protocol,
-    zero_shot,
-)
-from vlkit.tasks.video_retrieval.model import VideoHeadOptions, VideoText
+from vlkit.tasks.video_retrieval.evaluate import COLUMNS, Clips, VideoEmbedder, protocol
+from vlkit.tasks.video_retrieval.losses import Loss, video_text_loss
+from vlkit.tasks.video_retrieval.model import VideoHeadOptions, VideoText, adapter_config, build_model, zero_shot
+from vlkit.tasks.video_retrieval.task import TASK
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +56,9 @@ class Data:
     train: str = "train"
     """Split to train on."""
     validation: str = "val"
-    """Split that chooses the best checkpoint; if the dataset has none, a part of the training videos is held out."""
+    """Split that chooses the best checkpoint; without a split val, a part of the training videos is held out."""
     test: str = "test"
-    """Split that is reported; if the dataset has none, the validation split."""
+    """Split that is reported; a dataset without a test split reports on its validation split."""
     hold_out: float = 0.1
     """Share of the training videos that is held out where there is no validation split."""
     every_caption: bool = False
@@ -84,14 +75,6 @@ class Data:
 
 
 @dataclass
-class Loss:
-    """What is minimised: symmetric cross-entropy over the pairs of a batch."""
-
-    kind: Literal["infonce", "clip4clip"] = "infonce"
-    """Other sentences of the same video: left out (infonce), or counted as negatives, as published (clip4clip)."""
-
-
-@dataclass
 class Config(CachedRunConfig):
     """Adapt a CLIP base to text-video retrieval."""
 
@@ -99,7 +82,7 @@ class Config(CachedRunConfig):
     """tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip."""
     data: Data = field(default_factory=Data)
     frames: int = 12
-    """Frames a video; shorter videos give all they have."""
+    """Frames per video; shorter videos give all they have."""
     sampling: Sampling = "uniform"
     """uniform: evenly spread; segment: one of each of as many equal parts, at random in training."""
     frame_chunk: Literal["auto"] | int = "auto"
@@ -123,104 +106,70 @@ class Config(CachedRunConfig):
 
 
 def main(config: Config) -> None:
-    fabric = make_fabric(config.device, config.precision, config.seed)
-    folder = open_run(config, "video_retrieval", fabric)
-    keep_freed_memory()
-
-    dataset = Dataset.open(config.data.root or demo_dataset("video_retrieval"), "video_retrieval")
-    test = config.data.test if config.data.test in dataset.splits else config.data.validation
+    run = Run.open(config, TASK.name)
+    dataset = TASK.dataset(config.data.root)
     base = load_base(config.base)
     reader = ClipReader(base.preprocess, config.frames, config.sampling)
-    train_frames, validation_frames, training, validation = splits_of(dataset, config.data, reader)
-    test_frames = RecordFrames(dataset, test, reader)
-    pairs = VideoTextPairs(train_frames, training, config.data.every_caption)
+    train, validation, test = splits_of(dataset, config.data, reader)
+    pairs = VideoTextPairs(train.frames, train.records, config.data.every_caption)
+    require_negatives(min(config.batch_size, len(pairs)), len(pairs.records))
+    warn_of_cut_texts(base.tokenize, pairs.captions, "training sentences")
 
     # Measured before the adapter is built: full fine-tuning and LoRA change the base's own modules.
     untrained = zero_shot(base)
-    fabric.setup_module(untrained)
-    before = text_video_metrics(*embed_records(VideoEmbedder(untrained, base, fabric, reader), test_frames, label=test))
+    run.fabric.setup_module(untrained)
+    before = text_video_metrics(*test.embed(VideoEmbedder(untrained, base, run.fabric, reader)))
 
     video_text = build_model(base, config.adapter, config.head)
-    model = fabric.setup_module(video_text)
-    embedder = VideoEmbedder(video_text, base, fabric, reader)
+    model = run.fabric.setup_module(video_text)
+    embedder = VideoEmbedder(video_text, base, run.fabric, reader)
     collate = VideoCollate(base.tokenize, base.text.trim)
-    if config.cache:
-        options = {"name": "clip", "sampling": train_frames.source.key(), "cache": ClipTapCache}
-        cached = cached_pairs(config.cache, config.cache_dtype, pairs, video_text.towers, base, fabric, **options)
-        loader = cached.loader(make_loader(cached, config, fabric, cached.collate))
-    else:
-        loader = make_loader(pairs, config, fabric, collate)
+    loader = training_batches(run, config, pairs, collate, video_text, base)
 
-    def losses_of(forward: Callable[..., Any], batch: tuple[Frames, Tensor, Tensor]) -> Iterator[Tensor]:
-        """Of each video and its sentence, with the others of a batch as negatives."""
+    def loss_of(forward: Forward, batch: tuple[Frames, Tensor, Tensor], epoch: float) -> Tensor:
         frames, ids, groups = batch
-        return example_losses(
-            list(zip(frames.videos(), ids.split(1), strict=True)),
-            lambda pair: forward(*pair),
-            lambda videos, texts, scale: info_nce(
-                gather_pairs(videos, texts, negatives(groups, config, fabric)), scale
-            ),
-        )
+        videos, texts, scale = forward(frames, ids, chunk=chunk_of(config, frames))
+        return video_text_loss(videos, texts, groups, scale, config.loss, run.fabric)
 
-    if fisher_due(config.adapter, folder):
-        start_from_fisher(video_text, pairs, collate, losses_of, config, fabric, config.batch_size)
+    def evaluate() -> dict[str, float]:
+        return text_video_metrics(*validation.embed(embedder))
 
-    def step(batch: tuple[Frames, Tensor, Tensor], epoch: float) -> dict[str, Tensor]:
-        frames, ids, groups = batch
-        videos, texts, scale = model(frames, ids, chunk_of(config, frames))
-        loss = info_nce(gather_pairs(videos, texts, negatives(groups, config, fabric), fabric), scale)
-        fabric.backward(loss)
-        return {"loss": loss}
-
-    identity = {"base": base.identity, "data": {"name": dataset.name, "train": len(pairs)}}
-    result = fit(
-        model,
-        loader,
-        step,
-        lambda: text_video_metrics(*embed_records(embedder, validation_frames, validation, "validation")),
-        primary="rsum",
-        config=config,
-        folder=folder,
-        fabric=fabric,
-        identity=identity,
-    )
-    embedded = embed_records(embedder, test_frames, label=test)
-    after = text_video_metrics(*embedded)
-    if fabric.is_global_zero:
-        save_adapter(folder.path, video_text, adapter_config(base, config.adapter, config.head, reader, after))
-    memory = memory_of_a_step(video_text, loader, config, fabric)
-    report = Report(
-        task="video_retrieval",
-        base=base.identity,
-        adapter=asdict(config.adapter),
-        split=test,
+    prepare(run, config.adapter, video_text, lambda: pairs, collate, loss_of, config.batch_size, example_losses)
+    identity = {"base": base.identity, **data_identity(dataset, config.data.train, config.data.validation)}
+    result = fit(run, model, loader, loss_of, evaluate, primary="rsum", identity=identity)
+    embedded = test.embed(embedder)
+    run.finish(
+        result,
+        video_text,
+        adapter_config(base, config.adapter, config.head, reader, text_video_metrics(*embedded)),
+        split=test.name,
         before=before,
-        after=after,
-        **result.costs(memory, fabric.device),
-        seed=config.seed,
+        memory=step_memory(run, video_text, loader, loss_of),
+        data={
+            **{"name": dataset.name, "train videos": len(train.records), "train pairs": len(pairs)},
+            "validation videos": len(validation.records),
+        },
+        columns=COLUMNS,
+        note=protocol(embedded),
         more={"frames": config.frames, "sampling": config.sampling, "protocol": protocol(embedded)},
     )
-    if fabric.is_global_zero:
-        counts = {"train videos": len(training), "train pairs": len(pairs), "validation videos": len(validation)}
-        folder.write_report(report, data={"name": dataset.name, **counts})
-        show(report, folder.path)
 
 
-def splits_of(
-    dataset: Dataset, data: Data, reader: ClipReader
-) -> tuple[RecordFrames, RecordFrames, list[Record], list[Record]]:
-    """Frames of the training and of the validation split, and which of their records to train and validate on."""
+def splits_of(dataset: Dataset, data: Data, reader: ClipReader) -> tuple[Clips, Clips, Clips]:
+    """The clips to train on, to choose the best checkpoint by, and to report on."""
     keep = int(data.keep * 2**30)
-    train_frames = RecordFrames(dataset, data.train, reader, keep)
+    test = reported_split(dataset, data, held_out=True)
+    train = Clips(data.train, RecordFrames(dataset, data.train, reader, keep))
     if data.validation in dataset.splits:
-        validation_frames = RecordFrames(dataset, data.validation, reader, keep)
-        return train_frames, validation_frames, train_frames.records, validation_frames.records
-    training, validation = hold_out(train_frames.records, data.hold_out)
-    log.info(
-        "%s has no split %r: %d of its %d %s clips are held out to choose the best checkpoint",
-        *(dataset.name, data.validation, len(validation), len(train_frames.records), data.train),
-    )
-    return train_frames, train_frames, training, validation
+        validation = Clips(data.validation, RecordFrames(dataset, data.validation, reader, keep))
+    else:
+        training, rest = hold_out(train.records, data.hold_out)
+        log.info(
+            "%s has no split %r: %d of its %d %s clips are held out to choose the best checkpoint",
+            *(dataset.name, data.validation, len(rest), len(train.records), data.train),
+        )
+        train, validation = Clips(data.train, train.frames, training), Clips("validation", train.frames, rest)
+    return train, validation, Clips(test, RecordFrames(dataset, test, reader))
 
 
 def chunk_of(config: Config, frames: Frames) -> int:
@@ -228,43 +177,16 @@ def chunk_of(config: Config, frames: Frames) -> int:
     return max(len(frames.mask), LEAST_CHUNK) if config.frame_chunk == "auto" else config.frame_chunk
 
 
-def negatives(groups: Tensor, config: Config, fabric: Fabric) -> Tensor:
-    """Group numbers: pairs of one group are not each other's negatives. clip4clip: each pair is its own group."""
-    if config.loss.kind == "infonce":
-        return groups
-    return torch.arange(len(groups), device=groups.device) + fabric.global_rank * len(groups)
-
-
-def memory_of_a_step(model: VideoText, loader: EpochLoader, config: Config, fabric: Fabric) -> StepMemory:
-    """What one step of this run takes. The weights move: call it when the adapter is saved."""
-    frames, ids, groups = fabric.to_device(next(iter(loader.batches(0, 1))))
-
-    def forward() -> Tensor:
-        with fabric.autocast():
-            videos, texts, scale = model(frames, ids, chunk_of(config, frames))
-        return info_nce(gather_pairs(videos, texts, negatives(groups, config, fabric)), scale)
-
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
-    return measure_step(model.train(), forward, optimizer, timed=3)
-
-
-def show(report: Report, folder: Path) -> None:
-    """Print the numbers of the run and where the adapter lies."""
-    title = f"{report.split} split, percent, {report.more['protocol']}"
-    table = Table("", "t2v R@1", "R@5", "R@10", "v2t R@1", "R@5", "R@10", "rsum", title=title)
-    for name, metrics in (("zero-shot", report.before), (report.adapter["kind"], report.after)):
-        keys = [f"{direction}_r{k}" for direction in ("t2v", "v2t") for k in (1, 5, 10)]
-        table.add_row(name, *(f"{metrics[key]:.1f}" for key in [*keys, "rsum"]))
-    console = Console()
-    console.print(table)
-    console.print(
-        f"trained {report.trainable_parameters:,} of {report.total_parameters:,} parameters; "
-        f"kept for backward {report.saved_activation_bytes / 2**20:.1f} MiB a step; "
-        f"peak {report.peak_memory_bytes / 2**20:.0f} MiB; {report.train_seconds:.0f} s of training",
-        highlight=False,
-    )
-    console.print(f"adapter: {folder}", highlight=False, soft_wrap=True)
+def training_batches(
+    run: Run, config: Config, pairs: VideoTextPairs, collate: VideoCollate, model: VideoText, base: ClipBase
+) -> EpochLoader | CachedLoader:
+    """Batches of frames and sentences, or of what the frozen part of the model gave for them (``--cache``)."""
+    if not config.cache:
+        return make_loader(pairs, config, run.fabric, collate)
+    options = {"name": "clip", "sampling": pairs.frames.source.key(), "cache": ClipTapCache}
+    cached = cached_pairs(config.cache, config.cache_dtype, pairs, model.towers, base, run.fabric, **options)
+    return cached.loader(make_loader(cached, config, run.fabric, cached.collate))
 
 
 if __name__ == "__main__":
-    run(main, Config)
+    cli(main, Config)

@@ -9,16 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.table import Table
-
 from vlkit.cli.config import run
-from vlkit.data.manifest import Dataset
-from vlkit.drawn.prepared import demo_dataset
+from vlkit.cli.show import Console, Table
 from vlkit.files import write_json
 from vlkit.tasks.load import load
-from vlkit.tasks.vqa.data import answered
+from vlkit.tasks.vqa.data import answered, form_of, warn_of_unlabelled
 from vlkit.tasks.vqa.evaluate import predict_records, score
+from vlkit.tasks.vqa.task import TASK
 
 
 @dataclass
@@ -28,9 +25,9 @@ class Data:
     root: Path | None = None
     """Prepared dataset; default: the demo dataset."""
     size: Literal["small", "medium", "large"] = "large"
-    """Of the demo dataset."""
+    """Size of the demo dataset."""
     style: Literal["plain", "drawn"] = "plain"
-    """Of the demo dataset: the plain drawings that the embedded bases know, or hand-drawn ones that are new to them."""
+    """Style of the demo dataset: plain drawings, which the embedded bases know, or hand-drawn ones, new to them."""
 
 
 @dataclass
@@ -41,18 +38,21 @@ class Config:
     """Run or adapter folder."""
     data: Data = field(default_factory=Data)
     split: str = "test"
-    """Which split; its answers must be known."""
+    """Split to measure; its answers must be known."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    """Device to compute on."""
     json: Path | None = None
     """Write the metrics there."""
 
 
 def main(config: Config) -> None:
-    dataset = Dataset.open(config.data.root or demo_dataset("vqa", config.data.size, style=config.data.style), "vqa")
+    dataset = TASK.dataset(config.data.root, size=config.data.size, style=config.data.style)
     records = answered(dataset, config.split)
-    pipeline = load(config.model, config.device, task="vqa")
-    metrics = score(records, predict_records(pipeline.answerer, dataset, records, f"{config.split} questions"))
+    pipeline = load(config.model, config.device, task=TASK.name)
+    if pipeline.answerer.vocabulary:
+        warn_of_unlabelled(dataset, [config.split], pipeline.answerer.vocabulary)
+    predictions = predict_records(pipeline.answerer, dataset, records, f"{config.split} questions")
+    metrics = score(records, predictions, form_of(dataset))
     table = Table(title=f"{pipeline.name}: {len(records)} questions of {dataset.name}/{config.split}")
     table.add_column("metric")
     table.add_column("percent", justify="right")

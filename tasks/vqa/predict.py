@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 from vlkit.cli.config import run
+from vlkit.cli.show import Console
 from vlkit.data.images import MediaError
-from vlkit.data.manifest import Dataset
-from vlkit.drawn.prepared import demo_dataset
 from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.tasks.load import load
 from vlkit.tasks.vqa.evaluate import predict_records
+from vlkit.tasks.vqa.task import TASK
 
 KEYS = {"vqa": ("question_id", "answer"), "gqa": ("questionId", "prediction")}
 
@@ -29,9 +29,9 @@ class Data:
     root: Path | None = None
     """Prepared dataset; default: the demo dataset."""
     size: Literal["small", "medium", "large"] = "large"
-    """Of the demo dataset."""
+    """Size of the demo dataset."""
     style: Literal["plain", "drawn"] = "plain"
-    """Of the demo dataset: the plain drawings that the embedded bases know, or hand-drawn ones that are new to them."""
+    """Style of the demo dataset: the plain drawings that the embedded bases know, or hand-drawn ones new to them."""
 
 
 @dataclass
@@ -42,13 +42,13 @@ class Config:
     """Run or adapter folder."""
     data: Data = field(default_factory=Data)
     split: str = "test"
-    """Which split."""
+    """Split to answer."""
     json: Path = Path("answers.json")
-    """Write the answers there."""
+    """Write the answers to this file."""
     format: Literal["auto", "vqa", "gqa"] = "auto"
     """Keys of the file: question_id and answer (vqa), questionId and prediction (gqa); auto: as the dataset's name."""
     image: Path | None = None
-    """Answer --question about this picture instead."""
+    """Answer --question about this image instead."""
     question: str | None = None
     """What to ask about --image."""
     k: int = 5
@@ -64,25 +64,26 @@ def main(config: Config) -> None:
     if config.image is not None:
         answer_one(config)
         return
-    dataset = Dataset.open(config.data.root or demo_dataset("vqa", config.data.size, style=config.data.style), "vqa")
+    dataset = TASK.dataset(config.data.root, size=config.data.size, style=config.data.style)
     records = dataset.records(config.split)
-    pipeline = load(config.model, config.device, task="vqa")
+    pipeline = load(config.model, config.device, task=TASK.name)
     answers = predict_records(pipeline.answerer, dataset, records, f"{config.split} questions")
     name = config.format if config.format != "auto" else "gqa" if dataset.name == "gqa" else "vqa"
     question_key, answer_key = KEYS[name]
     write_json(config.json, [{question_key: number, answer_key: answer} for number, answer in answers.items()])
-    print(f"{len(answers)} answers: {config.json}")
+    Console().print(f"{len(answers)} answers: {config.json}")
 
 
 def answer_one(config: Config) -> None:
     """Print the best answers to one question."""
-    pipeline = load(config.model, config.device, task="vqa")
+    pipeline = load(config.model, config.device, task=TASK.name)
     try:
         answers = pipeline.answer(config.image, config.question, config.k)
     except MediaError as error:
         raise UserError(f"--image {error}") from None
+    console = Console()
     for answer, probability in answers:
-        print(f"{probability:6.3f}  {answer}")
+        console.print(f"{probability:6.3f}  {answer}")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 import torch
-from test_family import TOWERS, build, train, view
 
+from helpers.towers import SPATIAL, TOWERS, build, train, view
 from vlkit.adapters import trained_state
 from vlkit.errors import UserError
 
@@ -29,7 +29,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
 
 @pytest.mark.parametrize("reads", ["pooled", "tokens"])
-@pytest.mark.parametrize("tower", [tower for tower in TOWERS if tower != "resnet"])
+@pytest.mark.parametrize("tower", [tower for tower in TOWERS if tower not in SPATIAL])
 def test_the_example_does_what_a_method_must(example: ModuleType, tower: str, reads: str) -> None:
     options, x = example.ScalarMixOptions(hidden=8), TOWERS[tower][1]()
     model = build(options, tower, reads)
@@ -45,5 +45,8 @@ def test_the_example_does_what_a_method_must(example: ModuleType, tower: str, re
 
 
 def test_the_example_refuses_grids(example: ModuleType) -> None:
-    with pytest.raises(UserError, match="take sherl, unipt or dtl"):
+    with pytest.raises(
+        UserError,
+        match=r"kind scalar_mix: needs tokens of one width; take sherl, unipt, dtl, linear, bitfit, lora or full",
+    ):
         build(example.ScalarMixOptions(), "resnet")

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
 import timm
 import torch
-from test_family import TOWERS, build, prepared, train
 from torch import Tensor, nn
 from transformers import M2M100Config
 from transformers.models.m2m_100.modeling_m2m_100 import M2M100EncoderLayer
 
 from helpers import tiny
+from helpers.towers import TOWERS, build, prepared, train
 from vlkit.adapters import ADAPTERS
 from vlkit.adapters.dtl import DtlAdapter, DtlOptions
 from vlkit.adapters.lst.method import LstOptions, Rung
 from vlkit.adapters.lst.pruning import fisher, magnitude, prune_
 from vlkit.adapters.lst.t5 import LstT5, LstT5Decoder, LstT5Encoder
 from vlkit.adapters.published.names import drop_idle_gates, import_published, to_upstream
-from vlkit.adapters.unipt.blocks import GuidedPool, PooledUniptAdapter, attend
-from vlkit.adapters.unipt.method import UniptAdapter, UniptOptions
+from vlkit.adapters.unipt.blocks import GuidedPool, attend
+from vlkit.adapters.unipt.options import UniptOptions
+from vlkit.adapters.unipt.pooled import PooledUniptAdapter
+from vlkit.adapters.unipt.tokens import UniptAdapter
 from vlkit.adapters.vqt import VqtOptions
-from vlkit.encoders.anatomy import anatomy_of, ask
-from vlkit.encoders.narrow import NarrowBlocks
-from vlkit.encoders.stage import stage_hf, stage_t5_decoder
+from vlkit.encoders.blocks.anatomy import Opaque, anatomy_of, ask
+from vlkit.encoders.blocks.narrow import NarrowBlocks
+from vlkit.encoders.stage import stage_hf, stage_t5_decoder, stage_vision
 from vlkit.encoders.staged import Stream
 from vlkit.errors import UserError
 
@@ -253,7 +256,7 @@ def test_dtl_writes_what_the_formula_says(kernel: int) -> None:
         states.append(state)
 
     stream = Stream(maps[0](x))
-    stream = adapter.hand_off([adapter.reduce(0, Stream(x))], stream)
+    stream = adapter.merge([adapter.reduce(0, Stream(x))], stream.hidden, stream)
     for i in (1, 2):
         stream = adapter.late_block(i, stream, lambda s, i=i: s.replace(hidden=maps[i](s.hidden)))
     torch.testing.assert_close(stream.hidden, states[-1], rtol=1e-10, atol=1e-10)
@@ -331,6 +334,19 @@ def test_blocks_of_other_libraries_and_kinds() -> None:
         torch.testing.assert_close(ask(anatomy_of(nllb), x, None, x), nllb(x, None), rtol=1e-5, atol=1e-5)
 
     rotary = timm.create_model("test_vit", embed_dim=32, num_heads=2, depth=1, qk_norm=True).blocks[0]
-    with pytest.raises(UserError, match=r"lst with --adapter\.start random"):
+    with pytest.raises(Opaque, match=r"block Block: its attention is not of the plain kind$"):
         anatomy_of(rotary)
     assert NarrowBlocks(lambda i: rotary, (0,), 2)["0"].ln_1.normalized_shape == (16,)
+
+
+def test_lst_on_blocks_that_cannot_be_taken_apart() -> None:
+    clip = tiny.tiny_timm_clip()
+    clip.visual.trunk.blocks[1] = timm.create_model("test_vit", qk_norm=True).blocks[0]
+    with pytest.raises(UserError) as raised:
+        LstOptions(start="magnitude").build(stage_vision(deepcopy(clip)))
+    assert str(raised.value) == (
+        "--adapter.start magnitude: block Block: its attention is not of the plain kind; use --adapter.start random"
+    )
+    LstOptions().build(stage_vision(deepcopy(clip)))
+    with pytest.raises(UserError, match=r"--adapter.kind vqt: block Block: its attention .*; take sherl, unipt, dtl"):
+        VqtOptions().build(stage_vision(clip))

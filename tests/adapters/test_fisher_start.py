@@ -15,13 +15,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-import vlkit.adapters.lst.fisher
-import vlkit.engine.run
+import vlkit.adapters.lst.method
 from helpers import tiny
 from helpers.scripts import call
 from vlkit.adapters.base import AdaptedEncoder, trained_state
 from vlkit.adapters.linear import LinearOptions
-from vlkit.adapters.lst.fisher import fisher_due, start_from_fisher
 from vlkit.adapters.lst.method import LstOptions
 from vlkit.adapters.lst.pruning import prune_
 from vlkit.data.manifest import write_dataset
@@ -29,11 +27,16 @@ from vlkit.drawn.captions import captions
 from vlkit.drawn.draw import draw
 from vlkit.drawn.scenes import sample_scene
 from vlkit.encoders.bases import ClipBase, Preprocess, clip_base
-from vlkit.engine.fit import RunConfig, make_fabric
+from vlkit.engine import fit
+from vlkit.engine.checkpoint import STATE_FILE
+from vlkit.engine.config import RunConfig
+from vlkit.engine.distributed import make_fabric
+from vlkit.engine.prepare import prepare
+from vlkit.engine.run import Run
 from vlkit.engine.run_folder import RunFolder
 from vlkit.errors import UserError
 from vlkit.tasks.contrastive import example_losses, gather_pairs, info_nce
-from vlkit.tasks.retrieval.evaluate import build_model
+from vlkit.tasks.retrieval.model import build_model
 from vlkit.tasks.two_tower import HeadOptions, TwoTower
 
 TRAIN = "tasks/retrieval/train.py"
@@ -61,13 +64,10 @@ class Pairs:
         return self.pixels[index], self.ids[index], index
 
 
-def losses_of(forward: Any, batch: list[Tensor]) -> Any:
+def loss_of(forward: Any, batch: list[Tensor], epoch: float) -> Tensor:
     pixels, ids, groups = batch
-    return example_losses(
-        list(zip(pixels.split(1), ids.split(1), strict=True)),
-        lambda pair: forward(*pair),
-        lambda images, texts, scale, bias: info_nce(gather_pairs(images, texts, groups), scale),
-    )
+    images, texts, scale, _ = forward(pixels, ids)
+    return info_nce(gather_pairs(images, texts, groups), scale)
 
 
 def tiny_base() -> ClipBase:
@@ -82,9 +82,17 @@ def model_with(options: Any = None) -> TwoTower:
         return build_model(tiny_base(), options or Config().adapter, HeadOptions())
 
 
-def start(model: nn.Module, count: int = 8, losses: Any = losses_of, batch_size: int = 4, **flags: Any) -> None:
+def start(
+    model: nn.Module,
+    count: int = 8,
+    apart: Any = example_losses,
+    batch_size: int = 4,
+    folder: Any = "none",
+    **flags: Any,
+) -> None:
     config = Config(**flags)
-    start_from_fisher(model, Pairs(count), None, losses, config, make_fabric("cpu", config.precision), batch_size)
+    run = Run(config, "test", make_fabric("cpu", config.precision), RunFolder(folder))
+    prepare(run, config.adapter, model, lambda: Pairs(count), None, loss_of, batch_size, apart)
 
 
 def side_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -130,12 +138,12 @@ def test_units_whose_gradients_dominate_are_kept() -> None:
     expand = model.image.base.transformer_block(1).mlp.c_fc
     chosen = torch.arange(1, len(expand.weight), 2)
 
-    def losses(forward: Any, batch: list[Tensor]) -> list[Tensor]:
+    def apart(loss_of: Any, forward: Any, batch: list[Tensor]) -> list[Tensor]:
         return [
             1e-9 * (sum(forward(*batch[:2])[0].flatten()) + forward(*batch[:2])[1].sum()) + expand.weight[chosen].sum()
         ]
 
-    start(model, losses=losses, batch_size=1)
+    start(model, apart=apart, batch_size=1)
     narrow = model.image.adapter.ladder.blocks["1"].mlp.c_fc
     of = [expand.bias.tolist().index(value) for value in narrow.bias.tolist()]
     assert of == chosen.tolist()
@@ -163,12 +171,12 @@ def test_a_failure_puts_everything_back() -> None:
     model = model_with()
     adapted = (model.image, model.text)
 
-    def losses(forward: Any, batch: list[Tensor]) -> Any:
-        yield from losses_of(forward, batch)
+    def apart(*given: Any) -> Any:
+        yield from example_losses(*given)
         raise UserError("example 3: cannot be read")
 
     with pytest.raises(UserError, match="cannot be read"):
-        start(model, losses=losses)
+        start(model, apart=apart)
     assert (model.image, model.text) == adapted
     assert not any(p.requires_grad for tower in adapted for p in tower.base.parameters())
 
@@ -206,7 +214,7 @@ def test_what_cannot_start_is_refused_with_a_mend() -> None:
     with pytest.raises(UserError, match=r"no gradient of 1 example.*more examples.*magnitude"):
         start(model_with(), count=1)  # a pair without negatives has no loss
     with pytest.raises(UserError, match=r"image: .*not finite; use --precision 32-true"):
-        start(model_with(), losses=lambda *given: (loss * torch.nan for loss in losses_of(*given)))
+        start(model_with(), apart=lambda *given: (loss * torch.nan for loss in example_losses(*given)))
     with pytest.raises(UserError, match=r"--adapter\.fisher_examples 0"):
         LstOptions(fisher_examples=0)
     base = tiny_base()
@@ -218,12 +226,18 @@ def test_what_cannot_start_is_refused_with_a_mend() -> None:
 
 
 def test_is_due_once(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    assert fisher_due(LstOptions(start="fisher"), folder)
-    assert not fisher_due(LstOptions(), folder) and not fisher_due(LinearOptions(), folder)
-    folder.checkpoint.mkdir()
-    (folder.checkpoint / "state.safetensors").touch()
-    assert not fisher_due(LstOptions(start="fisher"), folder)
+    magnitude = side_weights(model_with())
+
+    def changes(**flags: Any) -> bool:
+        model = model_with()
+        start(model, folder=tmp_path, **flags)
+        return any(not torch.equal(value, magnitude[name]) for name, value in side_weights(model).items())
+
+    assert changes()
+    assert not changes(adapter=LstOptions(reduction=2)) and not changes(adapter=LinearOptions())
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / STATE_FILE).touch()  # what came of the start lies there
+    assert not changes()
 
 
 # --- the script -------------------------------------------------------------------------------------------------------
@@ -253,22 +267,22 @@ def train(dataset: Path, folder: Path, *words: object) -> dict[str, Tensor]:
 @pytest.mark.slow
 def test_a_resumed_run_does_not_start_again(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(dataset, tmp_path / "whole")
-    step = vlkit.engine.run.Run.train
+    step = fit.take_step
 
-    def killed(run: Any, *given: Any) -> None:
-        if run.now["step"] == 2:
+    def killed(training: Any, *given: Any) -> None:
+        if training.state.step == 2:
             raise RuntimeError("power cut")
-        step(run, *given)
+        step(training, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(vlkit.engine.run.Run, "train", killed)
+        patch.setattr(fit, "take_step", killed)
         with pytest.raises(RuntimeError, match="power cut"):
             train(dataset, tmp_path / "pieces")
 
     def again(*_: Any) -> None:
         raise AssertionError("the start was made twice")
 
-    monkeypatch.setattr(vlkit.adapters.lst.fisher, "start_from_fisher", again)
+    monkeypatch.setattr(vlkit.adapters.lst.method, "start_from_fisher", again)
     resumed = train(dataset, tmp_path / "pieces", "--resume")
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     shutil.rmtree(tmp_path / "pieces")

@@ -19,25 +19,28 @@ import torch
 from torch import Tensor, nn
 
 from helpers import tiny
-from vlkit.adapters import ADAPTERS, TUNING
+from vlkit.adapters import ADAPTERS
 from vlkit.data.video.frame_batch import Frames
-from vlkit.encoders.bases import ClipBase, Preprocess, TextBase, clip_base, text_base
+from vlkit.encoders.bases import ClipBase, Preprocess, TextBase, clip_base, pair_base, text_base
+from vlkit.encoders.stage import stage_vision
 from vlkit.encoders.text_side import TextSide, text_side
+from vlkit.encoders.towers.hf_text import HfEncoder
 from vlkit.engine.checkpoint import save_adapter
 from vlkit.errors import UserError
 from vlkit.tasks import load as pipelines
 from vlkit.tasks.contrastive import gather_pairs, info_nce
 from vlkit.tasks.fusion import FusionOptions
-from vlkit.tasks.grounding import evaluate as grounding
+from vlkit.tasks.grounding import model as grounding
 from vlkit.tasks.grounding.head import GroundingOptions
 from vlkit.tasks.grounding.losses import BoxLoss, grounding_loss
-from vlkit.tasks.retrieval import evaluate as retrieval
+from vlkit.tasks.retrieval import model as retrieval
 from vlkit.tasks.two_tower import HeadOptions
-from vlkit.tasks.video_retrieval import evaluate as video_retrieval
+from vlkit.tasks.video_retrieval import model as video_retrieval
 from vlkit.tasks.video_retrieval.data import ClipReader
 from vlkit.tasks.video_retrieval.model import VideoHeadOptions
-from vlkit.tasks.vqa import evaluate as vqa
-from vlkit.tasks.vqa.heads import ClassifyOptions, GenerateOptions, answer_bce, shift_right, token_loss
+from vlkit.tasks.vqa import model as vqa
+from vlkit.tasks.vqa.heads import ClassifyOptions, GenerateOptions
+from vlkit.tasks.vqa.losses import answer_bce, shift_right, token_loss
 
 IMAGES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "vit": (tiny.tiny_clip, 32),
@@ -45,30 +48,36 @@ IMAGES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet": (tiny.tiny_resnet_clip, 64),
 }
 """Family of the contrastive base -> its model, and the side of its pictures in pixels."""
+PAIR = "efficientnet+bert"
+"""A pair of encoders that never met, as a base."""
 TEXTS = {"t5": tiny.tiny_t5, "bert": tiny.tiny_bert}  # and clip, the text tower of the contrastive base
 TWO_TOWER, WITH_TEXTS = ("retrieval", "video_retrieval"), ("classify", "generate", "grounding")
 CASES = [
     *product(ADAPTERS, TWO_TOWER, IMAGES, ("clip",)),
     *product(ADAPTERS, WITH_TEXTS, IMAGES, (*TEXTS, "clip")),
+    *product(ADAPTERS, (*TWO_TOWER, "classify", "grounding"), (PAIR,), ("clip",)),
 ]
 """(method, task or answer head, family of the pictures' tower, of the texts' tower)."""
 
 # What cannot work, with what the message says to do instead; * = all of them.
 REFUSED = {
-    ("lst", "*", "resnet", "*"): "sherl, unipt and dtl adapt this tower",
-    ("vqt", "*", "resnet", "*"): "sherl, unipt and dtl adapt this tower",
-    ("vqt", "classify", "*", "*"): "take sherl",
-    ("vqt", "generate", "*", "*"): "take sherl",
-    ("vqt", "grounding", "*", "*"): "take sherl",
+    ("lst", "*", "resnet", "*"): "take sherl, unipt, dtl, linear, bitfit, lora or full",
+    ("vqt", "*", "resnet", "*"): "take sherl, unipt, dtl, linear, bitfit, lora or full",
+    ("lst", "*", PAIR, "*"): "take sherl, unipt, dtl, linear, bitfit, lora or full",
+    ("vqt", "*", PAIR, "*"): "take sherl, unipt, dtl, linear, bitfit, lora or full",
+    ("dtl", "*", PAIR, "*"): "take sherl or unipt",  # its side network writes into blocks that keep their width
+    ("vqt", "classify", "*", "*"): "take sherl, unipt, lst, dtl, linear, bitfit, lora or full",
+    ("vqt", "generate", "*", "*"): "take sherl, unipt, lst, dtl, linear, bitfit, lora or full",
+    ("vqt", "grounding", "*", "*"): "take sherl, unipt, lst, dtl, linear, bitfit, lora or full",
     ("bitfit", "classify", "*", "t5"): "choose another kind",
     ("bitfit", "grounding", "*", "t5"): "choose another kind",
     ("bitfit", "generate", "*", "t5"): "choose another kind",
     ("*", "generate", "*", "bert"): "give a T5, or classify",
     ("*", "generate", "*", "clip"): "give a T5, or classify",
-    ("unipt", "generate", "*", "t5"): "use sherl, lora or full, or --head.kind classify",
-    ("lst", "generate", "*", "t5"): "use sherl, lora or full, or --head.kind classify",
-    ("dtl", "generate", "*", "t5"): "use sherl, lora or full, or --head.kind classify",
-    ("linear", "generate", "*", "t5"): "use sherl, lora or full, or --head.kind classify",
+    ("unipt", "generate", "*", "t5"): "sherl, lora or full",
+    ("lst", "generate", "*", "t5"): "sherl, lora or full",
+    ("dtl", "generate", "*", "t5"): "sherl, lora or full",
+    ("linear", "generate", "*", "t5"): "sherl, lora or full",
 }
 FUSION = FusionOptions(width=16, layers=1, heads=2, dropout=0.0)
 CLASSIFY, GENERATE = ClassifyOptions(dropout=0.0), GenerateOptions(queries=2)
@@ -89,6 +98,11 @@ WORKING = [case for case in CASES if not mends(case)]
 
 @cache
 def prepared_base(family: str) -> ClipBase:
+    if family == PAIR:
+        image, text = stage_vision(tiny.tiny_timm("test_efficientnet")), HfEncoder(tiny.tiny_bert(), "mean")
+        preprocess, named = Preprocess((160, 160), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)), {"library": "test", "name": PAIR}
+        tokenize = lambda texts: tiny.padded_ids((4,) * len(texts))  # noqa: E731
+        return pair_base(family, image, text, tokenize, preprocess, named, named)
     build, side = IMAGES[family]
     preprocess = Preprocess((side, side), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
     named = {"library": "test", "name": family, "weights": "random"}
@@ -119,7 +133,8 @@ class Bases:
 def batch_of(task: str, bases: Bases) -> tuple[Any, ...]:
     """What the task's model is called with."""
     side = bases.base.preprocess.size[0]
-    ids = (tiny.clip_ids if bases.text_base is None else tiny.padded_ids)((5, 9, 12))
+    clip_like = bases.text_base is None and bases.base.joint_dim is None
+    ids = (tiny.clip_ids if clip_like else tiny.padded_ids)((5, 9, 12))
     if task == "video_retrieval":
         pixels = tiny.pictures(4, side).mul(40).add(128).clamp(0, 255).to(torch.uint8)
         return Frames.of([pixels[:1], pixels[1:3], pixels[3:]]), ids
@@ -216,7 +231,7 @@ def test_takes_a_step_and_loads_again(kind: str, task: str, images: str, texts: 
     }
     assert moved == dict.fromkeys(towers, kind != "linear")
     optimizer.step()
-    if kind not in TUNING:
+    if not ADAPTERS[kind].trains_base:
         assert not any(p.requires_grad for tower in towers.values() for p in tower.base.parameters())
         for name, tower in towers.items():
             assert all(torch.equal(value, before[name][key]) for key, value in tower.base.state_dict().items()), name
@@ -253,6 +268,6 @@ def test_what_cannot_work_is_refused_with_a_mend(kind: str, task: str, images: s
 
 def test_towers_are_real() -> None:
     """The families are what their names say."""
-    names = {family: type(prepared_base(family).image).__name__ for family in IMAGES}
-    assert len(set(names.values())) == len(IMAGES), names
+    names = {family: type(prepared_base(family).image).__name__ for family in (*IMAGES, PAIR)}
+    assert len(set(names.values())) == len(IMAGES) + 1, names
     assert prepared_text("t5").decoder is not None and prepared_text("bert").decoder is None

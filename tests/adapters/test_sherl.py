@@ -3,70 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import replace
-from functools import cache
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from helpers import tiny
+from helpers.sherl_pairs import PAIRS, build, wake_
+from helpers.towers import TEXT, TOWERS, prepared
 from vlkit.adapters.base import AdaptedEncoder, trained_state
-from vlkit.adapters.sherl.tokens import SherlOptions
-from vlkit.encoders.stage import stage_hf, stage_text, stage_vision
-from vlkit.encoders.staged import StagedEncoder, run_blocks
+from vlkit.adapters.sherl.options import SherlOptions
+from vlkit.encoders.stage import stage_hf, stage_t5_decoder
+from vlkit.encoders.staged import run_blocks
 from vlkit.errors import UserError
 
-Tower = tuple[Callable[[], StagedEncoder], Callable[[], Tensor]]
-
-TOWERS: dict[str, Tower] = {
-    "vit": (lambda: stage_vision(tiny.tiny_clip()), lambda: tiny.pictures(3)),
-    "timm_vit": (lambda: stage_vision(tiny.tiny_timm_clip()), lambda: tiny.pictures(2, 160)),
-    "clip_text": (lambda: stage_text(tiny.tiny_clip()), lambda: tiny.clip_ids((5, 9, 12))),
-    "bert": (lambda: stage_hf(tiny.tiny_bert()), lambda: tiny.padded_ids((5, 9, 12))),
-    "t5": (lambda: stage_hf(tiny.tiny_t5()), lambda: tiny.padded_ids((5, 9, 12))),
-    "resnet": (lambda: stage_vision(tiny.tiny_resnet_clip()), lambda: tiny.pictures(3, 64)),
-    "convnext": (lambda: stage_vision(tiny.tiny_timm_clip(name="test_convnext")), lambda: tiny.pictures(2, 160)),
-}
-SPATIAL = {"resnet", "convnext"}
-TEXT = ("clip_text", "bert", "t5")
-OPTIONS = {
-    "text": SherlOptions(handoff="tokens", flavour="text"),
-    "gated": SherlOptions(handoff="tokens", flavour="gated"),
-    "mdetr": SherlOptions(handoff="tokens", flavour="mdetr"),
-    "conv": SherlOptions(handoff="tokens"),
-    "pooled": SherlOptions(handoff="pooled"),
-    "pooled_gated": SherlOptions(handoff="pooled", base_gate=True),
-}
-PAIRS = [
-    (tower, flavour)
-    for tower in TOWERS
-    for flavour in OPTIONS
-    if flavour.startswith("pooled") or (flavour == "conv") == (tower in SPATIAL)
-]
 every_pair = pytest.mark.parametrize(("tower", "flavour"), PAIRS)
 every_pair_and_start = pytest.mark.parametrize(
     ("tower", "flavour", "init"), [(*pair, init) for pair in PAIRS for init in ("published", "identity")]
 )
-
-
-@cache
-def prepared(tower: str) -> StagedEncoder:
-    return TOWERS[tower][0]()
-
-
-def build(tower: str, flavour: str, init: str = "published", seed: int = 0, **changes: object) -> AdaptedEncoder:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return replace(OPTIONS[flavour], init=init, **changes).build(deepcopy(prepared(tower))).eval()
-
-
-def wake_(model: AdaptedEncoder) -> AdaptedEncoder:
-    """Lift every score above zero: with few examples the ReLU may clip all scores of a layer, and it learns nothing."""
-    for score in (model.adapter.aggregator.score, *getattr(model.adapter, "token_scores", ())):
-        nn.init.ones_(score.bias)
-    return model
 
 
 def train(model: AdaptedEncoder, x: Tensor, steps: int = 3) -> dict[str, bool]:
@@ -90,15 +44,17 @@ def train(model: AdaptedEncoder, x: Tensor, steps: int = 3) -> dict[str, bool]:
 
 @every_pair
 def test_shapes(tower: str, flavour: str) -> None:
-    model, x = build(tower, flavour), TOWERS[tower][1]()
+    pooled = flavour.startswith("pooled")
+    model, x = build(tower, flavour, reads="pooled" if pooled else "tokens"), TOWERS[tower][1]()
     encoded = model(x)
     last = run_blocks(model.base, model.base.embed(x), 0, model.base.depth)
 
     assert encoded.pooled.shape == (len(x), model.base.out_dim)
-    assert encoded.tokens.shape == model.base.tokens(last).shape
     assert encoded.pooled.isfinite().all() and encoded.pooled.requires_grad
-    if encoded.mask is not None:
-        assert torch.equal(encoded.mask, last.mask)
+    if not pooled:
+        assert encoded.tokens.shape == model.base.tokens(last).shape
+        assert (encoded.mask is None) == (last.mask is None)
+        assert encoded.mask is None or torch.equal(encoded.mask, last.mask)
 
 
 @every_pair_and_start
@@ -266,8 +222,55 @@ def handoff(options: SherlOptions, reads: str) -> str:
 def test_handoff_follows_the_head_and_the_options_given() -> None:
     assert handoff(SherlOptions(), "pooled") == handoff(SherlOptions(base_gate=True), "pooled") == "pooled"
     assert handoff(SherlOptions(), "tokens") == "tokens"
-    for options in (SherlOptions(late=2), SherlOptions(flavour="gated"), SherlOptions(dropout=0.0)):
+    for options in (SherlOptions(late=2), SherlOptions(flavour="gated"), SherlOptions(late=1, dropout=0.0)):
         assert handoff(options, "pooled") == "tokens"
+    assert handoff(SherlOptions(dropout=0.3), "tokens") == "tokens"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reads", "says"),
+    [
+        # A detail of one hand-off does not choose it: it is refused where it has no meaning.
+        ({"dropout": 0.3}, "pooled", "--adapter.dropout: belongs to --adapter.handoff tokens; give both"),
+        ({"keep": "all"}, "tokens", "--adapter.keep: belongs to --adapter.handoff pooled; give both"),
+        ({"dropout": 0.3, "base_gate": True}, "pooled", "--adapter.dropout: belongs to --adapter.handoff tokens"),
+        ({"late": 1, "base_gate": True}, "pooled", "--adapter.base_gate: belongs to --adapter.handoff pooled"),
+        ({"late": 1, "keep": "all"}, "pooled", "--adapter.keep: belongs to --adapter.handoff pooled"),
+        ({"flavour": "gated", "dropout": 0.3}, "tokens", "--adapter.dropout: belongs to --adapter.flavour text"),
+    ],
+)
+def test_options_that_do_not_apply_are_refused(changes: dict, reads: str, says: str) -> None:
+    with pytest.raises(UserError) as raised:
+        SherlOptions(**changes).build(prepared("vit"), reads)
+    assert str(raised.value).startswith(says) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"late": 2}, {"taps": (0, 1)}, {"dropout": 0.1}, {"flavour": "gated"}, {"base_gate": True},
+        {"handoff": "pooled"}, {"lean": False}, {"early_chunk": 4}, {"tap_dtype": "int8"}, {"keep": "all"},
+    ],
+)  # fmt: skip
+def test_an_encoder_decoder_refuses_what_it_does_not_use(changes: dict) -> None:
+    t5 = stage_hf(tiny.tiny_t5()), stage_t5_decoder(tiny.tiny_t5())
+    (name,) = changes
+    with pytest.raises(UserError, match=f"--adapter.{name}: SHERL on a decoder is as published"):
+        SherlOptions(**changes).build_stacks(*t5)
+
+
+def test_an_encoder_decoder_takes_reduction_and_start() -> None:
+    stacks = SherlOptions(reduction=8, init="published", handoff="tokens").build_stacks(
+        stage_hf(tiny.tiny_t5()), stage_t5_decoder(tiny.tiny_t5())
+    )
+    assert [stack.adapter.aggregator.score.in_features for stack in stacks] == [4, 4]
+    assert [stack.adapter.gate.offset for stack in stacks] == [0.0, 0.0]
+
+
+def test_cells_are_read_without_late_blocks_unless_asked_for() -> None:
+    assert SherlOptions().for_cells() == SherlOptions(late=0)
+    for asked in (SherlOptions(late=2), SherlOptions(handoff="pooled"), SherlOptions(base_gate=True)):
+        assert asked.for_cells() is asked
 
 
 @pytest.mark.parametrize("changes", [{"handoff": "pooled"}, {"base_gate": True}])

@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 from vlkit.adapters.published.names import import_published, strip_prefix, to_upstream
 from vlkit.adapters.sherl.blocks import ConvReducer, LateGate, LinearHead, RedundancyAggregator
-from vlkit.adapters.sherl.tokens import PooledSherlAdapter, SherlAdapter
+from vlkit.adapters.sherl.conv import ConvSherlAdapter
+from vlkit.adapters.sherl.pooled import PooledSherlAdapter
+from vlkit.adapters.sherl.pooled_lean import LeanPooledSherlAdapter
+from vlkit.adapters.sherl.tokens import SherlAdapter
 from vlkit.encoders.staged import Stream
 from vlkit.errors import UserError
 
@@ -118,8 +121,10 @@ def test_zero_taps_stay_finite(flavour: str) -> None:
     hidden.requires_grad_()
     taps = [Stream(hidden, summary=torch.zeros(2, dtype=torch.int64))] * 3
     if flavour == "pooled":
-        block: nn.Module = PooledSherlAdapter((width,) * 3, 6, 6, (0, 1, 2))
+        block: nn.Module = LeanPooledSherlAdapter((width,) * 3, 6, 6, (0, 1, 2))
         last = torch.zeros(2, 6)
+    elif flavour == "conv":
+        block, last = ConvSherlAdapter((width,) * 3, width, 6, (0, 1, 2)), torch.zeros(shape)
     else:
         block, last = SherlAdapter((width,) * 3, width, 6, (0, 1, 2), flavour=flavour), torch.zeros(shape)
     out = block(taps, last)
@@ -127,6 +132,9 @@ def test_zero_taps_stay_finite(flavour: str) -> None:
 
     assert out.isfinite().all() and hidden.grad.isfinite().all()
     assert all(p.grad is None or p.grad.isfinite().all() for p in block.parameters())
+
+
+both_implementations = pytest.mark.parametrize("pooled", [PooledSherlAdapter, LeanPooledSherlAdapter])
 
 
 def naive_pooled(block: PooledSherlAdapter, taps: list[Stream], last: Tensor) -> Tensor:
@@ -148,11 +156,12 @@ def naive_pooled(block: PooledSherlAdapter, taps: list[Stream], last: Tensor) ->
     return block.head.proj(torch.relu(torch.stack(rows))) + last
 
 
+@both_implementations
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("gated", [False, True])
-def test_pooled_form_equals_the_published_one(masked: bool, gated: bool) -> None:
+def test_pooled_form_equals_the_published_one(pooled: type[PooledSherlAdapter], masked: bool, gated: bool) -> None:
     torch.manual_seed(0)
-    block = PooledSherlAdapter((10, 10, 10, 10), 8, 6, (0, 1, 2, 3), base_gate=gated).double()
+    block = pooled((10, 10, 10, 10), 8, 6, (0, 1, 2, 3), base_gate=gated).double()
     nn.init.normal_(block.token_scores[0].bias)
     if gated:
         nn.init.normal_(block.base_gate, std=0.1)
@@ -181,7 +190,7 @@ def test_mixed_precision_stays_finite(dtype: torch.dtype, magnitude: float) -> N
     torch.manual_seed(0)
     summary = torch.zeros(2, dtype=torch.int64)
     taps = [Stream(magnitude * torch.randn(2, 5, 64), summary=summary) for _ in range(4)]
-    pooled = PooledSherlAdapter((64,) * 4, 64, 256, (0, 1, 2, 3))
+    pooled = LeanPooledSherlAdapter((64,) * 4, 64, 256, (0, 1, 2, 3))
     tokens = [SherlAdapter((64,) * 4, 64, 256, (0, 1, 2, 3), flavour=flavour) for flavour in ("text", "gated", "mdetr")]
     for block, last in [(pooled, torch.randn(2, 64)), *((block, torch.randn(2, 5, 64)) for block in tokens)]:
         block.eval()
@@ -231,7 +240,6 @@ def parameters(module: nn.Module) -> int:
     ("count", "widths", "width", "hidden", "flavour"),
     [
         (5_133_058, (768,) * 12, 768, 512, "text"),
-        (3_027_458, (256, 512, 1024, 2048), 2048, 512, "conv"),
         (7_387_778, (768,) * 12, 768, 768 // 2, "gated"),
         (2_809_538, (768,) * 12, 768, 768 // 4, "gated"),
         (1_183_970, (768,) * 12, 768, 768 // 8, "gated"),
@@ -242,6 +250,12 @@ def test_published_parameter_counts(count: int, widths: tuple[int, ...], width: 
     with torch.device("meta"):
         block = SherlAdapter(widths, width, hidden, tuple(range(len(widths))), flavour=flavour)
     assert parameters(block) == count
+
+
+def test_published_parameter_count_of_the_convolutional_block() -> None:
+    with torch.device("meta"):
+        block = ConvSherlAdapter((256, 512, 1024, 2048), 2048, 512, (0, 1, 2, 3))
+    assert parameters(block) == 3_027_458
 
 
 @pytest.mark.parametrize(("count", "width"), [(5_650_971, 768), (3_947_035, 512)])

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from open_clip.transformer import VisionTransformer
-from test_sherl_lean import assert_same, pair, run
 
 from helpers import tiny
-from vlkit.adapters.sherl.tokens import SherlOptions
+from helpers.sherl_pairs import assert_same, pair, run
+from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.encoders.stage import stage_text, stage_vision
 from vlkit.encoders.staged import StagedEncoder, Stream, run_blocks
 from vlkit.memory import saved_bytes
@@ -67,19 +67,15 @@ def test_only_a_lean_late_route_behind_a_pooled_view_is_cut_short(tower: str, la
     assert not SherlOptions(handoff="tokens", late=late, lean=False).build(BASES[tower](), "pooled").summary_only
 
 
-def test_both_views_of_one_run_draw_the_same_dropout() -> None:
-    _, model, x = pair("vit", "text", early_chunk=0, dropout=0.5)
+def test_tokens_that_were_not_made_are_an_error() -> None:
+    _, model, x = pair("vit", "text")
     assert model.summary_only
-    encoded = model(x)
-    state = torch.get_rng_state()
-    tokens = encoded.tokens
-    assert torch.equal(torch.get_rng_state(), state)
-    projected = tokens[:, 0] @ model.base.model.proj
-    torch.testing.assert_close(projected, encoded.pooled, rtol=1e-9, atol=1e-12)
+    with pytest.raises(RuntimeError, match="build the encoder with reads='tokens'"):
+        _ = model(x).tokens
 
 
-def test_tokens_after_the_embedding_carry_their_own_gradient() -> None:
-    plain, model, x = pair("clip_text", "text", early_chunk=2)
+def test_both_views_of_one_run_carry_their_gradient() -> None:
+    plain, model, x = pair("clip_text", "text", reads="tokens", early_chunk=2)
 
     def both(encoder: torch.nn.Module) -> torch.Tensor:
         encoded = encoder(x)

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import pytest
 
-from vlkit.cli.config import kinds, parse, positional, run, to_yaml
+from vlkit.cli.config import about, kinds, parse, positional, run, to_yaml
+from vlkit.data.images import MediaError
 from vlkit.errors import UserError
 
 
@@ -100,7 +101,7 @@ def message(*words: str, config_class: type = Config) -> str:
 
 def write(tmp_path: Path, text: str) -> str:
     path = tmp_path / "given.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return str(path)
 
 
@@ -145,9 +146,68 @@ def test_last_flag_counts():
     assert parse(Config, ["--epochs", "2", "--epochs", "4"]).epochs == 4
 
 
-def test_null():
-    config = parse(Config, ["--name", "null", "--adapter.layers", "null"])
-    assert config.name is None and config.adapter.layers is None
+YAML_WORDS = (
+    "#sunset|&co|*x|!t|~|null|None|yes|true|1e3|010|- a|{a|[b]|'x|\"|: |a: b|12:30|%|@|`|>|2024-01-01| x |caf\udce9"
+)
+
+
+@pytest.mark.parametrize("word", [*YAML_WORDS.split("|"), "|", "-h"])
+def test_words_of_text_flags_are_taken_literally(word):
+    config = parse(Config, ["--name", word, "--data.root", word, "--files", word, "x", "--data.split", word])
+    assert (config.name, config.data.split) == (word, word)
+    assert (config.data.root, config.files) == (Path(word), [Path(word), Path("x")])
+    assert parse(Config, ["--files", word]).files == [Path(word)]
+
+
+@pytest.mark.parametrize("word", YAML_WORDS.split("|"))
+def test_words_without_a_flag_are_taken_literally(word):
+    assert parse(Folder, [word, "--output=" + word]) == Folder(Path(word), output=Path(word))
+
+
+@dataclass
+class Switched:
+    """Flags beside text."""
+
+    cache: bool | Path = False
+    limit: str | None = "10"
+    """Size; null means none."""
+    workers: int | None = 3
+    seconds: float | None = 1.0
+    words: list[str] = field(default_factory=list)
+
+
+def test_null_means_none_for_numbers_and_where_the_help_says_so():
+    assert parse(Switched, ["--limit", "null", "--workers", "null"]) == Switched(limit=None, workers=None)
+    assert parse(Config, ["--adapter.layers", "null"]).adapter.layers is None
+
+
+@pytest.mark.parametrize("word", ["~", "#3", "12:30", "{}", "'3'", "&3"])
+@pytest.mark.parametrize("flag", ["workers", "seconds"])
+def test_numbers_that_only_yaml_sees_are_refused(flag, word):
+    assert f"--{flag}: expected {'int' if flag == 'workers' else 'float'} or null, got {word!r}" in message(
+        f"--{flag}", word, config_class=Switched
+    )
+
+
+def test_a_switch_with_a_path():
+    assert [parse(Switched, words).cache for words in (["--cache"], ["--cache", "False"])] == [True, False]
+    assert parse(Switched, ["--cache", "yes"]).cache == Path("yes")
+    assert parse(Switched, ["--cache=#a"]).cache == Path("#a")
+
+
+def test_a_list_may_be_given_as_json_but_a_name_in_brackets_is_a_name():
+    assert parse(Switched, ["--words", '["#a", "null"]']).words == ["#a", "null"]
+    assert parse(Switched, ["--words", "[]"]).words == []
+    assert parse(Switched, ["--words", "[1]"]).words == ["[1]"]
+
+
+def test_a_path_is_not_empty():
+    assert "--data.root: '' is no path" in message("--data.root", "")
+
+
+def test_a_value_that_begins_with_dashes_needs_an_equals_sign():
+    assert parse(Config, ["--name=--x"]).name == "--x"
+    assert "--name: needs a value; write --name=VALUE if" in message("--name", "--x")
 
 
 def test_positional_and_required():
@@ -222,9 +282,20 @@ def test_flags_override_yaml_wherever_they_stand(tmp_path):
     assert config == Config(epochs=2, lr=1e-3, resume=True, files=[Path("a"), Path("b")], data=Data(Path("x"), "val"))
 
 
+def test_yaml_keeps_its_own_rules(tmp_path):
+    path = write(tmp_path, 'name: "null"\ndata: {root: ~, split: "#a"}\nfiles: ["[b]", "*c"]\n')
+    config = parse(Config, ["--config", path])
+    assert config == Config(name="null", data=Data(None, "#a"), files=[Path("[b]"), Path("*c")])
+    assert parse(Config, ["--config", write(tmp_path, "name: null\n")]).name is None
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
+        ("data: {split: null}", ["given.yaml: data.split: expected str, got None"]),
+        ("data: {root: [a]}", ["given.yaml: data.root: expected Path or null"]),
+        ('data: {root: "a\\0b"}', ["given.yaml: data.root:", "is no path"]),
+        ("files: [a, null]", ["given.yaml: files: expected list of Path"]),
         ("epoch: 3", ["given.yaml: epoch: unknown key", "did you mean epochs?"]),
         ("data: {rot: x}", ["given.yaml: data.rot: unknown key", "did you mean data.root?"]),
         ("data: 3", ["given.yaml: data: is a section"]),
@@ -252,6 +323,7 @@ def test_missing_yaml():
         Config(name="yes", lr=1e-5, resume=True, files=[Path("a: b"), Path("# c")], adapter=Lora(rank=9)),
         Config(name="1.5", data=Data(Path("ü/…")), adapter=Sherl(layers=(1, 3))),
         Config(name="ends in dots...", adapter=Dora()),
+        Config(name="null", data=Data(Path("caf\udce9"), "~"), files=[Path("[a]")]),
     ],
 )
 def test_written_config_can_be_read_back(tmp_path, config):
@@ -316,6 +388,19 @@ def test_wrong_input_is_one_line_and_2(capsys):
 
     assert exit_of(main) == 2
     assert capsys.readouterr().err == "error: file.json: line 3: no id, give one\n"
+
+
+def test_an_error_line_shows_names_as_they_are(capsys):
+    def main(config: Config) -> None:
+        raise UserError("a  [b] :cat: \x1b[31m caf\udce9.jpg:\n  missing")
+
+    assert exit_of(main) == 2
+    assert capsys.readouterr().err == "error: a  [b] :cat: \\x1b[31m caf\\xe9.jpg: missing\n"
+
+
+def test_the_border_names_the_flag():
+    with pytest.raises(UserError, match=r"^--image a\.jpg: missing$"), about("--image"):
+        raise MediaError("a.jpg", "missing")
 
 
 def test_interrupt_is_130(capsys):

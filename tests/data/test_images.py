@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile, ImageOps, features
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, features
 
-from vlkit.data import images
-from vlkit.data.images import MediaError, open_image, to_rgb
+from vlkit.data.images import IMAGE_SUFFIXES, MediaError, formats, image_size, open_image, opening, to_rgb
 
 
 def blocks(width: int = 48, height: int = 32) -> Image.Image:
@@ -29,12 +28,22 @@ def reason(path: Path, **options) -> str:
     return error.value.reason
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def deep_png(path: Path, values: np.ndarray, exif: bytes = b"") -> None:
+    """A PNG of 16-bit colour, uint16 [H, W, 3 or 4], which Pillow cannot write."""
+    height, width, channels = values.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, 2 if channels == 3 else 6, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    extra = chunk(b"eXIf", exif) if exif else b""
+    body = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
 def png_of_size(path: Path, width: int, height: int) -> Path:
     """A valid PNG header that promises far more pixels than the few bytes behind it."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0" * 100)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
@@ -76,6 +85,49 @@ def test_sixteen_bit_greys_keep_their_range(tmp_path, suffix):
     assert np.array_equal(pixels[..., 0].ravel(), np.arange(256))
 
 
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+@pytest.mark.parametrize(("bits", "expected"), [(8, 252), (10, 252), (12, 252), (14, 252), (16, 252)])
+def test_greys_of_fewer_bits_in_16_are_not_black(tmp_path, suffix, bits, expected):
+    """A scanner's 12 bits in a 16-bit file: 0 to 4032 becomes 0 to 252, as 0 to 64512 does."""
+    ramp = (np.arange(64)[None, :] * np.ones((8, 1)) * 2 ** (bits - 6)).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / f"a.{suffix}")
+    pixels = np.asarray(open_image(tmp_path / f"a.{suffix}"))
+    assert (pixels.min(), pixels.max()) == (0, expected)
+    assert np.array_equal(pixels[0, :, 0], np.arange(64) * 4)
+    assert np.array_equal(np.asarray(to_rgb(Image.open(tmp_path / f"a.{suffix}"))), pixels)
+
+
+def test_a_stated_range_is_believed(tmp_path):
+    """PGM says its largest value: a dark image of 16 bits stays dark, 12 bits fill the range."""
+    ramp = (np.arange(64)[None, :] * np.ones((8, 1)) * 64).astype(">u2")
+    (tmp_path / "twelve.pgm").write_bytes(b"P5 64 8 4095\n" + ramp.tobytes())
+    (tmp_path / "sixteen.pgm").write_bytes(b"P5 64 8 65535\n" + ramp.tobytes())
+    assert np.asarray(open_image(tmp_path / "twelve.pgm")).max() == 252
+    assert np.asarray(open_image(tmp_path / "sixteen.pgm")).max() == 15
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("bits", [12, 14, 16])
+def test_colours_of_fewer_bits_in_16_are_not_black(tmp_path, channels, bits):
+    values = (np.arange(64)[None, :, None] * np.ones((8, 1, channels)) * 2 ** (bits - 6)).astype(np.uint16)
+    values[..., 1] //= 2
+    if channels == 4:
+        values[..., 3] = 65535
+    deep_png(tmp_path / "a.png", values)
+    pixels = np.asarray(open_image(tmp_path / "a.png"))
+    assert np.array_equal(pixels[0, :, 0], np.arange(64) * 4) and np.array_equal(pixels[0, :, 1], np.arange(64) * 2)
+
+
+def test_a_turned_image_of_12_bit_colour_is_turned_once(tmp_path):
+    values = np.full((8, 16, 3), 4032, np.uint16)
+    values[:4] = 0
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    deep_png(tmp_path / "a.png", values, exif.tobytes().removeprefix(b"Exif\0\0"))
+    pixels = np.asarray(open_image(tmp_path / "a.png"))
+    assert pixels.shape == (16, 8, 3) and (pixels[:, 4:] == 0).all() and (pixels[:, :4] == 252).all()
+
+
 def test_transparent_pixels_are_white(tmp_path):
     rgba = np.zeros((8, 8, 4), np.uint8)
     rgba[:, 4:] = (200, 10, 10, 255)
@@ -104,6 +156,58 @@ def test_exif_orientation_is_applied_once(tmp_path, suffix, orientation):
     assert np.array_equal(np.asarray(open_image(path)), np.asarray(upright))
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "mpo", "png", "webp", "tiff", "avif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_opened_image_is_not_turned_again(tmp_path, suffix, orientation):
+    """The orientation is gone once it is applied: whoever gets the opened image, or a copy, sees the same pixels."""
+    if suffix == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow writes no AVIF")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    options = {"webp": {"lossless": True}, "mpo": {"save_all": True}}
+    blocks().save(path, exif=exif, **options.get(suffix, {}))
+    size = (48, 32) if orientation < 5 else (32, 48)
+    once = open_image(path)
+    assert image_size(path) == once.size == size
+    for again in (to_rgb(once), to_rgb(to_rgb(once)), to_rgb(once.copy()), to_rgb(once.convert("RGBA"))):
+        assert np.array_equal(np.asarray(again), np.asarray(once))
+    once.save(tmp_path / "copy.png", exif=once.getexif())
+    assert np.array_equal(np.asarray(open_image(tmp_path / "copy.png")), np.asarray(once))
+    # Opened by the caller, loaded or not; turned by the caller already.
+    for loaded in (False, True):
+        given = Image.open(path)
+        given.load() if loaded else None
+        assert np.array_equal(np.asarray(to_rgb(given)), np.asarray(once))
+    assert np.array_equal(np.asarray(to_rgb(ImageOps.exif_transpose(Image.open(path)))), np.asarray(once))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_an_orientation_in_xmp_is_applied_once(tmp_path, suffix):
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "png":
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", xmp.decode())
+        blocks().save(path, pnginfo=info)
+    else:
+        blocks().save(path, xmp=xmp, **({"lossless": True} if suffix == "webp" else {}))
+    once = open_image(path)
+    assert once.size == image_size(path) == (32, 48)
+    assert np.array_equal(np.asarray(to_rgb(once)), np.asarray(once))
+
+
+def test_a_turned_palette_keeps_its_transparency(tmp_path):
+    palette = Image.new("P", (8, 4))
+    palette.putpalette([0, 0, 0, 200, 10, 10])
+    palette.paste(1, (4, 0, 8, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    palette.save(tmp_path / "a.png", transparency=0, exif=exif)
+    pixels = np.asarray(open_image(tmp_path / "a.png"))
+    assert (pixels[:, 4:] == 255).all() and (pixels[:, :4] == (200, 10, 10)).all()
+
+
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_does_not_spoil_the_picture(tmp_path):
     blocks().save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
@@ -127,6 +231,44 @@ def test_missing_empty_and_other_files_are_named(tmp_path):
     assert reason(tmp_path) == "a folder, not a file"
 
 
+def brands(*names: str, size: int | None = None) -> bytes:
+    body = names[0].encode() + b"\0\0\0\0" + b"".join(name.encode() for name in names)
+    return struct.pack(">I", len(body) + 8 if size is None else size) + b"ftyp" + body + b"\0" * 400
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        (brands("heic", "mif1", "miaf"), "HEIC is not supported; convert it to JPEG or PNG"),
+        (brands("mif1", "heic"), "HEIC is not supported; convert it to JPEG or PNG"),
+        (brands("msf1", "hevc"), "HEIC is not supported; convert it to JPEG or PNG"),
+        (brands("mif1", "miaf"), "HEIF is not supported; convert it to JPEG or PNG"),
+        (brands("crx ", "isom"), "camera raw (CR3) is not supported; convert it to JPEG or PNG"),
+        (brands("isom", "mp42"), "a video, not an image"),
+        (brands("qt  "), "a video, not an image"),
+        (b"RIFF\0\0\0\0AVI LIST", "a video, not an image"),
+        (b"\xff\x0a" + b"\0" * 40, "JPEG XL is not supported; convert it to JPEG or PNG"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL is not supported; convert it to JPEG or PNG"),
+        (b"8BPS\0\1", "Photoshop (PSD) is not supported; convert it to JPEG or PNG"),
+        (b"%PDF-1.7", "PDF is not supported; convert it to JPEG or PNG"),
+        (b'<?xml version="1.0"?>\n<svg xmlns="x"/>', "SVG is not supported; convert it to JPEG or PNG"),
+        (b"II*\0\x10\0\0\0CR\2\0", "camera raw (CR2) is not supported; convert it to JPEG or PNG"),
+        (brands("avif", "mif1"), "damaged or truncated"),
+    ],
+)
+def test_other_formats_are_called_by_their_name(tmp_path, start, expected):
+    """Whatever the file is called: phones and mail programs rename HEIC to .jpg."""
+    for name in ("a.jpg", "a.HEIC"):
+        (tmp_path / name).write_bytes(start)
+        assert reason(tmp_path / name).startswith(expected)
+
+
+def test_avif_without_its_decoder_is_called_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "readable_formats", lambda: ("JPEG", "PNG"))
+    (tmp_path / "a.avif").write_bytes(brands("mif1", "avif"))
+    assert reason(tmp_path / "a.avif").startswith("AVIF is not supported by this build of Pillow; convert")
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tiff", "ppm"])
 @pytest.mark.parametrize("share", [0.05, 0.4, 0.9])
 @pytest.mark.parametrize("lenient", [False, True])
@@ -148,7 +290,7 @@ def test_unstated_pixel_range_is_refused(tmp_path):
 @pytest.mark.filterwarnings("error")
 def test_size_is_checked_before_decoding(tmp_path, monkeypatch):
     bomb = png_of_size(tmp_path / "bomb.png", 60000, 60000)
-    monkeypatch.setattr(images, "_decode", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(opening, "_decode", lambda *_: pytest.fail("decoded"))
     before = Image.MAX_IMAGE_PIXELS
     assert reason(bomb).startswith("too large: 60000 x 60000 pixels exceeds")
     blocks().save(tmp_path / "a.png")
@@ -187,5 +329,5 @@ def test_to_rgb_leaves_plain_pictures_alone():
 
 def test_suffixes_are_those_pillow_can_open():
     known = Image.registered_extensions()
-    wanted = images.IMAGE_SUFFIXES - (set() if features.check("avif") else {".avif"})
-    assert {known[suffix] for suffix in wanted} <= {*images.FORMATS}
+    wanted = IMAGE_SUFFIXES - (set() if features.check("avif") else {".avif"})
+    assert {known[suffix] for suffix in wanted} <= {*formats.FORMATS}

@@ -328,6 +328,47 @@ def test_msvd_pickle_that_would_run_code_is_refused(clips: Path, tmp_path: Path)
     assert not (tmp_path / "owned").exists() and not (tmp_path / "out").exists()
 
 
+RELEASED = {
+    "AllVideoDescriptions.txt": "# comments\n\n"
+    + "".join(f"{i} a man rides\r\n{i} somebody , he\u00e9 rides\n" for i in IDS),
+    "video_corpus.csv": "\ufeffVideoID,Start,End,WorkerID,Source,AnnotationTime,Language,Description\n"
+    + "".join(
+        f"{i.rsplit('_', 2)[0]},{i.split('_')[-2]},{i.split('_')[-1]},1,{source},5,{language},{text}\n"
+        for i in IDS
+        for source, language, text in (
+            ("clean", "English", "a man rides"),
+            ("clean", "German", "ein Mann"),
+            ("unverified", "English", '"somebody , he\u00e9 rides"'),
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_msvd_as_it_was_released(clips: Path, name: str) -> None:
+    (clips / "raw-captions.pkl").unlink()
+    (clips / name).write_text(RELEASED[name], encoding="utf-8", newline="")
+    for given in (clips, clips / name):
+        source = msvd.read(given)
+        assert source.splits["test"] == [
+            {"id": f"msvd/{IDS[2]}", "video": f"{IDS[2]}.avi", "texts": ["a man rides", "somebody , he\u00e9 rides"]}
+        ]
+    assert source.notes == (["3 captions are not English and were left out: German"] if "csv" in name else [])
+
+
+def test_msvd_files_that_are_none_say_which_are(clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds none of raw-captions\.pkl, AllVideoDescriptions\.txt"):
+        msvd.read(tmp_path, clips)
+    for name, content, message in (
+        ("AllVideoDescriptions.txt", "# x\nvid a man\n", r"Descriptions\.txt:2: expected <video>_<start>_<end>"),
+        ("video_corpus.csv", "VideoID,Start\na,1\n", 'corpus.csv:1: the header has no column "End"'),
+        ("video_corpus.csv", RELEASED["video_corpus.csv"].split("\n")[0], "video_corpus.csv: holds no captions"),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match=message):
+            msvd.read(tmp_path / name, clips)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -67,7 +67,7 @@ def write(folder: Path, content: Any = None, boxes: Any = None, name: str = "ref
     return folder / name
 
 
-def picture(folder: Path, name: str = f"train2014/{NAME}.jpg") -> Path:
+def image_folder(folder: Path, name: str = f"train2014/{NAME}.jpg") -> Path:
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (100, 80)).save(folder / name)
     return folder
@@ -136,7 +136,7 @@ def test_mdetr_files(tmp_path: Path) -> None:
 )
 def test_pictures_are_found_where_the_releases_have_them(tmp_path: Path, place: str) -> None:
     source = refcoco.read_refs(write(tmp_path / "refs"))
-    dataset = prepare(source, tmp_path / "data", picture(tmp_path / "images", place)).dataset
+    dataset = prepare(source, tmp_path / "data", image_folder(tmp_path / "images", place)).dataset
     assert dataset.records("train")[0]["image"] == place
     assert check_dataset(dataset, workers=1).problems == []
 
@@ -158,7 +158,7 @@ def test_split_by_chooses_among_the_files_of_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="split by umd, not by unc"):
         refcoco.read_refs(umd, split_by="unc")
     with pytest.raises(UserError, match=r"holds no refs\(\*\).p"):
-        refcoco.read_refs(picture(tmp_path / "empty"))
+        refcoco.read_refs(image_folder(tmp_path / "empty"))
 
 
 # --- Wrong input ---
@@ -175,11 +175,6 @@ def test_split_by_chooses_among_the_files_of_a_folder(tmp_path: Path) -> None:
         (lambda r, i: r[0]["sentences"][1].pop("sent_id"), r'\[0\].sentences\[1\]: field "sent_id" is missing'),
         (lambda r, i: r.append(3), r"\[2\]: not a JSON object"),
         (lambda r, i: r.clear(), "not a list of references"),
-        (lambda r, i: i["annotations"][0].update(bbox=[60, 10, -50, 30]), r"annotations\[0\].*empty or inverted"),
-        (
-            lambda r, i: i["annotations"][0].update(bbox=[60, 10, 50, 30]),
-            r"annotations\[0\].*outside the picture of 100",
-        ),
         (lambda r, i: i["annotations"][0].update(bbox=[60, 10, "50"]), r'annotations\[0\]: field "bbox".*four numbers'),
         (lambda r, i: i["annotations"][0].update(image_id=9), r"5001 is a box of another image than 123"),
         (lambda r, i: i["images"][0].pop("width"), r'images\[0\]: field "width" is missing'),
@@ -195,12 +190,53 @@ def test_wrong_records_are_named(tmp_path: Path, spoil: Callable[..., Any], mess
 
 
 @pytest.mark.parametrize(
+    ("bbox", "problem"),
+    [
+        ([60, 10, 41.5, 30], "outside the image of 100 x 80"),
+        ([-1.5, 10, 20, 30], "outside the image of 100 x 80"),
+        ([60, 10, -50, 30], "empty or inverted"),
+        ([0, 0, 0, 5], "empty or inverted"),
+    ],
+)
+@pytest.mark.parametrize("form", ["refs", "mdetr"])
+def test_a_wrong_box_is_left_out_by_partial_and_stops_without(
+    tmp_path: Path, form: str, bbox: list[float], problem: str
+) -> None:
+    images = image_folder(tmp_path / "images")
+    if form == "refs":
+        boxes = instances()
+        boxes["annotations"][0]["bbox"] = bbox
+        source = refcoco.read_refs(write(tmp_path, None, boxes))
+        good = ["ref/10"]
+    else:
+        content = mdetr()
+        content["images"].append({**content["images"][0], "id": 8})
+        content["annotations"] += [{**content["annotations"][0], "image_id": 8, "id": 8}]
+        content["annotations"][0] = {**content["annotations"][0], "bbox": bbox}
+        (tmp_path / "finetune_refcoco_train.json").write_text(json.dumps(content))
+        source = refcoco.read_mdetr([tmp_path / "finetune_refcoco_train.json"])
+        good = ["ref/8"]
+    with pytest.raises(UserError, match=rf"annotations\[0\]: bbox .*{problem}.*--partial"):
+        prepare(source, tmp_path / "data", images)
+    prepared = prepare(source, tmp_path / "data", images, partial=True)
+    assert [record["id"] for record in prepared.dataset.records("train")] == good
+    assert len((tmp_path / "data" / "wrong.txt").read_text().splitlines()) == 1  # once for two sentences
+    assert any("1 annotation" in note and "wrong.txt" in note for note in prepared.notes)
+
+
+def test_a_box_within_a_pixel_of_the_edge_is_kept_as_annotated(tmp_path: Path) -> None:
+    boxes = instances()
+    boxes["annotations"][0]["bbox"] = [60, 10, 40.9, 30]
+    source = refcoco.read_refs(write(tmp_path, None, boxes))
+    assert source.wrong == [] and source.splits["testA"][0]["box"] == [60, 10, 100.9, 40]
+
+
+@pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda c: c["annotations"].clear(), r"images\[0\]: 0 boxes for one expression"),
         (lambda c: c["annotations"].append(c["annotations"][0]), r"images\[0\]: 2 boxes for one expression"),
         (lambda c: c["images"].clear(), r'annotations\[0\]: field "image_id": no such image'),
-        (lambda c: c["annotations"][0].update(bbox=[0, 0, 0, 5]), r"annotations\[0\].*empty or inverted"),
         (lambda c: c["images"][0].pop("caption"), r'images\[0\]: field "caption" is missing'),
     ],
 )
@@ -293,7 +329,7 @@ def run_script(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_script_writes_the_dataset(tmp_path: Path) -> None:
-    path, images = write(tmp_path / "refcoco"), picture(tmp_path / "images")
+    path, images = write(tmp_path / "refcoco"), image_folder(tmp_path / "images")
     flags = ["--refs", path, "--instances", path.parent / "instances.json", "--images", images, "--split_by", "unc"]
     done = run_script(*flags, "--output", tmp_path / "data")
     assert done.returncode == 0, done.stderr
@@ -301,7 +337,7 @@ def test_script_writes_the_dataset(tmp_path: Path) -> None:
 
 
 def test_script_wants_one_kind_of_input_and_refuses_hostile_ones(tmp_path: Path) -> None:
-    images = picture(tmp_path / "images")
+    images = image_folder(tmp_path / "images")
     done = run_script("--images", images, "--output", tmp_path / "data")
     assert done.returncode == 2 and "--refs" in done.stderr and "--mdetr" in done.stderr
     path = write(tmp_path, [Touch(tmp_path / "touched")])

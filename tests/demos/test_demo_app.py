@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -223,22 +224,25 @@ def test_own_folder_two_adapters_and_a_password(tmp_path: Path):
         (pictures / entry.name).write_bytes((demo_album().pictures / entry.name).read_bytes())
     (pictures / "secret.txt").write_text("not for you")
     shipped = next(folder for folder in shipped_adapters() if folder.name == "retrieval")
-    (tmp_path / "mine").mkdir()
+    mine = tmp_path / "mine <b>_[x]_*y*"
+    mine.mkdir()
     for file in shipped.iterdir():
-        (tmp_path / "mine" / file.name).write_bytes(file.read_bytes())
+        (mine / file.name).write_bytes(file.read_bytes())
+    (pictures / os.fsdecode(b"<b> [x] caf\xe9.jpg")).write_bytes((pictures / ITS_PICTURE).read_bytes())
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    words = ("--model", shipped, tmp_path / "mine", "--images", pictures, "--auth", "ann:pass:word")
+    words = ("--model", shipped, mine, "--images", pictures, "--auth", "ann:pass:word")
     with demo_server(*words, TMPDIR=str(temporary)) as server:
         assert httpx.post(f"{server.url}/gradio_api/call/search", json={"data": ["x", 1, None]}).status_code == 401
         client = Client(server.url, auth=("ann", "pass:word"), verbose=False)
         wait_for_index(client)
-        for model in ("SHERL", "SHERL (mine)"):
+        for model in ("SHERL", f"SHERL ({mine.name})"):
             hits = client.predict(QUERY, 9, model, api_name="/search")["results"]
-            assert len(hits) == 6 and hits[0]["picture"] == ITS_PICTURE
+            assert len(hits) == 7 and {hit["picture"] for hit in hits[:2]} == {ITS_PICTURE, "<b> [x] caf\\xe9.jpg"}
         session = httpx.Client(base_url=server.url)
         session.post("/login", data={"username": "ann", "password": "pass:word"})
-        assert session.get("/config").status_code == 200
+        about = next(c for c in session.get("/config").json()["components"] if c["props"].get("elem_id") == "about")
+        assert "SHERL (mine &lt;b&gt;_[x]_*y*)" in about["props"]["value"] and about["type"] == "html"
         for name in ("secret.txt", ITS_PICTURE):
             assert session.get(f"/gradio_api/file={pictures / name}").status_code == 403
         assert list(temporary.glob("vlkit-demo-*"))

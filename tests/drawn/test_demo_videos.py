@@ -399,7 +399,7 @@ def test_odd_side_is_raised_to_an_even_one(tmp_path: Path) -> None:
 def test_without_x264_clips_are_mpeg4_and_the_user_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("vlkit.drawn.videos.av.codecs_available", {"mpeg4"})
+    monkeypatch.setattr("vlkit.data.video.write.av.codecs_available", {"mpeg4"})
     video = draw_videos(1, {"train": 1, "test": 1}, tmp_path)[0]
     assert "no libx264" in caplog.text
     with av.open(str(tmp_path / video.file_name)) as container:

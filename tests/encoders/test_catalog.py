@@ -53,8 +53,8 @@ def test_judging_makes_no_weights() -> None:
 
 def test_what_cannot_be_staged_is_not_called_staged() -> None:
     config = open_clip.get_model_config("convnext_tiny")
-    vision = {**config["vision_cfg"], "timm_model_name": "test_efficientnet"}
-    assert "EfficientNet: cannot be staged" in judge_vision({**config, "vision_cfg": vision})
+    vision = {**config["vision_cfg"], "timm_model_name": "test_nfnet"}
+    assert "NormFreeNet: cannot be staged" in judge_vision({**config, "vision_cfg": vision})
     vision = {**config["vision_cfg"], "timm_model_name": "no_such_trunk"}
     assert "cannot build it" in judge_vision({**config, "vision_cfg": vision})
     text = {**config["text_cfg"], "hf_model_name": "nobody/nothing"}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import open_clip
 import pytest
+import timm
 import torch
 from open_clip.hf_model import HFTextEncoder
 from open_clip.model import _build_vision_tower
@@ -30,10 +31,11 @@ from transformers import (
 )
 
 from helpers import tiny
-from vlkit.encoders.resblock import run_resblock
+from vlkit.encoders.blocks.resblock import run_resblock
 from vlkit.encoders.stage import stage_hf, stage_t5_decoder, stage_text, stage_vision
 from vlkit.encoders.staged import StagedEncoder, Stream, freeze, run_blocks, run_early
-from vlkit.encoders.t5 import DecoderInput, with_memory
+from vlkit.encoders.towers.t5 import DecoderInput, with_memory
+from vlkit.encoders.towers.timm_vision import BareTimm
 from vlkit.errors import UserError
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -64,6 +66,13 @@ def sequence_first() -> VisionTransformer:
 
 def timm_tower(name: str, **changes: object) -> TimmModel:
     return TimmModel(name, **{**TIMM, **changes})
+
+
+def bare(name: str) -> BareTimm:
+    """A timm trunk outside open_clip, as a pair of encoders has it."""
+    model = BareTimm(timm.create_model(name, num_classes=0))
+    model.image_size = 160
+    return model
 
 
 def beit_tower() -> TimmModel:
@@ -107,6 +116,9 @@ VISION: dict[str, Callable[[], nn.Module]] = {
     "timm convnext rot": lambda: timm_tower("test_convnext", pool="rot_attn", proj=""),
     "timm convnext abs": lambda: timm_tower("test_convnext", pool="abs_attn", proj="linear"),
     "timm resnet": lambda: timm_tower("test_resnet"),
+    "timm efficientnet": lambda: timm_tower("test_efficientnet"),
+    "timm efficientnet bare": lambda: bare("test_efficientnet"),
+    "timm mobilenet": lambda: timm_tower("mobilenetv3_small_050", image_size=96, proj="none"),
     "timm swin": lambda: timm_tower("swin_s3_tiny_224", image_size=224),
     "RN50": lambda: real_tower("RN50"),
     "ViT-B-32-quickgelu": lambda: real_tower("ViT-B-32-quickgelu"),
@@ -197,6 +209,15 @@ def test_resnet_taps_are_stage_ends_and_the_whole_last_stage() -> None:
     assert encoder.widths == (8, 32, 64, 64, 128, 256, 256, 256)
     grids = {k: stream.hidden.shape[2] for k, stream in run_early(encoder, tiny.pictures(size=64), encoder.stages, 7)}
     assert grids == {1: 16, 3: 8, 4: 4, 5: 2, 6: 2, 7: 2}
+
+
+def test_efficientnet_is_tapped_once_a_stage() -> None:
+    encoder = stage_vision(BareTimm(timm.create_model("tf_efficientnet_lite0", num_classes=0)))
+    assert encoder.spatial and encoder.depth == 7 and encoder.stages == (1, 2, 3, 4, 5, 6, 7)
+    assert encoder.widths == (32, 16, 24, 40, 80, 112, 192, 320)
+    assert encoder.out_dim == encoder.token_dim == 1280
+    stream = run_blocks(freeze(encoder), encoder.embed(tiny.pictures(1, 96)), 0, 7)
+    assert encoder.grid(stream) == (3, 3) and encoder.tokens(stream).shape == (1, 9, 1280)
 
 
 # --- text ------------------------------------------------------------------------------------------------------------
@@ -491,8 +512,20 @@ class Unknown(nn.Module):
         (stage_vision, lambda: native(pool_type="none"), "no pooled embedding"),
         (
             stage_vision,
-            lambda: timm_tower("test_efficientnet"),
-            "EfficientNet: cannot be staged; these can: .*ConvNeXt",
+            lambda: timm_tower("test_nfnet"),
+            "NormFreeNet: cannot be staged; these can: .*ConvNeXt",
+        ),
+        (
+            stage_vision,
+            lambda: timm_tower("test_vit", pool="", proj=""),
+            "VisionTransformer without pooling.*avg",
+        ),
+        (stage_vision, lambda: timm_tower("test_resnet", pool="", proj=""), "ResNet without pooling"),
+        (stage_vision, lambda: timm_tower("test_convnext", pool="", proj=""), "ConvNeXt without pooling"),
+        (
+            stage_vision,
+            lambda: timm_tower("swin_s3_tiny_224", pool="abs_attn", image_size=224),
+            "SwinTransformer with attention pooling",
         ),
         (stage_text, Unknown, "Unknown: cannot be staged; these can: .*BERT"),
         (stage_text, lambda: text_tower(pool_type="none"), "no pooled embedding"),

@@ -11,51 +11,21 @@ import pytest
 import torch
 from open_clip import factory
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
-from transformers import BertForMaskedLM, PreTrainedTokenizerFast, T5EncoderModel
+from transformers import BertForMaskedLM, T5EncoderModel
 
 from helpers import tiny
+from helpers.architectures import SMALL, add_small_architectures
+from helpers.words import save_words
 from vlkit.encoders import hub
 from vlkit.encoders.bases import Preprocess, fingerprint
 from vlkit.encoders.load import load_base, load_text_base
 from vlkit.errors import UserError
 
-# Small architectures with the shapes of real families, known to open_clip during the tests alone.
-SMALL = {
-    "small-clip": {"embed_dim": 16, "vision_cfg": tiny.VISION, "text_cfg": {**tiny.TEXT, "vocab_size": 49408}},
-    "small-clip-quickgelu": {
-        "embed_dim": 16,
-        "quick_gelu": True,
-        "vision_cfg": tiny.VISION,
-        "text_cfg": {**tiny.TEXT, "vocab_size": 49408},
-    },
-    "small-siglip": {
-        "embed_dim": 16,
-        "init_logit_bias": -10,
-        "custom_text": True,
-        "vision_cfg": tiny.VISION,
-        "text_cfg": {
-            **tiny.TEXT,
-            "hf_tokenizer_name": "nobody/has-this-tokenizer",
-            "tokenizer_kwargs": {"clean": "canonicalize"},
-            "no_causal_mask": True,
-            "pool_type": "last",
-        },
-    },
-}
-
 
 @pytest.fixture(autouse=True)
-def small_architectures(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path_factory.mktemp("architectures")
-    for name, config in SMALL.items():
-        (folder / f"{name}.json").write_text(json.dumps(config))
-    monkeypatch.setattr(factory, "_MODEL_CONFIG_PATHS", [*factory._MODEL_CONFIG_PATHS, folder])
-    monkeypatch.setattr(factory, "_MODEL_CONFIGS", dict(factory._MODEL_CONFIGS))
-    factory._rescan_model_configs()
+def offline_with_small_architectures(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_small_architectures(tmp_path_factory.mktemp("architectures"), monkeypatch)
     monkeypatch.setattr(hub, "_hub_answers", lambda: False)
 
 
@@ -136,15 +106,6 @@ def test_a_local_folder_as_open_clip_publishes_it(tmp_path: Path) -> None:
     base = load_base(f"local-dir:{tmp_path}")
     assert base.preprocess.mean == (0.1, 0.1, 0.1) and base.preprocess.resize_mode == "squash"
     assert base.tokenize(["a dog"]).shape == (1, 12)
-
-
-def save_words(folder: Path) -> None:
-    """Write a small word tokenizer to a folder."""
-    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "dog": 4, "red": 5, "cube": 6}
-    words = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = Whitespace()
-    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
 
 
 def test_tokenizer_of_the_hub_is_asked_for_only_when_a_text_comes(tmp_path: Path) -> None:

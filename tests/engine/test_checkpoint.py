@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vlkit.adapters.base import trained_state
 from vlkit.engine import checkpoint
 from vlkit.engine.checkpoint import State
+from vlkit.engine.state import RunState
 from vlkit.errors import UserError
 
 
@@ -38,7 +39,8 @@ def state_of_all_dtypes() -> State:
         trained={"a": torch.randn(3, 2), "deep/er.b": torch.randn(5).bfloat16(), "count": torch.tensor(7)},
         best={"a": torch.tensor([math.nan, math.inf, -0.0])},
         optimizer={"a/exp_avg": torch.randn(3, 2, dtype=torch.float64), "a/step": torch.tensor(3.0)},
-        values={"step": 3, "score": 0.1 + 0.2, "none": None, "nested": {"list": [1, 2]}, "nan": math.nan},
+        progress=RunState(step=3, best_score=0.1 + 0.2, best_metrics={"nan": math.nan}),
+        identity={"none": None, "nested": {"list": [1, 2]}},
     )
 
 
@@ -52,8 +54,8 @@ def test_state_comes_back_bit_for_bit(tmp_path):
         for name, tensor in before.items():
             assert after[name].dtype == tensor.dtype and after[name].shape == tensor.shape
             assert after[name].flatten().view(torch.uint8).tolist() == tensor.flatten().view(torch.uint8).tolist()
-    assert math.isnan(again.values.pop("nan")) and math.isnan(state.values.pop("nan"))
-    assert again.values == state.values
+    assert math.isnan(again.progress.best_metrics.pop("nan")) and state.progress.best_metrics.popitem()[0] == "nan"
+    assert (again.progress, again.identity) == (state.progress, state.identity)
 
 
 def test_no_state_yet(tmp_path):
@@ -68,7 +70,7 @@ def test_views_are_saved_as_they_look(tmp_path):
 
 
 def test_old_state_stays_until_the_new_one_is_complete(tmp_path, monkeypatch):
-    checkpoint.save(tmp_path, State(values={"step": 1}))
+    checkpoint.save(tmp_path, State(progress=RunState(step=1)))
 
     def die_halfway(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
         Path(path).write_bytes(b"half a checkpoint")
@@ -76,12 +78,12 @@ def test_old_state_stays_until_the_new_one_is_complete(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "save_file", die_halfway)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.save(tmp_path, State(values={"step": 2}))
-    assert checkpoint.load(tmp_path).values == {"step": 1}
+        checkpoint.save(tmp_path, State(progress=RunState(step=2)))
+    assert checkpoint.load(tmp_path).progress.step == 1
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
-    checkpoint.save(tmp_path, State(values={"step": 1}))
+    checkpoint.save(tmp_path, State(progress=RunState(step=1)))
     (tmp_path / f".{checkpoint.STATE_FILE}.x8s.part").write_bytes(b"half")
     checkpoint.remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint.STATE_FILE]

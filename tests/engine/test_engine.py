@@ -25,8 +25,10 @@ from vlkit.cli.config import parse
 from vlkit.engine import checkpoint
 from vlkit.engine.distributed import make_fabric
 from vlkit.engine.loader import EpochLoader
-from vlkit.engine.run import Run, cosine_with_warmup, make_optimizer
+from vlkit.engine.optim import lr_factor, make_optimizer
+from vlkit.engine.run import Run
 from vlkit.engine.run_folder import RunFolder
+from vlkit.engine.training import Training
 from vlkit.errors import UserError
 
 # A server that has imported everything forks each run: a run then starts in milliseconds, and never shares this
@@ -120,12 +122,12 @@ def test_killed_at_random_moments_and_resumed(tmp_path):
     for further in (0, 3, 1, 2, 0, 1, 3, 2, 0, 1, 2, 1):
         child = Child(folder, *options, "--resume", TOY_STEP_SECONDS="0.06", TOY_EVALUATION_SECONDS="0.06")
         wait_until(lambda child=child: "parameters train" in child.text)
-        target = checkpoint.load(folder / "checkpoint").values["step"] + further
+        target = checkpoint.load(folder / "checkpoint").progress.step + further
         wait_until(lambda target=target: last_step(folder) >= target)
         child.process.join(moments.uniform(0, 0.1))  # somewhere in a step, an evaluation or a write
         child.signal(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL, "the run ended before it was killed"
-        resumed_from.append(checkpoint.load(folder / "checkpoint").values["step"])
+        resumed_from.append(checkpoint.load(folder / "checkpoint").progress.step)
     assert len(set(resumed_from)) >= 4, "too many kills fell on the same step"
     finish(folder, *options, "--resume")
     assert_same_bits(everything(folder), everything(whole))
@@ -162,7 +164,7 @@ def test_interrupt_writes_a_checkpoint_and_the_run_goes_on(tmp_path, number, cod
     child.signal(number)
     assert child.wait() == code, child.text
     assert "Traceback" not in child.text
-    done = checkpoint.load(folder / "checkpoint").values["step"]
+    done = checkpoint.load(folder / "checkpoint").progress.step
     assert done == max(line["step"] for line in log_of(folder)) > 0
     finish(folder, *options, "--resume")
     assert_same_bits(everything(folder), everything(tmp_path / "whole"))
@@ -175,8 +177,8 @@ def test_interrupt_does_not_wait_for_an_evaluation(reference, tmp_path):
     time.sleep(0.3)
     child.signal(signal.SIGINT)
     assert child.wait(300) == 130
-    values = checkpoint.load(folder / "checkpoint").values
-    assert (values["step"], values["evaluated"]) == (5, 0)
+    progress = checkpoint.load(folder / "checkpoint").progress
+    assert (progress.step, progress.evaluated) == (5, 0)
     finish(folder, "--resume")
     assert_same_bits(everything(folder), everything(reference))
 
@@ -361,20 +363,23 @@ def test_as_a_script(tmp_path):
 
 
 def test_schedule():
-    factors = [cosine_with_warmup(step, 10, 2) for step in range(11)]
+    factors = [lr_factor("cosine", step, 10, 2) for step in range(11)]
     assert factors[:3] == [0.5, 1.0, 1.0]
     assert factors[6] == pytest.approx(0.5) and factors[10] == pytest.approx(0)
     assert factors[2:] == sorted(factors[2:], reverse=True)
-    assert cosine_with_warmup(0, 1, 0) == 1.0 and cosine_with_warmup(0, 1, 1) == 1.0
+    assert lr_factor("cosine", 0, 1, 0) == 1.0 and lr_factor("cosine", 0, 1, 1) == 1.0
+    assert [lr_factor("linear", step, 10, 2) for step in (0, 1, 2, 6, 10)] == [0.5, 1.0, 1.0, 0.5, 0.0]
+    assert [lr_factor("constant", step, 10, 2) for step in (0, 1, 2, 9)] == [0.5, 1.0, 1.0, 1.0]
 
 
-def test_only_matrices_decay():
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_only_matrices_decay(kind):
     parameters = {
         "w": nn.Parameter(torch.ones(2, 2)),
         "b": nn.Parameter(torch.ones(2)),
         "g": nn.Parameter(torch.ones(())),
     }
-    optimizer = make_optimizer(parameters, lr=1.0, weight_decay=0.1)
+    optimizer = make_optimizer(parameters, lr=1.0, weight_decay=0.1, kind=kind)
     for parameter in parameters.values():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -387,7 +392,7 @@ def test_nothing_to_train_is_an_error(tmp_path):
     model = fabric.setup_module(nn.Linear(2, 2).requires_grad_(False))
     loader = EpochLoader(range(8), 4, 0)
     with pytest.raises(ValueError, match="nothing to train"):
-        Run(model, loader, lambda *_: {}, None, "score", ToyConfig(), RunFolder(tmp_path), fabric)
+        Training(Run(ToyConfig(), "toy", fabric, RunFolder(tmp_path)), model, loader, "score")
 
 
 def test_loader_order():

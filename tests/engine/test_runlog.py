@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlkit.engine.run_folder import Report, RunFolder, changed_keys, finite, versions
+from vlkit.engine.report import Report, finite, versions
+from vlkit.engine.run_folder import RunFolder, changed_keys
 
 
 @pytest.fixture

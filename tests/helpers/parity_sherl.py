@@ -7,23 +7,28 @@ from torch import Tensor, nn
 from helpers.parity_file import Golden, Rebuilt
 from vlkit.adapters.published.names import import_published, to_upstream
 from vlkit.adapters.sherl.blocks import LinearHead, LinearNormReducer
-from vlkit.adapters.sherl.tokens import PooledSherlAdapter, SherlAdapter, TokenFlavour
+from vlkit.adapters.sherl.conv import ConvSherlAdapter
+from vlkit.adapters.sherl.pooled import EPS
+from vlkit.adapters.sherl.pooled_lean import LeanPooledSherlAdapter
+from vlkit.adapters.sherl.tokens import SherlAdapter
 from vlkit.encoders.staged import Stream
 
+PooledBlock = LeanPooledSherlAdapter
+"""The implementation that is checked; tests also put the plain one here."""
 
-def token_block(golden: Golden, flavour: TokenFlavour) -> Rebuilt:
+
+def token_block(golden: Golden, flavour: str) -> Rebuilt:
     """A block over tokens or a grid: flavours ``text``, ``gated``, ``mdetr`` and ``conv``."""
     inputs = golden.leaves()
     taps = _taps(inputs)
     channels = 1 if flavour == "conv" else -1
-    block = SherlAdapter(
-        widths=tuple(tap.hidden.shape[channels] for tap in taps),
-        width=inputs["last"].shape[channels],
-        hidden=golden.config["hidden"],
-        layers=tuple(range(len(taps))),
-        flavour=flavour,
-        dropout=0.0,
-    )
+    sizes = {
+        "widths": tuple(tap.hidden.shape[channels] for tap in taps),
+        "width": inputs["last"].shape[channels],
+        "hidden": golden.config["hidden"],
+        "layers": tuple(range(len(taps))),
+    }
+    block = ConvSherlAdapter(**sizes) if flavour == "conv" else SherlAdapter(**sizes, flavour=flavour, dropout=0.0)
     load_block(block, f"sherl/{flavour}", golden.part("weight."), golden)
     return Rebuilt(
         output=block(taps, inputs["last"]),
@@ -42,7 +47,7 @@ def pooled_block(golden: Golden) -> Rebuilt:
     summary = inputs["position"] if golden.config["base"] == "position" else inputs["last"].new_zeros(1).long()
     mask = inputs["mask"] != 0 if "mask" in inputs else None
     taps = _taps(inputs, mask, summary.expand(len(inputs["last"])))
-    block = PooledSherlAdapter(
+    block = PooledBlock(
         widths=tuple(tap.hidden.shape[-1] for tap in taps),
         out_dim=inputs["last"].shape[-1],
         hidden=golden.config["hidden"],
@@ -51,7 +56,7 @@ def pooled_block(golden: Golden) -> Rebuilt:
     )
     load_block(block, "sherl/pooled", golden.part("weight."), golden)
     output = block(taps, inputs["last"].squeeze(1))
-    constants = {"l1_eps": block.eps, "l2_eps": block.aggregator.eps, "gate_temperature": block.gate_temperature}
+    constants = {"l1_eps": EPS, "l2_eps": block.aggregator.eps, "gate_temperature": block.gate_temperature}
     return Rebuilt(
         output.view_as(golden.tensors["output"]),
         published(block.named_parameters(), "sherl/pooled"),
@@ -71,7 +76,7 @@ def published(named: object, table: str, prefix: str = "") -> dict[str, Tensor]:
     return {f"{prefix}{to_upstream(table, name)}": tensor for name, tensor in named}
 
 
-def sherl_constants(block: SherlAdapter) -> dict[str, object]:
+def sherl_constants(block: SherlAdapter | ConvSherlAdapter) -> dict[str, object]:
     """The numbers a token block works with, under the names that golden configs give them."""
     constants: dict[str, object] = {"l1_eps": block.aggregator.eps, "l2_eps": block.aggregator.eps}
     constants |= {"gate_temperature": block.gate.temperature, "gate": f"tanh(g/{block.gate.temperature:g})"}

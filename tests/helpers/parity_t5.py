@@ -8,12 +8,12 @@ from transformers import T5Config, T5ForConditionalGeneration
 from helpers.parity_file import Golden, Rebuilt
 from helpers.parity_sherl import load_block, published, sherl_constants
 from vlkit.adapters.sherl.t5 import Memory, SherlT5Decoder, SherlT5Encoder
-from vlkit.encoders.hf_text import start_trunk
 from vlkit.encoders.staged import Stream
-from vlkit.encoders.t5 import DecoderInput, T5Decoder, T5Encoder
+from vlkit.encoders.towers.hf_text import HfEncoder, start_trunk
+from vlkit.encoders.towers.t5 import DecoderInput, T5Decoder
 
 
-class EmbeddedEncoder(T5Encoder):
+class EmbeddedEncoder(HfEncoder):
     """The staged encoder, fed embeddings [B, L, D] and their mask [B, L] in place of ids."""
 
     def embed(self, x: tuple[Tensor, Tensor]) -> Stream:

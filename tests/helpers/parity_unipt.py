@@ -11,8 +11,8 @@ from helpers.parity_joint import JointEncoder
 from helpers.parity_mdetr import Memory, Stack
 from helpers.parity_sherl import load_block, published
 from vlkit.adapters.base import AdaptedEncoder
-from vlkit.adapters.unipt.blocks import CLAMP, PooledUniptAdapter
-from vlkit.adapters.unipt.method import TokenFlavour, UniptAdapter, UniptDecoderAdapter
+from vlkit.adapters.unipt.pooled import CLAMP, PooledUniptAdapter
+from vlkit.adapters.unipt.tokens import TokenFlavour, UniptAdapter, UniptDecoderAdapter
 from vlkit.encoders.staged import Stream, freeze, run_early
 
 

@@ -14,7 +14,7 @@ from vlkit.adapters.base import AdaptedEncoder
 from vlkit.adapters.dtl import DtlAdapter
 from vlkit.adapters.published.names import import_published
 from vlkit.adapters.vqt import NORM_EPS, VqtAdapter, unit
-from vlkit.encoders.anatomy import Attention, Dense, attend
+from vlkit.encoders.blocks.anatomy import Attention, Dense, attend
 from vlkit.encoders.staged import StagedEncoder, Stream, run_early
 
 # Names of VQT's frozen blocks -> timm's.
@@ -142,7 +142,7 @@ def dtl(golden: Golden) -> Rebuilt:
     base.model.load_state_dict(frozen)
     encoded = AdaptedEncoder(base, adapter)(inputs["patches"])
     # Published: the mean first, the norm behind it.
-    pooled = base.model["norm"](encoded._stream.hidden[:, 1:].mean(1))
+    pooled = base.model["norm"](encoded.streams[0].hidden[:, 1:].mean(1))
     trained = published(adapter.named_parameters(), "dtl") | {f"head.{n}": p for n, p in head.named_parameters()}
     constants = {"ln_eps": base.model["norm"].eps, "beta": adapter.beta}
     return Rebuilt(head(pooled), trained, inputs, constants=constants)

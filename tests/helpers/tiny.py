@@ -5,10 +5,15 @@ Width 32, 3 or 4 blocks, 32 px pictures. Two calls with the same seed give the s
 
 from __future__ import annotations
 
+import timm
 import torch
+import transformers
 from open_clip.model import CLIP, CustomTextCLIP
 from torch import Tensor
-from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
+from transformers import AutoConfig, BertConfig, BertModel, T5Config, T5ForConditionalGeneration
+
+from vlkit.encoders.families import Family
+from vlkit.encoders.towers.timm_vision import BareTimm
 
 WIDTH = 32
 EMBED_DIM = 16
@@ -52,6 +57,15 @@ def tiny_timm_clip(seed: int = 0, name: str = "test_vit", **vision: object) -> C
     return tiny_clip(seed, vision=timm_vision, custom_text=True)
 
 
+def tiny_timm(name: str = "test_efficientnet", seed: int = 0) -> BareTimm:
+    """A small timm trunk for 160 px images by itself, as a pair of encoders has it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = BareTimm(timm.create_model(name, num_classes=0))
+        scatter_(model)
+    return model.eval()
+
+
 def tiny_t5(seed: int = 0, **changes: object) -> T5ForConditionalGeneration:
     """A T5 with 3 encoder and 3 decoder blocks, width 32, 64 tokens; padding and start token 0, end token 1."""
     settings = {
@@ -84,6 +98,56 @@ def tiny_bert(seed: int = 0, pooler: bool = True, **changes: object) -> BertMode
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = BertModel(BertConfig(**{**settings, **changes}), add_pooling_layer=pooler)
+        scatter_(model)
+    return model.eval()
+
+
+_LIKE_BERT = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 40,
+}
+_LIKE_T5 = {"vocab_size": VOCAB_SIZE, "d_model": WIDTH, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_heads": 4}
+_SIZES = {
+    "distilbert": {
+        "vocab_size": VOCAB_SIZE,
+        "dim": WIDTH,
+        "n_layers": 3,
+        "n_heads": 4,
+        "hidden_dim": 64,
+        "max_position_embeddings": 40,
+    },
+    "electra": _LIKE_BERT | {"embedding_size": 16},
+    "deberta-v2": _LIKE_BERT
+    | {
+        "relative_attention": True,
+        "position_buckets": 4,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_biased_input": False,
+    },
+    **dict.fromkeys(("t5", "mt5", "umt5"), _LIKE_T5 | {"decoder_start_token_id": 0}),
+    "m2m_100": {
+        "vocab_size": VOCAB_SIZE,
+        "d_model": WIDTH,
+        "encoder_layers": 3,
+        "encoder_attention_heads": 4,
+        "encoder_ffn_dim": 64,
+        "decoder_layers": 1,
+    },
+}
+
+
+def tiny_text(family: Family, seed: int = 0, **changes: object) -> torch.nn.Module:
+    """The encoder of a family of transformers with 3 blocks, width 32, 64 tokens; sizes are BERT's unless listed."""
+    config = AutoConfig.for_model(family.kind, **{**_SIZES.get(family.kind, _LIKE_BERT), **changes})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = getattr(transformers, family.model)(config)
         scatter_(model)
     return model.eval()
 

@@ -18,10 +18,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlkit.cli.config import run
+from vlkit.cli.config import run as cli
 from vlkit.engine import checkpoint
+from vlkit.engine.config import RunConfig
 from vlkit.engine.distributed import gather_shares, my_share
-from vlkit.engine.fit import RunConfig, fit, make_fabric, make_loader, open_run
+from vlkit.engine.fit import fit
+from vlkit.engine.loader import make_loader
+from vlkit.engine.run import Forward, Run
 from vlkit.errors import UserError
 
 
@@ -83,19 +86,16 @@ class ToyModel(nn.Module):
 def main(config: ToyConfig) -> None:
     """Data, model, loss, fit."""
     torch.set_num_threads(1)
-    fabric = make_fabric(config.device, config.precision, config.seed)
-    folder = open_run(config, "toy", fabric)
+    run = Run.open(config, "toy")
+    fabric = run.fabric
     loader = make_loader(ToyData(config), config, fabric)
     model = fabric.setup_module(ToyModel(config.noise))
 
-    def step(batch: tuple[Tensor, Tensor], epoch: float) -> dict[str, Tensor]:
+    def loss_of(forward: Forward, batch: tuple[Tensor, Tensor], epoch: float) -> Tensor:
         features, target = batch
-        loss = nn.functional.mse_loss(model(features), target)
-        if int(epoch) == config.break_at:
-            loss = loss * torch.nan
-        fabric.backward(loss)
+        loss = nn.functional.mse_loss(forward(features), target)
         time.sleep(float(os.environ.get("TOY_STEP_SECONDS", 0)))
-        return {"loss": loss}
+        return loss * torch.nan if int(epoch) == config.break_at else loss
 
     def evaluate() -> dict[str, float]:
         time.sleep(float(os.environ.get("TOY_EVALUATION_SECONDS", 0)))
@@ -105,10 +105,11 @@ def main(config: ToyConfig) -> None:
         predicted = gather_shares(fabric, model(mine), 9)
         return {"score": -float(nn.functional.mse_loss(predicted, features[:, :3].sum(1)))}
 
-    result = fit(model, loader, step, evaluate, primary="score", config=config, folder=folder, fabric=fabric)
-    save_file(checkpoint.copy_trained(model), folder.path / f"weights-{fabric.global_rank}.safetensors")
+    result = fit(run, model, loader, loss_of, evaluate, primary="score")
+    path = run.folder.path
+    save_file(checkpoint.copy_trained(model), path / f"weights-{fabric.global_rank}.safetensors")
     if fabric.is_global_zero:
-        checkpoint.save_adapter(folder.path, model, {"task": "toy", "metrics": result.metrics})
+        checkpoint.save_adapter(path, model, {"task": "toy", "metrics": result.metrics})
 
 
 def launch(arguments: list[str], messages: str, environment: dict[str, str]) -> None:
@@ -117,8 +118,8 @@ def launch(arguments: list[str], messages: str, environment: dict[str, str]) -> 
     multiprocessing.set_start_method("fork", force=True)  # of the data workers, as in a script
     os.dup2(os.open(messages, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     sys.stderr = os.fdopen(2, "w", buffering=1)
-    run(main, ToyConfig, arguments)
+    cli(main, ToyConfig, arguments)
 
 
 if __name__ == "__main__":
-    run(main, ToyConfig)
+    cli(main, ToyConfig)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 import vlkit.files
+from helpers.memory import at_most
 from vlkit.errors import UserError
 from vlkit.index import IndexWriter, Item, VectorIndex
 
@@ -453,3 +455,69 @@ def test_faiss_and_torch_share_a_process():
     )
     run = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
     assert run.stdout == "True\n", run.stderr
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("mine on tiny (409aba649b0a42b7)", "best [1] on tiny (409aba649b0a42b7)", True),
+        (" on tiny (409aba649b0a42b7)", "a on b on tiny (409aba649b0a42b7)", True),
+        ("m on ViT-B-32:/a b/x.pt (409aba649b0a42b7)", "m on ViT-B-32:openai (409aba649b0a42b7)", True),
+        ("m on ViT-B-32:openai (409aba649b0a42b7)", "m on ViT-B-32-quickgelu:openai (409aba649b0a42b7)", False),
+        ("mine on tiny (409aba649b0a42b7)", "mine on tiny (509aba649b0a42b7)", False),
+        ("my own model", "my own model 2", False),
+    ],
+)
+def test_models_are_told_apart_by_architecture_and_fingerprint(one, other, same, tmp_path):
+    with IndexWriter.open(tmp_path, 16, one) as writer:
+        writer.add(items([1]), vectors(1))
+    if same:
+        assert len(VectorIndex.open(tmp_path, other)) == 1
+    else:
+        with pytest.raises(UserError, match="their vectors do not compare"):
+            VectorIndex.open(tmp_path, other)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", None),
+        ("dim", "16"),
+        ("dim", 0),
+        ("dim", 10**12),
+        ("factory", 3),
+        ("count", True),
+        ("serial", -1),
+        ("segments", {}),
+        ("segments", [{"name": "../../x", "rows": 1}]),
+        ("segments", [{"name": "000001"}]),
+        ("faiss", {"name": "000002"}),
+        ("faiss", ...),
+    ],
+)
+def test_a_pointer_that_makes_no_sense_is_named(field, value, tmp_path):
+    make(tmp_path, 3)
+    pointer = json.loads((tmp_path / "index.json").read_text(encoding="utf-8"))
+    changed = {k: v for k, v in (pointer | {field: value}).items() if v is not ...}
+    (tmp_path / "index.json").write_text(json.dumps(changed), encoding="utf-8")
+    for opened in (lambda: VectorIndex.open(tmp_path), lambda: IndexWriter.open(tmp_path, 16, MODEL)):
+        with pytest.raises(UserError, match=f"field '{field}' makes no sense"):
+            opened()
+
+
+def test_a_damaged_faiss_file_takes_no_memory(tmp_path):
+    make(tmp_path, 1200, "IVF16,Flat")
+    (file,) = tmp_path.glob("*.faiss")
+    content = bytearray(file.read_bytes())
+    for place in range(0, len(content), 61):
+        file.write_bytes(content[:place] + b"\xff\xff\xff\xff\x1f\0\0\0" + content[place + 8 :])
+        with contextlib.suppress(UserError), at_most(64):
+            VectorIndex.open(tmp_path)
+        if place > 4000:
+            break
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    values = make(path, 200, "HNSW32")
+    assert VectorIndex.open(path).search(values[:1], 1)[0][0].item.id == "0"

@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from helpers import tiny
 from helpers.scripts import call, launch, load_script
 from vlkit.adapters import ADAPTERS
-from vlkit.adapters.sherl.pooled_collect import TOGETHER
-from vlkit.adapters.sherl.tokens import SherlOptions
+from vlkit.adapters.sherl.options import SherlOptions
+from vlkit.adapters.sherl.pooled_lean import TOGETHER
 from vlkit.adapters.tuning import BitfitOptions, FullOptions, LoraOptions
 from vlkit.encoders.load import load_base
 from vlkit.encoders.stage import stage_text, stage_vision

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlkit.adapters import LoraOptions
+from vlkit.adapters.tuning import LoraOptions
 from vlkit.data.images import MediaError
 from vlkit.data.video.probe import probe
 from vlkit.drawn.videos import draw_videos
@@ -39,7 +39,7 @@ from vlkit.serving.clips import FoundClip, cut_clip, still_of
 from vlkit.serving.limits import TEXT_CHARACTERS
 from vlkit.serving.memory import METHODS, memory_needs
 from vlkit.tasks.batching import Batching
-from vlkit.tasks.retrieval.evaluate import adapter_config, build_model
+from vlkit.tasks.retrieval.model import adapter_config, build_model
 from vlkit.tasks.two_tower import HeadOptions
 
 MIB = 2**20

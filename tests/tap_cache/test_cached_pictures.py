@@ -12,16 +12,16 @@ import torch
 from PIL import Image, ImageDraw
 
 from helpers.scripts import call, load_script
-from vlkit.adapters import ADAPTERS, TUNING
 from vlkit.adapters.base import AdaptedEncoder
+from vlkit.adapters.facts import kinds_with
 from vlkit.cli.config import parse
-from vlkit.data import boxes as boxes_module
-from vlkit.data import questions as questions_module
 from vlkit.data.manifest import Dataset, write_dataset
 from vlkit.encoders.bases import Preprocess
-from vlkit.engine.run import Run
+from vlkit.engine import fit
 from vlkit.errors import UserError
+from vlkit.tasks.grounding import data as boxes_module
 from vlkit.tasks.grounding.data import BoxedPictures, BoxTransform
+from vlkit.tasks.vqa import data as questions_module
 
 VQA, GROUNDING = "tasks/vqa/train.py", "tasks/grounding/train.py"
 COLORS = ("red", "blue", "green", "yellow")
@@ -107,7 +107,7 @@ def test_run_is_the_one_without_a_cache(script, variant, datasets, tmp_path):
         assert rounded == pytest.approx(expected, rel=1e-2) and rounded != first
 
 
-@pytest.mark.parametrize("kind", sorted(set(ADAPTERS) - set(TUNING) - {"sherl", "linear", "unipt", "vqt"}))
+@pytest.mark.parametrize("kind", sorted(set(kinds_with("has_early_route")) - {"sherl", "linear", "unipt", "vqt"}))
 def test_other_frozen_methods(kind, datasets, tmp_path):
     """VQT is left out: it adapts the pooled embedding, and these heads read tokens."""
     words = ("--adapter.kind", kind, "--text_base", "clip")
@@ -149,14 +149,14 @@ def test_stopped_run_goes_on(script, datasets, tmp_path, monkeypatch):
     cache = ("--cache", tmp_path / "store", "--cache_dtype", "fp32")
     expected, metrics = trained(script, datasets, tmp_path / "whole", *cache)
     shutil.rmtree(tmp_path / "store")
-    step = Run.train
+    step = fit.take_step
 
-    def stopping(self, batches, stop):
-        step(self, batches, stop)
-        self.asked_to_stop = self.now["step"] == stopped
+    def stopping(training, *given):
+        step(training, *given)
+        training.asked_to_stop = training.state.step == stopped
 
     with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
-        patch.setattr(Run, "train", stopping)
+        patch.setattr(fit, "take_step", stopping)
         trained(script, datasets, tmp_path / "run", *cache)
     assert losses_of(tmp_path / "run") == expected[:stopped]
     assert trained(script, datasets, tmp_path / "run", "--resume", "true", *cache) == (expected, metrics)

@@ -21,22 +21,24 @@ from helpers.scripts import load_script
 from helpers.tiny import clip_ids, padded_ids, pictures, tiny_bert, tiny_clip, tiny_resnet_clip, tiny_t5, tiny_timm_clip
 from vlkit.adapters import ADAPTERS
 from vlkit.cli.config import parse
-from vlkit.data import tap_cache, tap_store
 from vlkit.encoders.bases import Preprocess, clip_base
 from vlkit.encoders.stage import stage_hf, stage_text, stage_vision
 from vlkit.encoders.staged import Stream
 from vlkit.engine.distributed import make_fabric
 from vlkit.engine.loader import EpochLoader
 from vlkit.errors import UserError
+from vlkit.number_formats import GROUP
+from vlkit.tap_cache import maker as tap_cache
+from vlkit.tap_cache import store as tap_store
 from vlkit.tap_cache.clips import ClipTapCache
 from vlkit.tap_cache.maker import TapCache, check_room
 from vlkit.tap_cache.pairs import cached_pairs
-from vlkit.tap_cache.rows import GROUP, RowLayout, TapBatch
+from vlkit.tap_cache.rows import RowLayout, TapBatch
 from vlkit.tap_cache.store import TapStore, digest
 from vlkit.tasks.contrastive import gather_pairs, info_nce
-from vlkit.tasks.retrieval.evaluate import build_model
+from vlkit.tasks.retrieval.model import build_model
 from vlkit.tasks.two_tower import HeadOptions
-from vlkit.tasks.video_retrieval import evaluate as video_retrieval
+from vlkit.tasks.video_retrieval import model as video_retrieval
 from vlkit.tasks.video_retrieval.data import VideoCollate
 from vlkit.tasks.video_retrieval.model import VideoHeadOptions
 

@@ -10,6 +10,7 @@ import pytest
 
 from helpers.scripts import call, load_script
 from vlkit.errors import UserError
+from vlkit.tasks.registry import TASKS
 
 COMPARE = "tasks/compare.py"
 
@@ -55,6 +56,7 @@ def test_a_method_that_fails_is_named_and_the_others_are_kept(tmp_path, capsys):
     ("words", "says"),
     [
         (("--kinds", "sherl,magic"), "--kinds magic: no such method"),
+        (("--task", "chess"), "--task chess: no such task; the tasks are retrieval, video_retrieval, vqa, grounding"),
         (("--seeds", 0), "--seeds 0: must be at least 1"),
         (("--flags", '["epochs"]'), "--flags epochs: write it as name=value"),
     ],
@@ -66,5 +68,5 @@ def test_wrong_flags(tmp_path, words, says):
 
 def test_every_task_has_a_training_script():
     module = load_script(COMPARE)
-    for task in module.SCORES:
-        assert (module.TASKS / task / "train.py").exists(), task
+    for task in TASKS:
+        assert (module.SCRIPTS / task / "train.py").exists(), task

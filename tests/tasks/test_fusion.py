@@ -10,7 +10,7 @@ from torch import Tensor
 from helpers import tiny
 from vlkit.adapters.base import Encoded
 from vlkit.adapters.linear import LinearOptions
-from vlkit.adapters.sherl.tokens import SherlOptions
+from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.encoders.load import load_base
 from vlkit.encoders.stage import stage_hf, stage_vision
 from vlkit.errors import UserError

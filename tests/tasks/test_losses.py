@@ -5,25 +5,26 @@ from __future__ import annotations
 import math
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from vlkit.errors import UserError
 from vlkit.tasks.contrastive import (
     Pairs,
-    backward_in_chunks,
     example_losses,
     gather_pairs,
     info_nce,
+    require_negatives,
     siglip,
     symmetric_cross_entropy,
     triplet,
 )
+from vlkit.tasks.gradient_cache import encode_twice
 
 GROUPS = {"no groups": [0, 1, 2, 3, 4, 5], "groups": [0, 1, 0, 2, 2, 2], "one group": [3, 3, 3, 3, 3, 3]}
 every_grouping = pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
@@ -128,9 +129,16 @@ class Towers(nn.Module):
         self.text = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.3), nn.ReLU(), nn.Linear(16, 5))
         self.logit_scale = nn.Parameter(torch.tensor(1.0))
 
-    def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        image, text = self.image(batch[0]), self.text(batch[1])
-        return F.normalize(image, dim=-1), F.normalize(text, dim=-1), self.logit_scale.exp()
+    def embed(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        return F.normalize(self.image(images), dim=-1), F.normalize(self.text(texts), dim=-1)
+
+    def forward(self, images: Tensor, texts: Tensor, sizes: Sequence[int] = ()) -> tuple[Tensor, Tensor, Tensor]:
+        """With ``sizes`` in parts of so many pairs, each encoded twice."""
+        if not sizes:
+            return *self.embed(images, texts), self.logit_scale.exp()
+        parts = split((images, texts), sizes)
+        embedded = [encode_twice(self.embed, *part, anchor=self.logit_scale) for part in parts]
+        return *(torch.cat(side) for side in zip(*embedded, strict=True)), self.logit_scale.exp()
 
 
 def towers() -> Towers:
@@ -144,7 +152,7 @@ def inputs(count: int = 12) -> tuple[Tensor, Tensor]:
     return tuple(torch.randn(count, width, dtype=torch.float64, generator=generator) for width in (7, 4))
 
 
-def split(batch: tuple[Tensor, Tensor], sizes: list[int]) -> list[tuple[Tensor, Tensor]]:
+def split(batch: tuple[Tensor, Tensor], sizes: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
     return list(zip(*(part.split(sizes) for part in batch), strict=True))
 
 
@@ -158,20 +166,20 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("sizes", [[12], [4, 4, 4], [5, 5, 2], [1] * 12])
 def test_chunks_give_the_gradient_of_the_whole_batch(sizes: list[int]) -> None:
-    batch, groups, fabric = inputs(), torch.arange(12) // 2, Fabric(accelerator="cpu", devices=1)
+    batch, groups = inputs(), torch.arange(12) // 2
     whole, chunked = towers(), towers()
     # Dropout draws chunk by chunk: the whole batch is therefore encoded in the same chunks, but in one graph.
     torch.manual_seed(5)
-    images, texts, scales = zip(*(whole(chunk) for chunk in split(batch, sizes)), strict=True)
+    images, texts, scales = zip(*(whole(*chunk) for chunk in split(batch, sizes)), strict=True)
     loss = contrastive(groups)(torch.cat(images), torch.cat(texts), scales[0])
     loss.backward()
     after = torch.rand(1)
 
     torch.manual_seed(5)
-    found = backward_in_chunks(split(batch, sizes), chunked, contrastive(groups), fabric)
+    found = contrastive(groups)(*chunked(*batch, sizes))
+    found.backward()
 
-    assert not found.requires_grad
-    torch.testing.assert_close(found, loss.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, loss, rtol=1e-12, atol=1e-12)
     expected = gradients(whole)
     assert all(g.count_nonzero() for g in expected.values())
     for name, gradient in gradients(chunked).items():
@@ -180,11 +188,10 @@ def test_chunks_give_the_gradient_of_the_whole_batch(sizes: list[int]) -> None:
 
 
 def test_chunks_add_to_gradients_that_are_there() -> None:
-    fabric, loss_of = Fabric(accelerator="cpu", devices=1), contrastive(torch.arange(12))
-    once, twice = towers().eval(), towers().eval()
-    backward_in_chunks(split(inputs(), [6, 6]), once, loss_of, fabric)
+    loss_of, once, twice = contrastive(torch.arange(12)), towers().eval(), towers().eval()
+    loss_of(*once(*inputs(), [6, 6])).backward()
     for _ in range(2):
-        backward_in_chunks(split(inputs(), [6, 6]), twice, loss_of, fabric)
+        loss_of(*twice(*inputs(), [6, 6])).backward()
     for name, gradient in gradients(twice).items():
         torch.testing.assert_close(gradient, 2 * gradients(once)[name], rtol=1e-12, atol=1e-12)
 
@@ -192,8 +199,11 @@ def test_chunks_add_to_gradients_that_are_there() -> None:
 def test_losses_of_examples_add_up_to_the_batch() -> None:
     batch, groups = inputs(), torch.arange(12) // 2
     whole, apart = towers().eval(), towers().eval()
-    contrastive(groups)(*whole(batch)).backward()
-    shares = list(example_losses(split(batch, [1] * 12), apart, contrastive(groups)))
+    contrastive(groups)(*whole(*batch)).backward()
+    # Options of the forward say how a large batch is run, which is of no interest to one example.
+    shares = list(
+        example_losses(lambda forward, given, epoch: contrastive(groups)(*forward(*given, sizes=[6, 6])), apart, batch)
+    )
     assert len(shares) == 12
     first = torch.autograd.grad(shares[0], apart.image[0].weight, retain_graph=True)[0]
     sum(shares).backward()
@@ -204,12 +214,19 @@ def test_losses_of_examples_add_up_to_the_batch() -> None:
 
 
 def test_chunks_leave_a_frozen_scale_alone() -> None:
-    model, fabric = towers().eval(), Fabric(accelerator="cpu", devices=1)
+    model = towers().eval()
     model.logit_scale.requires_grad_(False)
-    backward_in_chunks(split(inputs(), [4, 8]), model, contrastive(torch.arange(12)), fabric)
+    contrastive(torch.arange(12))(*model(*inputs(), [4, 8])).backward()
 
     assert model.logit_scale.grad is None
     assert all(p.grad.count_nonzero() for name, p in model.named_parameters() if name != "logit_scale")
+
+
+@pytest.mark.parametrize(("batch_size", "groups", "says"), [(1, 9, "--batch_size 1.*no negatives"), (8, 1, "1 image")])
+def test_a_loss_without_negatives_is_refused(batch_size: int, groups: int, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        require_negatives(batch_size, groups)
+    require_negatives(2, 2)
 
 
 # --- two processes ---
@@ -241,14 +258,9 @@ def work(rank: int, port: int, folder: str) -> None:
     for name, loss_of in LOSSES.items():
         for sizes in ([SHARE], [3, 1]):
             model = towers().eval()
-            loss = backward_in_chunks(
-                split(batch, sizes),
-                model,
-                lambda images, texts, scale, loss_of=loss_of: loss_of(
-                    gather_pairs(images, texts, groups, fabric), scale
-                ),
-                fabric,
-            )
+            images, texts, scale = model(*batch, sizes if len(sizes) > 1 else ())
+            loss = loss_of(gather_pairs(images, texts, groups, fabric), scale)
+            fabric.backward(loss)
             average_gradients(fabric, list(model.parameters()), [])
             results[f"{name} {len(sizes)}"] = {
                 "loss": average_numbers(fabric, {"loss": loss})["loss"],
@@ -271,7 +283,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert set(found[0]) == {f"{name} {chunks}" for name in LOSSES for chunks in (1, 2)}
     for key in found[0]:
         model = towers().eval()
-        images, texts, scale = model(inputs(WORLD * SHARE))
+        images, texts, scale = model(*inputs(WORLD * SHARE))
         loss = LOSSES[key.split()[0]](gather_pairs(images, texts, torch.tensor(SHARED_GROUPS)), scale)
         loss.backward()
         expected = {"loss": loss.item(), **gradients(model)}

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from helpers.tiny import IMAGE_SIZE, clip_ids, tiny_clip
 from vlkit.adapters import ADAPTERS
-from vlkit.adapters.sherl.tokens import SherlOptions
+from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.data.video.frame_batch import Frames
 from vlkit.encoders.bases import ClipBase, Preprocess, clip_base
 from vlkit.memory import measure_step
 from vlkit.tasks.contrastive import gather_pairs, info_nce, symmetric_cross_entropy
-from vlkit.tasks.retrieval.evaluate import build_model as build_pictures
-from vlkit.tasks.video_retrieval.evaluate import build_model, zero_shot
-from vlkit.tasks.video_retrieval.model import VideoHeadOptions, VideoText
+from vlkit.tasks.retrieval.model import build_model as build_pictures
+from vlkit.tasks.video_retrieval.model import VideoHeadOptions, VideoText, build_model, zero_shot
 
 KINDS = [pytest.param(kind(), id=name) for name, kind in ADAPTERS.items()]
 SHERLS = [

@@ -23,8 +23,8 @@ from vlkit.data.manifest import Dataset, write_dataset
 from vlkit.drawn.videos import draw_videos
 from vlkit.encoders.bases import Preprocess
 from vlkit.errors import UserError
-from vlkit.index.videos import VideoWindows
-from vlkit.tasks.video_retrieval.data import Clip, ClipReader, RecordFrames, VideoTextPairs, hold_out
+from vlkit.index.media import VideoWindows
+from vlkit.tasks.video_retrieval.data import ClipReader, RecordFrames, VideoTextPairs, hold_out
 
 TRAIN, EVALUATE = "tasks/video_retrieval/train.py", "tasks/video_retrieval/evaluate.py"
 INDEX, SEARCH = "tasks/video_retrieval/index.py", "tasks/video_retrieval/search.py"
@@ -222,7 +222,7 @@ def test_unchanged_videos_are_not_opened(dataset: Path, tmp_path: Path, monkeypa
     shutil.copy(dataset / "videos" / "video0.mp4", path)
     items = VideoWindows(tmp_path, 0.5).items_of(path)
     opened = []
-    monkeypatch.setattr("vlkit.index.videos.duration_of", lambda path: opened.append(path) or 3.0)
+    monkeypatch.setattr("vlkit.index.media.duration_of", lambda path: opened.append(path) or 3.0)
     assert VideoWindows(tmp_path, 0.5, known=items).items_of(path) == items and not opened
     # A part was lost in a crash, the file was touched, or it is to be cut another way: it has to be looked at again.
     VideoWindows(tmp_path, 0.5, known=items[:-1]).items_of(path)
@@ -230,10 +230,8 @@ def test_unchanged_videos_are_not_opened(dataset: Path, tmp_path: Path, monkeypa
     path.touch()
     VideoWindows(tmp_path, 0.5, known=items).items_of(path)
     assert opened == [path] * 3
-    first = VideoWindows(tmp_path, 0.5).clip(items[0])
-    assert first == Clip(path, 0.0, 0.5) and VideoWindows(tmp_path).clip(
-        VideoWindows(tmp_path).items_of(path)[0]
-    ) == Clip(path)
+    assert VideoWindows(tmp_path, 0.5).part(items[0]) == (path, 0.0, 0.5)
+    assert VideoWindows(tmp_path).part(VideoWindows(tmp_path).items_of(path)[0]) == (path, None, None)
 
 
 @pytest.mark.parametrize(

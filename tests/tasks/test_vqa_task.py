@@ -22,7 +22,8 @@ from vlkit.drawn.scenes import sample_scene
 from vlkit.errors import UserError
 from vlkit.metrics.vqa import vqa_metrics
 from vlkit.tasks.vqa.data import PictureQuestions, SoftTargets, answer_vocabulary, read_vocabulary
-from vlkit.tasks.vqa.heads import answer_bce, answer_softmax, beam_search
+from vlkit.tasks.vqa.heads import beam_search
+from vlkit.tasks.vqa.losses import answer_bce, answer_softmax
 
 TRAIN, EVALUATE, PREDICT = (f"tasks/vqa/{name}.py" for name in ("train", "evaluate", "predict"))
 SPLITS = {"train": 10, "val": 4, "test": 4, "hidden": 3}
@@ -201,12 +202,13 @@ def test_written_answers_are_the_most_probable(written: Path, dataset: Path):
 
 
 def test_gradients_reach_what_trains_and_nothing_else(dataset: Path):
-    from vlkit.adapters.sherl.tokens import SherlOptions
+    from vlkit.adapters.sherl.options import SherlOptions
     from vlkit.encoders.load import load_base
     from vlkit.encoders.text_side import text_side
     from vlkit.tasks.fusion import FusionOptions
-    from vlkit.tasks.vqa.evaluate import build_model
-    from vlkit.tasks.vqa.heads import ClassifyOptions, GenerateOptions, shift_right, token_loss
+    from vlkit.tasks.vqa.heads import ClassifyOptions, GenerateOptions
+    from vlkit.tasks.vqa.losses import shift_right, token_loss
+    from vlkit.tasks.vqa.model import build_model
 
     for head in (ClassifyOptions(), GenerateOptions(queries=2)):
         base = load_base("tiny")

@@ -1,250 +1,267 @@
-"""What every memory-efficient method has in common: an adapter between the early and the late route."""
+"""A frozen base with an adapter between its early and its late route: the thing that tasks use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from vlkit.adapters.lean.chunks import Chunker, EarlyChunk, in_dtype, samples_of
-from vlkit.adapters.lean.kept import TapDtype
-from vlkit.adapters.lean.recompute import merged_again, run_again
-from vlkit.encoders.staged import ReadAhead, StagedEncoder, Stream, freeze, run_early
+from vlkit.adapters.facts import MethodOptions, Reads
+from vlkit.adapters.hooks import Adapter, Joins, WritesLate
+from vlkit.encoders.staged import ReadAhead, StagedEncoder, Stream, freeze, in_weights_format, run_early
 
-Reads = Literal["pooled", "tokens"]
-"""Which view of :class:`Encoded` a head reads; a method that cannot adapt that view refuses when it is built."""
+__all__ = [
+    "AdaptedEncoder",
+    "Adapter",
+    "Chunk",
+    "Encoded",
+    "MethodOptions",
+    "Plain",
+    "Reads",
+    "Runner",
+    "trained_state",
+]
+
+Chunk = int | Literal["auto"]
+"""Samples that run at once; 0 = the whole batch; ``"auto"`` = as few as keep the processor busy."""
+Route = Iterable[tuple[int | None, Stream]]
+"""The early route of a chunk as it comes: (number of the tap or None, stream); the last stream is the hand-off."""
+
+# Values of a chunk's hidden state that keep a processor busy: 16 samples of a ViT-B-32 on a CPU, 150 on a GPU.
+BUSY = {"cpu": 640_000, "cuda": 6_000_000}
+FEWEST = 4
 
 
 class Encoded:
     """What an encoder hands to a task head; each view is computed when it is asked for.
 
     Args:
-        base: the tower that made ``stream``.
-        stream: the state after the last block; a list of them, if the batch ran in chunks; or a function that runs the
-            tower for either, if nobody kept it.
-        pooled: the pooled embedding if an adapter already made it, else the base's own pooling is used.
+        base: the tower that made ``streams``.
+        streams: the state after the last block, one for each chunk of the batch. Where a runner made the pooled
+            embedding alone, its ``hidden`` is None.
     """
 
-    def __init__(
-        self,
-        base: StagedEncoder,
-        stream: Stream | list[Stream] | Callable[[], Stream | list[Stream]],
-        pooled: Tensor | None = None,
-    ) -> None:
-        self._base, self._stream, self._pooled = base, stream, pooled
+    def __init__(self, base: StagedEncoder, streams: Stream | Sequence[Stream]) -> None:
+        self._base, self.streams = base, [streams] if isinstance(streams, Stream) else list(streams)
+        self._pooled: Tensor | None = None
 
     @property
     def pooled(self) -> Tensor:
         """[B, out_dim], the base's pooled embedding after adaptation, not normalised."""
         if self._pooled is None:
-            self._pooled = torch.cat([self._base.pool(stream) for stream in self._streams()])
+            self._pooled = _joined([self._base.pool(s) if s.pooled is None else s.pooled for s in self.streams])
         return self._pooled
 
     @property
     def tokens(self) -> Tensor:
-        """[B, L, token_dim], features after the tower's final norm."""
-        return torch.cat([self._base.tokens(stream) for stream in self._streams()])
+        """[B, L, token_dim], features after the tower's final norm.
+
+        Raises:
+            RuntimeError: the encoder was built for a head that reads the pooled embedding, and made nothing else.
+        """
+        return _joined([self._base.tokens(self._whole(stream)) for stream in self.streams])
 
     @property
     def mask(self) -> Tensor | None:
         """[B, L] bool, True = real token; None = all real."""
-        masks = [stream.mask for stream in self._streams()]
-        return None if masks[0] is None else torch.cat(masks)
-
-    def _streams(self) -> list[Stream]:
-        if callable(self._stream):
-            self._stream = self._stream()
-        return self._stream if isinstance(self._stream, list) else [self._stream]
+        masks = [stream.mask for stream in self.streams]
+        return None if masks[0] is None else _joined(masks)
 
     @property
     def grid(self) -> tuple[int, int] | None:
-        """Rows and columns of the picture cells, the last tokens of :attr:`tokens`; None for texts."""
-        return self._base.grid(self._streams()[0])
+        """Rows and columns of the image cells, the last tokens of :attr:`tokens`; None for texts."""
+        return self._base.grid(self._whole(self.streams[0]))
+
+    @staticmethod
+    def _whole(stream: Stream) -> Stream:
+        if stream.hidden is None:
+            raise RuntimeError("only the pooled embedding was made here; build the encoder with reads='tokens'")
+        return stream
 
 
-class Adapter(nn.Module):
-    """The trained part between a frozen base's early and late route. It sees taps, never the encoder.
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    A method subclasses this and implements :meth:`reduce` and :meth:`merge`. ``reduce`` is called on a tap as soon as
-    its layer is done, before the next block runs, so that only what a method keeps of a tap stays in memory.
+
+class Runner(Protocol):
+    """How a route runs: :class:`Plain`, or :class:`vlkit.adapters.lean.recompute.Lean`.
 
     Attributes:
-        layers: depths to tap, shallow to deep; 0 = embeddings, k = output of block k - 1.
-        late: number of last blocks that re-consume the adapter's output and carry gradient.
-        handoff: ``"tokens"``: :meth:`merge` changes the hidden state that enters the late blocks;
-            ``"pooled"``: it changes the base's pooled embedding and ``late`` is 0.
-        coupled: :meth:`merge` mixes samples (batch norm), so it needs the whole batch at once.
+        chunk: samples at once.
+        share: of the samples that keep a processor busy, for automatic chunks.
     """
 
-    layers: tuple[int, ...]
-    late: int
-    handoff: Literal["tokens", "pooled"]
-    coupled: bool = False
+    chunk: Chunk
+    share: float
 
-    def reduce(self, index: int, tap: Stream) -> Any:
-        """Shrink tap number ``index`` (a position in ``layers``) to what :meth:`merge` needs."""
-        return tap
+    def run(self, routes: Iterable[Route], model: AdaptedEncoder) -> list[Stream]:
+        """Reduce the taps of each chunk and go through ``model.rest``; the streams behind it, one for each chunk."""
 
-    def merge(self, reduced: list[Any], last: Tensor, stream: Stream) -> Tensor:
-        """Fold the reduced taps into ``last``.
 
-        Args:
-            reduced: K results of :meth:`reduce`, shallow to deep.
-            last: the state the late route would see without the adapter: [B, L, D] or [B, C, H, W] (``"tokens"``), or
-                the pooled embedding [B, out_dim] (``"pooled"``); no gradient.
-            stream: the stream ``last`` belongs to (its mask and summary positions).
+class Plain:
+    """Everything once; autograd saves what it needs for backward.
 
-        Returns:
-            Same shape as ``last``.
-        """
-        raise TypeError(f"{type(self).__name__} has no merge")
+    Args:
+        chunk: samples at once, of a pooled adapter; the frozen tokens of chunks are let go of.
+    """
 
-    def hand_off(self, reduced: list[Any], stream: Stream) -> Stream:
-        """The stream that enters the late route (``"tokens"``): by default :meth:`merge` makes its hidden state.
+    share = 1.0
 
-        A method that writes into the late blocks one by one keeps what it carries along in ``stream.side``.
-        """
-        return stream.replace(hidden=self.merge(reduced, stream.hidden, stream))
+    def __init__(self, chunk: Chunk = 0) -> None:
+        self.chunk = checked(chunk)
 
-    def late_block(self, i: int, stream: Stream, block: Callable[[Stream], Stream]) -> Stream:
-        """Run late block ``i`` (0-based): ``block(stream)``, and whatever a method does in front of and behind it."""
-        return block(stream)
-
-    def collect(self, reduced: list[Any], last: Tensor, stream: Stream) -> Any:
-        """:meth:`merge` for a chunk of samples (``"pooled"`` only), up to where :meth:`join` takes over.
-
-        A method that keeps its own books for backward can hold back here what is better done for the whole batch.
-        """
-        return self.merge(reduced, last, stream)
-
-    def join(self, parts: list[Any]) -> Tensor:
-        """[B, out_dim] from what :meth:`collect` returned for each chunk, in order."""
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def gather(self, taps: list[Tensor], last: Tensor) -> list[Tensor]:
-        """What of a chunk's raw taps :meth:`merge_gathered` needs (``coupled`` only); no weight is involved."""
-        raise TypeError(f"{type(self).__name__} has no gather")
-
-    def merge_gathered(self, gathered: list[Tensor], last: Tensor) -> Tensor:
-        """:meth:`merge` for the whole batch, from what :meth:`gather` returned (``coupled`` only)."""
-        raise TypeError(f"{type(self).__name__} has no merge_gathered")
-
-    def forward(self, taps: list[Stream], last: Tensor) -> Tensor:
-        """Reduce and merge taps that are all at hand; see :meth:`merge` for shapes."""
-        return self.merge([self.reduce(i, tap) for i, tap in enumerate(taps)], last, taps[-1])
+    def run(self, routes: Iterable[Route], model: AdaptedEncoder) -> list[Stream]:
+        """See :class:`Runner`."""
+        ends = []
+        for route in routes:
+            reduced = []
+            for number, stream in route:
+                if number is not None:
+                    reduced.append(model.adapter.reduce(number, stream))
+            end = model.rest(reduced, stream)
+            ends.append(end if self.chunk == 0 else end.replace(hidden=None))
+        return ends
 
 
 class AdaptedEncoder(nn.Module):
-    """A frozen base with an adapter: the thing tasks use. ``forward(x)`` gives :class:`Encoded`.
+    """A frozen base with an adapter. ``forward(x)`` gives :class:`Encoded`.
 
     The base is frozen here, by object. Only ``adapter`` has parameters that train.
 
     Args:
         base: the tower.
         adapter: the method.
-        early_chunk: samples that run through the early route at once, see
-            :data:`vlkit.adapters.lean.chunks.EarlyChunk`. With an adapter on tokens it needs ``recompute``.
-        recompute: None: autograd keeps what adapter and late route need for backward. Else only the taps are kept, in
-            this number format, and adapter and late route run again in backward, chunk by chunk
-            (:mod:`vlkit.adapters.lean.recompute`).
-        summary_only: the head reads the pooled embedding. With ``recompute``, where the base pools one token, the last
-            block of the late route runs for that token alone (:meth:`StagedEncoder.finish_pooled`). The other views of
-            :class:`Encoded` are there nonetheless, at the price of another run.
+        runner: how the route runs; default: :class:`Plain`.
+        summary_only: the head reads the pooled embedding alone. Where the base pools one token, the last block of the
+            late route then runs for that token (:meth:`StagedEncoder.finish_pooled`), and there are no other tokens.
     """
 
     def __init__(
-        self,
-        base: StagedEncoder,
-        adapter: Adapter,
-        early_chunk: EarlyChunk = 0,
-        recompute: TapDtype | None = None,
-        summary_only: bool = False,
+        self, base: StagedEncoder, adapter: Adapter, runner: Runner | None = None, summary_only: bool = False
     ) -> None:
         super().__init__()
-        if early_chunk != 0 and adapter.handoff == "tokens" and recompute is None:
-            raise ValueError(f"early_chunk {early_chunk}: an adapter on tokens runs in chunks only with recompute")
-        self.base = freeze(base)
-        self.adapter = adapter
+        self.base, self.adapter, self.runner = freeze(base), adapter, runner or Plain()
+        if isinstance(self.runner, Plain) and self.runner.chunk != 0 and adapter.handoff == "tokens":
+            raise ValueError(f"chunk {self.runner.chunk}: an adapter on tokens runs in chunks with Lean only")
         self.stop = base.depth - adapter.late
-        self.chunker = Chunker(base, early_chunk, late=recompute is not None)
-        self.recompute = recompute
-        on_tokens = adapter.handoff == "tokens" and adapter.late > 0
-        self.summary_only = summary_only and on_tokens and base.pools_one_token
+        # What a method writes into the last block may come from any token.
+        cut = adapter.handoff == "tokens" and adapter.late > 0 and not isinstance(adapter, WritesLate)
+        self.summary_only = summary_only and cut and base.pools_one_token
+        self._values: dict[tuple[int, ...], int] = {}
 
     def forward(self, x: Any) -> Encoded:
-        """Early route, adapter, late route, pool; taps are reduced while the early route runs."""
-        if self.recompute is not None:
-            return Encoded(self.base, *run_again(self, self.chunker.split(x), self.recompute))
-        if self.adapter.handoff == "tokens":
-            return self._late(*self._early(x))
-        chunks, parts = self.chunker.split(x), []
-        for chunk in chunks:
-            reduced, stream = self._early(chunk)
-            parts.append(self._collect(reduced, stream))
-        # Nobody reads the frozen tokens behind a pooled hand-off as a rule: after chunks they are made if asked for.
-        return Encoded(self.base, stream if len(chunks) == 1 else lambda: self.read(x)[0], self.adapter.join(parts))
+        """Early route, adapter, late route; ``x`` is what the tower's ``embed`` takes, or was read before."""
+        return self._run(self._early(chunk) for chunk in self._chunks(x))
 
-    def read(self, x: Any) -> tuple[Stream, Sequence[Stream]]:
+    def read(self, x: Any) -> tuple[Stream, list[Stream]]:
         """The early route alone, without gradient: the stream at the hand-off and the raw taps (both can be cached)."""
-        if isinstance(x, ReadAhead):
-            return x.streams(self.base)
-        taps: list[Stream] = []
-        wanted = frozenset(self.adapter.layers)
-        for k, stream in run_early(self.base, x, self.adapter.layers, self.stop):
-            if k in wanted:
+        taps = []
+        for number, stream in self._early(x):
+            if number is not None:
                 taps.append(stream)
         return stream, taps
 
     def finish(self, stream: Stream, taps: Sequence[Stream]) -> Encoded:
-        """Adapter, late route and pool on what :meth:`read` returned; ``forward(x) == finish(*read(x))``."""
-        if self.recompute is not None:
-            return Encoded(self.base, *merged_again(self, stream, taps, self.recompute))
-        if self.adapter.handoff == "tokens":
-            return self._late([self.adapter.reduce(i, tap) for i, tap in enumerate(taps)], stream)
-        parts = []
-        for at in self.chunker.slices(stream):
-            chunk = stream if len(stream.hidden) <= at.stop - at.start else samples_of(stream, at)
-            shorter = taps if chunk is stream else [samples_of(tap, at) for tap in taps]
-            parts.append(self._collect([self.adapter.reduce(i, tap) for i, tap in enumerate(shorter)], chunk))
-        return Encoded(self.base, stream, self.adapter.join(parts))
+        """Adapter and late route on what :meth:`read` returned, as one chunk; ``forward(x) == finish(*read(x))``."""
+        return self._run([self._again(stream, taps)])
 
-    def route(self, x: Any) -> Iterator[tuple[int, Stream]]:
-        """Depths and streams of the early route, as :func:`vlkit.encoders.staged.run_early` yields them.
+    # --- what runners call ---
+
+    def rest(self, reduced: list[Any], stream: Stream) -> Stream:
+        """Everything behind the early route. Every runner goes through here, with gradient or without.
 
         Args:
-            x: what the tower's ``embed`` takes, or an input that was read before.
+            reduced: results of ``adapter.reduce``; the list is emptied.
+            stream: the stream at the hand-off.
+
+        Returns:
+            The stream after the last block, or with ``pooled`` set if the pooled embedding is made already.
         """
-        if not isinstance(x, ReadAhead):
-            yield from run_early(self.base, x, self.adapter.layers, self.stop)
+        if self.adapter.handoff == "pooled":
+            with torch.no_grad():
+                # A cache may hold the state in another number format than the base works with.
+                last = self.base.pool(stream.to(next(self.base.parameters()).dtype))
+            return stream.replace(pooled=self.adapter.merge(reduced, last, stream))
+        merged = self.adapter.merge(reduced, stream.hidden, stream)
+        reduced.clear()
+        return self.late(merged if isinstance(merged, Stream) else stream.replace(hidden=merged))
+
+    def late(self, stream: Stream) -> Stream:
+        """The late route, from the stream that the adapter made."""
+        for i in range(self.stop, self.base.depth - 1 if self.summary_only else self.base.depth):
+            if isinstance(self.adapter, WritesLate):
+                stream = self.adapter.late_block(i, stream, partial(self.base.block, i))
+            else:
+                stream = self.base.block(i, stream)
+        if self.summary_only:
+            return stream.replace(hidden=None, pooled=self.base.finish_pooled(stream))
+        return stream
+
+    # --- the early route ---
+
+    def _run(self, routes: Iterable[Route]) -> Encoded:
+        ends = self.runner.run(routes, self)
+        if isinstance(self.adapter, Joins):
+            ends = [Stream(None, pooled=self.adapter.join([end.pooled for end in ends]))]
+        return Encoded(self.base, ends)
+
+    def _early(self, x: Any) -> Iterator[tuple[int | None, Stream]]:
+        if isinstance(x, ReadAhead):
+            yield from self._again(*x.streams(self.base))
             return
-        stream, taps = x.streams(self.base)
+        number = {k: i for i, k in enumerate(self.adapter.layers)}
+        for k, stream in run_early(self.base, x, self.adapter.layers, self.stop):
+            yield number.get(k), stream
+
+    def _again(self, stream: Stream, taps: Sequence[Stream]) -> Iterator[tuple[int | None, Stream]]:
+        """The route that :meth:`read` went; a tap at the hand-off is the stream itself."""
         shallower = [i for i, k in enumerate(self.adapter.layers) if k < self.stop]
-        yield from ((self.adapter.layers[i], taps[i]) for i in shallower)
-        yield self.stop, stream
+        yield from ((i, taps[i]) for i in shallower)
+        yield len(shallower) if len(shallower) < len(self.adapter.layers) else None, stream
 
-    def _early(self, x: Any) -> tuple[list[Any], Stream]:
-        """The reduced taps, and the stream at the hand-off."""
-        reduced: list[Any] = []
-        index = {k: i for i, k in enumerate(self.adapter.layers)}
-        for k, stream in self.route(x):
-            if k in index:
-                reduced.append(self.adapter.reduce(index[k], stream))
-        return reduced, stream
+    def _chunks(self, x: Any) -> list[Any]:
+        """Cut ``x`` [B, ...] into chunks of nearly equal size; what is no tensor stays whole."""
+        if not isinstance(x, Tensor | ReadAhead) or len(x) < 2 or self.runner.chunk == 0:
+            return [x]
+        size = self.runner.chunk
+        if size == "auto":
+            # What was read before has no early route: its chunks need not be smaller for the late one.
+            read = isinstance(x, ReadAhead)
+            size = busy_samples(x.values if read else self._values_of(x), x.device, 1.0 if read else self.runner.share)
+        return list(x.split(even(len(x), size)))
 
-    def _collect(self, reduced: list[Any], stream: Stream) -> Any:
-        with torch.no_grad():
-            # A cache may hold the state in fewer bits than the base works with.
-            last = self.base.pool(in_dtype(stream, next(self.base.parameters()).dtype))
-        return self.adapter.collect(reduced, last, stream)
+    @torch.no_grad()
+    def _values_of(self, x: Tensor) -> int:
+        """Numbers in the hidden state of one sample like those of ``x``."""
+        shape = (*x.shape[1:],)
+        if shape not in self._values:
+            self._values[shape] = self.base.embed(in_weights_format(self.base, x[:1])).hidden.numel()
+        return self._values[shape]
 
-    def _late(self, reduced: list[Any], stream: Stream) -> Encoded:
-        stream = self.adapter.hand_off(reduced, stream)
-        for i in range(self.stop, self.base.depth):
-            stream = self.adapter.late_block(i, stream, partial(self.base.block, i))
-        return Encoded(self.base, stream)
+
+def checked(chunk: Chunk) -> Chunk:
+    """``chunk``.
+
+    Raises:
+        ValueError: it is negative.
+    """
+    if chunk != "auto" and chunk < 0:
+        raise ValueError(f"chunks of {chunk} samples: give 1 or more, 0 for the whole batch, or 'auto'")
+    return chunk
+
+
+def busy_samples(values: int, device: torch.device, share: float = 1.0) -> int:
+    """Samples with ``values`` numbers each in their hidden state that keep ``device`` busy, or a share of those."""
+    return max(FEWEST, int(BUSY.get(device.type, BUSY["cuda"]) * share) // max(1, values))
+
+
+def even(count: int, size: int) -> int:
+    """The chunk size of at most ``size`` that cuts ``count`` samples most evenly."""
+    chunks = max(1, -(-count // size))
+    return max(1, -(-count // chunks))
 
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:

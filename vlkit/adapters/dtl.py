@@ -6,7 +6,7 @@ With ``x_i`` the state that enters block i, ``A_i`` [r, D] and ``B_i`` [D, r]:
     x_{i+1} = block_i(x_i) + z sigmoid(beta z)           for the late blocks only
 
 Early blocks keep nothing but their input, which ``A_i`` reads; late blocks are differentiated through. DTL+ sends the
-picture cells of what is written through a depthwise convolution.
+image cells of what is written through a depthwise convolution.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlkit.adapters.base import AdaptedEncoder, Adapter, Reads
+from vlkit.adapters.base import AdaptedEncoder
+from vlkit.adapters.facts import MethodOptions, Reads
+from vlkit.adapters.hooks import Adapter
 from vlkit.encoders.staged import StagedEncoder, Stream
 from vlkit.errors import UserError
 
@@ -87,7 +89,7 @@ class DtlAdapter(Adapter):
         """``A x``: [B, L, D] -> [B, L, r] (grids row by row)."""
         return self.reads[str(self.layers[index])].down(_tokens(tap.hidden))
 
-    def hand_off(self, reduced: list[Tensor], stream: Stream) -> Stream:
+    def merge(self, reduced: list[Tensor], last: Tensor, stream: Stream) -> Stream:
         """The state as it is, with ``z`` so far beside it (None: nothing was read in this stage yet)."""
         stage = self._stage[len(self._stage) - 1 - self.late]
         side = None
@@ -114,7 +116,7 @@ class DtlAdapter(Adapter):
         return out.replace(hidden=out.hidden + self._write(side, out, self._stage[i + 1]), side=side)
 
     def _write(self, side: Tensor, stream: Stream, stage: int) -> Tensor:
-        """``z sigmoid(beta z)``, convolved over the picture cells in DTL+; shaped like ``stream.hidden``."""
+        """``z sigmoid(beta z)``, convolved over the image cells in DTL+; shaped like ``stream.hidden``."""
         # beta z is large: in half precision its sigmoid would be a step.
         with torch.autocast(side.device.type, enabled=False):
             precision = self.beta * (side if side.dtype == torch.float64 else side.float())
@@ -137,7 +139,7 @@ def _tokens(hidden: Tensor) -> Tensor:
 
 
 @dataclass
-class DtlOptions:
+class DtlOptions(MethodOptions):
     """DTL: low-rank reads of every block, summed up and written into the late ones."""
 
     kind: Literal["dtl"] = "dtl"
@@ -150,7 +152,7 @@ class DtlOptions:
     beta: float = 100.0
     """Steepness of what is written: z sigmoid(beta z)."""
     kernel: int = 0
-    """Side of a depthwise convolution over the picture cells (DTL+; published: 3 to 5); 0 = none; none on texts."""
+    """Side of a depthwise convolution over the image cells (DTL+; published: 3 to 5); 0 = none; none on texts."""
 
     def __post_init__(self) -> None:
         for name, least in (("rank", 1), ("kernel", 0)):
@@ -177,11 +179,16 @@ class DtlOptions:
                 f"--adapter.collect {list(collect)}: nothing is read before block {depth - late}, the first that is "
                 "written into; start earlier, or give a smaller --adapter.late"
             )
-        picture = _has_grid(encoder)
+        cells = _has_grid(encoder)
         adapter = DtlAdapter(
-            encoder.widths, late, self.rank, self.beta, self.kernel if picture else 0, collect, encoder.grid
+            encoder.widths, late, self.rank, self.beta, self.kernel if cells else 0, collect, encoder.grid
         )
         if not adapter.reads:
+            if not encoder.keeps_width:
+                raise UserError(
+                    "--adapter.kind dtl: every block of this tower changes its width, so there is none to write into; "
+                    "take sherl or unipt"
+                )
             raise UserError(f"--adapter.late {late}: no block there keeps its width; give a larger one")
         return AdaptedEncoder(encoder, adapter)
 

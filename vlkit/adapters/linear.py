@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from vlkit.adapters.base import AdaptedEncoder, Adapter, Reads
+from vlkit.adapters.base import AdaptedEncoder
+from vlkit.adapters.facts import MethodOptions, Reads
+from vlkit.adapters.hooks import Adapter
 from vlkit.encoders.staged import StagedEncoder, Stream
 
 
@@ -24,7 +26,7 @@ class NoAdapter(Adapter):
 
 
 @dataclass
-class LinearOptions:
+class LinearOptions(MethodOptions):
     """Linear probe: the frozen base, only the task head trains."""
 
     kind: Literal["linear"] = "linear"

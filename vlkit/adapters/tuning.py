@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from vlkit.adapters.base import Encoded, Reads
+from vlkit.adapters.base import Encoded
+from vlkit.adapters.facts import MethodOptions, Reads
 from vlkit.encoders.staged import StagedEncoder, Stream, freeze, in_weights_format, run_blocks, unfreeze
 from vlkit.errors import UserError
 
@@ -19,7 +20,7 @@ class TunedEncoder(nn.Module):
 
     Args:
         base: the tower; which parameters train is decided by their ``requires_grad``.
-        checkpointing: keep only the input of each block for backward and run the block again there.
+        checkpointing: save only the input of each block for backward and run the block again there.
     """
 
     def __init__(self, base: StagedEncoder, checkpointing: bool = False) -> None:
@@ -49,13 +50,26 @@ def _run_block(base: StagedEncoder, i: int, stream: Stream) -> Stream:
     return base.block(i, stream)
 
 
+class _TunedOptions(MethodOptions):
+    """What methods that train the base have in common."""
+
+    trains_base: ClassVar[bool] = True
+    has_early_route: ClassVar[bool] = False
+    feeds_decoder: ClassVar[bool] = True
+    running: ClassVar[tuple[str, ...]] = ("checkpointing",)
+
+    def build_stacks(self, encoder: StagedEncoder, decoder: StagedEncoder) -> tuple[TunedEncoder, TunedEncoder]:
+        """Each stack like any tower; gradient passes through both."""
+        return self.build(encoder, "tokens"), self.build(decoder, "tokens")
+
+
 @dataclass
-class FullOptions:
+class FullOptions(_TunedOptions):
     """Full fine-tuning: every parameter of the base trains."""
 
     kind: Literal["full"] = "full"
     checkpointing: bool = False
-    """Run blocks again in backward instead of keeping their activations."""
+    """Run blocks again in backward instead of saving their activations."""
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> TunedEncoder:
         """Let all of ``encoder`` train."""
@@ -63,12 +77,13 @@ class FullOptions:
 
 
 @dataclass
-class BitfitOptions:
+class BitfitOptions(_TunedOptions):
     """BitFit (Ben Zaken et al., ACL 2022): only the biases of the base train."""
 
     kind: Literal["bitfit"] = "bitfit"
+    feeds_decoder: ClassVar[bool] = False  # the encoder-decoders here are T5s, which have no biases
     checkpointing: bool = False
-    """Run blocks again in backward instead of keeping their activations."""
+    """Run blocks again in backward instead of saving their activations."""
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> TunedEncoder:
         """Let the biases of ``encoder`` train.
@@ -80,9 +95,7 @@ class BitfitOptions:
         encoder._frozen = False
         biases = [p for name, p in encoder.named_parameters() if _is_bias(name)]
         if not biases:
-            raise UserError(
-                f"--adapter.kind bitfit: {type(encoder).__name__} has no biases to train; choose another kind"
-            )
+            raise UserError(f"--adapter.kind bitfit: {encoder.kind} has no biases to train; choose another kind")
         for parameter in biases:
             parameter.requires_grad_(True)
         return TunedEncoder(encoder, self.checkpointing)
@@ -94,7 +107,7 @@ def _is_bias(name: str) -> bool:
 
 
 @dataclass
-class LoraOptions:
+class LoraOptions(_TunedOptions):
     """LoRA (Hu et al., ICLR 2022), through peft: low-rank updates of every linear layer and attention of the blocks."""
 
     kind: Literal["lora"] = "lora"
@@ -105,7 +118,7 @@ class LoraOptions:
     dropout: float = 0.0
     """Dropout in front of the updates."""
     checkpointing: bool = False
-    """Run blocks again in backward instead of keeping their activations."""
+    """Run blocks again in backward instead of saving their activations."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -121,7 +134,7 @@ class LoraOptions:
         encoder._frozen = False
         targets = _lora_targets(encoder)
         if not targets:
-            raise UserError(f"--adapter.kind lora: {type(encoder).__name__} has no layer that peft can update")
+            raise UserError(f"--adapter.kind lora: {encoder.kind} has no layer that peft can update")
         # Takes a second to import, which only those pay who use it; what it makes of its own is no part of the model
         # and stays off the device that the model is built on.
         with torch.device("cpu"):

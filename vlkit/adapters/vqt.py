@@ -15,14 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlkit.adapters.base import AdaptedEncoder, Adapter, Reads
-from vlkit.encoders.anatomy import anatomy_of
+from vlkit.adapters.base import AdaptedEncoder
+from vlkit.adapters.facts import MethodOptions, Reads
+from vlkit.adapters.hooks import Adapter
+from vlkit.encoders.blocks.anatomy import Opaque, anatomy_of
 from vlkit.encoders.staged import StagedEncoder, Stream
 from vlkit.errors import UserError
 
@@ -103,12 +105,14 @@ def unit(x: Tensor) -> Tensor:
 
 
 @dataclass
-class VqtOptions:
+class VqtOptions(MethodOptions):
     """VQT: learned queries that read every frozen block and that no block sees."""
 
     kind: Literal["vqt"] = "vqt"
+    feeds_tokens: ClassVar[bool] = False
+    fits_any_tower: ClassVar[bool] = False
     queries: int = 1
-    """Queries a block (published: 1 on most data, 10 or 20 where position counts)."""
+    """Queries per block (published: 1 on most data, 10 or 20 where position counts)."""
     layers: tuple[int, ...] | None = None
     """Blocks (0-based) that are read; default: all."""
     combine: Combine = "concat"
@@ -133,17 +137,17 @@ class VqtOptions:
                 cannot be read.
         """
         if reads == "tokens":
-            raise UserError(
-                "--adapter.kind vqt: adapts the pooled embedding, but this head reads tokens; "
-                "take sherl, unipt, lst or dtl"
-            )
+            raise self.refusal("adapts the pooled embedding, but this head reads tokens", "feeds_tokens")
         layers = tuple(range(encoder.depth)) if self.layers is None else tuple(self.layers)
         if not layers or any(not 0 <= i < encoder.depth for i in layers) or list(layers) != sorted(set(layers)):
             raise UserError(
                 f"--adapter.layers {list(layers)}: give rising block numbers from 0..{encoder.depth - 1}, at least one"
             )
-        for i in layers:
-            anatomy_of(encoder.transformer_block(i))
+        try:
+            for i in layers:
+                anatomy_of(encoder.transformer_block(i))
+        except Opaque as error:
+            raise self.refusal(str(error), "fits_any_tower") from None
         width = encoder.widths[0]
         spread = math.sqrt(6 / (3 * _patch_values(encoder) + width))
         adapter = VqtAdapter(

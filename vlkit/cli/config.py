@@ -1,4 +1,4 @@
-"""Command lines from dataclasses: flags, YAML, help and exit codes. The only place that knows jsonargparse.
+"""Command lines from dataclasses: flags, YAML, help and exit codes.
 
 A script declares a dataclass, nested by subject, with the help of each field as a string literal below it, and ends
 with ``run(main, Config)``. Flags are dotted field names (``--data.root DIR``); YAML from ``--config`` sets them, flags
@@ -7,34 +7,26 @@ override it; ``--print_config`` shows the result as YAML that can be fed back.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
-import re
 import signal
 import sys
 import threading
-import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser
 
-from vlkit.cli.flags import (
-    Flag,
-    Given,
-    KnownKeys,
-    choose_kinds,
-    given_in_words,
-    given_in_yaml,
-    kind_fields,
-    read_config_files,
-    walk,
-)
+from vlkit.cli.flags import Flag, kind_fields, walk
+from vlkit.cli.given import KnownKeys, asks_for_help, choose_kinds, given_in_words, given_in_yaml, read_config_files
+from vlkit.cli.show import one_line, safe_streams, visible
+from vlkit.cli.values import typed_values
 from vlkit.errors import UserError, some
 
 C = TypeVar("C")
@@ -63,13 +55,16 @@ def run(main: Callable[[C], Any], config_class: type[C], argv: Sequence[str] | N
     Ctrl-C, 143 after SIGTERM. Any other exception is a bug of ours and passes through (traceback, exit code 1).
     """
     rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
-    logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s")
+    safe_streams()
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Visible("%(message)s"))
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, handlers=[handler])
     in_main_thread = threading.current_thread() is threading.main_thread()
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) if in_main_thread else None
     try:
         main(parse(config_class, argv))
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -77,6 +72,26 @@ def run(main: Callable[[C], Any], config_class: type[C], argv: Sequence[str] | N
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
+
+
+class _Visible(logging.Formatter):
+    """Messages name files and quote queries: what a terminal would obey is shown instead."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
+@contextlib.contextmanager
+def about(flag: str) -> Iterator[None]:
+    """Put a flag's name in front of errors about its value: ``with about("--image"): open_image(config.image)``.
+
+    Raises:
+        UserError: the body raised one; messages of the library speak of values and know no flags.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{flag} {error}") from None
 
 
 def parse(config_class: type[C], argv: Sequence[str] | None = None) -> C:
@@ -95,7 +110,7 @@ def parse(config_class: type[C], argv: Sequence[str] | None = None) -> C:
     chosen = choose_kinds(config_class, words, files)
     flags = {flag.name: flag for flag in walk(config_class, chosen)}
     parser = _make_parser(config_class, flags)
-    if "-h" in words or "--help" in words:
+    if asks_for_help(words, flags):
         parser.print_help()
         raise SystemExit(0)
     check = KnownKeys(config_class, flags, chosen)
@@ -104,7 +119,7 @@ def parse(config_class: type[C], argv: Sequence[str] | None = None) -> C:
     missing = [flag.shown for flag in flags.values() if flag.required and flag.name not in {g.name for g in given}]
     if missing and "--print_config" not in words:
         raise UserError(f"missing {some(missing)}: give it a value (--help describes every flag)")
-    values = _parse_words(parser, given, flags)
+    values = typed_values(parser, given, flags)
     if "--print_config" in words:
         sys.stdout.write(_dump(flags, values))
         raise SystemExit(0)
@@ -136,34 +151,6 @@ def _make_parser(cls: type, flags: Mapping[str, Flag]) -> ArgumentParser:
         metavar = {"metavar": "VALUE ..."} if flag.takes() == "many" else {}
         groups[section].add_argument(f"--{flag.name}", type=flag.hint, help=flag.help or None, **default, **metavar)
     return parser
-
-
-def _parse_words(parser: ArgumentParser, given: list[Given], flags: Mapping[str, Flag]) -> dict[str, Any]:
-    """Turn texts into typed values; the last one given for a name counts."""
-    last = {item.name: item for item in given}
-    try:
-        namespace = parser.parse_args([f"--{item.name}={item.text}" for item in last.values()])
-    except Exception as error:  # jsonargparse raises argparse's, its own and plain TypeErrors for a wrong value
-        match = re.match(r'\s*Parser key "([^"]+)"', str(error)) or re.search(r"--([\w.]+)", str(error))
-        if not match or match[1] not in last:
-            raise
-        item = last[match[1]]
-        raise UserError(f"{item.where}: expected {_describe(flags[item.name].hint)}, got {item.text!r}") from None
-    return {name: namespace.get(name) for name in flags}
-
-
-def _describe(hint: Any) -> str:
-    """A type in words: ``int``, ``one of a, b``, ``Path or null``, ``list of int``."""
-    if hint is type(None):
-        return "null"
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return f"one of {', '.join(map(str, args))}"
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(arg) for arg in args)
-    if origin in (list, tuple):
-        return f"list of {_describe(args[0])}"
-    return getattr(hint, "__name__", str(hint))
 
 
 def _build(cls: type[C], chosen: Mapping[str, str], values: Mapping[str, Any], prefix: str) -> C:

@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
+from vlkit.cli.show import Console, track
+from vlkit.data.boxes import file_problem
 from vlkit.data.images import MediaError, open_image
 from vlkit.data.manifest import Dataset, write_dataset
-from vlkit.data.records import MEDIA_FIELD, Record, all_boxes, box_problem
+from vlkit.data.records import RECORDS, Record
 from vlkit.errors import UserError
 
 
@@ -51,7 +50,7 @@ class Report:
 
 @dataclass(frozen=True)
 class _Opened:
-    """Result of opening one medium: why it failed, or the size of a picture in pixels."""
+    """Result of opening one medium: why it failed, or the size of an image in pixels."""
 
     reason: str | None = None
     size: tuple[int, int] | None = None
@@ -60,12 +59,13 @@ class _Opened:
 def check_dataset(dataset: Dataset, *, workers: int) -> Report:
     """Check every record and open every medium once, in ``workers`` threads; progress on stderr if it is a terminal.
 
-    Pictures are decoded completely, so a truncated file is found. Boxes are compared with the real picture size. Frame
-    folders of videos (``data_prep/frames.py``) are checked as well, as far as there are any.
+    Images are decoded completely, so a truncated file is found. Boxes, and the size that a record states, are compared
+    with the size of the file. Frame folders of videos (``data_prep/frames.py``) are checked as well, as far as there
+    are any.
     """
     report = Report(dataset)
     scanned = {split: list(dataset.scan(split)) for split in dataset.splits}
-    media_field = MEDIA_FIELD[dataset.task]
+    media_field = RECORDS[dataset.task].media
     good = (record for lines in scanned.values() for _, record, problem in lines if problem is None)
     media = sorted({record[media_field] for record in good})
     opened = _open_all(dataset, media, workers)
@@ -82,7 +82,7 @@ def check_dataset(dataset: Dataset, *, workers: int) -> Report:
                 kept.append(record)
             else:
                 report.problems.append(Problem(file, line, path if isinstance(path, str) else None, problem))
-    if dataset.task == "video_retrieval":
+    if RECORDS[dataset.task].media == "video":
         report.problems += _frame_problems(dataset, report.good)
     return report
 
@@ -108,7 +108,7 @@ def write_clean(report: Report, output: str | Path) -> Dataset:
 
 
 def _open_all(dataset: Dataset, media: list[str], workers: int) -> dict[str, _Opened]:
-    opener = _video_opener() if dataset.task == "video_retrieval" else _open_picture
+    opener = _video_opener() if RECORDS[dataset.task].media == "video" else _open_image
     console = Console(stderr=True)
     pool = ThreadPoolExecutor(workers)
     try:
@@ -119,7 +119,7 @@ def _open_all(dataset: Dataset, media: list[str], workers: int) -> dict[str, _Op
         pool.shutdown(cancel_futures=True)  # after Ctrl-C the files that wait are not opened any more
 
 
-def _open_picture(path: Path) -> _Opened:
+def _open_image(path: Path) -> _Opened:
     try:
         return _Opened(size=open_image(path).size)
     except MediaError as error:
@@ -128,7 +128,7 @@ def _open_picture(path: Path) -> _Opened:
 
 def _video_opener() -> Callable[[Path], _Opened]:
     try:
-        from vlkit.data.video.probe import probe  # heavy decoders; pictures do not need them
+        from vlkit.data.video.probe import probe  # heavy decoders; images do not need them
     except ImportError as error:
         raise UserError(f"videos cannot be checked: {error}; install the video decoders of vlkit") from error
 
@@ -144,14 +144,12 @@ def _video_opener() -> Callable[[Path], _Opened]:
 
 def _frame_problems(dataset: Dataset, good: dict[str, list[Record]]) -> list[Problem]:
     """What is wrong with the frame folders of good records; those of clips in several splits are opened once."""
-    from vlkit.data.video.frames import folder_problems  # heavy decoders, as above
+    from vlkit.data.video.frame_source import folder_problems  # heavy decoders, as above
 
     records = {record["id"]: record for records in good.values() for record in records}
-    mend = "make it again by data_prep/frames.py, or remove it"
-    return [Problem(file, 0, None, f"{why}; {mend}") for file, why in folder_problems(dataset, list(records.values()))]
+    fix = "make it again by data_prep/frames.py, or remove it"
+    return [Problem(file, 0, None, f"{why}; {fix}") for file, why in folder_problems(dataset, list(records.values()))]
 
 
 def _size_problem(record: Record, size: tuple[int, int] | None) -> str | None:
-    if not size or "box" not in record:
-        return None
-    return next(filter(None, (box_problem(box, *size) for box in all_boxes(record))), None)
+    return file_problem(record, size) if size and "box" in record else None

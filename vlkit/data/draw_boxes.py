@@ -1,4 +1,4 @@
-"""Boxes drawn on pictures."""
+"""Boxes drawn on images: the one way, of the scripts and of the web demo."""
 
 from __future__ import annotations
 
@@ -10,75 +10,108 @@ from PIL import Image, ImageDraw, ImageFont
 from vlkit.errors import UserError
 from vlkit.files import whole_file
 
-COLORS = ("#ff3b30", "#34c759", "#0a84ff", "#ffcc00", "#bf5af2")
-SMALLEST = 320
-"""Pixels of the longer side; smaller pictures are enlarged, so that lines and words can be seen."""
+COLORS = ("#0f766e", "#b45309", "#7c3aed", "#be123c", "#475569")
+"""Of the boxes, best first; white words can be read on each."""
+SMALLEST = 640
+"""Pixels of the longer side; smaller images are enlarged, so that lines and words can be seen."""
 CELL = 360
-"""Pixels of a picture's side on a sheet."""
+"""Pixels of an image's side on a sheet."""
+PAGE = 160
+"""Least width in pixels of a page with a caption."""
 
 
 def draw_boxes(
-    image: Image.Image, boxes: Sequence[Sequence[float]], text: str, annotated: Sequence[Sequence[float]] = ()
+    image: Image.Image,
+    boxes: Sequence[Sequence[float]],
+    caption: str = "",
+    annotated: Sequence[Sequence[float]] = (),
+    labels: Sequence[str] = (),
 ) -> Image.Image:
-    """A copy of the picture with its boxes (x1, y1, x2, y2 in pixels), the best one first, and the text above it.
+    """A copy of the image with its boxes, enlarged if it is small; the best box lies on top and has the thickest line.
 
     Args:
-        image: RGB picture.
-        boxes: predicted, in colours.
-        text: what was asked for.
+        image: RGB.
+        boxes: predicted, best first: x1, y1, x2, y2 in pixels of the image.
+        caption: words above the image, such as the text that was asked for.
         annotated: right boxes, thin and white.
+        labels: words on a sign at each box; none = no signs.
     """
     scale = max(1.0, SMALLEST / max(image.size))
-    picture = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    pen, line = ImageDraw.Draw(picture), max(2, round(max(picture.size) / 200))
-    for number in reversed(range(len(boxes))):
-        _frame(pen, boxes[number], scale, COLORS[number % len(COLORS)], line)
+    canvas = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    pen, width = ImageDraw.Draw(canvas), max(2, round(max(canvas.size) / 220))
+    placed = [_placed(box, scale) for box in boxes]
+    for number, box in reversed(list(enumerate(placed))):
+        line = 3 * width if number == 0 else width
+        around = (box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1)
+        pen.rectangle(around, outline="white", width=line + 2)
+        pen.rectangle(box, outline=COLORS[number % len(COLORS)], width=line)
     for box in annotated:
-        _frame(pen, box, scale, "white", 1)
-    return _with_caption(picture, text)
+        pen.rectangle(_placed(box, scale), outline="white", width=max(1, width // 2))
+    font = ImageFont.load_default(size=7 * width)
+    for number, (box, label) in reversed(list(enumerate(zip(placed, labels, strict=False)))):
+        _sign(pen, canvas.size, box, label, COLORS[number % len(COLORS)], font)
+    return _with_caption(canvas, caption) if caption else canvas
 
 
-def write_png(picture: Image.Image, path: Path) -> None:
-    """Write a picture whole.
+def write_png(image: Image.Image, path: Path) -> None:
+    """Write an image whole.
 
     Raises:
         UserError: the file's name does not end in .png, or it cannot be written.
     """
     if path.suffix.lower() != ".png":
-        raise UserError(f"--draw {path}: is no .png; name it so")
+        raise UserError(f"--draw {path}: is no .png; give a name that ends in .png")
     try:
         with whole_file(path) as temporary:
-            picture.save(temporary, format="PNG")
+            image.save(temporary, format="PNG")
     except OSError as error:
         raise UserError(f"--draw {path}: cannot write ({error.strerror or error}); choose another file") from None
 
 
-def write_sheet(pictures: Sequence[Image.Image], path: Path, columns: int = 4) -> None:
-    """Write pictures side by side, each fitted into a square."""
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (min(columns, len(pictures)) * CELL, rows * CELL), "black")
-    for number, picture in enumerate(pictures):
-        picture.thumbnail((CELL, CELL))
+def write_sheet(images: Sequence[Image.Image], path: Path, columns: int = 4) -> None:
+    """Write images side by side, each fitted into a square."""
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (min(columns, len(images)) * CELL, rows * CELL), "black")
+    for number, image in enumerate(images):
+        image.thumbnail((CELL, CELL))
         row, column = divmod(number, columns)
-        sheet.paste(picture, (column * CELL + (CELL - picture.width) // 2, row * CELL + (CELL - picture.height) // 2))
+        sheet.paste(image, (column * CELL + (CELL - image.width) // 2, row * CELL + (CELL - image.height) // 2))
     write_png(sheet, path)
 
 
-def _frame(pen: ImageDraw.ImageDraw, box: Sequence[float], scale: float, color: str, line: int) -> None:
+def _placed(box: Sequence[float], scale: float) -> tuple[float, float, float, float]:
+    """A box on the canvas; corners in order, also those of a box that was predicted inside out."""
     left, top, right, bottom = (side * scale for side in box)
-    pen.rectangle([min(left, right), min(top, bottom), max(left, right), max(top, bottom)], outline=color, width=line)
+    return min(left, right), min(top, bottom), max(left, right), max(top, bottom)
 
 
-def _with_caption(picture: Image.Image, text: str) -> Image.Image:
-    font = ImageFont.load_default(size=max(14, picture.width // 28))
+def _sign(
+    pen: ImageDraw.ImageDraw,
+    size: tuple[int, int],
+    box: tuple[float, float, float, float],
+    text: str,
+    color: str,
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+) -> None:
+    """A sign on the upper side of a box, or within it where there is no room above."""
+    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+    wide, high = right - left + 10, bottom - top + 8
+    x = max(0, min(box[0], size[0] - wide))
+    y = box[1] - high if box[1] >= high else max(0, box[1])
+    pen.rectangle([x, y, x + wide, y + high], fill=color)
+    pen.text((x + 5 - left, y + 4 - top), text, font=font, fill="white")
+
+
+def _with_caption(image: Image.Image, text: str) -> Image.Image:
+    font, width = ImageFont.load_default(size=max(14, min(image.width // 28, 40))), max(image.width, PAGE)
     lines, words = [""], text.split()
     for word in words:
         longer = f"{lines[-1]} {word}".strip()
-        lines = [*lines[:-1], longer] if font.getlength(longer) <= picture.width - 8 else [*lines, word]
+        lines = [*lines[:-1], longer] if font.getlength(longer) <= width - 8 else [*lines, word]
     height = sum(font.getmetrics()) + 2
-    page = Image.new("RGB", (picture.width, picture.height + height * len(lines) + 4), "black")
+    page = Image.new("RGB", (width, image.height + height * len(lines) + 4), "black")
     pen = ImageDraw.Draw(page)
     for number, words_of_line in enumerate(lines):
         pen.text((4, 2 + number * height), words_of_line, font=font, fill="white")
-    page.paste(picture, (0, height * len(lines) + 4))
+    page.paste(image, (0, height * len(lines) + 4))
     return page

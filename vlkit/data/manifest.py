@@ -6,7 +6,10 @@
 
 from __future__ import annotations
 
+import codecs
+import functools
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlkit.data.records import MEDIA_FIELD, TASKS, Record, path_problem, record_problem, unique_fields
+from vlkit.data.media_folder import MediaFolder
+from vlkit.data.records import RECORDS, Record, path_problem, record_problem
 from vlkit.errors import UserError, some
 from vlkit.files import read_json, whole_file
 
@@ -29,7 +33,7 @@ class Dataset:
 
     Attributes:
         root: the folder that holds ``dataset.json``.
-        task: one of :data:`vlkit.data.records.TASKS`.
+        task: one of :data:`vlkit.data.records.RECORDS`.
         media_root: folder that the records' media paths start from.
         splits: split name -> its entry of ``dataset.json`` (``file``, ``records`` and further counts).
         source: what the dataset was made from, as written by :func:`write_dataset`.
@@ -92,7 +96,7 @@ class Dataset:
     def scan(self, split: str) -> Iterator[tuple[int, Record | None, str | None]]:
         """Yield ``(line number, record, problem)`` for every record; nothing is raised for a wrong record.
 
-        ``problem`` is None for a good record; otherwise one phrase that names the field and the mend, and ``record``
+        ``problem`` is None for a good record; otherwise one phrase that names the field and the fix, and ``record``
         may be None. A problem of the whole file (a wrong number of records) comes last, with line 0.
         """
         path = self.split_file(split)
@@ -107,16 +111,27 @@ class Dataset:
         if count == 0:
             yield 0, None, "holds no records; prepare the dataset again"
         elif expected is not None and count != expected:
-            mend = f'prepare the dataset again, or correct "records" in {MANIFEST} if the file was edited on purpose'
-            yield 0, None, f"holds {count} records where {MANIFEST} says {expected}; {mend}"
+            fix = f'prepare the dataset again, or correct "records" in {MANIFEST} if the file was edited on purpose'
+            yield 0, None, f"holds {count} records where {MANIFEST} says {expected}; {fix}"
 
     def path(self, record: Record | str) -> Path:
-        """Where the medium of a record (or a path relative to the media root) lies."""
-        relative = record if isinstance(record, str) else record[MEDIA_FIELD[self.task]]
+        """Where the medium of a record (or a path relative to the media root) lies.
+
+        Where there is no file of that name, one is taken whose name is the same text in another form of Unicode
+        (:class:`vlkit.data.media_folder.MediaFolder`).
+        """
+        relative = record if isinstance(record, str) else record[RECORDS[self.task].media]
         problem = path_problem(relative)
         if problem:
             raise UserError(f"media path {relative!r} {problem}")
-        return self.media_root / relative
+        path = self.media_root / relative
+        if relative.isascii() or os.path.lexists(path):
+            return path
+        return self.media_root / (self._media.find(relative) or relative)
+
+    @functools.cached_property
+    def _media(self) -> MediaFolder:
+        return MediaFolder(self.media_root)
 
 
 def write_dataset(
@@ -179,7 +194,7 @@ def _split_entry(split: str, records: list[Record], task: str) -> dict[str, Any]
             label = record.get("id", number) if isinstance(record, dict) else number
             raise UserError(f'split "{split}", record {label}: {problem}')
     entry = {"file": f"{split}.jsonl", "records": len(records)}
-    entry["media"] = len({record[MEDIA_FIELD[task]] for record in records})
+    entry["media"] = len({record[RECORDS[task].media] for record in records})
     if "texts" in records[0]:
         entry["texts"] = sum(len(record["texts"]) for record in records)
     return entry
@@ -194,7 +209,9 @@ def _write_files(output: Path, fields: dict[str, Any], splits: dict[str, list[Re
     # The stack closes last-in first-out: the manifest is entered first, so it gets its name after all splits.
     with ExitStack() as stack:
         temporary = stack.enter_context(whole_file(manifest))
-        temporary.write_text(json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        content = json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        # A folder whose name is not UTF-8 is written as JSON escapes and read back as the same name.
+        temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
         for split, records in splits.items():
             temporary = stack.enter_context(whole_file(output / fields["splits"][split]["file"]))
             with open(temporary, "w", encoding="utf-8", newline="\n") as file:
@@ -212,19 +229,21 @@ def _parse_lines(path: Path) -> Iterator[tuple[int, Any, str | None]]:
         raise UserError(f"{path}: cannot read ({error.strerror}); prepare the dataset again") from None
     with file:
         for number, line in enumerate(file, start=1):
-            if line.isspace():
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)  # an editor may have added it
+            if not line or line.isspace():
                 continue
             try:
-                yield number, json.loads(line), None
+                yield number, json.loads(line.decode("utf-8")), None
             except UnicodeDecodeError:
                 yield number, None, "not UTF-8 text; save the file as UTF-8"
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 reason = getattr(error, "msg", str(error))
                 yield number, None, f"not valid JSON ({reason}); write one JSON object a line"
 
 
 def _repeated(record: Record, task: str, line: int, seen: dict[tuple[str, Any], int]) -> str | None:
-    for name in unique_fields(task):
+    for name in RECORDS[task].unique:
         first = seen.setdefault((name, record[name]), line)
         if first != line:
             return f'field "{name}": {record[name]!r} already stands in line {first}; make it unique'
@@ -239,8 +258,8 @@ def _manifest_problem(fields: Any) -> str | None:
             return f'field "{name}" is missing or not of type {kind.__name__}; prepare the dataset again'
     if fields["format"] != FORMAT:
         return f'field "format" is {fields["format"]}, this version reads {FORMAT}; update vlkit or prepare it again'
-    if fields["task"] not in TASKS:
-        return f'field "task": unknown task "{fields["task"]}"; known are {", ".join(TASKS)}'
+    if fields["task"] not in RECORDS:
+        return f'field "task": unknown task "{fields["task"]}"; known are {", ".join(RECORDS)}'
     if not fields["splits"]:
         return 'field "splits" is empty; a dataset needs at least one split'
     for split, entry in fields["splits"].items():

@@ -4,33 +4,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-Record = dict[str, Any]
+from vlkit.data.boxes import Record, all_boxes, box_problem
 
-MEDIA_FIELD = {"retrieval": "image", "video_retrieval": "video", "vqa": "image", "grounding": "image"}
-TASKS = tuple(MEDIA_FIELD)
 ANSWERS = 10  # the VQA metric is defined over ten human answers
-BOX_SLACK = 1.0  # pixels; annotated boxes end up to a rounding step outside their picture
 
 
-def unique_fields(task: str) -> tuple[str, ...]:
-    """Fields whose value may occur once in a split."""
-    return ("id", "question_id") if task == "vqa" else ("id",)
+@dataclass(frozen=True)
+class RecordKind:
+    """What the records of a task hold.
+
+    Attributes:
+        media: the field that names the medium.
+        problem: record -> what is wrong with its other fields, as :func:`record_problem` says it; None if it is good.
+        unique: fields whose value may occur once in a split.
+    """
+
+    media: Literal["image", "video"]
+    problem: Callable[[Record], str | None]
+    unique: tuple[str, ...] = ("id",)
 
 
 def record_problem(record: Any, task: str) -> str | None:
-    """Say what is wrong with a record of ``task``: one phrase with the field and the mend; None if it is good."""
+    """Say what is wrong with a record of ``task``: one phrase with the field and the fix; None if it is good."""
     if not isinstance(record, dict):
         return "not a JSON object; write one {...} a line"
-    media = MEDIA_FIELD[task]
+    media = RECORDS[task].media
     problem = _text_problem(record, "id") or _text_problem(record, media)
     if problem:
         return problem
     problem = path_problem(record[media])
     if problem:
         return f'field "{media}": {record[media]!r} {problem}'
-    return _CHECKS[task](record)
+    return RECORDS[task].problem(record)
 
 
 def path_problem(path: str) -> str | None:
@@ -125,22 +133,6 @@ def _grounding_problem(record: Record) -> str | None:
     return next(filter(None, (box_problem(box, *size) for box in all_boxes(record))), None)
 
 
-def all_boxes(record: Record) -> list[list[float]]:
-    """The box of a grounding record, and the single ones of a phrase that has several."""
-    return [record["box"], *record.get("boxes", [])]
-
-
-def box_problem(box: list[float], width: float, height: float) -> str | None:
-    """Why an xyxy box (pixels) is no box of a ``width`` x ``height`` picture; None if it is one."""
-    x1, y1, x2, y2 = box
-    if x2 <= x1 or y2 <= y1:
-        return f'field "box": {box} is empty or inverted; write [left, top, right, bottom]'
-    if min(x1, y1) < -BOX_SLACK or x2 > width + BOX_SLACK or y2 > height + BOX_SLACK:
-        size = "" if math.isinf(width) or math.isinf(height) else f" of {width} x {height} pixels"
-        return f'field "box": {box} lies outside the picture{size}; is it xyxy in pixels?'
-    return None
-
-
 def _is_text(value: Any) -> bool:
     """True for a text that is not blank and can be written as UTF-8 (JSON may smuggle in half of a character)."""
     if not isinstance(value, str) or not value or value.isspace():
@@ -159,9 +151,10 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-_CHECKS: dict[str, Callable[[Record], str | None]] = {
-    "retrieval": _texts_problem,
-    "video_retrieval": _video_problem,
-    "vqa": _vqa_problem,
-    "grounding": _grounding_problem,
+RECORDS: dict[str, RecordKind] = {
+    "retrieval": RecordKind("image", _texts_problem),
+    "video_retrieval": RecordKind("video", _video_problem),
+    "vqa": RecordKind("image", _vqa_problem, unique=("id", "question_id")),
+    "grounding": RecordKind("image", _grounding_problem),
 }
+"""Task -> what its records hold; the ``task`` of a ``dataset.json`` is one of these."""

@@ -1,7 +1,8 @@
-"""Pictures to tensors, as a base was trained to see them."""
+"""Images to tensors, as a base was trained to see them."""
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -13,14 +14,17 @@ from vlkit.encoders.bases import Preprocess
 
 Augment = Literal["none", "crop", "flip"]
 
+MOST_ASPECT = 16
+"""Long side over short side of what is scaled for a centre crop; an image of 10,000 x 1 pixels would take gigabytes."""
+
 
 def image_transform(preprocess: Preprocess, augment: Augment = "none") -> v2.Compose:
-    """PIL RGB picture -> [3, H, W] float32, normalised.
+    """PIL RGB image -> [3, H, W] float32, normalised.
 
     Args:
         preprocess: size, mean, std, interpolation and resize mode of the base.
         augment: ``none``; ``crop``: random crop of 80 to 100 % of the area; ``flip``: crop and mirror half of the
-            pictures (not for captions that say left or right).
+            images (not for captions that say left or right).
     """
     mode = InterpolationMode(preprocess.interpolation)
     size = list(preprocess.size)
@@ -34,24 +38,47 @@ def image_transform(preprocess: Preprocess, augment: Augment = "none") -> v2.Com
 
 
 def frame_transform(preprocess: Preprocess) -> v2.Compose:
-    """PIL RGB picture -> [3, H, W] uint8, at the base's size; a quarter of the bytes of what the model reads."""
+    """PIL RGB image -> [3, H, W] uint8, at the base's size; a quarter of the bytes of what the model reads."""
     mode = InterpolationMode(preprocess.interpolation)
     return v2.Compose([*_fit(preprocess, list(preprocess.size), mode), v2.PILToTensor()])
 
 
 def _fit(preprocess: Preprocess, size: list[int], mode: InterpolationMode) -> list[v2.Transform]:
-    """The evaluation path: the whole picture (or its centre) at the base's size."""
+    """The evaluation path: the whole image (or its centre) at the base's size."""
     if preprocess.resize_mode == "squash":
         return [v2.Resize(size, mode, antialias=True)]
     if preprocess.resize_mode == "longest":
         return [LongestSide(size, mode, preprocess.fill_color)]
     if size[0] == size[1]:
-        return [v2.Resize(size[0], mode, antialias=True), v2.CenterCrop(size)]
-    return [ShortestSide(size, mode), v2.CenterCrop(size)]
+        return [Middle(size), v2.Resize(size[0], mode, antialias=True), v2.CenterCrop(size)]
+    return [Middle(size), ShortestSide(size, mode), v2.CenterCrop(size)]
+
+
+class Middle(v2.Transform):
+    """Cut the ends off a very thin image, of which a centre crop of ``size`` (height, width) shows the middle only.
+
+    Images up to :data:`MOST_ASPECT` times as long as the crop stay as they are.
+    """
+
+    def __init__(self, size: list[int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        """PIL -> PIL with the same centre."""
+        sides = []
+        for length, other, own, across in (
+            (image.height, image.width, *self.size),
+            (image.width, image.height, *reversed(self.size)),
+        ):
+            most = math.ceil(MOST_ASPECT * other * own / across)
+            # Both ends lose the same, so that the centre stays between the same pixels.
+            sides.append(length - 2 * ((length - most) // 2) if length > most else length)
+        return image if sides == [image.height, image.width] else VF.center_crop(image, sides)
 
 
 class LongestSide(v2.Transform):
-    """Scale a picture so that it fits into ``size`` and pad the rest evenly."""
+    """Scale an image so that it fits into ``size`` and pad the rest evenly."""
 
     def __init__(self, size: list[int], mode: InterpolationMode, fill: int) -> None:
         super().__init__()
@@ -67,7 +94,7 @@ class LongestSide(v2.Transform):
 
 
 class ShortestSide(v2.Transform):
-    """Scale a picture so that it covers ``size`` (height, width); a centre crop cuts the rest."""
+    """Scale an image so that it covers ``size`` (height, width); a centre crop cuts the rest."""
 
     def __init__(self, size: list[int], mode: InterpolationMode) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What one thing, or two together, can do in a clip: one function an action, each returning a beginning and an event.
+"""What one thing, or two together, can do in a clip: one function per action, each returning a beginning and an event.
 
 A solo function takes a thing as it stands; it may change how the thing begins only if it opens the clip. A pair
 function places both things itself. None means that there is no room for it.
@@ -28,7 +28,7 @@ SLIM = frozenset({"arrow", "bottle", "candle", "chair", "cross", "flower", "key"
 SLIM |= {"ring", "umbrella"}
 """Kinds that hide too little for something to pass behind them."""
 NEAREST = 0.35
-"""A move goes at least so far, in fractions of the picture."""
+"""A move goes at least so far, in fractions of the image."""
 
 Slot = tuple[float, float]
 """Start and stop of an event in seconds."""
@@ -57,13 +57,13 @@ Pair = Callable[[np.random.Generator, Thing, Thing, Slot], tuple[Thing, Thing, E
 
 
 def shifted(thing: Thing, way: str, distance: float) -> Thing:
-    """The thing moved by a fraction of the picture."""
+    """The thing moved by a fraction of the image."""
     dx, dy = STEPS[way]
     return dataclasses.replace(thing, x=round(thing.x + dx * distance, 4), y=round(thing.y + dy * distance, 4))
 
 
 def outside(thing: Thing, way: str) -> Thing:
-    """The thing just out of the picture, straight in the direction ``way``."""
+    """The thing just outside the image, straight in the direction ``way``."""
     reach = REACH * thing.scale
     place = {"right": {"x": 1 + reach}, "left": {"x": -reach}, "down": {"y": 1 + reach}, "up": {"y": -reach}}[way]
     return dataclasses.replace(thing, **{axis: round(value, 4) for axis, value in place.items()})
@@ -245,7 +245,7 @@ def _land(rng: np.random.Generator, thing: Thing, other: Thing, slot: Slot) -> t
 
 
 def _chase(rng: np.random.Generator, thing: Thing, other: Thing, slot: Slot) -> tuple[Thing, Thing, Event]:
-    """``other`` leads; both come into the picture on one side and leave it on the other."""
+    """``other`` leads; both come into the image on one side and leave it on the other."""
     thing, other = resized(thing, rng, "small", "medium"), resized(other, rng, "small", "medium")
     way, row = choose(rng, ("left", "right")), float(rng.uniform(0.25, 0.75))
     gap = (thing.scale + other.scale) / 2 * MARGIN + float(rng.uniform(0.04, 0.12))

@@ -25,11 +25,11 @@ PairAction = Literal["behind", "front", "approach", "retreat", "orbit", "swap", 
 Action = SoloAction | PairAction
 
 FADES: frozenset[str] = frozenset({"appear", "disappear", "recolour", "become"})
-"""Actions seen as one picture fading into another; at most one of them may go on at a time."""
+"""Actions seen as one image fading into another; at most one of them may go on at a time."""
 REACH = 0.75
-"""A thing whose centre is this many of its own widths outside the picture is not seen at all, however it is turned."""
+"""A thing whose centre is this many of its own widths outside the image is not seen at all, at any angle."""
 HOP, SHAKE = 0.14, 0.06
-"""How far a thing jumps up and is shaken sideways, fractions of the picture."""
+"""How far a thing jumps up and is shaken sideways, fractions of the image."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def clip_from_json(value: dict[str, Any]) -> Clip:
 
 
 def draw_frame(clip: Clip, number: int, size: int = 96) -> Image.Image:
-    """Frame ``number`` (from 0) as an RGB picture [size, size]."""
+    """Frame ``number`` (from 0) as an RGB image [size, size]."""
     before, after, weight = things_at(clip, number / clip.fps)
     image = _draw(clip.scene, before, size)
     return Image.blend(image, _draw(clip.scene, after, size), weight) if weight else image
@@ -124,7 +124,7 @@ def _draw(scene: Scene, things: dict[int, Thing], size: int) -> Image.Image:
 
 
 def in_view(thing: Thing) -> bool:
-    """Whether any part of a thing may be inside the picture."""
+    """Whether any part of a thing may be inside the image."""
     reach = REACH * thing.scale
     return -reach < thing.x < 1 + reach and -reach < thing.y < 1 + reach
 

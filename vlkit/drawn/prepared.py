@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from vlkit.data.manifest import Dataset
 from vlkit.data.sources import coco, msrvtt, refcoco, vqav2
@@ -20,8 +19,6 @@ from vlkit.errors import UserError
 from vlkit.files import cache_folder
 
 log = logging.getLogger(__name__)
-
-Task = Literal["retrieval", "video_retrieval", "vqa", "grounding"]
 
 
 @dataclass(frozen=True)
@@ -50,14 +47,14 @@ RECIPES: dict[str, Recipe] = {
 """Task -> recipe."""
 
 
-def demo_dataset(task: Task, size: WorldSize = "medium", seed: int = 0, style: Style = "drawn") -> Path:
+def demo_dataset(task: str, size: WorldSize = "medium", seed: int = 0, style: Style = "drawn") -> Path:
     """The prepared demo dataset of a task, below ``cache_folder()/demo``; made on first use, then reused.
 
     The tasks share the pictures of one world a style. A killed run leaves nothing that a later one would take for
     complete, and of several processes at once one does the work.
 
     Args:
-        task: what the dataset is for.
+        task: what the dataset is for, one of :data:`RECIPES`.
         size: number of scenes (:data:`vlkit.drawn.world.COUNTS`).
         seed: of the world.
         style: of its pictures (:data:`vlkit.drawn.world.DOMAINS`).

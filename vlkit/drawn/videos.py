@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import av
+import numpy as np
 
+from vlkit.data.video.write import find_encoder, write_mp4
 from vlkit.drawn.captions_video import sentences
 from vlkit.drawn.clip_samples import sample_clip
 from vlkit.drawn.clips import Clip, draw_frame
@@ -20,14 +21,14 @@ log = logging.getLogger(__name__)
 
 CLIP_STREAM, SENTENCE_STREAM = 40, 41
 SENTENCES = 20
-"""Sentences a clip, as in MSR-VTT."""
+"""Sentences per clip, as in MSR-VTT."""
 FOLDER = "videos"
-ENCODERS = {
+SETTINGS = {
     "libx264": {"preset": "veryfast", "crf": "18", "g": "12", "threads": "1", "x264-params": "mbtree=0"},
     "mpeg4": {"qmin": "2", "qmax": "4", "g": "12", "threads": "1"},
 }
-"""Encoders in order of preference with their settings: nearly lossless at this size, a key frame about every second.
-With threads or its macroblock tree, x264 gives other bytes from run to run. MPEG-4 is for builds without x264."""
+"""Settings of the encoders: nearly lossless at this size, a key frame about every second. With threads or its
+macroblock tree, x264 gives other bytes from run to run."""
 
 
 @dataclass(frozen=True)
@@ -108,23 +109,12 @@ def _draw_video(item: tuple[int, str, int, Clip], seed: int, folder: Path, side:
 
 def encode(clip: Clip, path: Path, side: int) -> None:
     """Write a clip as MP4 (H.264, yuv420p) of ``side`` x ``side`` pixels, an even number."""
-    encoder = find_encoder()
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream(encoder, rate=clip.fps, options=ENCODERS[encoder])
-        stream.width = stream.height = side
-        stream.pix_fmt = "yuv420p"
-        for number in range(clip.frames):
-            container.mux(stream.encode(av.VideoFrame.from_image(draw_frame(clip, number, side))))
-        container.mux(stream.encode())
-
-
-def find_encoder() -> str:
-    """The first of :data:`ENCODERS` that this build of PyAV has."""
-    return next(name for name in ENCODERS if name in av.codecs_available)
+    frames = ((number, np.asarray(draw_frame(clip, number, side))) for number in range(clip.frames))
+    write_mp4(path, frames, clip.fps, SETTINGS)
 
 
 def write_clips(videos: list[Video], folder: Path) -> None:
-    """Write ``clips_<split>.jsonl``: a line a clip with its graph."""
+    """Write ``clips_<split>.jsonl``: one line per clip, with its graph."""
     for split in ("train", "test"):
         lines = [
             json.dumps({"video_id": v.video_id, "file_name": v.file_name, "clip": v.clip.to_json()})

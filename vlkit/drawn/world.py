@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
+from vlkit.cli.show import Console, track
 from vlkit.drawn.captions import captions
 from vlkit.drawn.draw import mask_boxes, render
 from vlkit.drawn.scenes import Domain, Scene, sample_scene, scene_from_json

@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
-
 from vlkit.cli.config import run
+from vlkit.cli.show import Console, Table, track
 from vlkit.files import write_json
 
 

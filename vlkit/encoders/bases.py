@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,11 +13,14 @@ from torch import Tensor, nn
 
 from vlkit.encoders.stage import stage_hf, stage_t5_decoder, stage_text, stage_vision
 from vlkit.encoders.staged import StagedEncoder
-from vlkit.encoders.t5 import T5Decoder
-from vlkit.encoders.text import TextEncoder
+from vlkit.encoders.tokenizer import readable
+from vlkit.encoders.towers.t5 import T5Decoder
+from vlkit.encoders.towers.text import TextEncoder
 
 # Values looked at per tensor for a fingerprint.
 SAMPLES = 64
+# Width of the new space of a pair, if nobody asks for another.
+JOINT_DIM = 512
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class ClipBase:
         logit_scale: log of the factor on cosine similarities.
         logit_bias: what is added to the scaled similarities, for bases trained with a sigmoid loss; else None.
         identity: per tower (``image``, ``text``): ``library``, ``name``, ``weights``, ``fingerprint``.
+        joint_dim: None for towers that were trained together: what they pool lies in one space. A pair of unimodal
+            encoders has none before its heads are trained; then the usual width of that space.
     """
 
     name: str
@@ -75,6 +81,7 @@ class ClipBase:
     logit_scale: float
     logit_bias: float | None
     identity: dict[str, dict[str, str]]
+    joint_dim: int | None = None
 
 
 @dataclass
@@ -100,9 +107,13 @@ class TextBase:
     def tokenize(self, texts: list[str], max_length: int | None = None) -> Tensor:
         """Texts -> ids [B, L] int64, padded to the longest; longer ones are cut at ``max_length`` tokens."""
         batch = self.tokenizer(
-            texts, padding=True, truncation=max_length is not None, max_length=max_length, return_tensors="pt"
+            readable(texts), padding=True, truncation=max_length is not None, max_length=max_length, return_tensors="pt"
         )
         return batch["input_ids"]
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Tokens of each text as a whole, end token included."""
+        return [len(row) for row in self.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]]
 
 
 def clip_base(
@@ -143,8 +154,44 @@ def clip_base(
     )
 
 
+def pair_base(
+    name: str,
+    image: StagedEncoder,
+    text: TextEncoder,
+    tokenize: Callable[[list[str]], Tensor],
+    preprocess: Preprocess,
+    image_identity: dict[str, str],
+    text_identity: dict[str, str],
+) -> ClipBase:
+    """Two encoders that never met as one base.
+
+    Args:
+        name: what the user asked for.
+        image, text: the towers.
+        tokenize: texts -> ids.
+        preprocess: how pictures are prepared.
+        image_identity, text_identity: ``library``, ``name`` and ``weights``; the fingerprints are added here.
+    """
+    image.eval()
+    text.eval()
+    return ClipBase(
+        name=name,
+        image=image,
+        text=text,
+        preprocess=preprocess,
+        tokenize=tokenize,
+        logit_scale=math.log(1 / 0.07),  # where CLIP starts, too
+        logit_bias=None,
+        identity={
+            "image": {**image_identity, "fingerprint": fingerprint(image.model)},
+            "text": {**text_identity, "fingerprint": fingerprint(text.model)},
+        },
+        joint_dim=JOINT_DIM,
+    )
+
+
 def text_base(model: nn.Module, name: str, tokenizer: Any, identity: dict[str, str]) -> TextBase:
-    """Stage a transformers model: BERT, RoBERTa, XLM-R, or T5/mT5 with or without decoder.
+    """Stage a transformers encoder, and the decoder of a T5 that has one.
 
     Args:
         model: the model.

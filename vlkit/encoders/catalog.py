@@ -9,13 +9,13 @@ from typing import Any
 
 import open_clip
 import torch
+import transformers
 from open_clip.model import _build_text_tower, _build_vision_tower
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModel, AutoModelForSeq2SeqLM
 
-from vlkit.encoders.hf_configs import KNOWN, known_config, offline_text_cfg
-from vlkit.encoders.hub import quiet
+from vlkit.encoders.families import family_of_kind, known_config, known_names
+from vlkit.encoders.hub import offline_text_cfg, quiet
 from vlkit.encoders.stage import stage_t5_decoder, stage_text, stage_vision
 from vlkit.errors import UserError
 
@@ -40,13 +40,8 @@ def catalog() -> Iterator[dict[str, str]]:
                 verdicts[key] = judge(config)
             row[tower] = verdicts[key]
         yield row
-    for name in text_families():
+    for name in known_names():
         yield {"name": name, "library": "transformers", "vision": NO_VISION, "text": judge_text_family(name)}
-
-
-def text_families() -> list[str]:
-    """Names of the T5, mT5, BERT, RoBERTa and XLM-R models whose sizes are known here; others of the kind work too."""
-    return [name for name in KNOWN if known_config(name).model_type != "m2m_100"]
 
 
 def judge_vision(config: dict[str, Any]) -> str:
@@ -61,7 +56,7 @@ def judge_vision(config: dict[str, Any]) -> str:
 def judge_text(config: dict[str, Any]) -> str:
     """``"staged"``, or why the text tower of an open_clip configuration cannot be."""
     name = config["text_cfg"].get("hf_model_name")
-    if name and name not in KNOWN:
+    if name and name not in known_names():
         return f"built from {name!r} of the hub, whose sizes are not known here"
     with offline_text_cfg(config["text_cfg"]) as text_cfg:
         return _verdict(lambda: stage_text(_build_text_tower(config["embed_dim"], text_cfg)))
@@ -70,13 +65,12 @@ def judge_text(config: dict[str, Any]) -> str:
 def judge_text_family(name: str) -> str:
     """``"staged"``, or why a transformers text model known by name cannot be; for T5 that includes its decoder."""
     config = known_config(name)
+    family = family_of_kind(config.model_type)
 
     def build() -> None:
-        if config.is_encoder_decoder:
-            model: nn.Module = AutoModelForSeq2SeqLM.from_config(config)
+        model: nn.Module = getattr(transformers, family.generator or family.model)(config)
+        if family.generator:
             stage_t5_decoder(model)
-        else:
-            model = AutoModel.from_config(config)
         stage_text(model)
 
     return _verdict(build)

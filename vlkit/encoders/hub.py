@@ -1,14 +1,19 @@
-"""Asking model hubs politely: no retries against a network that is not there, no running commentary on the screen."""
+"""Asking model hubs politely: not for what is known here, and without retries against a network that is not there."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session
+
+from vlkit.encoders.families import known_config
 
 # Seconds until a hub that does not answer counts as out of reach.
 PATIENCE = 5.0
@@ -52,3 +57,22 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         root.removeFilter(not_open_clip)
+
+
+@contextlib.contextmanager
+def offline_text_cfg(text_cfg: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a copy of an open_clip text configuration whose transformers model needs no look-up on the hub.
+
+    open_clip builds such a tower from a name; the copy names a temporary folder that holds the known configuration.
+    Native text towers, and names that are not listed, pass unchanged. The tower starts from random weights.
+    """
+    text_cfg = copy.deepcopy(text_cfg)
+    name = text_cfg.get("hf_model_name")
+    config = known_config(name) if name else None
+    with tempfile.TemporaryDirectory() as folder:
+        if name:
+            text_cfg["hf_model_pretrained"] = False
+        if config is not None:
+            config.save_pretrained(folder)
+            text_cfg["hf_model_name"] = folder
+        yield text_cfg

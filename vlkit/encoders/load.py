@@ -6,41 +6,42 @@ import contextlib
 import difflib
 import json
 import logging
-import pickle
-import re
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from open_clip.factory import load_checkpoint
-from safetensors import SafetensorError
 from torch import nn
 
-from vlkit.encoders.bases import ClipBase, Preprocess, TextBase, clip_base, text_base
-from vlkit.encoders.hf_configs import offline_text_cfg
-from vlkit.encoders.hub import hub_access, quiet
+from vlkit.encoders.bases import ClipBase, Preprocess, clip_base
+from vlkit.encoders.hub import hub_access, offline_text_cfg, quiet
+from vlkit.encoders.load_text import load_text_base
+from vlkit.encoders.pair import FORM as PAIR_FORM
+from vlkit.encoders.pair import is_pair, load_pair
 from vlkit.encoders.tokenizer import ClipTokenizer, has_tokenizer
+from vlkit.encoders.weights import BAD_FILE, first_line, fit_weights, read_weights
 from vlkit.errors import UserError, some
+
+__all__ = ["load_base", "load_text_base"]
 
 logger = logging.getLogger(__name__)
 
-FORMS = "tiny, ARCH (random weights), ARCH:TAG, ARCH:FILE, hf-hub:ORG/NAME or local-dir:FOLDER"
+EMBEDDED = ("tiny", "tiny2")
+FORMS = (
+    "tiny, tiny2, ARCH (random weights), ARCH:TAG, ARCH:FILE, hf-hub:ORG/NAME, local-dir:FOLDER, "
+    f"photos, or a pair of encoders: {PAIR_FORM}"
+)
 # Padding ids of tokenizers whose text towers do not record them (the towers attend to padding).
 PAD_IDS = {"timm/ViT-B-16-SigLIP": 1, "timm/ViT-B-16-SigLIP-i18n-256": 1}
-# What reading or converting a file that holds something else can raise.
-_BAD_FILE = (
-    *(OSError, EOFError, pickle.UnpicklingError, SafetensorError, RuntimeError),
-    *(AssertionError, AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError),
-)
 
 
 def load_base(name: str, tokenizer: str | Path | None = None, image_size: int | None = None) -> ClipBase:
     """Load a contrastive base by name.
 
     Args:
-        name: ``tiny``, ``ARCH`` (random but always the same weights), ``ARCH:TAG``, ``ARCH:FILE`` (a state dict:
-            .safetensors, .pt, .pth, .bin; .npz of big_vision), ``hf-hub:ORG/NAME`` or ``local-dir:FOLDER``.
+        name: ``tiny``, ``tiny2``, ``ARCH`` (random but always the same weights), ``ARCH:TAG``, ``ARCH:FILE`` (what
+            :func:`vlkit.encoders.weights.read_weights` reads), ``hf-hub:ORG/NAME`` or ``local-dir:FOLDER``;
+            ``photos`` or another pair of encoders (:func:`vlkit.encoders.pair.load_pair`).
         tokenizer: folder with the files of a transformers tokenizer, for architectures that do not use CLIP's own;
             default: the folder of FILE if it has them, else the hub.
         image_size: side of the (square) pictures in pixels, if not the base's own; open_clip then resizes the position
@@ -56,16 +57,18 @@ def load_base(name: str, tokenizer: str | Path | None = None, image_size: int | 
     try:
         base = _load(name, tokenizer, image_size)
     except (UserError, AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"base {name!r} at {image_size} pixels: {_first_line(error)}") from error
+        raise UserError(f"base {name!r} at {image_size} pixels: {first_line(error)}") from error
     base.identity["image"]["image_size"] = image_size
     return base
 
 
 def _load(name: str, tokenizer: str | Path | None, image_size: int | None) -> ClipBase:
-    if name == "tiny":
+    if name in EMBEDDED:
         from vlkit.encoders.tiny import load_tiny_clip
 
-        return load_tiny_clip(image_size)
+        return load_tiny_clip(image_size, name)
+    if is_pair(name):
+        return load_pair(name, tokenizer, image_size)
     scheme, _, rest = name.partition(":")
     if scheme in ("hf-hub", "local-dir"):
         return _load_published(name, scheme, rest, tokenizer, image_size)
@@ -80,8 +83,7 @@ def _load(name: str, tokenizer: str | Path | None, image_size: int | None) -> Cl
     elif weights in open_clip.list_pretrained_tags_by_model(arch):
         model = _build_with_tag(arch, weights, image_size)
     elif Path(weights).is_file():
-        model = _build(arch, image_size)
-        _load_file(model, arch, Path(weights))
+        model = _build_with_file(arch, Path(weights), image_size)
         if tokenizer is None and has_tokenizer(Path(weights).parent):
             tokenizer = Path(weights).parent
     else:
@@ -104,7 +106,24 @@ def _close_to(arch: str) -> str:
     return f"; close: {', '.join(lower[match] for match in close)}" if close else ""
 
 
-def _build(arch: str, image_size: int | None = None) -> nn.Module:
+def _build_with_file(arch: str, path: Path, image_size: int | None) -> nn.Module:
+    """An architecture with the weights of a file, and with QuickGELU where the file says that they need it."""
+    weights = read_weights(path, arch)
+    quick_gelu = weights.quick_gelu and not open_clip.get_model_config(arch).get("quick_gelu", False)
+    if quick_gelu:
+        logger.info("base %s:%s: using QuickGELU, as these weights were trained", arch, path)
+    elif not weights.quick_gelu and f"{arch}-quickgelu" in open_clip.list_models():
+        logger.warning(
+            "base %s:%s: the file does not say which activation its weights were trained with; they run with GELU. "
+            "For OpenAI's weights, and what was trained from them, give %s-quickgelu:%s",
+            *(arch, path, arch, path),
+        )
+    model = _build(arch, image_size, {"quick_gelu": True} if quick_gelu else {})
+    fit_weights(model, arch, path, weights)
+    return model
+
+
+def _build(arch: str, image_size: int | None = None, options: dict[str, Any] | None = None) -> nn.Module:
     """An architecture with random weights, the same ones each time, without any look-up on the hub."""
     config = open_clip.get_model_config(arch)
     with offline_text_cfg(config["text_cfg"]) as text_cfg, quiet(), torch.random.fork_rng(devices=[]):
@@ -115,6 +134,7 @@ def _build(arch: str, image_size: int | None = None) -> nn.Module:
             text_cfg=text_cfg,
             force_preprocess_cfg=_usual_preprocess(arch),
             force_image_size=image_size,
+            **(options or {}),
         )
 
 
@@ -145,29 +165,9 @@ def _build_with_tag(arch: str, tag: str, image_size: int | None = None) -> nn.Mo
             )
     except (RuntimeError, OSError) as error:
         raise UserError(
-            f"base {arch}:{tag}: weights could not be fetched or read ({_first_line(error)}); "
+            f"base {arch}:{tag}: weights could not be fetched or read ({first_line(error)}); "
             f"without network access give a file: {arch}:FILE"
         ) from error
-
-
-def _load_file(model: nn.Module, arch: str, path: Path) -> None:
-    """Load a state dict into ``model``; every key must fit."""
-    try:
-        with quiet():
-            result = load_checkpoint(model, str(path), strict=False, weights_only=True)
-    except _BAD_FILE as error:
-        shapes = re.findall(r"size mismatch for (\S+): .*?(\[[^]]*\]).*?(\[[^]]*\])", str(error))
-        if not shapes:
-            raise UserError(
-                f"{path}: cannot be read as a state dict of {arch} ({_first_line(error)}); "
-                "give a .safetensors file, or a .pt, .pth or .bin file that holds nothing but tensors"
-            ) from error
-        wrong = some([f"{key} is {got}, expected {expected}" for key, got, expected in shapes], 3)
-        raise UserError(f"{path}: not weights of {arch}: {wrong}; give the file of this architecture") from None
-    missing, unexpected = getattr(result, "missing_keys", []), getattr(result, "unexpected_keys", [])
-    if missing or unexpected:
-        parts = [f"{what} {some(keys, 3)}" for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
-        raise UserError(f"{path}: not weights of {arch}: {'; '.join(parts)}; give the file of this architecture")
 
 
 def _load_published(
@@ -182,72 +182,11 @@ def _load_published(
         with overrides as text_cfg, hub_access() if scheme == "hf-hub" else quiet():
             options = {"force_image_size": image_size} | ({} if text_cfg is None else {"text_cfg": text_cfg})
             model = open_clip.create_model(name, require_pretrained=True, pretrained_text=False, **options)
-    except _BAD_FILE as error:
+    except BAD_FILE as error:
         raise UserError(
-            f"base {name!r}: cannot be loaded ({_first_line(error)}); "
+            f"base {name!r}: cannot be loaded ({first_line(error)}); "
             "it needs open_clip_config.json and weights that fit it, as open_clip publishes them"
         ) from error
     preprocess = Preprocess.from_dict(model.visual.preprocess_cfg)
     identity = {"library": "open_clip", "name": name, "weights": place}
     return clip_base(model, name, ClipTokenizer(name, {}, tokenizer), preprocess, identity)
-
-
-def load_text_base(name: str) -> TextBase:
-    """Load a T5, mT5, BERT, RoBERTa or XLM-R base.
-
-    Args:
-        name: ``tiny`` (embedded T5), a name on the hub, or a folder written by ``save_pretrained`` with its tokenizer.
-
-    Raises:
-        UserError: the model or tokenizer cannot be had, or is of a family that cannot be staged.
-    """
-    if name == "tiny":
-        from vlkit.encoders.tiny import load_tiny_t5
-
-        return load_tiny_t5()
-    from transformers import AutoConfig, AutoTokenizer
-
-    try:
-        with quiet() if Path(name).is_dir() else hub_access():
-            config = AutoConfig.from_pretrained(name)
-            kind = _text_model_class(name, config)
-            if Path(name).is_dir() and not has_tokenizer(Path(name)):
-                # transformers would make up a tokenizer without words.
-                raise UserError(f"text base {name!r}: no tokenizer files; save its tokenizer to the same folder")
-            model, info = kind.from_pretrained(name, output_loading_info=True)
-            tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"text base {name!r}: cannot be loaded ({_first_line(error)}); give a T5 or BERT name of the hub, "
-            "or a folder with config.json, model.safetensors and tokenizer files"
-        ) from error
-    missing = sorted(info["missing_keys"])
-    if missing and all(key.startswith("pooler.") for key in missing):
-        model.pooler = None
-    elif missing:
-        raise UserError(f"text base {name!r}: its weights lack {some(missing, 3)}; give a complete checkpoint")
-    return text_base(model, name, tokenizer, {"library": "transformers", "name": name, "weights": name})
-
-
-def _text_model_class(name: str, config: Any) -> type[nn.Module]:
-    import transformers
-
-    encoder_only = any("EncoderModel" in architecture for architecture in config.architectures or ())
-    classes = {
-        "bert": transformers.BertModel,
-        "roberta": transformers.RobertaModel,
-        "xlm-roberta": transformers.XLMRobertaModel,
-        "t5": transformers.T5EncoderModel if encoder_only else transformers.T5ForConditionalGeneration,
-        "mt5": transformers.MT5EncoderModel if encoder_only else transformers.MT5ForConditionalGeneration,
-    }
-    if config.model_type not in classes:
-        known = ", ".join(classes)
-        raise UserError(f"text base {name!r}: family {config.model_type!r} cannot be staged; these can: {known}")
-    return classes[config.model_type]
-
-
-def _first_line(error: BaseException) -> str:
-    if isinstance(error, pickle.UnpicklingError):
-        return "it holds more than tensors, and nothing else is unpickled"
-    text = str(error).strip() or type(error).__name__
-    return " ".join(text.splitlines()[0].split())[:200]

@@ -9,20 +9,26 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import nn
 
-from vlkit.encoders.clip_text import ClipText, text_half
-from vlkit.encoders.clip_vision import ClipVision
-from vlkit.encoders.hf_text import TRUNKS, Bert, ClipHfText
-from vlkit.encoders.resnet import ClipResNet
+from vlkit.encoders.families import family_names, family_of_encoder
 from vlkit.encoders.staged import StagedEncoder
-from vlkit.encoders.t5 import T5Decoder, T5Encoder
-from vlkit.encoders.text import TextEncoder
-from vlkit.encoders.timm_vision import stage_timm
+from vlkit.encoders.towers.clip_text import ClipText, text_half
+from vlkit.encoders.towers.clip_vision import ClipVision
+from vlkit.encoders.towers.hf_text import ClipHfText, HfEncoder, trunk_of
+from vlkit.encoders.towers.resnet import ClipResNet
+from vlkit.encoders.towers.t5 import T5Decoder
+from vlkit.encoders.towers.text import TextEncoder
+from vlkit.encoders.towers.timm_vision import BareTimm, stage_timm
 from vlkit.errors import UserError
 
 VISION_TOWERS = (
-    "open_clip vision transformers and ResNets, and timm trunks: ViT, EVA, BEiT, ConvNeXt, FastViT, Swin, ResNet"
+    "open_clip vision transformers and ResNets, and timm trunks: ViT, EVA, BEiT, ConvNeXt, FastViT, Swin, ResNet, "
+    "EfficientNet, MobileNetV3"
 )
-TEXT_TOWERS = "open_clip text transformers; BERT, RoBERTa, XLM-R, T5, mT5 and NLLB/M2M100 encoders of transformers"
+
+
+def text_towers() -> str:
+    """The text towers that can be staged, in words."""
+    return f"open_clip text transformers, and of transformers: {family_names()}"
 
 
 def stage_vision(model: nn.Module) -> StagedEncoder:
@@ -42,7 +48,7 @@ def stage_vision(model: nn.Module) -> StagedEncoder:
         return ClipVision(tower)
     if isinstance(tower, ModifiedResNet):
         return ClipResNet(tower)
-    if isinstance(tower, TimmModel):
+    if isinstance(tower, TimmModel | BareTimm):
         return stage_timm(tower)
     raise UserError(f"vision tower {type(tower).__name__}: cannot be staged; these can: {VISION_TOWERS}")
 
@@ -51,7 +57,7 @@ def stage_text(model: nn.Module, pad_id: int | None = None) -> TextEncoder:
     """Stage the text tower of an open_clip model, or a transformers encoder.
 
     Args:
-        model: an open_clip model, its ``text``, or a BERT/RoBERTa/T5 encoder of transformers.
+        model: an open_clip model, its ``text``, or an encoder of transformers.
         pad_id: id of the tokenizer's padding, where the tower does not know it.
 
     Raises:
@@ -71,39 +77,42 @@ def stage_text(model: nn.Module, pad_id: int | None = None) -> TextEncoder:
 
 
 def _stage_clip_hf(tower: HFTextEncoder) -> TextEncoder:
-    trunk = type(tower.transformer).__name__
-    if trunk not in TRUNKS:
-        raise UserError(f"text tower {trunk}: cannot be staged; these can: {TEXT_TOWERS}")
+    _check_family(tower.transformer)
     if type(tower.pooler).__name__ == "MaxPooler":
         raise UserError("text tower with max_pooler: open_clip's own forward fails on it; choose mean or cls pooling")
     return ClipHfText(tower)
 
 
 def stage_hf(model: nn.Module) -> TextEncoder:
-    """Stage a transformers encoder: BERT, RoBERTa, XLM-R, or the encoder of T5/mT5.
+    """Stage a transformers encoder of one of the :data:`vlkit.encoders.families.FAMILIES`.
 
     Args:
-        model: the model, or a T5 model that has an ``encoder`` (its decoder is staged by :func:`stage_t5_decoder`).
+        model: the model, or one that has an ``encoder`` (T5's decoder is staged by :func:`stage_t5_decoder`).
 
     Raises:
         UserError: the model cannot be staged; the message says which ones can.
     """
-    name = type(model).__name__
-    if name in ("BertModel", "RobertaModel", "XLMRobertaModel"):
-        return Bert(model)
-    stack = model if name.endswith("Stack") else getattr(model, "encoder", None)
-    if type(stack).__name__ in ("T5Stack", "MT5Stack"):
-        return T5Encoder(stack)
-    raise UserError(f"text tower {name}: cannot be staged; these can: {TEXT_TOWERS}")
+    _check_family(model)
+    return HfEncoder(model)
+
+
+def _check_family(model: nn.Module) -> None:
+    trunk = trunk_of(model)
+    if trunk is None:
+        raise UserError(f"text tower {type(model).__name__}: cannot be staged; these can: {text_towers()}")
+    unfit = family_of_encoder(trunk).unfit(trunk.config)
+    if unfit:
+        raise UserError(f"text tower {type(trunk).__name__} with {unfit}: cannot be staged; choose one without")
 
 
 def stage_t5_decoder(model: nn.Module) -> T5Decoder:
-    """Stage the decoder of a ``T5ForConditionalGeneration`` or ``MT5ForConditionalGeneration``.
+    """Stage the decoder of a model like ``T5ForConditionalGeneration``.
 
     Raises:
         UserError: the model has no such decoder.
     """
     stack = getattr(model, "decoder", None)
-    if type(stack).__name__ not in ("T5Stack", "MT5Stack") or not hasattr(model, "lm_head"):
+    family = family_of_encoder(stack)
+    if family is None or family.generator is None or not hasattr(model, "lm_head"):
         raise UserError(f"{type(model).__name__}: has no T5 decoder to stage; use a T5ForConditionalGeneration")
     return T5Decoder(stack, model.lm_head)

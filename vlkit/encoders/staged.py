@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlkit.encoders.anatomy import anatomy_of, ask
-from vlkit.encoders.narrow import NarrowBlocks
-from vlkit.errors import UserError
+from vlkit.encoders.blocks.anatomy import Opaque, anatomy_of, ask
+from vlkit.encoders.blocks.narrow import NarrowBlocks
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,12 @@ class Stream:
 
     Attributes:
         hidden: [B, L, D] tokens, or [B, C, H, W] for convolutional towers; floating point.
-        mask: [B, L] bool, True = real token; None = every token is real (pictures, convolutional grids).
+        mask: [B, L] bool, True = real token; None = every token is real (images, convolutional grids).
         summary: [B] int64, position of the token that sums up the sequence (class token, end of text); None if the
             tower has none and pools over its tokens.
-        side: what a method carries along the late route beside ``hidden``; towers leave it alone.
         extras: what else the tower's blocks need (attention masks, position biases); private to the tower.
+        side: what a method carries along the late route beside ``hidden``; towers leave it alone.
+        pooled: the pooled embedding [B, out_dim], once a method has made it; towers leave it alone.
     """
 
     hidden: Tensor
@@ -37,10 +37,15 @@ class Stream:
     summary: Tensor | None = None
     extras: dict[str, Any] = field(default_factory=dict)
     side: Tensor | None = None
+    pooled: Any = None
 
     def replace(self, **changes: Any) -> Stream:
         """Return a copy with the given fields changed."""
         return replace(self, **changes)
+
+    def to(self, dtype: torch.dtype) -> Stream:
+        """The stream with ``hidden`` in ``dtype``."""
+        return self if self.hidden.dtype == dtype else self.replace(hidden=self.hidden.to(dtype))
 
 
 class StagedEncoder(nn.Module):
@@ -70,7 +75,7 @@ class StagedEncoder(nn.Module):
     _frozen: bool = False
 
     def embed(self, x: Any) -> Stream:
-        """Turn a batch (pictures [B, 3, H, W] float, or token ids [B, L] int64) into the stream before block 0."""
+        """Turn a batch (images [B, 3, H, W] float, or token ids [B, L] int64) into the stream before block 0."""
         raise TypeError(f"{type(self).__name__} has no embed")
 
     def block(self, i: int, stream: Stream) -> Stream:
@@ -86,10 +91,10 @@ class StagedEncoder(nn.Module):
         raise TypeError(f"{type(self).__name__} has no tokens")
 
     def grid(self, stream: Stream) -> tuple[int, int] | None:
-        """Rows and columns of the picture cells among :meth:`tokens`.
+        """Rows and columns of the image cells among :meth:`tokens`.
 
         The cells are the last ``rows * columns`` tokens, row by row; class and register tokens stand before them. None
-        if the tower's tokens are no picture's cells.
+        if the tower's tokens are no image's cells.
         """
         return (stream.hidden.shape[-2], stream.hidden.shape[-1]) if self.spatial else None
 
@@ -101,12 +106,19 @@ class StagedEncoder(nn.Module):
         """The library's module of block ``i``, for methods that read or narrow what is inside a transformer block.
 
         Raises:
-            UserError: the tower is none of transformer blocks of one width.
+            Opaque: the tower is none of transformer blocks of one width.
         """
-        raise UserError(
-            f"{type(self).__name__}: has no transformer blocks of one width; "
-            "--adapter.kind sherl, unipt and dtl adapt this tower"
-        )
+        raise Opaque(f"{self.kind} has no transformer blocks of one width")
+
+    @property
+    def kind(self) -> str:
+        """Class of the library's network, for messages."""
+        return type(getattr(self.model, "trunk", self.model)).__name__
+
+    @property
+    def keeps_width(self) -> bool:
+        """Whether some block puts out as many channels as it takes (DTL writes into such blocks)."""
+        return any(before == after for before, after in zip(self.widths, self.widths[1:], strict=False))
 
     def query(self, i: int, stream: Stream, queries: Tensor) -> Tensor:
         """What block ``i`` makes of tokens that read the sequence and that the sequence does not see.
@@ -120,7 +132,7 @@ class StagedEncoder(nn.Module):
             [B, Q, D].
 
         Raises:
-            UserError: see :func:`vlkit.encoders.anatomy.anatomy_of`.
+            Opaque: see :func:`vlkit.encoders.blocks.anatomy.anatomy_of`.
         """
         return ask(anatomy_of(self.transformer_block(i)), stream.hidden.detach(), stream.mask, queries)
 
@@ -149,7 +161,8 @@ class StagedEncoder(nn.Module):
         ``reduction``; their weights are random.
 
         Raises:
-            UserError: the tower is none of transformer blocks, or a width cannot be divided.
+            Opaque: the tower is none of transformer blocks of one width.
+            UserError: a width cannot be divided.
         """
         return NarrowBlocks(self.transformer_block, layers, reduction)
 
@@ -234,7 +247,7 @@ def run_early(encoder: StagedEncoder, x: Any, layers: tuple[int, ...], stop: int
 
 
 def in_weights_format(encoder: nn.Module, x: Any) -> Any:
-    """Pictures in the format of the encoder's weights (not float32 with ``--precision bf16-true``); ids as they are."""
+    """Images in the format of the encoder's weights (not float32 with ``--precision bf16-true``); ids as they are."""
     if isinstance(x, Tensor) and x.is_floating_point():
         return x.to(next(encoder.parameters()).dtype)
     return x

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_text_base
-from vlkit.encoders.text import TextEncoder
+from vlkit.encoders.tokenizer import CountsTokens
+from vlkit.encoders.towers.text import TextEncoder
 
 MAX_TOKENS = 64
 """Longest question in tokens; what is longer loses its end."""
@@ -38,7 +39,20 @@ class TextSide:
         """Questions -> ids [B, L] int64, no longer than the longest needs."""
         if self.base is None:
             return self.encoder.trim(self.clip_tokenize(texts))
-        return self.base.tokenize(texts, min(MAX_TOKENS, self.base.tokenizer.model_max_length))
+        return self.base.tokenize(texts, self.limit)
+
+    @property
+    def limit(self) -> int:
+        """Most tokens a text keeps, start and end included; see :class:`vlkit.encoders.tokenizer.CountsTokens`."""
+        if self.base is None:
+            return getattr(self.clip_tokenize, "limit", MAX_TOKENS)
+        return min(MAX_TOKENS, self.base.tokenizer.model_max_length)
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Tokens of each text as a whole, start and end included."""
+        if self.base is not None:
+            return self.base.lengths(texts)
+        return self.clip_tokenize.lengths(texts) if isinstance(self.clip_tokenize, CountsTokens) else [0] * len(texts)
 
     @property
     def pad_id(self) -> int:

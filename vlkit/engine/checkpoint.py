@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlkit.adapters.base import trained_state
+from vlkit.engine.state import RunState
 from vlkit.errors import UserError, some
 from vlkit.files import read_json, whole_file, write_json
 
@@ -40,13 +41,17 @@ class State:
         trained: the trained tensors after ``step`` (:func:`vlkit.adapters.base.trained_state`).
         best: those of the best evaluation so far; empty before the first one.
         optimizer: ``parameter name/state name`` -> the optimizer's tensor.
-        values: what fits in JSON: step, scores, times, identity of the run.
+        progress: where the run stands.
+        identity: what must stay the same when the run goes on, as JSON values.
+        loss_scaler: state of float16's loss scaler; empty without one.
     """
 
     trained: dict[str, Tensor] = field(default_factory=dict)
     best: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Tensor] = field(default_factory=dict)
-    values: dict[str, Any] = field(default_factory=dict)
+    progress: RunState = field(default_factory=RunState)
+    identity: dict[str, Any] = field(default_factory=dict)
+    loss_scaler: dict[str, Any] = field(default_factory=dict)
 
 
 _GROUPS = ("trained", "best", "optimizer")
@@ -55,7 +60,8 @@ _GROUPS = ("trained", "best", "optimizer")
 def save(folder: str | Path, state: State) -> None:
     """Write ``state`` into ``folder``; the previous one stays until the new one is complete and on disk."""
     tensors = {f"{group}/{name}": t for group in _GROUPS for name, t in getattr(state, group).items()}
-    _save_tensors(Path(folder) / STATE_FILE, tensors, {"values": json.dumps(state.values)})
+    values = {**asdict(state.progress), "identity": state.identity, "loss_scaler": state.loss_scaler}
+    _save_tensors(Path(folder) / STATE_FILE, tensors, {"values": json.dumps(values)})
 
 
 def load(folder: str | Path) -> State | None:
@@ -70,11 +76,13 @@ def load(folder: str | Path) -> State | None:
     state = State()
     try:
         with safe_open(path, framework="pt") as file:
-            state.values = json.loads((file.metadata() or {})["values"])
+            values = json.loads((file.metadata() or {})["values"])
+            state.identity, state.loss_scaler = values.pop("identity"), values.pop("loss_scaler")
+            state.progress = RunState(**values)
             for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
                 group, _, name = key.partition("/")
                 getattr(state, group)[name] = file.get_tensor(key)
-    except (SafetensorError, KeyError, json.JSONDecodeError, AttributeError) as error:
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, AttributeError) as error:
         raise UserError(f"{path}: not a checkpoint of vlkit ({error}); start again with another --output") from None
     return state
 

@@ -61,6 +61,7 @@ def make_fabric(device: str = "auto", precision: str = "auto", seed: int = 0) ->
     if precision == "16-mixed" and accelerator == "cpu":
         raise UserError("--precision 16-mixed needs CUDA; use 32-true or bf16-mixed on the CPU")
     world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    _separate_restarts(accelerator, nodes=max(1, world // local))
     try:
         fabric = Fabric(
             accelerator=accelerator,
@@ -74,6 +75,33 @@ def make_fabric(device: str = "auto", precision: str = "auto", seed: int = 0) ->
     fabric.launch()
     fabric.seed_everything(seed, workers=False, verbose=False)
     return fabric
+
+
+def _separate_restarts(accelerator: str, nodes: int) -> None:
+    """Let processes that torchrun restarted (``--max-restarts``) find each other.
+
+    torchrun keeps one store over all restarts unless ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`` is set, and the keys in
+    it do not tell attempts apart: new processes read the addresses of dead ones and cannot connect. On one node the
+    number of the attempt, the same for all of them, keeps the keys apart. Nodes count on their own.
+
+    Raises:
+        UserError: several nodes, restarts and a shared store: the first restart would fail, after hours.
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not shared or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+        return
+    if nodes > 1:
+        raise UserError(
+            "torchrun --max-restarts: restarted processes on several nodes would not find each other; set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in front of torchrun on each node"
+        )
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    if attempt and not torch.distributed.is_initialized():
+        store, rank, world = next(torch.distributed.rendezvous("env://"))
+        apart = torch.distributed.PrefixStore(f"restart {attempt}", store)
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if accelerator == "cuda" else None
+        backend = "nccl" if accelerator == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, store=apart, rank=rank, world_size=world, device_id=device)
 
 
 def make_equal(fabric: Fabric, tensors: list[Tensor]) -> None:

@@ -32,7 +32,7 @@ def machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     about = Path("/proc/cpuinfo")  # Linux; elsewhere Python knows the name at best
-    lines = about.read_text().splitlines() if about.exists() else []
+    lines = about.read_text(encoding="utf-8").splitlines() if about.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = next(iter(names), platform.processor() or platform.machine())
     return f"{name}, {torch.get_num_threads()} thread(s)"

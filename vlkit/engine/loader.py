@@ -6,9 +6,11 @@ time of a kill and what ran in between change no number.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import random
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +18,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from torch.utils.data import DataLoader
 
+from vlkit.engine.config import RunConfig
 from vlkit.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # What a stream of random numbers is for; keeps the streams of one seed apart.
 _ORDER, _SAMPLE, _BATCH, _BUCKET = 0, 1, 2, 3
@@ -194,7 +200,42 @@ class EpochLoader:
             yield from loader
         except UserError as error:
             # A worker wraps the message in its traceback; the user's line is what follows the exception's name.
-            raise UserError(str(error).rstrip().rpartition("UserError: ")[2]) from None
+            raise UserError(re.split(r"^vlkit\.[\w.]+Error: ", str(error).rstrip(), flags=re.M)[-1]) from None
+
+
+def make_loader(
+    dataset: Examples,
+    config: RunConfig,
+    fabric: Fabric,
+    collate: Callable[[list[Any]], Any] | None = None,
+    lengths: Lengths | None = None,
+) -> EpochLoader:
+    """The training batches of this process, with the config's batch size, seed and workers.
+
+    With ``lengths`` each batch holds examples of similar length; see :class:`EpochLoader`.
+    """
+    loader = EpochLoader(
+        dataset,
+        config.batch_size,
+        config.seed,
+        rank=fabric.global_rank,
+        world=fabric.world_size,
+        workers=workers_for(config, fabric),
+        collate=collate,
+        pin_memory=fabric.device.type == "cuda",
+        lengths=lengths,
+    )
+    left_out = loader.count - len(loader) * loader.batch_size
+    note = f", {left_out} left out in each epoch (others each time)" if left_out else ""
+    log.info("%d examples, %d batches of %d per epoch%s", loader.count, len(loader), loader.batch_size, note)
+    return loader
+
+
+def workers_for(config: RunConfig, fabric: Fabric) -> int:
+    """Background processes that make batches: as the config says, or what suits the device."""
+    if config.workers is not None:
+        return config.workers
+    return min(8, os.cpu_count() or 1) if fabric.device.type == "cuda" else 0
 
 
 def _obey_parent_only(worker: int) -> None:

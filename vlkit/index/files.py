@@ -11,9 +11,12 @@ step, then files it no longer names are deleted. A process killed at any moment 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,46 @@ from vlkit.files import read_json, whole_file, write_json, write_text
 FORMAT, FORMAT_VERSION = "vlkit-index", 1
 POINTER = "index.json"
 EXACT = "Flat"
+_faiss_limits = threading.Lock()  # FAISS has them once for the whole process
 _OWN_FILES = re.compile(r"\d{6}\.(npy|jsonl|faiss)|\.(\d{6}\.\w+|index\.json)\..*\.part")
+
+
+# A pipeline's identity: NAME on ARCH:WEIGHTS (hash of the base's weights and the adapter's).
+_IDENTITY = re.compile(r".* on ([^\s:]+)(?::.*)? \(([0-9a-f]{16})\)", re.DOTALL)
+_SEGMENT_NAME = re.compile(r"\d{6,}")
+
+
+def model_key(model_id: str) -> str:
+    """What of a model's identity decides its vectors: architecture and fingerprint.
+
+    An adapter folder that was renamed, and weights that lie elsewhere now, are still the same model. The architecture
+    counts because its activations are not among the weights. A text of another form counts as a whole.
+    """
+    found = _IDENTITY.fullmatch(model_id)
+    return f"{found[1]} {found[2]}" if found else model_id
+
+
+def pointer_problem(pointer: dict[str, Any]) -> str | None:
+    """The first field of ``index.json`` that is missing or of no use; None if there is none."""
+
+    def count(value: Any, least: int = 0) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+    def named(value: Any, *counts: str) -> bool:
+        is_name = isinstance(value, dict) and isinstance(value.get("name"), str)
+        return is_name and bool(_SEGMENT_NAME.fullmatch(value["name"])) and all(count(value.get(n)) for n in counts)
+
+    segments = pointer.get("segments")
+    checks = {
+        "model": isinstance(pointer.get("model"), str),
+        "dim": count(pointer.get("dim"), 1) and pointer["dim"] < 2**20,
+        "factory": isinstance(pointer.get("factory"), str),
+        "count": count(pointer.get("count")),
+        "serial": count(pointer.get("serial")),
+        "segments": isinstance(segments, list) and all(named(segment, "rows") for segment in segments),
+        "faiss": pointer.get("faiss", ...) is None or named(pointer.get("faiss"), "rows", "trained_on"),
+    }
+    return next((name for name, good in checks.items() if not good), None)
 
 
 @dataclass(frozen=True)
@@ -82,7 +124,10 @@ class IndexFolder:
         if pointer.get("format_version") != FORMAT_VERSION:
             version = pointer.get("format_version")
             raise UserError(f"{file}: format version {version}, expected {FORMAT_VERSION}; make the index again")
-        if model_id is not None and pointer["model"] != model_id:
+        wrong = pointer_problem(pointer)
+        if wrong:
+            raise UserError(f"{file}: field {wrong!r} makes no sense; the index is damaged, make it again")
+        if model_id is not None and model_key(pointer["model"]) != model_key(model_id):
             raise UserError(
                 f"{path}: index made with {pointer['model']}, not with {model_id}; their vectors do not compare: "
                 "use that model, or another index folder"
@@ -107,6 +152,8 @@ class IndexFolder:
                 rows[row_of.pop(name)] = None
             row_of |= {item.id: row for row, item in enumerate(added, len(rows))}
             rows += added
+            if len(row_of) != sum(item is not None for item in rows):
+                raise self._damaged(f"{segment['name']}.jsonl")
             segments.append(self.load_vectors(segment))
         return rows, segments
 
@@ -115,9 +162,12 @@ class IndexFolder:
         name = f"{segment['name']}.npy"
         try:
             vectors = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError):
+        except FileNotFoundError:
+            raise
+        except Exception:  # the header is Python source, and NumPy lets through what its parser says of it
             raise self._damaged(name) from None
-        if vectors.shape != (segment["rows"], self.pointer["dim"]):
+        is_array = isinstance(vectors, np.ndarray) and vectors.dtype == np.float32
+        if not is_array or vectors.shape != (segment["rows"], self.pointer["dim"]):
             raise self._damaged(name)
         return vectors
 
@@ -141,8 +191,8 @@ class IndexFolder:
     def write_faiss(self, index: faiss.Index, trained_on: int) -> None:
         """Keep a FAISS index over the first rows, trained when there were ``trained_on``."""
         name = self._next_name()
-        with whole_file(self.path / f"{name}.faiss") as temporary:
-            faiss.write_index(index, str(temporary))
+        with whole_file(self.path / f"{name}.faiss") as temporary, open(temporary, "wb") as file:
+            faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
         self._switch(faiss={"name": name, "rows": index.ntotal, "trained_on": trained_on})
 
     def read_faiss(self) -> faiss.Index | None:
@@ -155,10 +205,10 @@ class IndexFolder:
             return None
         name = f"{self.pointer['faiss']['name']}.faiss"
         try:
-            index = faiss.read_index(str(self.path / name))
-        except RuntimeError:
-            if not (self.path / name).exists():
-                raise FileNotFoundError(2, "missing", str(self.path / name)) from None
+            # Through Python's files: FAISS takes no path that is not UTF-8.
+            with open(self.path / name, "rb") as file, _no_larger_than(os.fstat(file.fileno()).st_size):
+                index = faiss.read_index(faiss.PyCallbackIOReader(file.read))
+        except (RuntimeError, MemoryError, ValueError):
             raise self._damaged(name) from None
         if index.ntotal != self.pointer["faiss"]["rows"] or index.d != self.pointer["dim"]:
             raise self._damaged(name)
@@ -199,12 +249,34 @@ class IndexFolder:
             text = (self.path / f"{name}.jsonl").read_text(encoding="utf-8")
             records = [json.loads(line) for line in text.split("\n")[:-1]]
             removed = [record["removed"] for record in records if "removed" in record]
-            return removed, [Item(**record) for record in records if "removed" not in record]
-        except (TypeError, ValueError):
+            items = [Item(**record) for record in records if "removed" not in record]
+        except (TypeError, ValueError, RecursionError):
             raise self._damaged(f"{name}.jsonl") from None
+        texts = [text for item in items for text in (item.id, item.stamp, item.digest)]
+        if not all(isinstance(text, str) for text in texts + removed) or len(set(removed)) < len(removed):
+            raise self._damaged(f"{name}.jsonl")
+        if not all(isinstance(item.metadata, dict) for item in items):
+            raise self._damaged(f"{name}.jsonl")
+        return removed, items
 
     def _damaged(self, name: str) -> UserError:
         return UserError(f"{self.path / name}: not what {POINTER} says; the index is damaged, make it again")
+
+
+@contextlib.contextmanager
+def _no_larger_than(size: int) -> Iterator[None]:
+    """Within it, FAISS refuses a file that claims vectors of more than ``size`` bytes, before it takes the memory."""
+    names = ("deserialization_vector_byte_limit", "deserialization_loop_limit")
+    known = [name for name in names if hasattr(faiss, f"set_{name}")]  # since FAISS 1.14
+    with _faiss_limits:
+        before = {name: getattr(faiss, f"get_{name}")() for name in known}
+        try:
+            for name in known:
+                getattr(faiss, f"set_{name}")(size)
+            yield
+        finally:
+            for name, value in before.items():
+                getattr(faiss, f"set_{name}")(value)
 
 
 def living(rows: list[Item | None], segments: list[np.ndarray], dim: int) -> tuple[list[Item], np.ndarray]:

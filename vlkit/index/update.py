@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from vlkit.data.images import IMAGE_SUFFIXES, MediaError
+from vlkit.data.images import MediaError
 from vlkit.errors import UserError
 from vlkit.index.files import Item
 from vlkit.index.writer import IndexWriter
@@ -27,37 +26,6 @@ class Update:
     unchanged: int
     removed: int
     bad: list[MediaError]
-
-
-def find_pictures(folder: Path) -> list[Item]:
-    """Every picture file below ``folder``, sorted; named by its path in it, stamped by size and modification time.
-
-    Raises:
-        UserError: no such folder, or no pictures in it.
-    """
-    files = find_files(folder, "images", IMAGE_SUFFIXES)
-    return [Item(path.relative_to(folder).as_posix(), stamp_of(path)) for path in files]
-
-
-def find_files(folder: Path, flag: str, suffixes: frozenset[str]) -> list[Path]:
-    """Files below ``folder`` with one of these endings, sorted.
-
-    Raises:
-        UserError: no such folder, or nothing in it; the message names ``flag``.
-    """
-    if not folder.is_dir():
-        raise UserError(f"--{flag} {folder}: no such folder")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
-    if not files:
-        what = "pictures" if flag == "images" else flag
-        raise UserError(f"--{flag} {folder}: no {what} there ({', '.join(sorted(suffixes))})")
-    return files
-
-
-def stamp_of(path: Path) -> str:
-    """Size and modification time."""
-    state = path.stat()
-    return f"{state.st_size}-{state.st_mtime_ns}"
 
 
 def update_index(
@@ -96,7 +64,7 @@ def update_index(
             opened = list(pool.map(lambda item: _read_or_error(read, item), batch))
             failures = {i.id: x for i, x in zip(batch, opened, strict=True) if isinstance(x, MediaError)}
             if failures and strict:
-                raise UserError(f"{next(iter(failures.values()))}; mend or remove it, or leave --strict out")
+                raise UserError(f"{next(iter(failures.values()))}; fix or remove it, or leave --strict out")
             bad |= failures
             good = [(item, x) for item, x in zip(batch, opened, strict=True) if item.id not in failures]
             if good:

@@ -10,11 +10,11 @@ import open_clip
 import torch
 
 from vlkit.encoders.bases import ClipBase, Preprocess
-from vlkit.encoders.hf_configs import offline_text_cfg
-from vlkit.encoders.hub import quiet
+from vlkit.encoders.hub import offline_text_cfg, quiet
 from vlkit.encoders.load import load_base
 from vlkit.encoders.stage import stage_text, stage_vision
 from vlkit.encoders.tokenizer import ClipTokenizer
+from vlkit.encoders.weights import read_weights
 
 
 def shape_base(name: str) -> ClipBase:
@@ -39,6 +39,8 @@ def shape_base(name: str) -> ClipBase:
     options: dict[str, Any] = {}
     if weights in tags:
         options["quick_gelu"] = bool(open_clip.get_pretrained_cfg(arch, weights).get("quick_gelu", False))
+    elif weights and read_weights(Path(weights), arch).quick_gelu:
+        options["quick_gelu"] = True
     with offline_text_cfg(config["text_cfg"]) as text_cfg, quiet(), torch.device("meta"):
         model = open_clip.create_model(arch, pretrained_text=False, text_cfg=text_cfg, device="meta", **options).eval()
     return ClipBase(

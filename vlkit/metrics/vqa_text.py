@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
@@ -49,6 +50,23 @@ _CONTRACTIONS = _contractions()
 def normalize_answer(text: str) -> str:
     """Punctuation, then numbers, articles and contractions: ``"The Two t-shirts."`` becomes ``"2 t shirts"``."""
     return normalize_words(normalize_punctuation(text))
+
+
+@lru_cache(maxsize=1 << 16)  # datasets repeat their answers
+def answer_form(text: str) -> str:
+    """The form in which two answers are the same one: that of the official evaluator, without any comma left.
+
+    ``"Yes"``, ``"yes."`` and ``"yes"`` are ``"yes"``, ``"10,000"`` is ``"10000"``, ``"Two"`` is ``"2"``. An answer that
+    is nothing but an article or punctuation (the choice ``"A"``) stays, in lower case: nobody answers an empty text.
+    """
+    line = one_line(text)
+    form = normalize_answer(line).replace(",", "")
+    return form or normalize_punctuation(line).strip().lower() or line.lower()
+
+
+def one_line(text: str) -> str:
+    """Line feeds and tabs to blanks, none around: what the evaluator does to every answer first."""
+    return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 def normalize_punctuation(text: str) -> str:

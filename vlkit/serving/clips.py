@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
-import av
 import numpy as np
 from PIL import Image
 
+from vlkit.cli.show import visible
 from vlkit.data.images import MediaError
-from vlkit.data.video.probe import open_video
-from vlkit.drawn.videos import find_encoder
+from vlkit.data.scan import find_media
+from vlkit.data.video.clip_frames import read_frames, shown_frames
+from vlkit.data.video.frame_table import frame_table
+from vlkit.data.video.write import write_mp4
 from vlkit.files import whole_file
 from vlkit.index.files import Item
-from vlkit.index.videos import VideoWindows, video_files
+from vlkit.index.media import VideoWindows, Window
 from vlkit.serving.library import Library, Medium
+from vlkit.tasks.video_retrieval.data import Clip
+
+log = logging.getLogger(__name__)
 
 WINDOW, STRIDE = 8.0, 4.0
 """Seconds of a moment, and between the starts of two."""
@@ -27,7 +32,7 @@ SIDE = 480
 
 @dataclass(frozen=True)
 class FoundClip:
-    """A search result: similarity, the file's path in the folder, the file, and its seconds from start to end."""
+    """A search result: similarity, the path in the folder as it can be shown, the file, seconds from start to end."""
 
     score: float
     name: str
@@ -42,7 +47,10 @@ def videos_in(folder: Path) -> Medium:
 
     def find() -> tuple[list[Item], list[MediaError]]:
         items, bad = [], []
-        for path in video_files(folder):
+        found = find_media(folder, "videos", "--videos")
+        if found.note():
+            log.warning("%s: %s", folder, found.note())
+        for path in found.paths:
             try:
                 items += cut.items_of(path)
             except MediaError as error:
@@ -52,7 +60,7 @@ def videos_in(folder: Path) -> Medium:
     return Medium(
         folder,
         find=find,
-        read=lambda pipeline, item: pipeline.embedder.reader(cut.clip(item)),
+        read=lambda pipeline, item: pipeline.embedder.reader(Clip(*cut.part(item))),
         embed=lambda pipeline, frames: pipeline.embed_frames(frames),
         digest=cut.digest,
     )
@@ -62,71 +70,41 @@ def search_clips(library: Library, model: str, queries: np.ndarray, k: int) -> l
     """The k nearest moments of each query (float32 [Q, E]), best first; errors as :meth:`Library.search`."""
     return [
         [
-            FoundClip(hit.score, where["video"], library.folder / where["video"], where["start"], where["end"])
+            FoundClip(hit.score, visible(where.video), library.folder / where.video, where.start, where.end)
             for hit in hits
-            for where in [hit.item.metadata]
+            for where in [Window.of(hit.item)]
         ]
         for hits in library.search(model, queries, k)
     ]
 
 
 def still_of(clip: FoundClip) -> Image.Image:
-    """The picture in the middle of a moment.
+    """The image in the middle of a moment.
 
     Raises:
-        MediaError: the file is gone or damaged meanwhile.
+        MediaError: the file has gone or was damaged meanwhile.
     """
-    middle = (clip.start + clip.end) / 2
-    with open_video(clip.path) as (container, stream):
-        try:
-            frame = next(_frames(container, stream, middle, clip.end + 1))
-            return frame.to_image(**_size(frame))
-        except (StopIteration, av.FFmpegError):
-            raise MediaError(clip.path, "damaged or truncated") from None
+    return _fitted(read_frames(clip.path, 1, clip.start, clip.end).frames[0])
 
 
 def cut_clip(clip: FoundClip, output: Path) -> None:
     """Write a moment as a small MP4 that browsers play, without sound.
 
     Raises:
-        MediaError: the file is gone or damaged meanwhile.
+        MediaError: the file has gone or was damaged meanwhile.
     """
-    encoder = find_encoder()
-    with whole_file(output) as part, open_video(clip.path) as (source, stream):
-        rate = min(Fraction(30), Fraction(stream.average_rate or 25).limit_denominator(1000))
-        with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as target:
-            out, due, written = None, clip.start, 0
-            try:
-                for frame in _frames(source, stream, clip.start, clip.end):
-                    if frame.time < due - 1e-3:
-                        continue
-                    due += 1 / float(rate)
-                    if out is None:
-                        out = target.add_stream(encoder, rate=rate, options={"preset": "veryfast"})
-                        out.width, out.height, out.pix_fmt = *_size(frame).values(), "yuv420p"
-                    picture = frame.reformat(out.width, out.height, "yuv420p")
-                    picture.pts, picture.time_base, written = written, 1 / rate, written + 1
-                    target.mux(out.encode(picture))
-            except av.FFmpegError as error:
-                raise MediaError(clip.path, f"damaged or truncated ({error.strerror or error})") from None
-            if out is None:
-                raise MediaError(clip.path, "damaged or truncated (no frame can be decoded)")
-            target.mux(out.encode())
+    times = frame_table(clip.path).times
+    step = float(np.median(np.diff(times))) if len(times) > 1 else 1.0
+    rate = Fraction(min(30.0, max(1.0, 1 / step))).limit_denominator(1001)
+    shown = shown_frames(clip.path, clip.start, clip.end, float(rate))
+    frames = ((number, np.asarray(_fitted(pixels))) for number, pixels in shown)
+    with whole_file(output) as part:
+        write_mp4(part, frames, rate, {"libx264": {"preset": "veryfast"}})
 
 
-def _frames(container: Any, stream: Any, start: float, end: float) -> Any:
-    """Decoded frames from ``start`` on, up to ``end``, in seconds; seeks to the key frame before."""
-    if start > 0 and stream.time_base:
-        container.seek(int(start / stream.time_base), stream=stream, backward=True)
-    for frame in container.decode(stream):
-        if frame.time is None or frame.time + 1e-3 < start:
-            continue
-        if frame.time >= end:
-            return
-        yield frame
-
-
-def _size(frame: av.VideoFrame) -> dict[str, int]:
-    """Even width and height of at most :data:`SIDE` pixels."""
-    scale = min(1.0, SIDE / max(frame.width, frame.height))
-    return {side: max(2, round(getattr(frame, side) * scale / 2) * 2) for side in ("width", "height")}
+def _fitted(pixels: np.ndarray) -> Image.Image:
+    """The image with even sides of at most :data:`SIDE` pixels."""
+    image = Image.fromarray(pixels)
+    scale = min(1.0, SIDE / max(image.size))
+    width, height = (max(2, round(side * scale / 2) * 2) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from typing import Any
 import filelock
 import numpy as np
 
+from vlkit.cli.show import visible
 from vlkit.data.images import MediaError
 from vlkit.errors import UserError
 from vlkit.files import cache_folder
 from vlkit.index import IndexWriter, VectorIndex
-from vlkit.index.files import Item
+from vlkit.index.files import Item, model_key
 from vlkit.index.reader import Hit
 from vlkit.index.update import update_index
 
@@ -124,7 +126,7 @@ class Library:
                     progress=functools.partial(self._show, name, home, writer),
                 )
             self._indexes[name] = VectorIndex.open(home, pipeline.identity)
-            self.left_out = [str(error) for error in unreadable + update.bad]
+            self.left_out = [visible(error) for error in unreadable + update.bad]
             self._finished.add(name)
         for message in self.left_out:
             log.warning("left out: %s", message)
@@ -143,6 +145,8 @@ class Library:
         index = self._indexes.get(model)
         if index is None and self.error:
             raise UserError(self.error)
+        if (index is None or not len(index)) and self.finished:
+            raise UserError(f"There is nothing to find: none of the {len(self.left_out)} files could be read.")
         if index is None or not len(index):
             raise UserError("The folder is still being indexed; try again in a moment.")
         return index.search(queries, k)
@@ -163,15 +167,15 @@ class Library:
         except _Stopped:
             pass
         except (UserError, OSError) as error:
-            self.error = str(error)
+            self.error = visible(error)
             log.error("%s", error)
         except Exception:
             self.error = "The folder could not be indexed; the log of the server says why."
             log.exception("indexing %s", self.folder)
 
     def _home(self, pipeline: Any) -> Path:
-        place = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
-        model = hashlib.sha256(pipeline.identity.encode()).hexdigest()[:16]
+        place = hashlib.sha256(os.fsencode(self.folder.resolve())).hexdigest()[:16]
+        model = hashlib.sha256(model_key(pipeline.identity).encode()).hexdigest()[:16]
         return cache_folder().absolute() / "search" / place / model
 
 

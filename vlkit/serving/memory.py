@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from vlkit.adapters import FullOptions, LoraOptions, SherlOptions
+from vlkit.adapters import ADAPTERS
 from vlkit.errors import UserError
 from vlkit.files import cache_folder, read_json, write_json
 from vlkit.memory import tensor_budget
@@ -24,7 +24,7 @@ from vlkit.tasks.retrieval.step_bench import ContrastiveBench
 
 log = logging.getLogger(__name__)
 
-METHODS = {"SHERL": SherlOptions, "LoRA": LoraOptions, "full": FullOptions}
+METHODS = {"SHERL": ADAPTERS["sherl"], "LoRA": ADAPTERS["lora"], "full": ADAPTERS["full"]}
 """Methods compared, with their default options."""
 BASES = ("tiny", "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14", "RN50", "convnext_base_w")
 """Bases to choose from; ``python tasks/memory.py`` takes any other."""

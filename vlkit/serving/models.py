@@ -7,21 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlkit.adapters import ADAPTERS
+from vlkit.cli.show import visible
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base, load_text_base
 from vlkit.engine.checkpoint import load_adapter
 from vlkit.tasks.load import load
+from vlkit.tasks.registry import TASKS
 from vlkit.tasks.retrieval.pipeline import RetrievalPipeline, load_zero_shot
 
 SHIPPED = Path(__file__).parents[1] / "assets" / "adapters"
 """A folder a task with the small adapter that comes with the package."""
-CHANGES_BASE = frozenset({"lora", "bitfit", "full"})
-"""Methods that write into the base they are put on."""
-
-
 CLIP_TEXT = "clip"
-FUSED_TASKS = frozenset({"vqa", "grounding"})
-"""Tasks whose text model is chosen apart from the base; :data:`CLIP_TEXT` then stands for the base's own tower."""
+"""The base's own text tower, in tasks whose text model is chosen apart from the base."""
 
 
 @dataclass
@@ -76,9 +74,11 @@ def load_models(folders: Iterable[Path] = (), device: str = "auto") -> Models:
         pipelines = models.by_task.setdefault(config["task"], {})
         pipelines[_new_name(folder, config, pipelines)] = bases.load(folder, config, device)
     for pipeline in models.adapters.values():
-        base = pipeline.embedder.base.name
-        models.zero_shot.setdefault(f"zero-shot {base}", load_zero_shot(base, device, bases.clip(base)))
-    models.bases = sorted(bases.names)
+        base = pipeline.embedder.base
+        if base.joint_dim is None:  # a pair of encoders has nothing to show before it is trained
+            name = f"zero-shot {base.name}"
+            models.zero_shot.setdefault(name, load_zero_shot(base.name, device, bases.clip(base.name)))
+    models.bases = sorted(map(visible, bases.names))
     return models
 
 
@@ -110,13 +110,13 @@ class _Bases:
     def load(self, folder: Path, config: dict[str, Any], device: str) -> Any:
         """The adapter's pipeline, on shared bases where its method leaves them alone."""
         kinds = {options.get("kind") for options in config["adapters"].values()}
-        if kinds & CHANGES_BASE:
+        if any(kind in ADAPTERS and ADAPTERS[kind].trains_base for kind in kinds):
             return load(folder, device)
         image = config["base"]["image"]
         size = image.get("image_size") or config["preprocess"].get("image_size")
         text = config["base"].get("text", {}).get("load", CLIP_TEXT)
         # Contrastive tasks read texts with the other tower of the same base.
-        own_text = config["task"] in FUSED_TASKS and text != CLIP_TEXT
+        own_text = config["task"] in TASKS and TASKS[config["task"]].own_text_base and text != CLIP_TEXT
         return load(folder, device, self.clip(image["load"], size), text_base=self.text(text) if own_text else None)
 
 
@@ -129,4 +129,4 @@ def _new_name(folder: Path, config: dict[str, Any], taken: Iterable[str]) -> str
     number, unique = 2, name
     while unique in taken:
         number, unique = number + 1, f"{name} {number}"
-    return unique
+    return visible(unique)

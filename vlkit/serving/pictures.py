@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,21 +11,33 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vlkit.cli.show import visible
 from vlkit.data.images import MediaError, open_image
+from vlkit.data.scan import find_media
 from vlkit.files import sha256_of
-from vlkit.index.update import find_pictures
+from vlkit.index.files import Item
+from vlkit.index.media import image_items
 from vlkit.serving.library import Library, Medium
 from vlkit.tasks.retrieval.pipeline import RetrievalPipeline
+
+log = logging.getLogger(__name__)
 
 THUMBNAIL = 512
 """Longer side of what is shown of a picture, in pixels."""
 
 
 def pictures_in(folder: Path) -> Medium:
-    """The picture files below ``folder``, as a library's medium."""
+    """The image files below ``folder``, as a library's medium."""
+
+    def find() -> tuple[list[Item], list[MediaError]]:
+        found = find_media(folder, "images", "--images")
+        if found.note():
+            log.warning("%s: %s", folder, found.note())
+        return image_items(found), []
+
     return Medium(
         folder,
-        find=lambda: (find_pictures(folder), []),
+        find=find,
         read=lambda pipeline, item: open_image(folder / item.id),
         embed=lambda pipeline, pictures: pipeline.embed_images(pictures),
         digest=lambda item: sha256_of(folder / item.id),
@@ -33,7 +46,7 @@ def pictures_in(folder: Path) -> Medium:
 
 @dataclass(frozen=True)
 class Found:
-    """A search result: cosine similarity, name, and the picture's file or the picture itself."""
+    """A search result: cosine similarity, name as it can be shown, and the image's file or the image itself."""
 
     score: float
     name: str
@@ -87,7 +100,7 @@ def search_pictures(
         UserError: nothing is indexed yet, or the folder could not be indexed.
     """
     rows = [
-        [Found(hit.score, hit.item.id, library.folder / hit.item.id) for hit in hits]
+        [Found(hit.score, visible(hit.item.id), library.folder / hit.item.id) for hit in hits]
         for hits in library.search(model, queries, k)
     ]
     if added is None or model not in added.vectors:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.text_side import TextSide
 from vlkit.engine.loader import EpochLoader
+from vlkit.number_formats import NumberFormat
 from vlkit.tap_cache.maker import CachedLoader, TapCache, check_room
 from vlkit.tap_cache.pairs import TOKENIZER_PROBE
-from vlkit.tap_cache.rows import Stored, TapBatch
+from vlkit.tap_cache.rows import TapBatch
 from vlkit.tap_cache.store import digest
 
 
@@ -85,7 +86,7 @@ class CachedPictures:
 
 def cached_pictures(
     where: Path | Literal[True],
-    stored: Stored,
+    stored: NumberFormat,
     examples: PicturesWithTexts,
     model: nn.Module,
     base: ClipBase,

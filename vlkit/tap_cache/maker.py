@@ -23,7 +23,8 @@ from vlkit.engine.distributed import my_share
 from vlkit.engine.loader import EpochLoader
 from vlkit.errors import UserError
 from vlkit.files import cache_folder
-from vlkit.tap_cache.rows import RowLayout, Stored, TapBatch, late_extras
+from vlkit.number_formats import NumberFormat
+from vlkit.tap_cache.rows import RowLayout, TapBatch, late_extras
 from vlkit.tap_cache.store import TapStore
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class TapCache:
         key: Mapping[str, Any],
         *,
         folder: Path | None,
-        stored: Stored,
+        stored: NumberFormat,
         fabric: Fabric,
     ) -> None:
         if not isinstance(encoder, AdaptedEncoder):

@@ -9,14 +9,14 @@ from typing import Any, Literal, Protocol
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlkit.encoders.bases import ClipBase
 from vlkit.engine.loader import EpochLoader
+from vlkit.number_formats import NumberFormat
 from vlkit.tap_cache.maker import CachedLoader, TapCache, check_room
-from vlkit.tap_cache.rows import Stored, TapBatch
+from vlkit.tap_cache.rows import TapBatch
 from vlkit.tap_cache.store import digest
-from vlkit.tasks.two_tower import TwoTower
 
 # Texts that two different tokenizers are unlikely to cut alike.
 TOKENIZER_PROBE = ["A photo of 12,345 dogs?", "naïve façade, it's re-used!", "UPPER lower " * 40]
@@ -83,9 +83,9 @@ class CachedPairs:
 
 def cached_pairs(
     where: Path | Literal[True],
-    stored: Stored,
+    stored: NumberFormat,
     pairs: Pairs,
-    model: TwoTower,
+    model: nn.Module,
     base: ClipBase,
     fabric: Fabric,
     *,
@@ -99,7 +99,7 @@ def cached_pairs(
         where: ``--cache``: the folder, or True for the default one.
         stored: ``--cache_dtype``.
         pairs: the training set, without augmentation.
-        model: its towers, on the device.
+        model: has the adapted towers as ``image`` and ``text``, on the device.
         base: the base they stand on (fingerprints, preprocessing, tokenizer).
         fabric: the run's Fabric.
         name: of the media's cache.

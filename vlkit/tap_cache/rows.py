@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vlkit.encoders.staged import ReadAhead, StagedEncoder, Stream
+from vlkit.number_formats import Stored, bytes_of, from_bytes, to_bytes
 
-Stored = Literal["fp32", "bf16", "int8"]
 # The base's own embedding comes from the state at the hand-off: its rounding would be most of the error in the loss.
 FINER = {"fp32": "fp32", "bf16": "fp32", "int8": "bf16"}
-GROUP = 64  # neighbouring values that share one scale of int8
 ALIGN = 8  # bytes; every part starts at a multiple, so that it can be viewed in its own type
 
 
@@ -26,7 +25,7 @@ class Part:
 
     Attributes:
         shape: of one unit (a token, or the whole sample).
-        stored: how its values are kept; ``"bool"`` for a mask.
+        stored: number format of its values; ``"bool"`` for a mask.
         dtype: name of the torch dtype that reading gives back.
         offset: first byte in the unit.
         size: bytes in the unit, without the padding behind them.
@@ -40,30 +39,13 @@ class Part:
 
     def encode(self, x: Tensor) -> Tensor:
         """Values [B, U, *shape] -> bytes [B, U, size] uint8."""
-        x = x.flatten(2)  # [B, U, values]
-        if self.stored == "bool":
-            return x.to(torch.uint8)
-        if self.stored != "int8":
-            return x.to(torch.float32 if self.stored == "fp32" else torch.bfloat16).contiguous().view(torch.uint8)
-        groups = F.pad(x.float(), (0, -x.shape[2] % GROUP)).unflatten(2, (-1, GROUP))
-        scale = groups.abs().amax(-1) / 127  # [B, U, groups]
-        whole = (groups / scale.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(-1)).round().to(torch.int8)
-        return torch.cat([whole.flatten(2).view(torch.uint8), scale.contiguous().view(torch.uint8)], dim=2)
+        return to_bytes(x.flatten(2), self.stored)
 
     def decode(self, data: Tensor) -> Tensor:
         """Bytes of whole units [B, U, unit] -> values [B, U, *shape]."""
-        count, dtype = math.prod(self.shape), getattr(torch, self.dtype)
         data = data[:, :, self.offset : self.offset + self.size]
-        if self.stored == "bool":
-            x = data.bool()
-        elif self.stored != "int8":
-            x = data.view(torch.float32 if self.stored == "fp32" else torch.bfloat16).to(dtype)
-        else:
-            padded = count + -count % GROUP
-            whole = data[:, :, :padded].view(torch.int8).unflatten(2, (-1, GROUP))
-            scale = data[:, :, padded:].view(torch.float32).unsqueeze(-1)
-            x = (whole * scale).flatten(2)[:, :, :count].to(dtype)
-        return x.unflatten(2, self.shape)
+        values = from_bytes(data, math.prod(self.shape), self.stored, getattr(torch, self.dtype))
+        return values.unflatten(2, self.shape)
 
 
 @dataclass(frozen=True)
@@ -99,7 +81,7 @@ class RowLayout:
         for number, state in enumerate(tensors):
             shape, kind = tuple(state.shape[2:]), FINER[stored] if number == numbers[-1] else stored
             kind = "bool" if state.dtype == torch.bool else kind
-            part = Part(shape, kind, str(state.dtype).removeprefix("torch."), offset, _size(math.prod(shape), kind))
+            part = Part(shape, kind, str(state.dtype).removeprefix("torch."), offset, bytes_of(math.prod(shape), kind))
             parts.append(part)
             offset += part.size + -part.size % ALIGN
         summarised = stream.summary is not None
@@ -143,12 +125,6 @@ def _tensors(stream: Stream, taps: Sequence[Stream], variable: bool) -> tuple[li
     if stream.mask is not None:
         found.append(stream.mask.unsqueeze(2) if variable else stream.mask)
     return found if variable else [tensor.unsqueeze(1) for tensor in found], tuple(numbers)
-
-
-def _size(count: int, stored: str) -> int:
-    if stored == "int8":
-        return -(-count // GROUP) * (GROUP + 4)
-    return count * {"fp32": 4, "bf16": 2, "bool": 1}[stored]
 
 
 class TapBatch(ReadAhead):

@@ -1,6 +1,6 @@
-"""Contrastive losses over image-text pairs, on one process or many, whole or in chunks.
+"""Contrastive losses over image-text pairs, on one process or many.
 
-All losses are group-aware: pairs that share a group (two captions of one picture) are not each other's negatives. All
+All losses are group-aware: pairs that share a group (two captions of one image) are not each other's negatives. All
 take :class:`Pairs`, whose ``all_*`` fields hold the pairs of every process; the mean of the processes' losses is the
 loss of the one large batch, and so is its gradient.
 """
@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlkit.data.video.frame_batch import Frames
+from vlkit.errors import UserError
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -22,7 +25,7 @@ class Pairs:
 
     Attributes:
         images, texts: [B, E] float, unit norm, of this process.
-        groups: [B] int64; equal numbers mark pairs that describe the same picture.
+        groups: [B] int64; equal numbers mark pairs that describe the same image.
         all_images, all_texts, all_groups: the same of all processes in rank order, [W * B, ...].
         offset: row of this process's first pair in the ``all_*`` tensors.
     """
@@ -44,7 +47,7 @@ class Pairs:
 
     @property
     def same_group(self) -> Tensor:
-        """[B, W * B] bool, True where row and column describe the same picture (the partner included)."""
+        """[B, W * B] bool, True where row and column describe the same image (the partner included)."""
         return self.groups.unsqueeze(1) == self.all_groups
 
 
@@ -118,48 +121,29 @@ def symmetric_cross_entropy(logits: Tensor) -> Tensor:
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def backward_in_chunks(
-    chunks: Sequence[Any],
-    encode: Callable[[Any], tuple[Tensor, ...]],
-    loss_of: Callable[..., Tensor],
-    fabric: Any,
-) -> Tensor:
-    """Backward of a contrastive loss over a batch that does not fit in memory at once (GradCache, Gao et al. 2021).
-
-    Pass 1 encodes the chunks without gradient; the loss and its gradient with respect to the embeddings are taken on
-    the whole batch; pass 2 encodes each chunk again and sends its part of that gradient through. The gradient equals
-    the one of the whole batch; random state is replayed, so dropout draws the same masks in both passes.
+def require_negatives(batch_size: int, groups: int) -> None:
+    """Refuse a run whose loss would be 0 in every step: negatives are the other examples of the batch.
 
     Args:
-        chunks: parts of the batch.
-        encode: chunk -> tensors; those with a dimension are embeddings [b, ...] and are concatenated, those without
-            (a logit scale) belong to the batch.
-        loss_of: takes what ``encode`` returns, for the whole batch; gives a scalar.
-        fabric: a ``lightning_fabric.Fabric`` (mixed precision); processes average their gradients after the step.
+        batch_size: examples per batch, all processes together; accumulated batches do not see each other.
+        groups: different images or videos in the training data.
 
-    Returns:
-        The loss, detached.
+    Raises:
+        UserError: fewer than two of either.
     """
-    loss, gradients, states = _of_whole_batch(chunks, encode, loss_of)
-    after, start = _random_state(), 0
-    for number, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
-        last = number == len(chunks) - 1
-        _set_random_state(state)
-        outputs = encode(chunk)
-        size = next(len(output) for output in outputs if output.dim())
-        terms = [
-            (output * (gradient[start : start + size] if output.dim() else gradient)).sum()
-            for output, gradient in zip(outputs, gradients, strict=True)
-            if gradient is not None and (output.dim() or last)
-        ]
-        fabric.backward(sum(terms))
-        start += size
-    _set_random_state(after)
-    return loss.detach()
+    if groups < 2:
+        raise UserError(
+            f"the training split has {groups} image or video, so a contrastive loss has no negatives; add others to it"
+        )
+    if batch_size < 2:
+        raise UserError(
+            f"--batch_size {batch_size}: a contrastive batch of {batch_size} has no negatives, so nothing is learned; "
+            "give 2 or more (--accumulate adds none)"
+        )
 
 
 def example_losses(
-    examples: Sequence[Any], encode: Callable[[Any], tuple[Tensor, ...]], loss_of: Callable[..., Tensor]
+    loss_of: Callable[..., Any], forward: Callable[..., tuple[Tensor, ...]], batch: Any
 ) -> Iterator[Tensor]:
     """A contrastive loss over a batch, taken apart: scalars whose gradients add up to that of the batch's loss.
 
@@ -167,41 +151,32 @@ def example_losses(
     that this example has in the batch, negatives and all, in the memory of one example.
 
     Args:
-        examples: of a batch, each as ``encode`` takes it.
-        encode: as for :func:`backward_in_chunks`; what has no dimension counts as a constant.
-        loss_of: as for :func:`backward_in_chunks`.
+        loss_of: see :data:`vlkit.engine.run.LossOf`; calls ``forward`` once, with what holds the batch's examples.
+        forward: inputs -> tensors; those with a dimension are embeddings [B, ...], those without (a logit scale) belong
+            to the batch and count as constants. Options that say how to run a large batch are left out.
+        batch: as ``loss_of`` takes it.
     """
-    _, gradients, _ = _of_whole_batch(examples, encode, loss_of)
+    examples: list[tuple[Any, ...]] = []
+    leaves: tuple[Tensor, ...] = ()
+
+    def remember(*inputs: Any, **_: Any) -> tuple[Tensor, ...]:
+        nonlocal leaves
+        examples.extend(zip(*map(_one_by_one, inputs), strict=True))
+        with torch.no_grad():
+            columns = zip(*(forward(*example) for example in examples), strict=True)
+            whole = [torch.cat(column) if column[0].dim() else column[0] for column in columns]
+        leaves = tuple(tensor.detach().requires_grad_() for tensor in whole)
+        return leaves
+
+    loss = loss_of(remember, batch, 0.0)
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
     for row, example in enumerate(examples):
         yield sum(
             (output * gradient[row : row + 1]).sum()
-            for output, gradient in zip(encode(example), gradients, strict=True)
+            for output, gradient in zip(forward(*example), gradients, strict=True)
             if gradient is not None and output.dim()
         )
 
 
-def _of_whole_batch(
-    chunks: Sequence[Any], encode: Callable[[Any], tuple[Tensor, ...]], loss_of: Callable[..., Tensor]
-) -> tuple[Tensor, tuple[Tensor | None, ...], list[Any]]:
-    """The loss, its gradient for each thing ``encode`` returns, and the random state before each chunk."""
-    states, parts = [], []
-    with torch.no_grad():
-        for chunk in chunks:
-            states.append(_random_state())
-            parts.append(encode(chunk))
-    leaves = tuple(
-        (torch.cat(column) if column[0].dim() else column[0]).detach().requires_grad_()
-        for column in zip(*parts, strict=True)
-    )
-    loss = loss_of(*leaves)
-    return loss, torch.autograd.grad(loss, leaves, allow_unused=True), states
-
-
-def _random_state() -> tuple[Tensor, list[Tensor]]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-
-
-def _set_random_state(state: tuple[Tensor, list[Tensor]]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1]:
-        torch.cuda.set_rng_state_all(state[1])
+def _one_by_one(inputs: Any) -> Sequence[Any]:
+    return inputs.videos() if isinstance(inputs, Frames) else inputs.split(1)

@@ -1,12 +1,12 @@
 """Load what training saved and use it: ``vlkit.load(folder)`` gives the task's pipeline.
 
-Each task has a module here with ``open_adapter(config, tensors, folder, fabric, base, text_base)``, which puts the
-adapter on its base and returns the pipeline. Pipelines need no web server and are safe to call from several threads.
+Each task says in :data:`vlkit.tasks.registry.TASKS` how to put an adapter on its base and make the pipeline. Pipelines
+need no web server and are safe to call from several threads.
 """
 
 from __future__ import annotations
 
-import importlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,7 @@ from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.engine.checkpoint import load_adapter
 from vlkit.engine.distributed import make_fabric
 from vlkit.errors import UserError
-
-TASKS = ("retrieval", "video_retrieval", "vqa", "grounding")
-"""Tasks with a pipeline: modules of this package."""
+from vlkit.tasks.registry import TASKS
 
 
 def load(
@@ -42,11 +40,12 @@ def load(
     Raises:
         UserError: no adapter there, another base than it was trained on, or weights that do not fit.
     """
+    # The name of a folder stands in messages and beside results: "." and ".." have one, too.
+    folder = Path(folder) if Path(folder).name not in ("", "..") else Path(os.path.abspath(folder))
     config, tensors = load_adapter(folder)
     found = config.get("task")
     if found not in TASKS:
         raise UserError(f"{folder}: adapter for task {found!r}; this vlkit serves {', '.join(TASKS)}")
     if task not in (None, found):
         raise UserError(f"{folder}: adapter for task {found!r}; one for {task!r} is needed here")
-    module = importlib.import_module(f"vlkit.tasks.{found}.pipeline")
-    return module.open_adapter(config, tensors, Path(folder), make_fabric(device), base, text_base)
+    return TASKS[found].open_adapter(config, tensors, folder, make_fabric(device), base, text_base)

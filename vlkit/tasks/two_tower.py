@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from vlkit.adapters.base import Encoded
 from vlkit.encoders.staged import StagedEncoder
+from vlkit.errors import UserError
 from vlkit.tasks.gpo import GeneralizedPooling
+from vlkit.tasks.gradient_cache import encode_twice
 
 MAX_LOGIT_SCALE = math.log(100)
 
@@ -26,7 +28,7 @@ class HeadOptions:
     projection: bool = True
     """Train a linear map of the pooled embedding (it starts as the identity)."""
     dim: int = 0
-    """Width of the joint space for pool gpo and mean; 0 = the base's."""
+    """Width of the joint space for pool gpo and mean, and for a pair of encoders; 0 = the base's (512 for a pair)."""
 
 
 class EmbeddingHead(nn.Module):
@@ -35,18 +37,29 @@ class EmbeddingHead(nn.Module):
     Args:
         encoder: the tower in front (its widths).
         options: see :class:`HeadOptions`.
+        joint_dim: width of the joint space of a pair of encoders; None = what the tower pools lies in one.
+
+    Raises:
+        UserError: a pair without projections.
     """
 
-    def __init__(self, encoder: StagedEncoder, options: HeadOptions) -> None:
+    def __init__(self, encoder: StagedEncoder, options: HeadOptions, joint_dim: int | None = None) -> None:
         super().__init__()
         self.pool = options.pool
-        self.out_dim = encoder.out_dim if options.pool == "base" else options.dim or encoder.out_dim
-        if options.pool == "base":
+        if joint_dim is not None and not options.projection:
+            raise UserError(
+                "--head.projection false: a pair of encoders meets in its projections alone; leave them, or give a "
+                "base with a joint space"
+            )
+        adjusts = options.pool == "base" and joint_dim is None
+        self.out_dim = encoder.out_dim if adjusts else options.dim or joint_dim or encoder.out_dim
+        if adjusts:
             self.projection = nn.Linear(self.out_dim, self.out_dim, bias=False) if options.projection else nn.Identity()
             if options.projection:
                 nn.init.eye_(self.projection.weight)
         else:
-            self.projection = nn.Linear(encoder.token_dim, self.out_dim)
+            width = encoder.out_dim if options.pool == "base" else encoder.token_dim
+            self.projection = nn.Linear(width, self.out_dim)
             nn.init.xavier_uniform_(self.projection.weight)
             nn.init.zeros_(self.projection.bias)
         self.gpo = GeneralizedPooling() if options.pool == "gpo" else None
@@ -99,14 +112,25 @@ class TwoTower(nn.Module):
         return self.image_head.out_dim
 
     def embed_images(self, pixels: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] -> [B, E] float32, unit norm."""
+        """Images [B, 3, H, W] -> [B, E] float32, unit norm."""
         return self.image_head(self.image(pixels)).float()
 
     def embed_texts(self, ids: Tensor) -> Tensor:
         """Token ids [B, L] int64 -> [B, E] float32, unit norm."""
         return self.text_head(self.text(ids)).float()
 
-    def forward(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Embeddings of both sides, the factor on their cosine (at most 100) and its bias."""
+    def forward(self, pixels: Tensor, ids: Tensor, chunk: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Embeddings [B, E] of images and texts, the factor on their cosine (at most 100) and its bias, scalars.
+
+        With ``chunk`` so many pairs are encoded at once (:mod:`vlkit.tasks.gradient_cache`); 0 = all.
+        """
         scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
-        return self.embed_images(pixels), self.embed_texts(ids), scale, self.logit_bias
+        if not 0 < chunk < len(pixels):
+            return *self._embed(pixels, ids), scale, self.logit_bias
+        parts = zip(pixels.split(chunk), ids.split(chunk), strict=True)
+        embedded = [encode_twice(self._embed, *part, anchor=self.logit_scale) for part in parts]
+        images, texts = (torch.cat(side) for side in zip(*embedded, strict=True))
+        return images, texts, scale, self.logit_bias
+
+    def _embed(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        return self.embed_images(pixels), self.embed_texts(ids)

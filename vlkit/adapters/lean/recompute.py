@@ -1,8 +1,9 @@
-"""Adapter and late route in little memory: only the taps are kept, everything behind them runs again in backward.
+"""Adapter and late route in little memory: only the taps are saved, everything behind them runs again in backward.
 
 The first run is streamed and chunked: each tap is reduced and packed as soon as its layer is done, and no graph is
 made. Backward opens one chunk's taps at a time, runs the chunk with gradient, adds its share to the gradients of the
-weights, and lets go of the chunk. Random state and autocast are those of the first run, so dropout draws the same mask.
+weights, and lets go of the chunk. Random state, autocast and the adapter's buffers are those of the first run, so
+dropout draws the same mask.
 
 An adapter that mixes samples (batch norm) is merged for the whole batch at once; early and late route stay chunked.
 """
@@ -10,45 +11,187 @@ An adapter that mixes samples (batch norm) is merged for the whole batch at once
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from vlkit.adapters.lean.chunks import in_dtype
-from vlkit.adapters.lean.kept import Kept, TapDtype
-from vlkit.adapters.lean.second_run import Conditions, attach
-from vlkit.encoders.staged import Stream, run_blocks
+from vlkit.encoders.staged import Stream
+from vlkit.number_formats import NumberFormat, Packed
 
-if TYPE_CHECKING:
-    from vlkit.adapters.base import AdaptedEncoder, Adapter
+Route = Iterable[tuple[int | None, Stream]]
+"""The early route of a chunk as it comes: (number of the tap or None, stream); the last stream is the hand-off."""
 
-Route = Iterator[tuple[int, Stream]]
-"""Depths and streams, as :func:`vlkit.encoders.staged.run_early` yields them."""
-Finished = tuple[list[Stream] | Callable[[], list[Stream]], Tensor | None]
-"""The streams after the last block, one a chunk, or what makes them; and the pooled embedding if it is made already."""
+
+class Reducer(Protocol):
+    """What this module needs to know of a method: a module with ``reduce``."""
+
+    late: int
+    training: bool
+    reduce: Callable[[int, Stream], Any]
+    parameters: Callable[[], Iterator[nn.Parameter]]
+    modules: Callable[[], Iterator[nn.Module]]
+
+
+class Behind(Protocol):
+    """What follows an early route; see :class:`vlkit.adapters.base.AdaptedEncoder`."""
+
+    adapter: Reducer
+
+    def rest(self, reduced: list[Any], stream: Stream) -> Stream:
+        """From the reduced taps and the stream at the hand-off to the end."""
+
+    def late(self, stream: Stream) -> Stream:
+        """The last part of ``rest``: the late route."""
+
+
+@runtime_checkable
+class Coupled(Protocol):
+    """An adapter that mixes the samples of a batch (batch norm), so that it needs the whole batch at once."""
+
+    def gather(self, taps: list[Tensor], last: Tensor) -> list[Tensor]:
+        """What of a chunk's raw taps ``merge_gathered`` needs; no weight is involved."""
+
+    def merge_gathered(self, gathered: list[Tensor], last: Tensor) -> Tensor:
+        """``merge`` for the whole batch, from what ``gather`` returned."""
+
+
+class Lean:
+    """Runs a route in chunks and saves packed taps alone.
+
+    Args:
+        chunk: samples at once; 0 = the whole batch, ``"auto"`` = as few as keep the processor busy.
+        tap_dtype: number format of the saved taps. The forward is exact with any.
+    """
+
+    share = 0.5  # a chunk also goes through adapter and late route in backward, and takes more memory there
+
+    def __init__(self, chunk: int | Literal["auto"] = "auto", tap_dtype: NumberFormat = "fp32") -> None:
+        if chunk != "auto" and chunk < 0:
+            raise ValueError(f"chunks of {chunk} samples: give 1 or more, 0 for the whole batch, or 'auto'")
+        self.chunk, self.tap_dtype = chunk, tap_dtype
+
+    def run(self, routes: Iterable[Route], model: Behind) -> list[Stream]:
+        """The streams behind ``model.rest``, one for each chunk; see :class:`vlkit.adapters.base.Runner`."""
+        if isinstance(model.adapter, Coupled):
+            return self._coupled(routes, model)
+        adapter, buffers = model.adapter, buffers_of(model.adapter)
+        pieces, ends, outputs, field = [], [], [], "hidden"
+        for route in routes:
+            restore_(buffers)  # counters go on once a batch, not once a chunk
+            piece, end = self._first_run(route, model)
+            field = "hidden" if end.pooled is None else "pooled"
+            pieces.append(piece)
+            outputs.append(getattr(end, field))
+            ends.append(end.replace(hidden=None, pooled=None))
+            del end
+
+        def second_run(piece: Piece) -> Tensor:
+            *taps, stream = (stream.to(_dtype(adapter, stream)) for stream in piece.open())
+            with lent(buffers):
+                reduced = [adapter.reduce(i, tap) for i, tap in enumerate(taps)]
+                return getattr(model.rest(reduced, stream), field)
+
+        outputs = attach(second_run, pieces, outputs, owner=adapter)
+        return [end.replace(**{field: output}) for end, output in zip(ends, outputs, strict=True)]
+
+    def _first_run(self, route: Route, model: Behind) -> tuple[Piece | None, Stream]:
+        """A chunk from start to end without a graph: what to save, and the stream at the end."""
+        adapter, piece, reduced = model.adapter, None, []
+        trains = torch.is_grad_enabled()
+        with torch.no_grad():
+            for number, stream in route:
+                if trains and piece is None:
+                    piece = Piece(self.tap_dtype, Conditions(stream.hidden.device, adapter.training))
+                if number is not None:
+                    if piece is not None:
+                        piece.add(stream)
+                    reduced.append(adapter.reduce(number, stream.to(_dtype(adapter, stream))))
+            if piece is not None:
+                piece.add(stream)
+                piece.close()
+            return piece, model.rest(reduced, stream.to(_dtype(adapter, stream)))
+
+    # --- samples that meet in the adapter ---
+
+    def _coupled(self, routes: Iterable[Route], model: Behind) -> list[Stream]:
+        """Early route by chunks, the adapter on the whole batch, late route by chunks."""
+        adapter, gathered, streams, states = model.adapter, [], [], []
+        with torch.no_grad():
+            for route in routes:
+                taps: list[Tensor] = []
+                for number, state in route:
+                    stream = state.to(_dtype(adapter, state))
+                    if number is not None:
+                        taps.append(stream.hidden)
+                gathered.append(adapter.gather(taps, stream.hidden))
+                states.append(stream.hidden)
+                streams.append(stream.replace(hidden=None))
+                del taps, stream, state
+            maps, last = [torch.cat(column) for column in zip(*gathered, strict=True)], torch.cat(states)
+            sizes = [len(state) for state in states]
+            del gathered, states
+        chunks = self._merge_all(adapter, maps, last).split(sizes)
+        if adapter.late:
+            chunks = self._late(model, streams, chunks)
+        return [stream.replace(hidden=chunk) for stream, chunk in zip(streams, chunks, strict=True)]
+
+    @staticmethod
+    def _late(model: Behind, streams: list[Stream], chunks: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        conditions = Conditions(chunks[0].device, random=False)
+        pieces = [LatePiece(stream, conditions) for stream in streams]
+
+        def late(piece: LatePiece, state: Tensor) -> Tensor:
+            return model.late(piece.stream.replace(hidden=state)).hidden
+
+        with torch.no_grad():
+            outputs = [late(piece, chunk) for piece, chunk in zip(pieces, chunks, strict=True)]
+        return attach(late, pieces, outputs, chunks)
+
+    def _merge_all(self, adapter: Coupled, maps: list[Tensor], last: Tensor) -> Tensor:
+        piece, buffers = Piece(self.tap_dtype, Conditions(last.device, adapter.training)), buffers_of(adapter)
+        with torch.no_grad():
+            merged = adapter.merge_gathered(maps, last)
+        if torch.is_grad_enabled():
+            for state in (*maps, last):
+                piece.add(Stream(state))
+            piece.close()
+
+        def second_run(piece: Piece) -> Tensor:
+            *maps, last = (stream.hidden for stream in piece.open())
+            with lent(buffers):  # batch norm has counted this batch before
+                return adapter.merge_gathered(maps, last)
+
+        return attach(second_run, [piece], [merged], owner=adapter)[0]
+
+
+# --- what a second run starts from ---
 
 
 class Piece:
-    """The states that a second run of a chunk starts from, packed as they come.
+    """The states of a chunk, packed as they come.
 
     Args:
         tap_dtype: number format.
         conditions: of the first run.
     """
 
-    def __init__(self, tap_dtype: TapDtype, conditions: Conditions) -> None:
+    def __init__(self, tap_dtype: NumberFormat, conditions: Conditions) -> None:
         self._tap_dtype, self.conditions = tap_dtype, conditions
-        self._streams: list[tuple[Stream, Kept]] = []
+        self._streams: list[tuple[Stream, Tensor | Packed]] = []
         self._newest: Tensor | None = None
 
     def add(self, stream: Stream) -> None:
-        """Keep ``stream``; if its state is the one added last, that is not kept twice."""
-        kept = self._streams[-1][1] if stream.hidden is self._newest else Kept(stream.hidden, self._tap_dtype)
-        self._newest = stream.hidden
-        self._streams.append((stream.replace(hidden=None), kept))
+        """Save ``stream``; if its state is the one added last, that is not saved twice."""
+        hidden = stream.hidden
+        if hidden is self._newest:
+            packed = self._streams[-1][1]
+        else:
+            packed = hidden if self._tap_dtype == "fp32" else Packed(hidden, self._tap_dtype)
+        self._newest = hidden
+        self._streams.append((stream.replace(hidden=None), packed))
 
     def close(self) -> None:
         """Let go of the newest state itself."""
@@ -56,165 +199,148 @@ class Piece:
 
     def open(self) -> list[Stream]:
         """The streams in the order they were added."""
-        return [stream.replace(hidden=kept.open()) for stream, kept in self._streams]
+        opened = ((stream, packed.open() if isinstance(packed, Packed) else packed) for stream, packed in self._streams)
+        return [stream.replace(hidden=hidden) for stream, hidden in opened]
 
 
-def run_again(model: AdaptedEncoder, chunks: list[Any], tap_dtype: TapDtype) -> Finished:
-    """The whole encoder on a batch that is cut in ``chunks``; each is what :meth:`AdaptedEncoder.route` takes."""
-    return _run(model, lambda: map(model.route, chunks), tap_dtype)
-
-
-def merged_again(model: AdaptedEncoder, stream: Stream, taps: list[Stream], tap_dtype: TapDtype) -> Finished:
-    """The same for one batch whose early route is done: the stream at the hand-off, and the taps."""
-    route = [*zip(model.adapter.layers, taps, strict=True), (-1, stream)]
-    return _run(model, lambda: [iter(route)], tap_dtype)
-
-
-def _run(model: AdaptedEncoder, routes: Callable[[], Iterable[Route]], tap_dtype: TapDtype) -> Finished:
-    if model.adapter.coupled:
-        return _coupled(model, routes(), tap_dtype)
-    if not model.summary_only:
-        return _independent(model, routes(), tap_dtype, False)
-    conditions = Conditions(next(model.adapter.parameters()).device, model.adapter.training)
-
-    def every_token() -> list[Stream]:
-        with conditions.again():
-            return _independent(model, routes(), tap_dtype, False)[0]
-
-    return every_token, _independent(model, routes(), tap_dtype, True)[1]
-
-
-def _independent(model: AdaptedEncoder, routes: Iterable[Route], tap_dtype: TapDtype, summary_only: bool) -> Finished:
-    pieces, ends, outputs = [], [], []
-    for route in routes:
-        piece, end, output = _first_run(model, route, tap_dtype, summary_only)
-        pieces.append(piece)
-        ends.append(end)
-        outputs.append(output)
-
-    def second_run(piece: Piece) -> Tensor:
-        *taps, stream = (in_dtype(stream, _dtype(model)) for stream in piece.open())
-        reduced = [model.adapter.reduce(i, tap) for i, tap in enumerate(taps)]
-        return _rest(model, reduced, stream, summary_only)[1]
-
-    outputs = attach(second_run, pieces, outputs, owner=model.adapter)
-    if model.adapter.handoff == "pooled" or summary_only:
-        return ends, torch.cat(outputs)
-    return [end.replace(hidden=output) for end, output in zip(ends, outputs, strict=True)], None
-
-
-def _first_run(
-    model: AdaptedEncoder, route: Route, tap_dtype: TapDtype, summary_only: bool
-) -> tuple[Piece | None, Stream, Tensor]:
-    """A chunk from start to end without a graph: what to keep, the stream after the last block, and the output."""
-    adapter, piece, reduced = model.adapter, None, []
-    trains = torch.is_grad_enabled()
-    with torch.no_grad():
-        for k, stream in route:
-            if trains and piece is None:
-                piece = Piece(tap_dtype, Conditions(stream.hidden.device, adapter.training))
-            if len(reduced) < len(adapter.layers) and k == adapter.layers[len(reduced)]:
-                if piece is not None:
-                    piece.add(stream)
-                reduced.append(adapter.reduce(len(reduced), in_dtype(stream, _dtype(model))))
-        if piece is not None:
-            piece.add(stream)
-            piece.close()
-        end, output = _rest(model, reduced, in_dtype(stream, _dtype(model)), summary_only)
-    return piece, end.replace(hidden=None) if adapter.handoff == "tokens" else end, output
-
-
-def _dtype(model: AdaptedEncoder) -> torch.dtype:
-    """The number format that adapter and late route work with; a cache may hold taps in another one."""
-    return next(model.adapter.parameters()).dtype
-
-
-def _rest(model: AdaptedEncoder, reduced: list[Any], stream: Stream, summary_only: bool) -> tuple[Stream, Tensor]:
-    """Adapter and late route: the stream after the last block, and the output that carries gradient.
-
-    With ``summary_only`` the output is the pooled embedding, and the stream is that in front of the last block.
-    """
-    if model.adapter.handoff == "pooled":
-        with torch.no_grad():
-            last = model.base.pool(stream)
-        return stream, model.adapter.merge(reduced, last, stream)
-    stream = stream.replace(hidden=model.adapter.merge(reduced, stream.hidden, stream))
-    reduced.clear()
-    if summary_only:
-        stream = run_blocks(model.base, stream, model.stop, model.base.depth - 1)
-        return stream, model.base.finish_pooled(stream)
-    stream = run_blocks(model.base, stream, model.stop, model.base.depth)
-    return stream, stream.hidden
-
-
-# --- samples that meet in the adapter ---
-
-
-@dataclass(frozen=True)
-class LatePiece:
+class LatePiece(NamedTuple):
     """What a second run of the late route starts from, besides the merged state."""
 
     stream: Stream
     conditions: Conditions
 
 
-def _coupled(model: AdaptedEncoder, routes: Iterable[Route], tap_dtype: TapDtype) -> Finished:
-    """Early route by chunks, the adapter on the whole batch, late route by chunks."""
-    adapter, gathered, streams, states = model.adapter, [], [], []
-    with torch.no_grad():
-        for route in routes:
-            taps: list[Tensor] = []
-            for k, state in route:
-                stream = in_dtype(state, _dtype(model))
-                if len(taps) < len(adapter.layers) and k == adapter.layers[len(taps)]:
-                    taps.append(stream.hidden)
-            gathered.append(adapter.gather(taps, stream.hidden))
-            states.append(stream.hidden)
-            streams.append(stream.replace(hidden=None))
-            del taps, stream, state
-        maps, last = [torch.cat(column) for column in zip(*gathered, strict=True)], torch.cat(states)
-        sizes = [len(state) for state in states]
-        del gathered, states
-    merged = _merge_all(adapter, maps, last, tap_dtype)
-    conditions = Conditions(last.device, random=False)
-    pieces = [LatePiece(stream, conditions) for stream in streams]
+class Conditions:
+    """Random state and autocast as they are now, to be had again later.
 
-    def late(piece: LatePiece, state: Tensor) -> Tensor:
-        return run_blocks(model.base, piece.stream.replace(hidden=state), model.stop, model.base.depth).hidden
+    Args:
+        device: where the work is done.
+        random: whether it draws random numbers.
+    """
 
-    chunks = merged.split(sizes)
-    if adapter.late:
-        with torch.no_grad():
-            outputs = [late(piece, chunk) for piece, chunk in zip(pieces, chunks, strict=True)]
-        chunks = attach(late, pieces, outputs, chunks)
-    return [stream.replace(hidden=chunk) for stream, chunk in zip(streams, chunks, strict=True)], None
+    def __init__(self, device: torch.device, random: bool) -> None:
+        self._device, self._states = device, None
+        self._autocast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+        if random:
+            on_cuda = device.type == "cuda"
+            self._states = torch.get_rng_state(), torch.cuda.get_rng_state(device) if on_cuda else None
+
+    @contextlib.contextmanager
+    def again(self) -> Iterator[None]:
+        """Within it, things are as they were; afterwards they are as if nothing had been drawn."""
+        enabled, dtype = self._autocast
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.autocast(self._device.type, dtype=dtype, enabled=enabled):
+            if self._states is None:
+                yield
+                return
+            with torch.random.fork_rng(devices=devices):
+                torch.set_rng_state(self._states[0])
+                if self._states[1] is not None:
+                    torch.cuda.set_rng_state(self._states[1], self._device)
+                yield
 
 
-def _merge_all(adapter: Adapter, maps: list[Tensor], last: Tensor, tap_dtype: TapDtype) -> Tensor:
-    piece = Piece(tap_dtype, Conditions(last.device, adapter.training))
-    with torch.no_grad():
-        merged = adapter.merge_gathered(maps, last)
-    if torch.is_grad_enabled():
-        for state in (*maps, last):
-            piece.add(Stream(state))
-        piece.close()
+Buffers = list[tuple[nn.Module, dict[str, Tensor]]]
+"""Modules, and copies of their buffers."""
 
-    def second_run(piece: Piece) -> Tensor:
-        *maps, last = (stream.hidden for stream in piece.open())
-        with spare_buffers(adapter):  # batch norm has counted this batch before
-            return adapter.merge_gathered(maps, last)
 
-    return attach(second_run, [piece], [merged], owner=adapter)[0]
+def buffers_of(module: nn.Module) -> Buffers:
+    """The buffers of ``module`` as they are now."""
+    owned = ((m, {name: b.clone() for name, b in m._buffers.items() if b is not None}) for m in module.modules())
+    return [(owner, buffers) for owner, buffers in owned if buffers]
+
+
+def restore_(saved: Buffers) -> None:
+    """Write the saved values back."""
+    for owner, buffers in saved:
+        for name, buffer in buffers.items():
+            owner._buffers[name].copy_(buffer)
 
 
 @contextlib.contextmanager
-def spare_buffers(module: nn.Module) -> Iterator[None]:
-    """Within it, what ``module`` writes into its buffers goes into copies that are thrown away."""
-    own = [(owner, dict(owner._buffers)) for owner in module.modules()]
-    for owner, buffers in own:
-        owner._buffers.update((name, None if buffer is None else buffer.clone()) for name, buffer in buffers.items())
+def lent(saved: Buffers) -> Iterator[None]:
+    """Within it, modules work on copies of the saved buffers; what they write into those is thrown away."""
+    own = [(owner, dict(owner._buffers)) for owner, _ in saved]
+    for owner, buffers in saved:
+        owner._buffers.update((name, buffer.clone()) for name, buffer in buffers.items())
     try:
         yield
     finally:
         for owner, buffers in own:
             owner._buffers.update(buffers)
+
+
+def _dtype(adapter: Reducer, stream: Stream) -> torch.dtype:
+    """The number format that adapter and late route work with; a cache may hold taps in another one."""
+    return next((p.dtype for p in adapter.parameters()), stream.hidden.dtype)
+
+
+# --- a graph whose backward makes its outputs again ---
+
+
+def attach(
+    second_run: Callable[..., Tensor],
+    pieces: list[Any],
+    outputs: list[Tensor],
+    inputs: Sequence[Tensor] | None = None,
+    owner: nn.Module | None = None,
+) -> tuple[Tensor, ...]:
+    """Hang ``outputs``, made without a graph, into one whose backward makes each of them again.
+
+    The graph can be gone through once: backward lets go of the pieces.
+
+    Args:
+        second_run: (piece[, input]) -> the output again, with gradient.
+        pieces: one for each output, with its ``conditions``.
+        outputs: from the first run; without gradient enabled they are returned as they are.
+        inputs: one for each output, if the gradient passes on to them.
+        owner: whose parameters get a gradient.
+    """
+    if not torch.is_grad_enabled():
+        return tuple(outputs)
+    parameters = [p for p in owner.parameters() if p.requires_grad] if owner is not None else []
+    return _Again.apply(second_run, pieces, outputs, len(inputs or ()), *(inputs or ()), *parameters)
+
+
+class _Again(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        second_run: Callable[..., Tensor],
+        pieces: list[Any],
+        outputs: list[Tensor],
+        inputs: int,
+        *leaves: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.second_run, ctx.pieces, ctx.inputs = second_run, pieces, inputs
+        ctx.save_for_backward(*leaves)  # parameters, too: a change before backward would be noticed
+        ctx.set_materialize_grads(False)
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        if ctx.pieces is None:
+            raise RuntimeError("the lean route frees what it kept as backward goes along: it can be taken only once")
+        saved = ctx.saved_tensors  # once: inside torch's checkpoint a second look is an error
+        inputs, parameters = saved[: ctx.inputs], saved[ctx.inputs :]
+        pieces, ctx.pieces = ctx.pieces, None
+        found: list[Tensor | None] = [None] * (len(inputs) + len(parameters))
+        for i, gradient in enumerate(gradients):
+            piece, pieces[i] = pieces[i], None
+            if gradient is None:
+                continue
+            own = [inputs[i].detach().requires_grad_()] if inputs else []
+            with torch.enable_grad(), piece.conditions.again():
+                output = ctx.second_run(piece, *own)
+            del piece
+            news = list(torch.autograd.grad(output, [*own, *parameters], gradient, allow_unused=True))
+            del output
+            if own:
+                found[i] = news.pop(0)
+            for place, new in enumerate(news, start=len(inputs)):
+                if new is not None:
+                    found[place] = new if found[place] is None else found[place].add_(new)
+            del news
+        return None, None, None, None, *found

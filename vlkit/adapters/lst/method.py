@@ -11,16 +11,21 @@ Nothing goes back into the frozen blocks, so none of them keeps anything for bac
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlkit.adapters.base import AdaptedEncoder, Adapter, Reads
+from vlkit.adapters.base import AdaptedEncoder
+from vlkit.adapters.facts import MethodOptions, Reads
+from vlkit.adapters.hooks import Adapter
+from vlkit.adapters.lst.fisher import start_from_fisher
 from vlkit.adapters.lst.pruning import prune_
-from vlkit.encoders.narrow import NarrowBlocks
+from vlkit.encoders.blocks.anatomy import Opaque
+from vlkit.encoders.blocks.narrow import NarrowBlocks
 from vlkit.encoders.staged import StagedEncoder, Stream
 from vlkit.errors import UserError
 
@@ -185,10 +190,11 @@ class LstAdapter(Adapter):
 
 
 @dataclass
-class LstOptions:
+class LstOptions(MethodOptions):
     """LST: a thin transformer beside the frozen one, started from a part of its weights."""
 
     kind: Literal["lst"] = "lst"
+    fits_any_tower: ClassVar[bool] = False
     reduction: int = 4
     """Every width but the number of heads is divided by this."""
     keep: tuple[int, ...] | None = None
@@ -223,15 +229,27 @@ class LstOptions:
             UserError: the tower is none of transformer blocks, ``keep`` or ``reduction`` do not fit it, or its blocks
                 cannot be taken apart and ``start`` asks for just that.
         """
-        ladder = make_ladder(encoder, self.keep, self.reduction, self.gate, self.after, self.gate_steps)
+        try:
+            ladder = make_ladder(encoder, self.keep, self.reduction, self.gate, self.after, self.gate_steps)
+        except Opaque as error:
+            raise self.refusal(str(error), "fits_any_tower") from None
         if self.start != "random":
             try:
                 prune_(ladder.blocks, encoder)
-            except UserError:
+            except Opaque as error:
                 if self.start != "auto":
-                    raise
+                    raise UserError(f"--adapter.start {self.start}: {error}; use --adapter.start random") from None
         width = encoder.widths[0]
         return AdaptedEncoder(encoder, LstAdapter(ladder, width, width // self.reduction, init=self.init))
+
+    @property
+    def examples_wanted(self) -> int:
+        """Training examples that :meth:`prepare` looks at; 0 = it is not needed."""
+        return self.fisher_examples if self.start == "fisher" else 0
+
+    def prepare(self, model: nn.Module, losses: Iterable[Tensor], count: int) -> None:
+        """Start the side networks in ``model`` from squared gradients; see :func:`start_from_fisher`."""
+        start_from_fisher(model, LstAdapter, losses, count)
 
 
 def make_ladder(

@@ -14,8 +14,8 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from vlkit.encoders.anatomy import Anatomy, Attention, Dense, anatomy_of
-from vlkit.encoders.narrow import NarrowBlocks
+from vlkit.encoders.blocks.anatomy import Anatomy, Attention, Dense, anatomy_of
+from vlkit.encoders.blocks.narrow import NarrowBlocks
 from vlkit.encoders.staged import StagedEncoder
 
 Importance = Mapping[str, Tensor]
@@ -94,7 +94,7 @@ def prune_(
         scores = _importance_block(block, names, importance)
         units = _prune_block(target, anatomy_of(block), scores, units, memory_units)
         if str(i) in blocks:
-            _copy_position_bias(blocks[str(i)], encoder.transformer_block(0))
+            _copy_position_bias(blocks[str(i)], encoder.transformer_block(0), block)
     return units
 
 
@@ -196,8 +196,9 @@ def _scale_rows(target: Dense, scale: nn.Module, units: Tensor) -> None:
             target.bias.mul_(gamma[units])
 
 
-def _copy_position_bias(block: nn.Module, first: nn.Module) -> None:
-    """T5: the first narrow block owns a table of the same size as the tower's."""
-    for name, table in first.named_parameters():
-        if name.endswith("relative_attention_bias.weight") and name in dict(block.named_parameters()):
-            block.get_parameter(name).copy_(table)
+def _copy_position_bias(target: nn.Module, *sources: nn.Module) -> None:
+    """T5: a narrow block owns a table of the size of the tower's: its own block's if that has one, else the first's."""
+    tables = {name: value for source in sources for name, value in source.named_parameters()}
+    for name, table in target.named_parameters():
+        if name.endswith("relative_attention_bias.weight"):
+            table.copy_(tables[name])

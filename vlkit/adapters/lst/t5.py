@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from vlkit.adapters.lst.method import Gate, make_ladder, start_
 from vlkit.adapters.lst.pruning import Importance, prune_
-from vlkit.encoders.hf_text import HfText
 from vlkit.encoders.staged import Stream, freeze, run_early
-from vlkit.encoders.t5 import DecoderInput, T5Decoder, T5Encoder
+from vlkit.encoders.towers.hf_text import HfEncoder, HfText
+from vlkit.encoders.towers.t5 import DecoderInput, T5Decoder
 
 Init = Literal["published", "identity"]
 
@@ -50,7 +50,7 @@ class LstT5Encoder(nn.Module):
 
     def __init__(
         self,
-        base: T5Encoder,
+        base: HfEncoder,
         keep: tuple[int, ...] | None = None,
         reduction: int = 8,
         gate: Gate = "learned",

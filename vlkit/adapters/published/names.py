@@ -1,6 +1,6 @@
-"""Names of published checkpoints: one table a flavour, used in both directions.
+"""Names of published checkpoints: one table per flavour, used in both directions.
 
-Published files are pickles: convert them to safetensors first. Strip a parallel wrapper's ``module.`` with
+``python -m vlkit.adapters.published`` turns a file into an adapter folder. Strip a parallel wrapper's ``module.`` with
 :func:`strip_prefix`, and leave out what a dropped layer left behind with :func:`drop_idle_gates`.
 """
 
@@ -62,7 +62,7 @@ def drop_idle_gates(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _translate(name: str, rows: list[tuple[str, str]], source: int, target: int) -> str | None:
     for row in rows:
-        match = re.fullmatch(_pattern(row[source]), name)
+        match = re.fullmatch(published_pattern(row[source]), name)
         if match:
             # Published numbers are counted from the first candidate, ours (*+1) from the tap in front of it.
             shift = ("*+1" in row[target]) - ("*+1" in row[source])
@@ -75,7 +75,8 @@ def _translate(name: str, rows: list[tuple[str, str]], source: int, target: int)
     return None
 
 
-def _pattern(name: str) -> str:
+def published_pattern(name: str) -> str:
+    """The regular expression for a table's row: groups ``number``, ``path`` and ``rest``."""
     pattern = re.escape(name).replace(r"\.\*\*", r"(?P<path>(?:\.[^.]+)+)")
     pattern = pattern.replace(r"\*\+1", r"(?P<number>\d+)").replace(r"\*", r"(?P<number>\d+)")
     return rf"{pattern}(?P<rest>{'' if '**' in name else '(?:[._][^.]+)?'})"

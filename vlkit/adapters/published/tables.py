@@ -1,4 +1,4 @@
-"""Names of published checkpoints, one table a flavour; used by :mod:`vlkit.adapters.published.names`.
+"""Names of published checkpoints, one table per flavour; used by :mod:`vlkit.adapters.published.names`.
 
 Each row is ``(published name, name here)`` of a module (its weights and buffers follow) or of a parameter. ``*`` stands
 for a number that is carried over, ``*+1`` for one that is larger here than there, ``**`` for whatever path follows. The
@@ -137,3 +137,13 @@ TABLES: dict[str, list[tuple[str, str]]] = {
     ],
 }
 """Flavour -> rows. A row names a module (its weights and buffers follow) or a parameter."""
+
+OPTIONAL = {
+    "guide_block.gate_parameters",
+    "side_gate_params.*",
+    "side_gate_params_l.*",
+    "side_downsamples.*",
+    "side_downsamples_l.*",
+    "lora_fusion",
+}
+"""Published names that a file of their flavour may lack: parts that an option leaves out."""

@@ -103,6 +103,17 @@ class RedundancyAggregator(nn.Module):
         return _shares(*_products(candidates, guide * self.score.weight[0]), self.score.bias, self.eps)
 
 
+def refine(
+    aggregator: RedundancyAggregator, head: nn.Module, guide: Tensor, candidates: Tensor, last: Tensor
+) -> Tensor:
+    """Merge K pooled layers [B, K, H] under the guide [B, H] and add the result to ``last`` [B, E]: [B, E]."""
+    # Raw residual streams are not normed: in half precision the products of these few vectors would overflow.
+    precision = aggregator.score.weight.dtype
+    with torch.autocast(candidates.device.type, enabled=False):
+        merged = aggregator(guide.to(precision), candidates.to(precision))
+    return head(merged) + last
+
+
 def _products(candidates: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
     """Scores without bias [..., K] and Gram matrices [..., K, K]."""
     return (candidates @ query.unsqueeze(-1)).squeeze(-1), candidates @ candidates.transpose(-1, -2)

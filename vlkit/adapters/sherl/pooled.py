@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlkit.adapters.base import Adapter
-from vlkit.adapters.lean.kept import TapDtype
-from vlkit.adapters.sherl.blocks import LinearHead, RedundancyAggregator, l1_normalise
-from vlkit.adapters.sherl.pooled_collect import Keep, collect
-from vlkit.adapters.sherl.pooled_lean import attach
+from vlkit.adapters.hooks import Adapter
+from vlkit.adapters.sherl.blocks import LinearHead, RedundancyAggregator, l1_normalise, refine
 from vlkit.encoders.staged import Stream
+
+EPS = 1e-6
 
 
 class PooledSherlAdapter(Adapter):
@@ -21,12 +20,11 @@ class PooledSherlAdapter(Adapter):
 
     With ``x = relu(tap)`` and ``r = W x + c``, the published token score ``(g * r) w + b`` equals
     ``x q + const`` with ``q = W^T (g * w)``, and the pooled vector ``sum_n a_n r_n`` equals
-    ``W (sum_n a_n x_n) + c sum_n a_n``. So W meets one vector a sample and layer instead of one a token, and backward
-    keeps each tap once; the result is the published one.
+    ``W (sum_n a_n x_n) + c sum_n a_n``. So W meets one vector per sample and layer instead of one per token, and
+    backward reads each tap once; the result is the published one.
 
-    There are two implementations of the same numbers. The plain one is :meth:`reduce` and :meth:`merge` with ``lean``
-    off: autograd keeps ``relu(tap)`` of every layer. The lean one (:mod:`vlkit.adapters.sherl.pooled_lean`) keeps only
-    what its own backward needs, and can do so chunk by chunk.
+    This is the plain implementation: autograd saves ``relu(tap)`` of every layer. The one that trains by default,
+    :class:`vlkit.adapters.sherl.pooled_lean.LeanPooledSherlAdapter`, has the same weights and gives the same numbers.
 
     Args:
         widths: channels of each tap.
@@ -35,17 +33,11 @@ class PooledSherlAdapter(Adapter):
         layers: depths of the taps; every tap is a candidate.
         base_gate: weigh each layer's base token by ``sigmoid(gamma / 0.1)``, gamma from 1 (published for MSR-VTT).
         init: ``"identity"`` zeroes the output projection: training starts exactly at the base's embedding.
-        lean: which implementation.
-        tap_dtype: number format of what the lean one keeps of the taps.
-        keep: which values of the taps the lean one keeps.
+        gate_temperature: of the base tokens' gates.
     """
 
     handoff = "pooled"
     late = 0
-    eps = 1e-6
-    lean = True
-    tap_dtype: TapDtype = "fp32"
-    keep: Keep = "auto"
 
     def __init__(
         self,
@@ -56,9 +48,6 @@ class PooledSherlAdapter(Adapter):
         base_gate: bool = False,
         init: Literal["published", "identity"] = "published",
         gate_temperature: float = 0.1,
-        lean: bool | None = None,
-        tap_dtype: TapDtype | None = None,
-        keep: Keep | None = None,
     ) -> None:
         super().__init__()
         if len(widths) != len(layers) or not layers:
@@ -69,45 +58,20 @@ class PooledSherlAdapter(Adapter):
         self.token_scores = nn.ModuleList(nn.Linear(hidden, 1) for _ in widths)
         self.base_gate = nn.Parameter(torch.ones(len(widths))) if base_gate else None
         self.gate_temperature = gate_temperature
-        self.aggregator = RedundancyAggregator(hidden, self.eps)
+        self.aggregator = RedundancyAggregator(hidden, EPS)
         self.head = LinearHead(hidden, out_dim)
-        for name, given in (("lean", lean), ("tap_dtype", tap_dtype), ("keep", keep)):
-            if given is not None:
-                setattr(self, name, given)
         if init == "identity":
             self.head.zero()
 
     def reduce(self, index: int, tap: Stream) -> Tensor:
-        """The tap as [B, L, D], behind a ReLU in the plain implementation: all that forward and backward need of it."""
-        x = tap.hidden.flatten(2).transpose(1, 2) if tap.hidden.dim() == 4 else tap.hidden
-        return x if self.lean else F.relu(x)
+        """``relu(tap)`` as [B, L, D]: the only form of the tap that forward and backward need."""
+        return F.relu(tokens_of(tap))
 
-    def merge(self, reduced: list[Tensor], last: Tensor, stream: Stream) -> Tensor:
+    def merge(self, reduced: list[Tensor], last: Tensor, stream: Stream) -> Any:
         """[B, E]: ``last`` plus the merged layers; ``reduced`` are K tensors [B, L, D_k]."""
-        return self.join([self.collect(reduced, last, stream)])
-
-    def collect(self, reduced: list[Tensor], last: Tensor, stream: Stream) -> Any:
-        """What :meth:`join` needs of a chunk of samples; the lean one empties ``reduced`` on the way."""
-        return collect(self, reduced, last, stream) if self.lean else self._merge(reduced, last, stream)
-
-    def join(self, parts: list[Any]) -> Tensor:
-        """[B, E] of the chunks together; see :meth:`Adapter.join`."""
-        return attach(self, [piece for part in parts for piece in part]) if self.lean else torch.cat(parts)
-
-    # --- the plain implementation ---
-
-    def _merge(self, reduced: list[Tensor], last: Tensor, stream: Stream) -> Tensor:
         guide = self.guide_reducer(F.relu(last))  # [B, H]
         pooled = [self._pool(i, x, guide, stream) for i, x in enumerate(reduced)]
-        return self.refine(guide, torch.stack(pooled, dim=1), last)
-
-    def refine(self, guide: Tensor, candidates: Tensor, last: Tensor) -> Tensor:
-        """Merge the K pooled layers [B, K, H] under the guide [B, H] and add the result to ``last`` [B, E]."""
-        # Raw residual streams are not normed: in half precision the products of these few vectors would overflow.
-        precision = self.aggregator.score.weight.dtype
-        with torch.autocast(candidates.device.type, enabled=False):
-            merged = self.aggregator(guide.to(precision), candidates.to(precision))
-        return self.head(merged) + last
+        return refine(self.aggregator, self.head, guide, torch.stack(pooled, dim=1), last)
 
     def _pool(self, index: int, x: Tensor, guide: Tensor, stream: Stream) -> Tensor:
         """Attention pooling of one layer under the guide, plus its base token: [B, L, D] -> [B, H]."""
@@ -117,17 +81,16 @@ class PooledSherlAdapter(Adapter):
         scores = torch.einsum("bld,bd->bl", x, query) + (weighted_guide @ reducer.bias + score.bias).unsqueeze(1)
         if stream.mask is not None and x.shape[1] == stream.mask.shape[1]:
             scores = scores * stream.mask
-        attention = l1_normalise(F.relu(scores), self.eps)  # [B, L]
+        attention = l1_normalise(F.relu(scores), EPS)  # [B, L]
         base, share = _base_token(x, stream), attention.sum(1, keepdim=True)
-        factor = 1.0 if self.base_gate is None else self.base_factors()[index]
+        factor = 1.0 if self.base_gate is None else torch.sigmoid(self.base_gate / self.gate_temperature)[index]
         mixed = torch.einsum("bl,bld->bd", attention, x) + factor * base
         return mixed @ reducer.weight.T + (share + factor) * reducer.bias
 
-    def base_factors(self) -> Tensor:
-        """The factor of each layer's base token, [K]."""
-        if self.base_gate is None:
-            return torch.ones_like(self.aggregator.score.bias).expand(len(self.layers))
-        return torch.sigmoid(self.base_gate / self.gate_temperature)
+
+def tokens_of(tap: Stream) -> Tensor:
+    """The tap as [B, L, D]; grids row by row."""
+    return tap.hidden.flatten(2).transpose(1, 2) if tap.hidden.dim() == 4 else tap.hidden
 
 
 def _base_token(x: Tensor, stream: Stream) -> Tensor:

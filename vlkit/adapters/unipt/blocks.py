@@ -1,18 +1,12 @@
-"""The pieces UniPT is made of: parallel interaction, confidence, guided pooling of grids, and its pooled form."""
+"""The pieces UniPT is made of: parallel interaction, confidence and guided pooling of grids."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlkit.adapters.base import Adapter
-from vlkit.adapters.sherl.blocks import LinearHead, l1_normalise
-from vlkit.encoders.staged import Stream
-
-CLAMP = 1e-6
+from vlkit.adapters.sherl.blocks import l1_normalise
 
 
 def attend(queries: Tensor, tokens: Tensor, mask: Tensor | None, eps: float, identity: bool) -> Tensor:
@@ -149,82 +143,10 @@ class GuidedPool(nn.Module):
     def _pool(self, x: Tensor, deepest: Tensor) -> Tensor:
         (height, width), (rows, columns) = x.shape[-2:], deepest.shape[-2:]
         if height % rows or width % columns:
-            raise ValueError(f"a map of {height} x {width} cannot be pooled to {rows} x {columns}; resize the pictures")
+            raise ValueError(f"a map of {height} x {width} cannot be pooled to {rows} x {columns}; resize the images")
         q = (height // rows, width // columns)
         cells = x.unflatten(3, (columns, q[1])).unflatten(2, (rows, q[0]))  # [B, C, rows, q, columns, q]
         guide = F.relu(self.guide(deepest))[:, :, :, None, :, None]
         score = F.relu((guide * cells).sum(1))  # [B, rows, q, columns, q]
         weights = score / (score.sum((2, 4), keepdim=True) + self.eps) + 1 / (q[0] * q[1])
         return (weights.unsqueeze(1) * cells).sum((3, 5))
-
-
-class PooledUniptAdapter(Adapter):
-    """UniPT in the joint space (published for CLIP towers): attention-pooled taps refine the pooled embedding.
-
-    The anchor is the reduced pooled embedding, one query. Reduced tokens ``W x + c`` (x = relu(tap)) are never made:
-    their scores, their weighted sum and their mean are those of x, taken through W once, so backward keeps each tap
-    once. The result is the published one.
-
-    Args:
-        widths: channels of each tap; every tap is a candidate.
-        out_dim: E.
-        hidden: H.
-        layers: depths of the taps.
-        init: ``"identity"`` zeroes the output projection: training starts exactly at the base's embedding.
-    """
-
-    handoff = "pooled"
-    late = 0
-
-    def __init__(
-        self,
-        widths: tuple[int, ...],
-        out_dim: int,
-        hidden: int,
-        layers: tuple[int, ...],
-        init: Literal["published", "identity"] = "published",
-    ) -> None:
-        super().__init__()
-        if len(widths) != len(layers) or not layers:
-            raise ValueError(f"one width for each tap is needed, got {len(widths)} widths and taps {list(layers)}")
-        self.layers = tuple(layers)
-        self.reducers = nn.ModuleList(nn.Linear(width, hidden) for width in widths)
-        self.anchor_reducer = nn.Linear(out_dim, hidden)
-        self.confidence = nn.Linear(hidden, 1)
-        self.head = LinearHead(hidden, out_dim)
-        if init == "identity":
-            self.head.zero()
-
-    def reduce(self, index: int, tap: Stream) -> Tensor:
-        """``relu(tap)`` as [B, L, D]: the only form of the tap that forward and backward need."""
-        x = F.relu(tap.hidden)
-        return x.flatten(2).transpose(1, 2) if x.dim() == 4 else x
-
-    def merge(self, reduced: list[Tensor], last: Tensor, stream: Stream) -> Tensor:
-        """[B, E]: ``last`` plus the mixed layers; ``reduced`` are K tensors [B, L, D_k]."""
-        anchor = self.anchor_reducer(F.relu(last))  # [B, H]
-        pairs = [self._interact(i, x, anchor, stream) for i, x in enumerate(reduced)]
-        confidence = torch.cat([self.confidence(anchor * mean) for _, mean in pairs], dim=1)
-        shares = confidence.softmax(1)  # [B, K]
-        merged = torch.einsum("bk,bkh->bh", shares, torch.stack([z for z, _ in pairs], dim=1))
-        return last + self.head(merged)
-
-    def _interact(self, index: int, x: Tensor, anchor: Tensor, stream: Stream) -> tuple[Tensor, Tensor]:
-        """What the anchor finds in one layer plus its base token, and the layer's mean; both [B, H]."""
-        reducer = self.reducers[index]
-        mask = stream.mask if stream.mask is not None and x.shape[1] == stream.mask.shape[1] else None
-        scores = torch.einsum("bld,bd->bl", x, anchor @ reducer.weight) + (anchor @ reducer.bias).unsqueeze(1)
-        if mask is not None:
-            scores = scores * mask
-        scores = F.relu(scores)
-        weights = scores / scores.sum(1, keepdim=True).clamp_min(CLAMP)
-        found = torch.einsum("bl,bld->bd", weights, x) + self._base(x, stream, mask)
-        share = weights.sum(1, keepdim=True) + 1
-        return found @ reducer.weight.T + share * reducer.bias, reducer(masked_mean(x, mask))
-
-    @staticmethod
-    def _base(x: Tensor, stream: Stream, mask: Tensor | None) -> Tensor:
-        """The token that sums up the sequence, [B, D]: the tower's summary position, else the mean."""
-        if stream.summary is not None:
-            return x[torch.arange(len(x), device=x.device), stream.summary]
-        return masked_mean(x, mask)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-VIDEO_SUFFIXES = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp", ".ogv")
-"""Endings of video files, most usual first."""
+from vlkit.data.scan import VIDEO_SUFFIXES
 
 
 def other_clips(folders: Sequence[str]) -> Callable[[str], Iterator[str]]:

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vlkit.data.sources.karpathy import is_karpathy, picture_id, read_karpathy, take
+from vlkit.data.sources.common import take, take_id
+from vlkit.data.sources.karpathy import is_karpathy, picture_id, read_karpathy
 from vlkit.data.sources.prepare import Counts, Source, add_record, compare_counts
 from vlkit.errors import UserError
 from vlkit.files import read_json
@@ -49,9 +50,9 @@ def read(annotations: str | Path) -> Source:
 
 
 def other_places(path: str) -> list[str]:
-    """Where else a COCO picture may lie: the 2014 and 2017 releases hold the same pictures under other names.
+    """Where else a COCO image may lie: the 2014 and 2017 releases hold the same images under other names.
 
-    Also tried: without its folder (``--images`` already names it, or all pictures are in one folder).
+    Also tried: without its folder (``--images`` already names it, or all images are in one folder).
     """
     name = posixpath.basename(path)
     numbered = _NUMBERED.fullmatch(name)
@@ -105,13 +106,13 @@ def _read_captions(content: Any, path: Path, split: str, folder: str, source: So
     texts: dict[int, list[tuple[int, str]]] = {}
     for index, annotation in enumerate(annotations):
         where = f"{path}: annotations[{index}]"
-        image_id = take(annotation, "image_id", int, where)
-        caption = (take(annotation, "id", int, where), take(annotation, "caption", str, where))
+        image_id = take_id(annotation, "image_id", where)
+        caption = (take_id(annotation, "id", where), take(annotation, "caption", str, where))
         texts.setdefault(image_id, []).append(caption)
     for index, image in enumerate(images):
         where = f"{path}: images[{index}]"
         name = take(image, "file_name", str, where)
-        image_id = take(image, "id", int, where)
+        image_id = take_id(image, "id", where)
         record = {"id": f"coco/{image_id}", "image": name if "/" in name else f"{folder}/{name}"}
         add_record(source, split, record, [caption for _, caption in sorted(texts.pop(image_id, []))])
     if texts:

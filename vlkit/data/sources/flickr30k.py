@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from operator import itemgetter
 from pathlib import Path
 
 from vlkit.data.sources.karpathy import is_karpathy, picture_id, read_karpathy
 from vlkit.data.sources.prepare import Counts, Source, add_record, compare_counts
 from vlkit.errors import UserError, some
-from vlkit.files import read_json
+from vlkit.files import read_json, read_text
 
 KARPATHY_COUNTS: dict[str, Counts] = {
     "flickr30k": {"train": (29_000, 145_000), "val": (1_014, 5_070), "test": (1_000, 5_000)},
@@ -65,7 +66,7 @@ def _assign_splits(captions: dict[str, list[str]], source: Source, split: str, s
             "give --split_lists for the usual splits"
         )
         return
-    by_stem = {Path(image).stem: image for image in captions}
+    by_stem = {_stem(image): image for image in captions}
     unknown = []
     for name, stems in _read_lists(Path(split_lists)).items():
         for stem in stems:
@@ -90,7 +91,7 @@ def _read_lists(path: Path) -> dict[str, list[str]]:
     """Split -> stems of image names, from a folder of lists or a Karpathy file."""
     if path.is_file():
         splits = _read_split_file(path).splits
-        return {split: [Path(record["image"]).stem for record in records] for split, records in splits.items()}
+        return {split: [_stem(record["image"]) for record in records] for split, records in splits.items()}
     lists = {split: path / f"{split}.txt" for split in ("train", "val", "test")}
     found = {split: file for split, file in lists.items() if file.is_file()}
     if not found:
@@ -99,7 +100,9 @@ def _read_lists(path: Path) -> dict[str, list[str]]:
 
 
 def _stem(line: str) -> str:
-    return re.sub(r"\.(jpe?g|png)$", "", line.strip(), flags=re.IGNORECASE)
+    """An image's name without folder and ending, in one form of Unicode: the two files may use different ones."""
+    name = line.strip().rpartition("/")[2]
+    return unicodedata.normalize("NFC", re.sub(r"\.(jpe?g|png)$", "", name, flags=re.IGNORECASE))
 
 
 def _read_token(path: Path) -> dict[str, list[str]]:
@@ -125,8 +128,8 @@ def _read_csv(path: Path) -> dict[str, list[str]]:
         image, bar, rest = line.partition("|")
         match = _NUMBER_AND_CAPTION.fullmatch(rest)
         if not bar or not image.strip() or not match:
-            mend = "other tables go through data_prep/from_folder.py"
-            raise UserError(f"{path}:{line_number}: expected <image>| <number>| <caption>, got {line[:60]!r}; {mend}")
+            fix = "other tables go through data_prep/from_folder.py"
+            raise UserError(f"{path}:{line_number}: expected <image>| <number>| <caption>, got {line[:60]!r}; {fix}")
         found.setdefault(image.strip(), []).append((int(match[1]), match[2]))
     return _in_order(found, path)
 
@@ -139,9 +142,4 @@ def _in_order(found: dict[str, list[tuple[int, str]]], path: Path) -> dict[str, 
 
 def _lines(path: Path) -> list[str]:
     """Lines of a UTF-8 text file, without line ends. Only line feeds end a line: captions hold odd characters."""
-    try:
-        return [line.rstrip("\r") for line in path.read_bytes().decode("utf-8-sig").split("\n")]
-    except OSError as error:
-        raise UserError(f"{path}: cannot read ({error.strerror}); give the annotation file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    return [line.rstrip("\r") for line in read_text(path, "give the annotation file").split("\n")]

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vlkit.data.records import Record, box_problem
+from vlkit.data.boxes import Record, box_problem
 from vlkit.data.sources.prepare import Source
 from vlkit.errors import UserError, some
+from vlkit.files import read_text
 
 SPLITS = ("train", "val", "test")
 
@@ -36,7 +37,7 @@ class Phrase:
         categories: one or more of people, clothing, bodyparts, animals, vehicles, instruments, scene, other.
         text: the words of the phrase.
         boxes: float32 [G, 4], absolute x1, y1, x2, y2 pixels.
-        size: (width, height) of the picture in pixels, if stated.
+        size: (width, height) of the image in pixels, if stated.
     """
 
     image: str
@@ -82,14 +83,22 @@ def read(folder: str | Path) -> Source:
     ``entity`` and ``sentence`` (a line number) are the phrase's own. Phrases are asked for without their sentence.
 
     Raises:
-        UserError: no split list there, a damaged file, or a box outside its picture or inverted; the file is named.
+        UserError: no split list there, or a damaged file; the file is named. Phrases with a box outside their image or
+            inverted are listed in ``wrong`` of the source.
     """
     folder = Path(folder)
     source = Source("flickr30k_entities", "grounding", {}, {"annotations": str(folder.resolve())})
     for split in SPLITS:
         if (folder / f"{split}.txt").exists():
             phrases = read_phrases(folder, split)
-            source.splits[split] = [_record(phrase, row, folder) for row, phrase in enumerate(phrases)]
+            records = source.splits[split] = []
+            for row, phrase in enumerate(phrases):
+                record, problem = _record(phrase, row), _box_problem(phrase)
+                if problem:
+                    file = folder / "Annotations" / f"{phrase.image}.xml"
+                    source.wrong.append(f"{file}: entity {phrase.entity}: {problem}")
+                else:
+                    records.append(record)
             source.counts[split] = (len({phrase.image for phrase in phrases}), len(phrases))
     if not source.splits:
         raise UserError(
@@ -98,7 +107,7 @@ def read(folder: str | Path) -> Source:
     return source
 
 
-def _record(phrase: Phrase, row: int, folder: Path) -> Record:
+def _record(phrase: Phrase, row: int) -> Record:
     boxes = phrase.boxes.astype(float)
     record: Record = {
         "id": f"flickr30k/{phrase.image}/{phrase.sentence}/{row}",
@@ -112,11 +121,12 @@ def _record(phrase: Phrase, row: int, folder: Path) -> Record:
     }
     if phrase.size is not None:
         record |= {"width": phrase.size[0], "height": phrase.size[1]}
-    for box in record["boxes"]:
-        problem = box_problem(box, *(phrase.size or (math.inf, math.inf)))
-        if problem:
-            raise UserError(f"{folder / 'Annotations' / phrase.image}.xml: entity {phrase.entity}: {problem}")
     return record
+
+
+def _box_problem(phrase: Phrase) -> str | None:
+    size = phrase.size or (math.inf, math.inf)
+    return next(filter(None, (box_problem(box, *size) for box in phrase.boxes.astype(float).tolist())), None)
 
 
 def match_predictions(phrases: Iterable[Phrase], predictions: Iterable[Mapping]) -> list[np.ndarray]:
@@ -152,7 +162,7 @@ def match_predictions(phrases: Iterable[Phrase], predictions: Iterable[Mapping])
 
 
 def _read_annotation(path: Path) -> tuple[dict[str, np.ndarray], tuple[int, int] | None]:
-    """Entity id -> float32 [G, 4] boxes (an object with several names gives its box to each of them), and the picture's
+    """Entity id -> float32 [G, 4] boxes (an object with several names gives its box to each of them), and the image's
     width and height.
     """
     try:
@@ -176,9 +186,4 @@ def _read_annotation(path: Path) -> tuple[dict[str, np.ndarray], tuple[int, int]
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected a Flickr30k Entities folder") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); is this the right file?") from None
+    return read_text(path, "expected a Flickr30k Entities folder")

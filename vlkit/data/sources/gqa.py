@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkit.data.records import ANSWERS, Record
-from vlkit.data.sources.karpathy import take
+from vlkit.data.sources.common import take
 from vlkit.data.sources.prepare import Source
 from vlkit.errors import UserError
 from vlkit.files import read_json
@@ -38,7 +38,7 @@ def read(questions: Sequence[str | Path]) -> Source:
             Which split is said by the file's (folder's) name. Test and challenge have no answers.
 
     Raises:
-        UserError: a file is missing or is another one, two for one split, a question without picture, text or answer,
+        UserError: a file is missing or is another one, two for one split, a question without image, text or answer,
             an id that occurs twice; the file and the question are named.
     """
     found: dict[str, Path] = {}
@@ -68,6 +68,8 @@ def _notes(split: str, variant: str | None, records: list[Record]) -> list[str]:
     notes, official = [], OFFICIAL.get((split, variant or ""))
     if official and official // 2 < len(records) != official:
         notes.append(f'split "{split}" has {len(records):,} questions, the official file {official:,}')
+    if variant == "all" and split in ("val", "testdev"):
+        notes.append(f'split "{split}" holds all questions; official figures count the balanced ones alone')
     if "answers" not in records[0]:
         notes.append(f'split "{split}" has no answers: they are hidden, it cannot be scored')
     return notes

@@ -1,36 +1,17 @@
-"""Ids and file names of COCO pictures, as VQA v2 and RefCOCO refer to them."""
+"""Ids and file names of COCO images, as VQA v2 and RefCOCO refer to them."""
 
 from __future__ import annotations
 
 import posixpath
 import re
-from typing import Any
 
 from vlkit.data.sources import coco
-from vlkit.errors import UserError
 
 _NAMED = re.compile(r"(?:COCO_([a-z]+\d+)_)?(\d{12})\.\w+")
 
 
-def take_id(value: Any, field: str, where: str) -> int:
-    """``value[field]`` as a whole number; one written as a text (``"123"``) is taken too.
-
-    Raises:
-        UserError: there is none; place and field are named.
-    """
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: not a JSON object; is this the official file?")
-    found = value.get(field)
-    if isinstance(found, int) and not isinstance(found, bool):
-        return found
-    if isinstance(found, str) and re.fullmatch(r"\s*[0-9]{1,18}\s*", found):
-        return int(found)
-    state = "missing" if field not in value else f"{str(found)[:40]!r}, no whole number"
-    raise UserError(f'{where}: field "{field}" is {state}; is this the official file?')
-
-
 def picture_path(folder: str, image_id: int) -> str:
-    """Path of picture ``image_id`` of a COCO folder: ``val2014/COCO_val2014_000000000123.jpg``; from 2017 on the names
+    """Path of image ``image_id`` of a COCO folder: ``val2014/COCO_val2014_000000000123.jpg``; from 2017 on the names
     are plain numbers, ``val2017/000000000123.jpg``.
     """
     number = f"{image_id:012d}.jpg"
@@ -44,7 +25,7 @@ def with_folder(file_name: str) -> str:
 
 
 def other_places(path: str) -> list[str]:
-    """Where else a picture may lie: under its name of another release (:func:`vlkit.data.sources.coco.other_places`),
+    """Where else an image may lie: under its name of another release (:func:`vlkit.data.sources.coco.other_places`),
     without its folder, or with the plain number as its name.
     """
     folder, name = posixpath.split(path)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from vlkit.data.sources.common import take, whole_number
 from vlkit.data.sources.prepare import Source, add_record
 from vlkit.errors import UserError
 
@@ -44,25 +45,12 @@ def read_karpathy(content: dict[str, Any], path: Path) -> Source:
             raise UserError(f'{where}: field "split" is "{split}"; known are {", ".join(_SPLITS)}')
         filename = take(image, "filename", str, where)
         folder = take(image, "filepath", str, where) if "filepath" in image else ""
-        record = {
-            "id": f"{name}/{image.get('cocoid') or picture_id(filename)}",
-            "image": posixpath.join(folder, filename),
-        }
+        number = whole_number(image.get("cocoid")) or image.get("cocoid") or picture_id(filename)
+        record = {"id": f"{name}/{number}", "image": posixpath.join(folder, filename)}
         sentences = take(image, "sentences", list, where)
         texts = [_raw(sentence, f"{where}.sentences[{i}]") for i, sentence in enumerate(sentences)]
         add_record(source, _SPLITS[split], record, texts)
     return source
-
-
-def take(value: Any, field: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """``value[field]`` if it is there and of type ``kind``; else a :class:`UserError` that names place and field."""
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: not a JSON object; is this the official file?")
-    if not isinstance(value.get(field), kind):
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        state = "missing" if field not in value else f"not of type {' or '.join(k.__name__ for k in kinds)}"
-        raise UserError(f'{where}: field "{field}" is {state}; is this the official file?')
-    return value[field]
 
 
 def picture_id(filename: str) -> str:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlkit.data.sources.clip_files import other_clips
-from vlkit.data.sources.karpathy import take
+from vlkit.data.sources.common import take, take_id
 from vlkit.data.sources.prepare import Counts, Source, add_record, compare_counts
 from vlkit.errors import UserError, some
-from vlkit.files import read_json
+from vlkit.files import read_json, read_text
 
 Split = Literal["9k", "7k", "full"]
 TEST_LIST = "MSRVTT_JSFUSION_test.csv"
@@ -25,6 +25,7 @@ OFFICIAL: dict[str, Counts] = {
 """Protocol -> clips and sentences a split."""
 VIDEO_FOLDERS = ("videos", "all", "videos/all", "TrainValVideo", "TestVideo")
 """Folders that the clips of known collections lie in, besides the given one itself."""
+_FIX = "give the folder with MSR-VTT's lists by --csv"
 _SPLITS = {"train": "train", "validate": "val", "test": "test"}
 
 
@@ -93,7 +94,7 @@ def _read_clips(path: Path) -> dict[str, _Clip]:
         video_id = take(sentence, "video_id", str, where)
         if video_id not in clips:
             raise UserError(f'{where}: field "video_id": no video "{video_id}" in this file; is it complete?')
-        caption = (take(sentence, "sen_id", int, where), take(sentence, "caption", str, where))
+        caption = (take_id(sentence, "sen_id", where), take(sentence, "caption", str, where))
         clips[video_id].captions.append(caption)
     return clips
 
@@ -131,7 +132,7 @@ def _read_lists(folder: Path, split: str, clips: dict[str, _Clip], annotations: 
 def _read_rows(path: Path, clips: dict[str, _Clip], annotations: Path) -> dict[str, dict[str, str]]:
     """Rows of a list by ``video_id``, in file order; the test list has the column ``sentence`` as well."""
     needed = ("video_id", "sentence") if path.name == TEST_LIST else ("video_id",)
-    reader = csv_format.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+    reader = csv_format.DictReader(io.StringIO(read_text(path, _FIX), newline=""), strict=True)
     rows: dict[str, dict[str, str]] = {}
     try:
         header = reader.fieldnames or ()
@@ -155,14 +156,3 @@ def _read_rows(path: Path, clips: dict[str, _Clip], annotations: Path) -> dict[s
     if not rows:
         raise UserError(f"{path}: holds no videos; is the download complete?")
     return rows
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give the folder with MSR-VTT's lists by --csv") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot read ({error.strerror}); give the folder with MSR-VTT's lists") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None

@@ -1,42 +1,51 @@
-"""MSVD: ``raw-captions.pkl`` with ``train_list.txt``, ``val_list.txt`` and ``test_list.txt``."""
+"""MSVD: captions as released (``AllVideoDescriptions.txt``, ``video_corpus.csv``) or as ``raw-captions.pkl``, with
+``train_list.txt``, ``val_list.txt`` and ``test_list.txt``.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 from typing import Any
 
 from vlkit.data.restricted_pickle import read_pickle
 from vlkit.data.sources.clip_files import other_clips
 from vlkit.data.sources.prepare import Counts, Source, add_record, compare_counts
-from vlkit.errors import UserError
+from vlkit.errors import UserError, some
+from vlkit.files import read_text
 
 OFFICIAL: Counts = {"train": (1_200, 48_774), "val": (100, 4_290), "test": (670, 27_763)}
-CAPTIONS = "raw-captions.pkl"
+CAPTIONS = ("raw-captions.pkl", "AllVideoDescriptions.txt", "video_corpus.csv", "MSR Video Description Corpus.csv")
+"""Names of the caption files; a folder is searched for them in this order."""
 VIDEO_FOLDERS = ("YouTubeClips", "MSVD_Videos", "videos")
 """Folders that the clips of known collections lie in, besides the given one itself."""
+LANGUAGE = "English"
+"""The language of ``video_corpus.csv`` that is kept, as in every published protocol."""
+_FIX = "give raw-captions.pkl, AllVideoDescriptions.txt or video_corpus.csv, or their folder"
+_COLUMNS = ("VideoID", "Start", "End", "Language", "Description")
+
+Captions = dict[str, list[str]]
 
 
 def read(annotations: str | Path, lists: str | Path | None = None) -> Source:
     """Read MSVD for video retrieval; all captions of a clip are kept.
 
     Args:
-        annotations: ``raw-captions.pkl``, or the folder that holds it. Only plain values are read from the pickle;
-            nothing in it is executed.
-        lists: folder with the lists, an id a line; a list that is not there makes no split. None = beside
+        annotations: one of :data:`CAPTIONS`, or the folder that holds it. Only plain values are read from the pickle;
+            nothing in it is executed. Of ``video_corpus.csv`` the English captions are read.
+        lists: folder with the lists, one id per line; a list that is not there makes no split. None = beside
             ``annotations``.
 
     Raises:
         UserError: a file is missing, damaged or holds code, or a listed clip has no captions; the message names file
             and line or clip.
     """
-    path = Path(annotations)
-    path = path / CAPTIONS if path.is_dir() else path
+    path = _captions_file(Path(annotations))
     folder = path.parent if lists is None else Path(lists)
-    captions = read_pickle(path)
-    if not isinstance(captions, dict) or not captions:
-        raise UserError(f"{path}: not a dictionary of captions by video; is this the official file?")
     inputs = {"annotations": str(path.resolve()), "lists": str(folder.resolve())}
     source = Source("msvd", "video_retrieval", {}, inputs, elsewhere=other_clips(VIDEO_FOLDERS))
+    captions, source.notes = _read_captions(path)
     seen: dict[str, str] = {}
     for split in OFFICIAL:
         for number, video_id in _read_list(folder / f"{split}_list.txt"):
@@ -46,8 +55,8 @@ def read(annotations: str | Path, lists: str | Path | None = None) -> Source:
             seen[video_id] = where
             if video_id not in captions:
                 raise UserError(f'{folder / where}: no captions of "{video_id}" in {path}; use lists of that file')
-            texts = _texts(captions[video_id], f"{path}: {video_id}")
-            add_record(source, split, {"id": f"msvd/{video_id}", "video": f"{video_id}.avi"}, texts)
+            record = {"id": f"msvd/{video_id}", "video": f"{video_id}.avi"}
+            add_record(source, split, record, captions[video_id])
     if not seen:
         raise UserError(
             f"{folder}: no train_list.txt, val_list.txt or test_list.txt in it; give their folder by --lists"
@@ -56,16 +65,76 @@ def read(annotations: str | Path, lists: str | Path | None = None) -> Source:
     return source
 
 
+def _captions_file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    found = next((path / name for name in CAPTIONS if (path / name).is_file()), None)
+    if found is None:
+        raise UserError(f"{path}: holds none of {', '.join(CAPTIONS)}; {_FIX}")
+    return found
+
+
+def _read_captions(path: Path) -> tuple[Captions, list[str]]:
+    """Captions of each clip, and notes for the user; the ending of the file says its form."""
+    readers = {".txt": _read_descriptions, ".csv": _read_corpus}
+    captions, notes = readers.get(path.suffix.lower(), _read_pickled)(path)
+    if not captions:
+        raise UserError(f"{path}: holds no captions; {_FIX}")
+    return captions, notes
+
+
+def _read_descriptions(path: Path) -> tuple[Captions, list[str]]:
+    """``<id> <caption>`` lines; comments (``#``) and blank lines stand before them."""
+    captions: Captions = {}
+    for number, line in enumerate(read_text(path, _FIX).split("\n"), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        video_id, _, caption = line.strip().replace("\t", " ", 1).partition(" ")
+        if video_id.count("_") < 2 or not caption.strip():
+            raise UserError(f"{path}:{number}: expected <video>_<start>_<end> <caption>, got {line[:60]!r}; {_FIX}")
+        captions.setdefault(video_id, []).append(caption)
+    return captions, []
+
+
+def _read_corpus(path: Path) -> tuple[Captions, list[str]]:
+    """A row per caption, in many languages; the clip is ``<VideoID>_<Start>_<End>``."""
+    reader = csv.DictReader(io.StringIO(read_text(path, _FIX), newline=""), strict=True)
+    captions: Captions = {}
+    others: dict[str, int] = {}
+    try:
+        lacking = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
+        if lacking:
+            raise UserError(f'{path}:1: the header has no column "{lacking[0]}"; {_FIX}')
+        for row in reader:
+            empty = [name for name in _COLUMNS[:4] if not (row[name] or "").strip()]
+            if empty or None in row:
+                reason = f'column "{empty[0]}" is empty' if empty else "more columns than the header"
+                raise UserError(f"{path}:{reader.line_num}: {reason}; is the file complete?")
+            video, start, end, language = (row[name].strip() for name in _COLUMNS[:4])
+            if language.lower() == LANGUAGE.lower():
+                captions.setdefault(f"{video}_{start}_{end}", []).append(row["Description"] or "")
+            else:
+                others[language] = others.get(language, 0) + 1
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: not a readable table ({error}); is the file complete?") from None
+    count = sum(others.values())
+    notes = [f"{count:,} captions are not {LANGUAGE} and were left out: {some(sorted(others))}"] if count else []
+    return captions, notes
+
+
+def _read_pickled(path: Path) -> tuple[Captions, list[str]]:
+    """``{id: [[word, word, ...], ...]}``."""
+    content = read_pickle(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a dictionary of captions by video; {_FIX}")
+    return {video_id: _texts(captions, f"{path}: {video_id}") for video_id, captions in content.items()}, []
+
+
 def _read_list(path: Path) -> list[tuple[int, str]]:
     """(line, id) for each line that is not blank; nothing if there is no such file."""
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except FileNotFoundError:
+    if not path.exists():
         return []
-    except OSError as error:
-        raise UserError(f"{path}: cannot read ({error.strerror}); give the folder with the lists by --lists") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    lines = read_text(path, "give the folder with the lists by --lists").split("\n")
     return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
 
 

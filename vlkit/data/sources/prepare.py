@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import posixpath
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlkit.cli.show import visible
 from vlkit.data.manifest import Dataset, write_dataset
-from vlkit.data.records import MEDIA_FIELD, Record
+from vlkit.data.media_folder import MediaFolder
+from vlkit.data.records import RECORDS, Record
 from vlkit.errors import UserError, some
 from vlkit.files import write_text
 
-MISSING_LIST = "missing.txt"
+MISSING_LIST, WRONG_LIST = "missing.txt", "wrong.txt"
+"""Files of a prepared dataset that list what --partial left out: paths of media, and annotations with their fault."""
 Counts = dict[str, tuple[int, int]]  # split -> (media, texts)
 
 
@@ -29,6 +30,8 @@ class Source:
         notes: what the user should know, one line each.
         blank_texts: number of captions that were blank and left out.
         without_text: ids of records that had no caption left and were left out.
+        wrong: annotations that make no record although their file is sound (a box outside its image): a line each that
+            names file, place and fault.
         elsewhere: other relative paths at which a medium may lie when it is not at the stated one.
     """
 
@@ -40,6 +43,7 @@ class Source:
     notes: list[str] = field(default_factory=list)
     blank_texts: int = 0
     without_text: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
     elsewhere: Callable[[str], Iterable[str]] | None = None
 
 
@@ -54,7 +58,7 @@ class Prepared:
     def summary(self) -> str:
         """Counts per split as a small table, then the notes."""
         dataset = self.dataset
-        media = f"{MEDIA_FIELD[dataset.task]}s"
+        media = f"{RECORDS[dataset.task].media}s"
         lines = [
             f"{dataset.name} ({dataset.task}) -> {dataset.root}",
             f"{'split':<10} {media:>9} {'records':>9} {'texts':>9}",
@@ -75,22 +79,28 @@ def prepare(source: Source, output: str | Path, media_root: str | Path, *, parti
     Args:
         media_root: the folder with the media, as the user gave it; stored as an absolute path, or relative to
             ``output`` if it lies in there.
-        partial: leave out records whose medium is missing and list the paths in ``missing.txt`` of ``output``.
+        partial: leave out records whose medium is missing, and annotations that are wrong, and list both in
+            ``missing.txt`` and ``wrong.txt`` of ``output``.
 
     Raises:
-        UserError: no media folder, media missing without ``partial``, nothing left, or ``output`` cannot be written.
+        UserError: no media folder, media missing or annotations wrong without ``partial``, nothing left, or ``output``
+            cannot be written.
     """
     media_root = Path(media_root)
     if not media_root.is_dir():
-        raise UserError(f"{media_root}: no such folder; give the folder with the {MEDIA_FIELD[source.task]}s")
+        raise UserError(
+            f"{visible(media_root)}: no such folder; give the folder with the {RECORDS[source.task].media}s"
+        )
     splits, missing, moved = _locate(source, MediaFolder(media_root))
     notes = list(source.notes)
+    if source.wrong:
+        notes.append(_wrong_note(source, partial))
     if source.blank_texts:
         notes.append(f"{source.blank_texts} blank texts were left out")
     if source.without_text:
         notes.append(f"{len(source.without_text)} records have no text and were left out: {some(source.without_text)}")
     if missing:
-        what = f"{len(missing)} of {_distinct(source)} {MEDIA_FIELD[source.task]}s are not in {media_root}"
+        what = f"{len(missing)} of {_distinct(source)} {RECORDS[source.task].media}s are not in {media_root}"
         names = some(missing)
         if not partial:
             raise UserError(f"{what}: {names}; correct the folder, or add --partial to leave them out")
@@ -98,7 +108,7 @@ def prepare(source: Source, output: str | Path, media_root: str | Path, *, parti
             raise UserError(f"{what}: {names}; nothing is left, correct the folder")
         notes.append(f"{what}; left out and listed in {MISSING_LIST}")
     if moved:
-        notes.append(f"{moved} {MEDIA_FIELD[source.task]}s were found under another path than the annotations state")
+        notes.append(f"{moved} {RECORDS[source.task].media}s were found under another path than the annotations state")
     for split in [split for split, records in splits.items() if not records]:
         del splits[split]
         notes.append(f'split "{split}" is empty and was left out')
@@ -108,28 +118,22 @@ def prepare(source: Source, output: str | Path, media_root: str | Path, *, parti
     dataset = write_dataset(
         output, name=source.name, task=source.task, splits=splits, media_root=root, source=source.inputs
     )
-    if missing:
-        write_text(dataset.root / MISSING_LIST, "".join(f"{path}\n" for path in missing))
-    else:
-        (dataset.root / MISSING_LIST).unlink(missing_ok=True)  # of an earlier run
+    for name, lines in ((MISSING_LIST, missing), (WRONG_LIST, source.wrong)):
+        if lines:
+            write_text(dataset.root / name, "".join(f"{line}\n" for line in lines))
+        else:
+            (dataset.root / name).unlink(missing_ok=True)  # of an earlier run
     return Prepared(dataset, missing, notes)
 
 
-class MediaFolder:
-    """Which files lie under a folder. Each sub-folder is listed once: 10**5 questions cost a few system calls."""
-
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
-        self._listed: dict[str, frozenset[str]] = {}
-
-    def __contains__(self, relative: str) -> bool:
-        folder, name = posixpath.split(relative)
-        if folder not in self._listed:
-            try:
-                self._listed[folder] = frozenset(os.listdir(self.root / folder))
-            except (OSError, ValueError):  # ValueError: a NUL character in the path
-                self._listed[folder] = frozenset()
-        return name in self._listed[folder]
+def _wrong_note(source: Source, partial: bool) -> str:
+    if not partial:
+        more = len(source.wrong) - 1
+        others = f"; {more} more annotations are wrong" if more else ""
+        raise UserError(f"{source.wrong[0]}{others}; correct the file, or add --partial to leave them out")
+    if not any(source.splits.values()):
+        raise UserError(f"{source.wrong[0]}; nothing else is left, correct the file")
+    return f"{len(source.wrong)} annotations are wrong; left out and listed in {WRONG_LIST}"
 
 
 def compare_counts(source: Source, official: Counts) -> list[str]:
@@ -141,7 +145,7 @@ def compare_counts(source: Source, official: Counts) -> list[str]:
     for split, expected in official.items():
         found = source.counts.get(split, (0, 0))
         if found != expected:
-            counts = f"{found[0]:,} {MEDIA_FIELD[source.task]}s and {found[1]:,} texts"
+            counts = f"{found[0]:,} {RECORDS[source.task].media}s and {found[1]:,} texts"
             notes.append(f'split "{split}" has {counts}, the official file {expected[0]:,} and {expected[1]:,}')
     return notes
 
@@ -169,7 +173,7 @@ def _clean(text: str) -> str:
 
 def _locate(source: Source, folder: MediaFolder) -> tuple[dict[str, list[Record]], list[str], int]:
     """Return the records whose medium exists, the missing paths, and how many were found at another path."""
-    media = MEDIA_FIELD[source.task]
+    media = RECORDS[source.task].media
     found: dict[str, str | None] = {}
     splits: dict[str, list[Record]] = {}
     for split, records in source.splits.items():
@@ -178,7 +182,7 @@ def _locate(source: Source, folder: MediaFolder) -> tuple[dict[str, list[Record]
             stated = record[media]
             if stated not in found:
                 paths = [stated, *(source.elsewhere(stated) if source.elsewhere else ())]
-                found[stated] = next((path for path in paths if path in folder), None)
+                found[stated] = next(filter(None, map(folder.find, paths)), None)
             if found[stated] is not None:
                 kept.append(record if found[stated] == stated else {**record, media: found[stated]})
     missing = [path for path, actual in found.items() if actual is None]
@@ -187,5 +191,5 @@ def _locate(source: Source, folder: MediaFolder) -> tuple[dict[str, list[Record]
 
 
 def _distinct(source: Source) -> int:
-    media = MEDIA_FIELD[source.task]
+    media = RECORDS[source.task].media
     return len({record[media] for records in source.splits.values() for record in records})

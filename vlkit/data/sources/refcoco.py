@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlkit.data.records import Record, box_problem
+from vlkit.data.boxes import Record, box_problem, corners_of
 from vlkit.data.restricted_pickle import read_pickle
-from vlkit.data.sources.ids import other_places, take_id, with_folder
-from vlkit.data.sources.karpathy import take
+from vlkit.data.sources.common import take, take_id, whole_number
+from vlkit.data.sources.ids import other_places, with_folder
 from vlkit.data.sources.prepare import Counts, Source, compare_counts
 from vlkit.errors import UserError, some
 from vlkit.files import read_json
@@ -47,8 +47,8 @@ def read_refs(refs: str | Path, instances: str | Path | None = None, split_by: s
         split_by: which of a folder's refs files (``unc``, ``umd``, ``google``); a file must agree with it.
 
     Raises:
-        UserError: a file is missing, damaged or holds code; a reference without its image or box, a wrong box, an
-            unknown split; the file and the record are named.
+        UserError: a file is missing, damaged or holds code; a reference without its image or box, an unknown split;
+            the file and the record are named. Boxes that cannot be right are listed in ``wrong`` of the source.
     """
     path = _refs_file(Path(refs), split_by)
     instances = path.parent / "instances.json" if instances is None else Path(instances)
@@ -62,8 +62,8 @@ def read_refs(refs: str | Path, instances: str | Path | None = None, split_by: s
     source = _new_source(_dataset_name(path), inputs)
     for index, ref in enumerate(content):
         where = f"{path}: [{index}]"
-        for split, record in _sentences(ref, boxes, where):
-            _add(source, split, record)
+        for split, record, wrong in _sentences(ref, boxes, where):
+            _add(source, split, record, wrong)
     return _finished(source, protocol)
 
 
@@ -71,8 +71,8 @@ def read_mdetr(files: Sequence[str | Path]) -> Source:
     """Read MDETR's files, one a split (``finetune_refcoco_train.json``): a record an expression.
 
     Raises:
-        UserError: a file name without a split, two files for one split, an expression without exactly one box, a wrong
-            box; the file and the record are named.
+        UserError: a file name without a split, two files for one split, an expression without exactly one box; the
+            file and the record are named. Boxes that cannot be right are listed in ``wrong`` of the source.
     """
     names, given = set(), {}
     for path in map(Path, files):
@@ -88,8 +88,8 @@ def read_mdetr(files: Sequence[str | Path]) -> Source:
     source = _new_source(names.pop(), {"mdetr": [str(path.resolve()) for path in given.values()]})
     for split in sorted(given, key=SPLITS.index):
         content = read_json(given[split])
-        for record in _expressions(content, f"{given[split]}"):
-            _add(source, split, record)
+        for record, wrong in _expressions(content, f"{given[split]}"):
+            _add(source, split, record, wrong)
     return _finished(source, "umd" if source.name == "refcocog" else "unc")
 
 
@@ -147,8 +147,8 @@ class _Instances:
         return found
 
 
-def _sentences(ref: Any, instances: _Instances, where: str) -> Iterator[tuple[str, Record]]:
-    """Split and record of every sentence of a reference."""
+def _sentences(ref: Any, instances: _Instances, where: str) -> Iterator[tuple[str, Record, str | None]]:
+    """Split and record of every sentence of a reference, and what is wrong with its box."""
     split = take(ref, "split", str, where)
     if split not in SPLITS:
         raise UserError(f'{where}: field "split" is "{split}"; known are {", ".join(SPLITS)}')
@@ -160,19 +160,20 @@ def _sentences(ref: Any, instances: _Instances, where: str) -> Iterator[tuple[st
             f'{where}: field "ann_id": {ann_id} is a box of another image than {image_id}; correct the file'
         )
     common = {"ref_id": take_id(ref, "ref_id", where), "ann_id": ann_id}
-    category = instances.categories.get(annotation.get("category_id"))
+    category = instances.categories.get(whole_number(annotation.get("category_id")))
     if category is not None:
         common["category"] = category
-    picture = _picture(image, image_where, ref.get("file_name"))
-    box = _box(annotation, picture, box_where)
+    image = _image(image, image_where, ref.get("file_name"))
+    box, wrong = _box(annotation, image, box_where)
     for index, sentence in enumerate(take(ref, "sentences", list, where)):
         at = f"{where}.sentences[{index}]"
         text = _clean(take(sentence, "sent" if "sent" in sentence else "raw", str, at))
-        yield split, {"id": f"ref/{take_id(sentence, 'sent_id', at)}", **picture, "text": text, "box": box, **common}
+        record = {"id": f"ref/{take_id(sentence, 'sent_id', at)}", **image, "text": text, "box": box, **common}
+        yield split, record, wrong
 
 
-def _expressions(content: Any, path: str) -> Iterator[Record]:
-    """Record of every expression of an MDETR file."""
+def _expressions(content: Any, path: str) -> Iterator[tuple[Record, str | None]]:
+    """Record of every expression of an MDETR file, and what is wrong with its box."""
     boxes: dict[int, list[tuple[str, dict[str, Any]]]] = {}
     for index, annotation in enumerate(take(content, "annotations", list, path)):
         where = f"{path}: annotations[{index}]"
@@ -184,23 +185,22 @@ def _expressions(content: Any, path: str) -> Iterator[Record]:
         if len(own) != 1:
             raise UserError(f"{where}: {len(own)} boxes for one expression; is this a file for referring expressions?")
         box_where, annotation = own[0]
-        picture = _picture(image, where)
         caption = take(image, "caption", str, where)
-        record = {"id": f"ref/{number}", **picture, "text": _clean(caption)}
-        record["box"] = _box(annotation, picture, box_where)
+        record = {"id": f"ref/{number}", **_image(image, where), "text": _clean(caption)}
+        record["box"], wrong = _box(annotation, record, box_where)
         if "original_id" in annotation:
             record["ann_id"] = take_id(annotation, "original_id", box_where)
         if (
             annotation.get("tokens_positive") and record["text"] == caption
         ):  # else the positions are not those of the text
             record["tokens_positive"] = annotation["tokens_positive"]
-        yield record
+        yield record, wrong
     if boxes:
         where = next(iter(boxes.values()))[0][0]
         raise UserError(f'{where}: field "image_id": no such image in {path}; is the file complete?')
 
 
-def _picture(image: dict[str, Any], where: str, file_name: Any = None) -> dict[str, Any]:
+def _image(image: dict[str, Any], where: str, file_name: Any = None) -> dict[str, Any]:
     """``image`` (path), ``width`` and ``height`` of a record. ``file_name`` of a reference may know the folder: its own
     suffix ``_<n>`` is not part of the name.
     """
@@ -211,17 +211,14 @@ def _picture(image: dict[str, Any], where: str, file_name: Any = None) -> dict[s
     return {"image": with_folder(name), **size}
 
 
-def _box(annotation: dict[str, Any], picture: dict[str, Any], where: str) -> list[float]:
-    """``bbox`` (xywh) as xyxy, as annotated: nothing is clipped, the metric asks for it so."""
+def _box(annotation: dict[str, Any], image: dict[str, Any], where: str) -> tuple[list[float], str | None]:
+    """``bbox`` (xywh) as xyxy and what is wrong with it. Nothing is clipped: the metric wants boxes as annotated."""
     bbox = take(annotation, "bbox", list, where)
     if len(bbox) != 4 or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in bbox):
         raise UserError(f'{where}: field "bbox" is {str(bbox)[:60]}; expected are four numbers [x, y, width, height]')
-    left, top, width, height = bbox
-    box = [left, top, round(left + width, 4), round(top + height, 4)]
-    problem = box_problem(box, picture["width"], picture["height"])
-    if problem:
-        raise UserError(f"{where}: bbox {bbox} (xywh) gives {problem}")
-    return box
+    box = corners_of(bbox)
+    problem = box_problem(box, image["width"], image["height"])
+    return box, f"{where}: bbox {bbox} (xywh) gives {problem}" if problem else None
 
 
 def _clean(text: str) -> str:
@@ -229,8 +226,11 @@ def _clean(text: str) -> str:
     return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
 
 
-def _add(source: Source, split: str, record: Record) -> None:
-    if record["text"]:
+def _add(source: Source, split: str, record: Record, wrong: str | None) -> None:
+    if wrong:
+        if wrong not in source.wrong[-1:]:  # once for all sentences of a reference
+            source.wrong.append(wrong)
+    elif record["text"]:
         source.splits.setdefault(split, []).append(record)
     else:
         source.blank_texts += 1

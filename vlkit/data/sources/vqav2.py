@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vlkit.data.records import ANSWERS, Record
-from vlkit.data.sources.ids import other_places, picture_path, take_id
-from vlkit.data.sources.karpathy import take
+from vlkit.data.sources.common import take, take_id
+from vlkit.data.sources.ids import other_places, picture_path
 from vlkit.data.sources.prepare import Counts, Source, compare_counts
 from vlkit.errors import UserError
 from vlkit.files import read_json
@@ -31,7 +31,7 @@ class _File:
     """A parsed file of questions or annotations.
 
     Attributes:
-        folder: of its pictures: ``train2014``, ``test2015``.
+        folder: of its images: ``train2014``, ``test2015``.
         split: ``train``, ``val``, ``test`` or ``test-dev``.
         entries: its questions or annotations.
     """
@@ -50,7 +50,7 @@ def read(questions: Sequence[str | Path], annotations: Sequence[str | Path] = ()
         annotations: files of answers, in any order. Splits other than ``train`` may lack theirs: hidden answers.
 
     Raises:
-        UserError: a file is missing or is another one, two files for one split, a question without its picture or its
+        UserError: a file is missing or is another one, two files for one split, a question without its image or its
             answers, another number of answers than ten, an id that occurs twice; the file and the record are named.
     """
     asked = _by_split(questions, "questions")
@@ -149,8 +149,8 @@ def _take_answers(
 ) -> Record:
     """Remove the answers of a question from those left, and return its fields."""
     if question_id not in answers:
-        mend = "do the two files belong together?"
-        raise UserError(f"{where}: question {question_id} has no answers in {annotations.path}; {mend}")
+        fix = "do the two files belong together?"
+        raise UserError(f"{where}: question {question_id} has no answers in {annotations.path}; {fix}")
     of_image, fields = answers.pop(question_id)
     if of_image != image_id:
         raise UserError(f'{where}: field "image_id" is {image_id}, its annotation says {of_image}; correct one of them')

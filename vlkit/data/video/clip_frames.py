@@ -1,11 +1,14 @@
-"""Frames of a clip: which ones is decided first, and only those are decoded.
+"""Frames of a clip: they are chosen by their times first, and only those are decoded.
 
-``read_frames`` is what training, evaluation and indexing call; ``windows`` and ``duration_of`` serve long videos.
+``read_frames`` is what training, evaluation and indexing call; ``windows`` and ``duration_of`` serve long videos;
+``shown_frames`` is for playing a part.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,13 +17,23 @@ import numpy as np
 from PIL import Image
 
 from vlkit.data.images import MediaError
-from vlkit.data.video.decode import decode
-from vlkit.data.video.frame_table import FrameTable, frame_table
+from vlkit.data.video.containers import DECODER_ERRORS, open_video
+from vlkit.data.video.decode import MissingFrame, decode, upright_pixels, wanted_frames
+from vlkit.data.video.frame_table import FrameTable, decoded_table, frame_table
 
 if TYPE_CHECKING:
     import torch
 
 Sampling = Literal["uniform", "segment"]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video file, or the part of it between two times in seconds (None = from the beginning, to the end)."""
+
+    path: Path
+    start: float | None = None
+    end: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +61,7 @@ class ClipFrames:
         return np.pad(self.frames, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else self.frames
 
     def images(self) -> list[Image.Image]:
-        """The N real frames as RGB pictures."""
+        """The N real frames as RGB images."""
         return [Image.fromarray(frame) for frame in self.frames]
 
 
@@ -74,25 +87,61 @@ def read_frames(
         size: shrink the frames so that the short side has this many pixels; smaller ones stay as they are.
 
     Raises:
-        MediaError: the file is no use, or a frame that was chosen cannot be decoded; never black frames instead.
+        MediaError: the file cannot be used, or more than a tenth of its frames are damaged and a chosen one is among
+            them; never black frames instead.
         ValueError: wrong arguments.
     """
     if count < 1 or (size is not None and size < 1):
         raise ValueError(f"count is {count} and size {size}; both must be 1 or more")
     if sampling not in ("uniform", "segment"):
         raise ValueError(f'sampling is "{sampling}"; known are uniform, segment')
-    table = frame_table(path)
-    first, stop = _part(path, table, start, end)
-    indices = choose_frames(table, count, first, stop, sampling, generator)
-    frames = np.stack(decode(path, table, indices, size))
-    return ClipFrames(frames, table.times[indices], count)
+
+    def read(table: FrameTable) -> ClipFrames:
+        first, stop = _part(path, table, start, end)
+        indices = choose_frames(table, count, first, stop, sampling, generator)
+        return ClipFrames(np.stack(decode(path, table, indices, size)), table.times[indices], count)
+
+    try:
+        return read(frame_table(path))
+    except MissingFrame as missing:
+        try:
+            table = decoded_table(path)
+        except MediaError:
+            raise missing from None  # it is the damage that the caller meets
+        return read(table)
+
+
+def shown_frames(path: str | Path, start: float, end: float, rate: float) -> Iterator[tuple[int, np.ndarray]]:
+    """Play a part of a video: yield (k, frame) for the frames on the screen at the times ``start + k / rate``.
+
+    Frames are uint8 [H, W, 3], upright, at full size, one at a time. A frame that stays on the screen comes once, with
+    its first k.
+
+    Raises:
+        MediaError: the file cannot be used.
+    """
+    done = -1
+    for table_of in (frame_table, decoded_table):  # the second where the first turns out to be wrong
+        table = table_of(path)
+        numbers = np.arange(max(1, math.ceil((min(end, table.duration) - start) * rate - 1e-6)))
+        indices, firsts = np.unique(table.shown_at(start + numbers / rate), return_index=True)
+        left = firsts > done
+        number_of = dict(zip(indices[left].tolist(), firsts[left].tolist(), strict=True))
+        with contextlib.suppress(*DECODER_ERRORS), open_video(path) as (container, stream):
+            for index, frame in wanted_frames(container, stream, table, indices[left]):
+                if frame is not None:
+                    done = number_of[index]
+                    yield done, upright_pixels(frame, table)
+        if done == firsts[-1]:
+            return
+    raise MediaError(path, f"damaged or truncated at {start + (done + 1) / rate:.2f} s")
 
 
 def duration_of(path: str | Path) -> float:
     """Seconds from the first frame of a video to the end of its last one.
 
     Raises:
-        MediaError: the file is no use.
+        MediaError: the file cannot be used.
     """
     return frame_table(path).duration
 

@@ -1,8 +1,9 @@
-"""Opening video files, or a :class:`~vlkit.data.images.MediaError` that says why they are no use."""
+"""Opening video files, or a :class:`~vlkit.data.images.MediaError` that says why they cannot be used."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,17 +14,30 @@ from av.video.stream import VideoStream
 
 from vlkit.data.images import MediaError
 
-# Demuxers that are allowed: others would take a text for a film, or follow the addresses in a play list.
+# Demuxers that are allowed: others would take a text for a video, or follow the addresses in a play list.
 FORMATS = (
     "mov", "matroska", "avi", "mpeg", "mpegts", "mpegvideo", "ogg", "flv", "asf", "gif", "m4v", "h264", "hevc", "ivf",
 )  # fmt: skip
-LEAST_DECODED = 0.9
-"""Share of the stated frames that must be there; edit lists may hide a few."""
+IMAGE_CODECS = ("mjpeg", "png", "bmp", "webp", "tiff", "jpeg2000")
+"""Codecs of still images. A stream of one of them may also be a video (motion JPEG), if there is no other stream."""
+
+DECODER_ERRORS = (av.FFmpegError, IndexError)
+"""What reading packets and decoding raise for damaged files; the second where streams appear that the head lacks."""
+
+
+def ffmpeg_path(path: str | Path) -> str:
+    """The absolute path, as libraries built on FFmpeg must be given it.
+
+    In a relative path they take what stands before a colon for a protocol: ``12:30.mp4`` would be read by "12".
+    """
+    return os.path.abspath(path)
 
 
 @contextlib.contextmanager
 def open_video(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The open container and its first moving picture stream; nothing is decoded yet.
+    """The open container and its video stream; nothing is decoded yet.
+
+    Cover art and thumbnails are not the video, whichever place they have in the file.
 
     Raises:
         MediaError: missing, empty, not a video, no video stream, an unsupported codec, or a damaged header.
@@ -32,18 +46,25 @@ def open_video(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]
     # Only this one file is read, whatever it refers to.
     options = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS)}
     try:
-        container = av.open(str(path), options=options, metadata_errors="replace")
+        container = av.open(ffmpeg_path(path), options=options, metadata_errors="replace")
     except av.FFmpegError as error:
         reason = f"damaged or truncated ({phrase(error)})" if _looks_like_video(start) else "not a video"
         raise MediaError(path, reason) from error
     with container:
-        # A cover picture counts as a video stream, too.
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
             raise MediaError(path, "no video stream" + (" (only sound)" if container.streams.audio else ""))
-        if streams[0].codec_context is None:
+        stream = min(streams, key=_rank)
+        if stream.codec_context is None:
             raise MediaError(path, "unsupported video codec")
-        yield container, streams[0]
+        yield container, stream
+
+
+def _rank(stream: VideoStream) -> tuple[bool, bool, bool, int]:
+    """Lower = more likely to be the video: moving before still, default before others, then as in the file."""
+    still = bool(stream.disposition & (Disposition.still_image | Disposition.timed_thumbnails))
+    image = stream.codec_context is not None and stream.codec_context.name in IMAGE_CODECS
+    return still, image, not stream.disposition & Disposition.default, stream.index
 
 
 def _read_start(path: str | Path) -> bytes:
@@ -69,6 +90,6 @@ def _looks_like_video(start: bytes) -> bool:
     return mp4 or start.startswith(b"\x1aE\xdf\xa3") or (start.startswith(b"RIFF") and start[8:12] == b"AVI ")
 
 
-def phrase(error: av.FFmpegError) -> str:
+def phrase(error: Exception) -> str:
     """A decoder's complaint as one phrase."""
-    return " ".join(str(error.strerror or error).split())[:120]
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:120]

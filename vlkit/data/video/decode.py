@@ -6,6 +6,7 @@ Every call opens the file, decodes and closes it: no reader is kept, so worker p
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,15 +20,13 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from vlkit.data.images import MediaError
-from vlkit.data.video.containers import open_video, phrase
+from vlkit.data.video.containers import DECODER_ERRORS, ffmpeg_path, open_video, phrase
 from vlkit.data.video.frame_table import FrameTable
+from vlkit.data.video.listing import MAX_DECODED, MAX_SECONDS
+from vlkit.data.video.orientation import upright
 
 log = logging.getLogger(__name__)
 
-MAX_DECODED = 50_000
-"""Frames that may have to be decoded, key frames onward, to get those asked for."""
-MAX_SECONDS = 120.0
-"""Time that decoding one clip may take."""
 DECORD_DECODED, DECORD_SIDE = 5_000, 128
 """Most frames that decord is given to decode, since it cannot be interrupted; and least side in pixels, since it takes
 the padded rows of some narrow frames for a fourth channel (decord2 3.4)."""
@@ -39,11 +38,16 @@ class Refused(Exception):
     """decord does not want this file; PyAV may still."""
 
 
+class MissingFrame(MediaError):
+    """A frame that the table lists does not come out of the decoder, or is damaged."""
+
+
 def decode(path: str | Path, table: FrameTable, indices: np.ndarray, size: int | None = None) -> list[np.ndarray]:
     """Frames [H, W, 3] uint8 RGB at ascending ``indices`` of ``table``, upright, shrunk to the short side ``size``.
 
     Raises:
-        MediaError: damaged, or decoding would take too long.
+        MissingFrame: damaged, or the table is not that of the frames that can be decoded.
+        MediaError: decoding would take too long.
     """
     work = frames_to_decode(table, indices)
     if work > MAX_DECODED:
@@ -58,7 +62,7 @@ def decode(path: str | Path, table: FrameTable, indices: np.ndarray, size: int |
 
 def suits_decord(table: FrameTable, work: int) -> bool:
     """False where decord is known to differ without saying so: frames a few places off after a jump in open groups
-    and in containers without an index, other colours at edges from 10-bit pixels.
+    and in containers without an index, other colours at edges from 10-bit pixels, orientations.
     """
     return table.seekable and table.plain and work <= DECORD_DECODED and min(table.width, table.height) >= DECORD_SIDE
 
@@ -89,7 +93,7 @@ def decode_by_decord(path: str | Path, table: FrameTable, indices: np.ndarray, s
     try:
         # By default decord fills in copies of a neighbour for frames that cannot be decoded; a tolerance above 0
         # that no count stays below makes that an error.
-        reader = decord.VideoReader(str(path), num_threads=1, fault_tol=1e-9)
+        reader = decord.VideoReader(ffmpeg_path(path), num_threads=1, fault_tol=1e-9)
         return _by_reader(reader, table, indices, size)
     except (MemoryError, Refused):
         raise
@@ -108,7 +112,7 @@ def _by_reader(reader: Any, table: FrameTable, indices: np.ndarray, size: int | 
     frames: list[np.ndarray] = []
     for begin in range(0, len(indices), block):
         batch = reader.get_batch(indices[begin : begin + block].tolist()).asnumpy()
-        if batch.shape[1:] not in ((table.height, table.width, 3), (table.width, table.height, 3)):
+        if batch.shape[1:] != (table.height, table.width, 3):
             raise Refused(f"its frames have the shape {batch.shape[1:]}")
         frames += [shrink(frame, size) for frame in batch]
     return frames
@@ -116,68 +120,97 @@ def _by_reader(reader: Any, table: FrameTable, indices: np.ndarray, size: int | 
 
 def decode_by_av(path: str | Path, table: FrameTable, indices: np.ndarray, size: int | None) -> list[np.ndarray]:
     """:func:`decode` by PyAV alone."""
-    limit = time.monotonic() + MAX_SECONDS
-    frames, reason = _pass(path, table, indices, size, limit)
+    deadline = time.monotonic() + MAX_SECONDS
+    frames, reason = _pass(path, table, indices, size, deadline)
     if len(frames) < len(indices) and table.seekable and table.key[1:].any() and indices[-1] < MAX_DECODED:
-        # A jump may end too late, or at a frame that leans on earlier ones: without jumps all that there is comes out.
-        frames, reason = _pass(path, replace(table, seekable=False), indices, size, limit)
+        # A jump may end too late, or at a frame that depends on earlier ones; without jumps every frame comes out.
+        frames, reason = _pass(path, replace(table, seekable=False), indices, size, deadline)
     for index in indices.tolist():
         if index not in frames:
             where = f"at {table.times[index]:.2f} s (frame {index} of {len(table)})"
-            raise MediaError(path, f"damaged or truncated {where}: {reason}")
+            raise MissingFrame(path, f"damaged or truncated {where}: {reason}")
     return [frames[index] for index in indices.tolist()]
 
 
 def _pass(
-    path: str | Path, table: FrameTable, indices: np.ndarray, size: int | None, limit: float
+    path: str | Path, table: FrameTable, indices: np.ndarray, size: int | None, deadline: float
 ) -> tuple[dict[int, np.ndarray], str]:
     """The frames that one pass over the file finds, and why there are no others."""
     frames: dict[int, np.ndarray] = {}
     with open_video(path) as (container, stream):
-        stream.thread_count = 1  # the caller's workers are the parallel part
         try:
-            for index, frame in _wanted_frames(container, stream, table, indices.tolist(), limit):
-                frames[index] = shrink(_upright(frame, table), size)
-        except av.FFmpegError as error:
+            for index, frame in wanted_frames(container, stream, table, indices):
+                if time.monotonic() > deadline:
+                    raise MediaError(path, f"decoding takes more than {MAX_SECONDS:g} s")
+                if frame is not None:
+                    frames[index] = shrink(upright_pixels(frame, table), size)
+        except DECODER_ERRORS as error:
             return frames, phrase(error)
     return frames, "no such frame comes out"
 
 
-def _wanted_frames(
-    container: InputContainer, stream: VideoStream, table: FrameTable, wanted: list[int], limit: float
-) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Yield (index, frame) for the wanted frames that are found, jumping where a key frame lies in between."""
-    begins = _begins(table)
-    number = {stamp: index for index, stamp in enumerate(table.stamps.tolist())}
-    position, frames = -1, None
-    for index in wanted:
+def wanted_frames(
+    container: InputContainer, stream: VideoStream, table: FrameTable, indices: np.ndarray
+) -> Iterator[tuple[int, av.VideoFrame | None]]:
+    """Yield (index, frame) for each frame that is decoded; None in place of frames that are not wanted or damaged.
+
+    The decoder jumps where a key frame lies between two of the ascending ``indices``. It is given up where frames come
+    out in another order than the time stamps say.
+
+    Raises:
+        av.FFmpegError, IndexError: decoding fails.
+    """
+    stream.thread_count = 1  # the caller's workers are the parallel part
+    begins, first_of = _begins(table), _first_of(table)
+    position, frames, latest = -1, None, -math.inf
+    for index in indices.tolist():
         if frames is None or begins[index] > position + 1:
             if begins[index] > 0:
                 # To the key frame itself: the next one may be stored before the wanted frame is shown.
                 container.seek(int(table.stamps[begins[index]]), stream=stream, backward=True)
-            frames = container.decode(stream)
+            frames, latest = container.decode(stream), -math.inf
         while position < index:
             frame = next(frames, None)
             if frame is None:
                 return
-            if time.monotonic() > limit:
-                raise MediaError(container.name, f"decoding takes more than {MAX_SECONDS:g} s")
-            position = number.get(frame.pts, position) if table.stamped else position + 1
-        if position == index and not frame.is_corrupt:
-            yield index, frame
+            if table.found_by == "stamp":
+                if frame.pts is None or frame.pts < latest:
+                    return
+                latest = frame.pts
+                position = _index_of(frame.pts, table, first_of, position)
+            elif not (frame.is_corrupt and table.found_by == "undamaged"):
+                position += 1
+            yield position, frame if position == index and not frame.is_corrupt else None
+
+
+def _first_of(table: FrameTable) -> dict[int, int]:
+    """Time stamp -> index of the first frame that has it."""
+    stamps, indices = np.unique(table.stamps, return_index=True)
+    return dict(zip(stamps.tolist(), indices.tolist(), strict=True))
+
+
+def _index_of(stamp: int, table: FrameTable, first_of: dict[int, int], position: int) -> int:
+    """Index of the frame that came out after the one at ``position``; the same position if it is not listed."""
+    following = position + 1
+    if following < len(table) and table.stamps[following] == stamp:  # also among frames of one stamp
+        return following
+    return first_of.get(stamp, position)
 
 
 def _begins(table: FrameTable) -> np.ndarray:
     """For each frame the index of the last key frame up to it; 0 where jumps are not safe."""
     if not table.seekable:
         return np.zeros(len(table), np.int64)
-    return np.maximum.accumulate(np.where(table.key, np.arange(len(table)), 0))
+    # After a jump to a stamp that several frames have, nobody could tell which of them comes out.
+    repeats = np.diff(table.stamps) == 0
+    alone = ~(np.append(repeats, False) | np.append(False, repeats))
+    return np.maximum.accumulate(np.where(table.key & alone, np.arange(len(table)), 0))
 
 
-def _upright(frame: av.VideoFrame, table: FrameTable) -> np.ndarray:
-    """[H, W, 3] uint8; PyAV gives the frame as coded and the angle, counter-clockwise, to turn it by."""
+def upright_pixels(frame: av.VideoFrame, table: FrameTable) -> np.ndarray:
+    """[H, W, 3] uint8 of a decoded frame, as it is to be seen."""
     pixels = frame.to_ndarray(format="rgb24", width=table.width, height=table.height)
-    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))
+    return upright(pixels, table.orientation)
 
 
 def shrink(frame: np.ndarray, size: int | None) -> np.ndarray:

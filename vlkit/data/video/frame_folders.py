@@ -1,7 +1,7 @@
 """Frames on disk: ``DIR/frames/<frames>x<size>/<record>/`` with ``00.jpg``, ``01.jpg``, ... and ``clip.json``.
 
 A folder gets its name when it is complete, so one that is there is whole. ``clip.json`` says which part of which file
-the frames come from, their times, and how many bytes each picture has.
+the frames come from, their times, and how many bytes each image has.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from vlkit.data.video.decode import shrink
 FOLDER, CLIP = "frames", "clip.json"
 FORMAT = 1
 QUALITY = 92
-"""Of the JPEG files, with full colour resolution for what little text and edges survive at this size."""
+"""Quality of the JPEG files. They keep the full colour resolution, for text and edges that are small at this size."""
 _LAYOUT = re.compile(r"([1-9][0-9]*)x([1-9][0-9]*)")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One set of frame folders of a dataset: ``frames`` a clip, short side ``size`` pixels at most."""
+    """One set of frame folders of a dataset: ``frames`` per clip, short side ``size`` pixels at most."""
 
     root: Path
     frames: int
@@ -68,7 +68,7 @@ def layouts(root: str | Path) -> list[Layout]:
 
 
 def folder_name(record_id: str) -> str:
-    """A record's id as one file name: unusual characters as %XX; what is then too long ends in a hash."""
+    """A record's id as one file name: unusual characters as %XX; a name that is then too long ends in a hash."""
     name = quote(record_id, safe=" ")
     name = "%2E" + name[1:] if name.startswith(".") else name
     if len(name) <= 200:
@@ -84,10 +84,10 @@ def description(dataset: Dataset, record: Record, layout: Layout) -> dict[str, A
 
 
 def write_folder(folder: Path, video: Path, described: dict[str, Any], temporary: Path) -> None:
-    """Decode a clip and write its folder in one step; ``temporary`` is a folder on the same disk for the parts.
+    """Decode a clip and write its folder at once; ``temporary`` is a folder on the same disk for the parts.
 
     Raises:
-        MediaError: the video is no use.
+        MediaError: the video cannot be used.
         OSError: cannot write.
     """
     clip = read_frames(
@@ -111,7 +111,7 @@ def write_folder(folder: Path, video: Path, described: dict[str, Any], temporary
 
 
 def folder_problem(folder: Path, described: dict[str, Any], video: Path | None) -> str | None:
-    """Why the frames in a folder are not those of a record, judged without opening a picture; None if they are.
+    """Why the frames in a folder are not those of a record, without opening an image; None if they are.
 
     Args:
         video: the file they must have been made from, by its size; None or a missing file is not compared.
@@ -139,7 +139,7 @@ def read_folder(folder: Path, count: int, size: int | None = None) -> ClipFrames
     """The frames in a folder, shrunk to the short side ``size``.
 
     Raises:
-        MediaError: a picture is damaged or the times are missing; the path is that of the file.
+        MediaError: an image is damaged or the times are missing; the path is that of the file.
     """
     path = folder / CLIP
     try:
@@ -148,5 +148,5 @@ def read_folder(folder: Path, count: int, size: int | None = None) -> ClipFrames
         raise MediaError(path, "missing or damaged") from None
     images: list[Image.Image] = [open_image(folder / f"{number:02d}.jpg") for number in range(len(times))]
     if not images or len({image.size for image in images}) > 1:
-        raise MediaError(path, "its pictures are not of one size")
+        raise MediaError(path, "its images are not of one size")
     return ClipFrames(np.stack([shrink(np.asarray(image), size) for image in images]), times, count)

@@ -1,28 +1,29 @@
-"""When each frame of a video is shown, read from the packets alone: nothing is decoded."""
+"""Which frames a video has, and when each is shown.
+
+:func:`frame_table` reads the packets, which takes milliseconds. Where their time stamps do not tell, and where they
+turn out to be wrong, :func:`decoded_table` lists the frames that the decoder gives.
+"""
 
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import av
 import numpy as np
-from av.container import InputContainer
-from av.video.stream import VideoStream
 
-from vlkit.data.images import MAX_PIXELS, MediaError
-from vlkit.data.video.containers import LEAST_DECODED, open_video, phrase
+from vlkit.data.video.listing import Listing, decode_all, read_listing
+from vlkit.data.video.orientation import AS_CODED, Orientation
+from vlkit.data.video.time_axis import ascends, time_axis
 
-MAX_FRAMES = 1_000_000
-"""Frames a video may have: nine hours at 30 frames a second. More is refused as over-long."""
-SEEKABLE = ("mov", "matroska")
-"""Containers with an index by time stamps. In AVI the stamps differ after a jump, and MPEG streams jump too far."""
-CACHED = 8
-"""Tables kept: the windows of a long video are read one after the other."""
+DECODED_FOR_TABLE = 5_000
+"""Frames that may be decoded to list the frames of a file whose packets do not tell."""
+CACHED, CACHED_DECODED = 8, 256
+"""Tables kept: the windows of a long video are read one after the other; decoded tables are small and costly."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,26 +31,29 @@ class FrameTable:
     """The frames of a video in the order they are shown.
 
     Attributes:
-        times: float64 [N], seconds after the first frame, ascending.
+        times: float64 [N], seconds after the first frame, strictly ascending.
         duration: seconds from the first frame to the end of the last one.
-        stamps: int64 [N], time stamps in the file's own unit, ascending.
+        stamps: int64 [N], time stamps in the file's own unit, ascending; they may repeat.
         key: bool [N], True where decoding can begin.
-        stamped: whether each frame has a time stamp of its own. If not (some AVI files), ``stamps`` are those of
-            decoding, and a frame is found by counting from the start.
+        found_by: how a frame is recognised among those that the decoder gives: by its time stamp, by counting all
+            frames from the start, or by counting the undamaged ones from the start.
         seekable: whether decoding may begin at a key frame in the middle and still know where it is.
-        plain: 8-bit pixels, and no frame is stored behind a key frame and shown before it (closed groups).
+        plain: 8-bit pixels of the only video stream, neither turned nor mirrored; each frame has a time stamp of its
+            own, and none that is stored behind a key frame is shown before it (closed groups).
         width, height: pixels as coded, before any rotation.
+        orientation: how frames are turned and mirrored to be seen upright.
     """
 
     times: np.ndarray
     duration: float
     stamps: np.ndarray
     key: np.ndarray
-    stamped: bool
+    found_by: Literal["stamp", "count", "undamaged"]
     seekable: bool
     plain: bool
     width: int
     height: int
+    orientation: Orientation = AS_CODED
 
     def __len__(self) -> int:
         return len(self.times)
@@ -66,87 +70,81 @@ def frame_table(path: str | Path) -> FrameTable:
     Raises:
         MediaError: as :func:`~vlkit.data.video.containers.open_video`; also truncated, no frames, or over-long.
     """
+    return _kept(_from_packets, path)
+
+
+def decoded_table(path: str | Path) -> FrameTable:
+    """The table of a video file by decoding all of it; kept like :func:`frame_table`.
+
+    Damaged frames, and packets that give no frame, are left out.
+
+    Raises:
+        MediaError: as :func:`frame_table`; also if too many frames are damaged, or decoding would take too long.
+    """
+    return _kept(_from_decoder, path)
+
+
+_locks: list[threading.RLock] = []
+
+
+def _new_locks() -> None:
+    _locks[:] = [threading.RLock() for _ in range(64)]
+
+
+_new_locks()
+os.register_at_fork(after_in_child=_new_locks)
+
+
+def _kept(read: Callable[..., FrameTable], path: str | Path) -> FrameTable:
     try:
         state = os.stat(path)
-        key = (str(path), state.st_size, state.st_mtime_ns)
+        key = (str(path), os.path.abspath(path), state.st_size, state.st_mtime_ns)
     except OSError:
-        key = (str(path), -1, -1)  # opening it says why
-    with _lock:  # the cache alone would let several threads read the same long file
-        return _cached(*key)
-
-
-_lock = threading.Lock()
-os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.Lock()))
+        key = (str(path), "", -1, -1)  # opening it says why
+    with _locks[hash(key) % len(_locks)]:  # the cache alone would let several threads read the same long file
+        return read(*key)
 
 
 @functools.lru_cache(CACHED)
-def _cached(path: str, size: int, changed: int) -> FrameTable:
-    return _read(path)
+def _from_packets(path: str, _absolute: str, _size: int, _changed: int) -> FrameTable:
+    listing = read_listing(path)
+    packets = listing.packets
+    if listing.told:
+        stamps = np.array(packets.shown, np.int64)
+        order = np.argsort(stamps, kind="stable")
+        table = _table(listing, stamps[order].tolist(), np.array(packets.key)[order], "stamp")
+        return table
+    if len(packets) <= DECODED_FOR_TABLE:
+        return decoded_table(path)
+    # Too long to be decoded for this alone. One frame per packet is nearly always right.
+    stamps = packets.decoded if None not in packets.decoded else packets.shown
+    return _table(listing, stamps, np.arange(len(stamps)) == 0, "count")
 
 
-def _read(path: str) -> FrameTable:
-    with open_video(path) as (container, stream):
-        if not stream.width * stream.height or stream.format is None or stream.time_base is None:
-            raise MediaError(path, "damaged or truncated (the header does not state the frames' format)")
-        if stream.width * stream.height > MAX_PIXELS:
-            raise MediaError(path, f"too large: frames of {stream.width} x {stream.height} pixels")
-        rows, last, stop = _packets(path, container, stream)
-        declared, unit = stream.frames, float(stream.time_base)
-        whole = container.duration / av.time_base if container.duration and "matroska" in container.format.name else 0
-        width, height = stream.width, stream.height
-        eight_bit = all(component.bits == 8 for component in stream.format.components)
-        indexed = any(name in container.format.name for name in SEEKABLE)
-    if not rows:
-        raise MediaError(path, "damaged or truncated (holds no frame)")
-    if len(rows) < LEAST_DECODED * declared:
-        raise MediaError(path, f"truncated ({len(rows)} of {declared} frames)")
-    if stop < LEAST_DECODED * whole - 1:  # Matroska states no number of frames
-        raise MediaError(path, f"truncated ({stop:.1f} of {whole:.1f} s)")
-    shown = [row[0] for row in rows]
-    stamped = None not in shown and len(set(shown)) == len(shown)
-    stamps = np.array(shown if stamped else _counted(rows), np.int64)
-    keys = np.array([row[2] for row in rows], bool)
-    earliest_after = np.minimum.accumulate(stamps[::-1])[::-1]
-    plain = eight_bit and bool((earliest_after == stamps)[keys].all())
-    order = np.argsort(stamps, kind="stable")
-    stamps = stamps[order]
-    times = (stamps - stamps[0]) * unit
-    usual = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
-    duration = float(times[-1]) + (last * unit or usual or 0.04)
-    return FrameTable(times, duration, stamps, keys[order], stamped, stamped and indexed, plain, width, height)
+@functools.lru_cache(CACHED_DECODED)
+def _from_decoder(path: str, _absolute: str, _size: int, _changed: int) -> FrameTable:
+    listing = read_listing(path)
+    found = decode_all(path, listing, limited=True)
+    stamps: list[int | None] = found.stamps
+    if not ascends(stamps) and len(stamps) == len(listing.packets) and ascends(listing.packets.decoded):
+        stamps = listing.packets.decoded  # AVI: frames are shown at the times at which they are decoded
+    return _table(listing, stamps, np.arange(len(stamps)) == 0, "undamaged")
 
 
-Row = tuple[int | None, int | None, bool]
-
-
-def _packets(path: str, container: InputContainer, stream: VideoStream) -> tuple[list[Row], int, float]:
-    """(shown, decoded, key) of each frame; the length of the last one (0: not stated); the end of all streams [s]."""
-    rows: list[Row] = []
-    last, latest, stop = 0, None, 0.0
-    try:
-        for packet in container.demux():
-            if not packet.size:
-                continue
-            when = packet.pts if packet.pts is not None else packet.dts
-            if when is not None:
-                stop = max(stop, float((when + (packet.duration or 0)) * packet.time_base))
-            if packet.stream_index != stream.index or packet.is_discard:
-                continue
-            if packet.is_corrupt:
-                raise MediaError(path, f"damaged or truncated (packet of frame {len(rows)})")
-            if len(rows) == MAX_FRAMES:
-                raise MediaError(path, f"over-long: more than {MAX_FRAMES:,} frames; cut it into parts")
-            if when is not None and (latest is None or when >= latest):
-                latest, last = when, packet.duration or 0
-            rows.append((packet.pts, packet.dts, packet.is_keyframe))
-    except av.FFmpegError as error:
-        raise MediaError(path, f"damaged or truncated after {len(rows)} frames ({phrase(error)})") from error
-    return rows, last, stop
-
-
-def _counted(rows: list[Row]) -> list[int]:
-    """Ascending stamps for a file without usable ones: those of decoding if they ascend, else running numbers."""
-    decoded = [row[1] for row in rows]
-    if None not in decoded and all(a < b for a, b in itertools.pairwise(decoded)):
-        return decoded
-    return list(range(len(rows)))
+def _table(
+    listing: Listing, stamps: list[int | None], key: np.ndarray, found_by: Literal["stamp", "count", "undamaged"]
+) -> FrameTable:
+    unit, told = listing.unit, found_by == "stamp"
+    times, duration = time_axis(stamps, unit, listing.step, listing.packets.last * unit)
+    return FrameTable(
+        times=times,
+        duration=duration,
+        stamps=np.array(stamps if told else range(len(stamps)), np.int64),
+        key=key,
+        found_by=found_by,
+        seekable=told and listing.seekable,
+        plain=told and listing.plain,
+        width=listing.width,
+        height=listing.height,
+        orientation=listing.packets.orientation,
+    )

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-from rich.console import Console
-from rich.progress import track
 
+from vlkit.cli.show import Console, track
 from vlkit.data.images import MediaError
 from vlkit.data.isolated import Lost, isolated
 from vlkit.data.manifest import Dataset
@@ -31,11 +30,11 @@ class Made:
 
     @property
     def failures_file(self) -> Path:
-        """The list of failures, one a line: id, video and reason, separated by tabs. Not there without any."""
+        """The list of failures, one per line: id, video and reason, separated by tabs; missing if there are none."""
         return self.layout.path.with_name(f"{self.layout.path.name}-failed.txt")
 
     def summary(self) -> str:
-        """One line a failure, and the counts."""
+        """One line per failure, and the counts."""
         lines = [f"{video}: {reason}" for _, video, reason in self.failed]
         counts = f"{self.made} made, {self.there} there already, {len(self.failed)} failed"
         return "\n".join([*lines, f"{self.layout.path}: {self.made + self.there} clips ({counts})"])

@@ -1,20 +1,17 @@
-"""What is in a video file, or a :class:`~vlkit.data.images.MediaError` that says why it is no use."""
+"""What is in a video file, or a :class:`~vlkit.data.images.MediaError` that says why it cannot be used."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
-
-from vlkit.data.images import MediaError
-from vlkit.data.video.containers import LEAST_DECODED, open_video, phrase
-from vlkit.data.video.frame_table import frame_table
+from vlkit.data.video.containers import open_video
+from vlkit.data.video.listing import decode_all, read_listing
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What :func:`probe` found: size in pixels as coded, frames decoded, mean frames a second (None: not stated)."""
+    """What :func:`probe` found: pixels as coded, undamaged frames, mean frames per second (None: not stated)."""
 
     width: int
     height: int
@@ -26,24 +23,14 @@ class VideoInfo:
 def probe(path: str | Path) -> VideoInfo:
     """Decode a video completely and say what it holds.
 
-    The number of frames is counted: some containers state none, and damage shows only in decoding.
+    The number of frames is counted: some containers state none, and damage shows only in decoding. What passes here
+    can be read by :func:`~vlkit.data.video.clip_frames.read_frames`, which has the same measure of damage.
 
     Raises:
         MediaError: missing, empty, not a video, no video stream, an unsupported codec, damaged, truncated or
             over-long.
     """
-    listed = len(frame_table(path))
-    with open_video(path) as (container, stream):
-        count = 0
-        try:
-            for _ in container.decode(stream):
-                count += 1
-        except av.FFmpegError as error:
-            after = f" after {count} frames" if count else ""
-            raise MediaError(path, f"damaged or truncated{after} ({phrase(error)})") from error
-        if count == 0:
-            raise MediaError(path, "damaged or truncated (no frame can be decoded)")
-        if count < LEAST_DECODED * listed:
-            raise MediaError(path, f"truncated ({count} of {listed} frames)")
+    frames = len(decode_all(path, read_listing(path), limited=False).stamps)
+    with open_video(path) as (_, stream):
         fps = None if stream.average_rate is None else float(stream.average_rate)
-        return VideoInfo(stream.width, stream.height, count, fps, stream.codec_context.name)
+        return VideoInfo(stream.width, stream.height, frames, fps, stream.codec_context.name)

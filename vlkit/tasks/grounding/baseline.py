@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from vlkit.data.boxes import stated_size
+from vlkit.data.images import record_image_size
 from vlkit.data.manifest import Dataset
 from vlkit.metrics.grounding import box_iou, grounding_metrics, precision_at_k
-from vlkit.tasks.retrieval.data import picture_size
 
 CANDIDATES = 400
 """Training boxes tried as the constant one."""
@@ -62,12 +63,16 @@ def blind_metrics(
 
 
 def picture_sides(dataset: Dataset, records: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Width, height, width, height of each record's picture in pixels, float32 [n, 4]; opens those not stated."""
-    sizes: dict[str, tuple[float, float]] = {}
-    for record in records:
-        if record["image"] not in sizes:
-            sizes[record["image"]] = picture_size(dataset, record)
-    return np.array([2 * sizes[record["image"]] for record in records], dtype=np.float32)
+    """Width, height, width, height in pixels of the image that each record's box was drawn on, float32 [n, 4]: the
+    stated size, else that of the file. Shares of a resized copy are the same.
+    """
+    read: dict[str, tuple[float, float]] = {}
+
+    def size_of(record: dict[str, Any]) -> tuple[float, float]:
+        name = record["image"]
+        return stated_size(record) or read.get(name) or read.setdefault(name, record_image_size(dataset, record))
+
+    return np.array([2 * size_of(record) for record in records], dtype=np.float32)
 
 
 def _targets(records: Sequence[dict[str, Any]]) -> np.ndarray:

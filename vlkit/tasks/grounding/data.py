@@ -19,11 +19,12 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as VF
 
+from vlkit.data.boxes import in_file_pixels, stated_size
+from vlkit.data.images import identify_file, read_image, record_image_size
 from vlkit.data.manifest import Dataset
 from vlkit.encoders.bases import Preprocess
 from vlkit.tap_cache.rows import TapBatch
 from vlkit.tasks.grounding.mirror import mirrored
-from vlkit.tasks.retrieval.data import identify_file, picture_size, read_image
 
 Shape = Literal["squash", "letterbox"]
 Augment = Literal["none", "color", "crop"]
@@ -204,6 +205,7 @@ class BoxedPictures:
         """The picture with its texts and boxes; draws augmentation from the global generators."""
         records = self.examples[index]
         image = read_image(self.dataset, records[0])
+        records = [in_file_pixels(record, image.size) for record in records]
         texts = [record["text"] for record in records]
         boxes = [boxes_of(record, self.several) for record in records]
         joined, counts = torch.cat(boxes), [len(own) for own in boxes]
@@ -219,8 +221,10 @@ class BoxedPictures:
         records = self.examples[index]
         name = records[0]["image"]
         if name not in self._sizes:
-            self._sizes[name] = picture_size(self.dataset, records[0])
-        boxes = [self.transform.boxes_alone(self._sizes[name], boxes_of(record, self.several)) for record in records]
+            self._sizes[name] = record_image_size(self.dataset, records[0])
+        size = self._sizes[name]
+        records = [in_file_pixels(record, size) for record in records]
+        boxes = [self.transform.boxes_alone(size, boxes_of(record, self.several)) for record in records]
         return BoxedPicture(index, [record["text"] for record in records], boxes)
 
     @property
@@ -238,8 +242,21 @@ class BoxedPictures:
         return torch.stack([self.transform(image, torch.empty(0, 4))[0] for image in images])
 
 
+def in_their_files(dataset: Dataset, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records with their boxes in the pixels of their files (:func:`vlkit.data.boxes.in_file_pixels`). The headers of
+    files are read for the records that state a size.
+    """
+    sizes: dict[str, tuple[int, int]] = {}
+    for record in records:
+        if record["image"] not in sizes and stated_size(record):
+            sizes[record["image"]] = record_image_size(dataset, record)
+    return [in_file_pixels(one, sizes[one["image"]]) if one["image"] in sizes else one for one in records]
+
+
 def boxes_of(record: dict[str, Any], several: bool = True) -> Tensor:
-    """A record's boxes, float32 [g, 4] in pixels: all of ``boxes`` if it has them and ``several``, else ``box``."""
+    """Boxes of a record whose boxes are in file pixels, float32 [g, 4]: all of ``boxes`` if it has them and
+    ``several``, else ``box``.
+    """
     values = record.get("boxes") if several else None
     return torch.tensor(values or [record["box"]], dtype=torch.float32)
 

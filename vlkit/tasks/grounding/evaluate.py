@@ -5,85 +5,30 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from vlkit.adapters.sherl.tokens import SherlOptions
+from vlkit.cli.show import Console, track
+from vlkit.data.images import read_image
 from vlkit.data.manifest import Dataset
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.text_side import TextSide
+from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.distributed import my_share
-from vlkit.errors import UserError
 from vlkit.metrics.grounding import grounding_metrics, phrase_recall, precision_at_k
-from vlkit.tasks.fusion import Fusion, FusionOptions
 from vlkit.tasks.grounding.candidates import runners_up
-from vlkit.tasks.grounding.data import BoxTransform, Shape
-from vlkit.tasks.grounding.head import BoxHead, Grounder, GroundingOptions, Neck
-from vlkit.tasks.retrieval.data import read_image
+from vlkit.tasks.grounding.data import BoxTransform, Shape, in_their_files
+from vlkit.tasks.grounding.head import Grounder
 
 TESTS = ("testA", "testB")
 """What "test" stands for in datasets without a split of that name (RefCOCO, RefCOCO+)."""
-
-
-def build_model(
-    base: ClipBase, text: TextSide, adapter: Any, fusion: FusionOptions, head: GroundingOptions
-) -> Grounder:
-    """Put the same adaptation method on both towers, and neck, fusion and box head on their tokens.
-
-    SHERL without a given ``late`` has no late blocks here: a contrastive base trained its last block for its summary
-    token alone, and what cells say of their place is clearer without it (and cheaper).
-
-    Args:
-        base: the loaded base; its image tower becomes part of the model.
-        text: from :func:`vlkit.tasks.vqa.evaluate.text_side`.
-        adapter: options of one of :data:`vlkit.adapters.ADAPTERS`.
-        fusion, head: their options.
-    """
-    if isinstance(adapter, SherlOptions) and adapter.late is None and adapter.handoff != "pooled":
-        adapter = replace(adapter, late=0)
-    neck = Neck(base.image, fusion.width, fusion.neck)
-    return Grounder(
-        adapter.build(base.image, "tokens"),
-        adapter.build(text.encoder, "tokens"),
-        neck,
-        Fusion(neck, text.encoder, replace(fusion, neck=0), head.queries),
-        BoxHead(text.encoder, fusion.width),
-    )
-
-
-def identities(base: ClipBase, text: TextSide) -> dict[str, dict[str, Any]]:
-    """Who the two towers are, and under which name they load."""
-    return {"image": {**base.identity["image"], "load": base.name}, "text": text.identity["text"]}
-
-
-def adapter_config(
-    base: ClipBase,
-    text: TextSide,
-    adapter: Any,
-    fusion: FusionOptions,
-    head: GroundingOptions,
-    shape: Shape,
-    image_size: int | None,
-    metrics: dict[str, float],
-) -> dict[str, Any]:
-    """What ``adapter_config.json`` says: everything needed to build this model again on the same bases."""
-    return {
-        "task": "grounding",
-        "base": identities(base, text),
-        "adapters": {"image": asdict(adapter), "text": asdict(adapter)},
-        "head": {"fusion": asdict(fusion), **asdict(head)},
-        "preprocess": {**base.preprocess.to_dict(), "shape": shape, "image_size": image_size},
-        "metrics": metrics,
-    }
 
 
 @dataclass(frozen=True)
@@ -221,8 +166,14 @@ def records_of(dataset: Dataset, split: str) -> list[dict[str, Any]]:
 
 
 def find_split(locator: Locator, dataset: Dataset, split: str) -> tuple[list[dict[str, Any]], list[Found]]:
-    """Records of a split (see :func:`records_of`) and what was found for each; processes share the pictures."""
-    records = records_of(dataset, split)
+    """Records of a split (see :func:`records_of`), their boxes in the pixels of the files, and what was found for each;
+    processes share the images.
+
+    Raises:
+        UserError: an image cannot be read, or its size and the one that a record states cannot belong together.
+    """
+    records = in_their_files(dataset, records_of(dataset, split))
+    warn_of_cut_texts(locator.text, [record["text"] for record in records], f"{split} texts")
     groups: dict[str, list[int]] = {}
     for row, record in enumerate(records):
         groups.setdefault(record["image"], []).append(row)
@@ -276,15 +227,3 @@ def metrics_of(records: Sequence[dict[str, Any]], found: Sequence[Found]) -> dic
             rows = np.array([own == name for own in names])
             metrics[f"{name}_acc@0.5"] = grounding_metrics(best[rows], target[rows])["acc@0.5"]
     return metrics
-
-
-def load_shape(preprocess: dict[str, Any]) -> Shape:
-    """The shape that a saved adapter's pictures were fitted in with.
-
-    Raises:
-        UserError: one that this vlkit does not know.
-    """
-    shape = preprocess.get("shape")
-    if shape not in ("squash", "letterbox"):
-        raise UserError(f"adapter_config.json: preprocess.shape {shape!r} is not squash or letterbox; update vlkit")
-    return shape

@@ -10,17 +10,19 @@ from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor
 
+from vlkit.adapters.options import adapter_options
 from vlkit.data.images import open_image, to_rgb
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base
 from vlkit.encoders.text_side import text_side
+from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.checkpoint import check_base, load_trained
 from vlkit.errors import UserError
 from vlkit.tasks.batching import Batching
 from vlkit.tasks.fusion import FusionOptions
-from vlkit.tasks.grounding.evaluate import Found, Locator, build_model, identities, load_shape
+from vlkit.tasks.grounding.evaluate import Found, Locator
 from vlkit.tasks.grounding.head import GroundingOptions
-from vlkit.tasks.retrieval.evaluate import adapter_options
+from vlkit.tasks.grounding.model import build_model, identities, load_shape
 
 Picture = str | Path | Image.Image
 PICTURES_AT_ONCE = 32
@@ -78,6 +80,7 @@ class GroundingPipeline:
             raise UserError("the text is blank; say what to find in the picture")
         if k < 1:
             raise UserError(f"candidates={k}: must be at least 1")
+        warn_of_cut_texts(self.locator.text, [text], "texts")
         picture = to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
         (found,) = self._together([(picture, text, k)])
         inside = np.clip(found.boxes, 0, np.array([picture.width, picture.height] * 2, dtype=np.float32))

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from vlkit.data.images import MediaError, open_image
+from vlkit.data.images import identify_file, read_image
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
-from vlkit.errors import UserError
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -102,7 +99,7 @@ class PairCollate:
 
     Args:
         tokenize: texts -> ids [B, L].
-        trim: cuts padding that changes no output (:meth:`vlkit.encoders.text.TextEncoder.trim`).
+        trim: cuts padding that changes no output (:meth:`vlkit.encoders.towers.text.TextEncoder.trim`).
     """
 
     def __init__(self, tokenize: Callable[[list[str]], Tensor], trim: Callable[[Tensor], Tensor]) -> None:
@@ -111,51 +108,3 @@ class PairCollate:
     def __call__(self, examples: list[tuple[Tensor, str, int]]) -> tuple[Tensor, Tensor, Tensor]:
         pixels, texts, groups = zip(*examples, strict=True)
         return torch.stack(pixels), self.trim(self.tokenize(list(texts))), torch.tensor(groups)
-
-
-def read_image(dataset: Dataset, record: dict[str, Any]) -> Image.Image:
-    """The record's picture as RGB.
-
-    Raises:
-        UserError: it cannot be read; names the file, the reason and the script that finds all such files.
-    """
-    try:
-        return open_image(dataset.path(record))
-    except MediaError as error:
-        raise UserError(
-            f"{error} (record {record['id']!r} of {dataset.root}); run data_prep/check.py {dataset.root} to list every "
-            "bad file, and --write_clean there to leave them out"
-        ) from None
-
-
-def picture_size(dataset: Dataset, record: dict[str, Any]) -> tuple[int, int]:
-    """Width and height of the record's picture in pixels; it is opened if the record does not state them."""
-    if record.get("width") is not None and record.get("height") is not None:
-        return record["width"], record["height"]
-    return read_image(dataset, record).size
-
-
-def image_batches(paths: list[Any], open_one: Callable[[Any], Tensor], size: int, threads: int = 4) -> Iterator[Tensor]:
-    """Load pictures with a few threads, a batch ahead: yields [b, 3, H, W] in the order of ``paths``."""
-    with ThreadPoolExecutor(threads) as pool:
-        ahead = None
-        for start in range(0, len(paths), size):
-            batch = [pool.submit(open_one, path) for path in paths[start : start + size]]
-            if ahead:
-                yield torch.stack([future.result() for future in ahead])
-            ahead = batch
-        if ahead:
-            yield torch.stack([future.result() for future in ahead])
-
-
-def identify_file(path: Path) -> list[Any]:
-    """Path, size and time of the last change of a file: what says that it is still the same.
-
-    Raises:
-        UserError: there is no such file.
-    """
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); data_prep/check.py lists every bad file") from None
-    return [str(path.absolute()), state.st_size, state.st_mtime_ns]

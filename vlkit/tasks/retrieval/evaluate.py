@@ -2,102 +2,53 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
-from vlkit.adapters import ADAPTERS
-from vlkit.adapters.linear import LinearOptions
+from vlkit.cli.show import Console, track
+from vlkit.data.images import image_batches, read_image
 from vlkit.data.manifest import Dataset
 from vlkit.data.transforms import image_transform
 from vlkit.encoders.bases import ClipBase
+from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.distributed import gather_shares, my_share
 from vlkit.errors import UserError
 from vlkit.metrics.retrieval import RECALL_AT, fold_metrics, image_text_metrics
-from vlkit.tasks.retrieval.data import image_batches, read_image
-from vlkit.tasks.two_tower import EmbeddingHead, HeadOptions, TwoTower
+from vlkit.tasks.two_tower import TwoTower
 
-CAPTIONS = 5  # captions an image that the COCO and Flickr30K protocols use
+log = logging.getLogger(__name__)
 
-
-def build_model(base: ClipBase, adapter: Any, head: HeadOptions) -> TwoTower:
-    """Put the same adaptation method on both towers and a head on each.
-
-    Args:
-        base: the loaded base; its towers become part of the model and are frozen or unfrozen by the method.
-        adapter: options of one of :data:`vlkit.adapters.ADAPTERS`.
-        head: how outputs become embeddings.
-    """
-    reads = "pooled" if head.pool == "base" else "tokens"
-    return TwoTower(
-        adapter.build(base.image, reads),
-        adapter.build(base.text, reads),
-        EmbeddingHead(base.image, head),
-        EmbeddingHead(base.text, head),
-        base.logit_scale,
-        # Without a bias of the base's own: -10 gives every pair of a large batch the odds of a random one (SigLIP).
-        -10.0 if base.logit_bias is None else base.logit_bias,
-    )
-
-
-def zero_shot(base: ClipBase) -> TwoTower:
-    """The base as it is, behind the same interface: its own pooling, nothing trained."""
-    return build_model(base, LinearOptions(), HeadOptions(projection=False)).requires_grad_(False).eval()
-
-
-def adapter_config(base: ClipBase, adapter: Any, head: HeadOptions, metrics: dict[str, float]) -> dict[str, Any]:
-    """What ``adapter_config.json`` says: everything needed to build this model again on the same base."""
-    return {
-        "task": "retrieval",
-        "base": {tower: {**identity, "load": base.name} for tower, identity in base.identity.items()},
-        "adapters": {"image": asdict(adapter), "text": asdict(adapter)},
-        "head": asdict(head),
-        "preprocess": base.preprocess.to_dict(),
-        "metrics": metrics,
-    }
-
-
-def adapter_options(values: dict[str, Any]) -> Any:
-    """The options object of a saved adapter (inverse of ``asdict``).
-
-    Raises:
-        UserError: a kind or an option that this vlkit does not know.
-    """
-    kind = values.get("kind")
-    if kind not in ADAPTERS:
-        raise UserError(f"adapter_config.json: kind {kind!r} is none of {', '.join(ADAPTERS)}; update vlkit")
-    known = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    try:
-        return ADAPTERS[kind](**known)
-    except TypeError as error:
-        raise UserError(f"adapter_config.json: options of {kind!r} do not fit ({error}); update vlkit") from None
+FIVE_CAPTIONS = frozenset({"coco", "flickr30k"})
+"""Datasets whose protocol measures the first five captions of an image; of every other dataset all captions count."""
+COLUMNS = {f"{way} R@{k}": f"{way}_r{k}" for way in ("i2t", "t2i") for k in RECALL_AT} | {"rsum": "rsum"}
+"""Heading -> metric, for a table of results."""
 
 
 class Embedder:
-    """Embeds pictures and texts with a two-tower model in batches, without gradient.
+    """Embeds images and texts with a two-tower model in batches, without gradient.
 
     Args:
         model: on its device; called in eval mode, left in the mode it had.
         base: the base it stands on (preprocessing, tokenizer).
         fabric: device and precision.
-        batch_size: pictures or texts at once.
+        batch_size: images or texts at once.
     """
 
     def __init__(self, model: TwoTower, base: ClipBase, fabric: Fabric, batch_size: int = 64) -> None:
         self.model, self.base, self.fabric, self.batch_size = model, base, fabric, batch_size
         self.transform = image_transform(base.preprocess)
 
-    def images(self, sources: Sequence[Any], open_one: Callable[[Any], Image.Image], label: str = "pictures") -> Tensor:
-        """``open_one`` turns each source into an RGB picture -> [n, E] float32 on the CPU, unit norm."""
+    def images(self, sources: Sequence[Any], open_one: Callable[[Any], Image.Image], label: str = "images") -> Tensor:
+        """``open_one`` turns each source into an RGB image -> [n, E] float32 on the CPU, unit norm."""
         pixels = image_batches(sources, lambda source: self.transform(open_one(source)), self.batch_size)
         return self._run(self.model.embed_images, pixels, len(sources), label)
 
@@ -128,25 +79,56 @@ class Embedder:
 
 
 def embed_split(embedder: Embedder, dataset: Dataset, split: str) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Embed every picture of a split and its first five captions; processes share the work.
+    """Embed every image of a split and the captions that count (:func:`captions_measured`); processes share the work.
 
     Returns:
-        Pictures [N, E], captions [M, E] (float32, CPU, unit norm) and the picture of each caption, int64 [M].
+        Images [N, E], captions [M, E] (float32, CPU, unit norm) and the image of each caption, int64 [M].
     """
     records, fabric = dataset.records(split), embedder.fabric
     if not records:
         raise UserError(f"{dataset.split_file(split)}: split {split!r} is empty; choose another split")
-    texts = [text for record in records for text in record["texts"][:CAPTIONS]]
-    owner = np.repeat(np.arange(len(records)), [len(record["texts"][:CAPTIONS]) for record in records])
+    counted = [record["texts"][: captions_measured(dataset)] for record in records]
+    texts = [text for own in counted for text in own]
+    owner = np.repeat(np.arange(len(records)), [len(own) for own in counted])
+    warn_of_cut_texts(embedder.base.tokenize, texts, f"{split} captions")
     mine = [records[i] for i in my_share(fabric, len(records))]
-    images = embedder.images(mine, lambda record: read_image(dataset, record), f"{split} pictures")
+    images = embedder.images(mine, lambda record: read_image(dataset, record), f"{split} images")
     captions = embedder.texts([texts[i] for i in my_share(fabric, len(texts))], f"{split} captions")
     return gather_shares(fabric, images, len(records)), gather_shares(fabric, captions, len(texts)), owner
 
 
+def captions_measured(dataset: Dataset) -> int | None:
+    """Most captions of an image that count; None = all."""
+    source = dataset.source
+    while isinstance(source, dict) and "source" in source:  # a cleaned copy
+        source = source["source"]
+    own = isinstance(source, dict) and "folder" in source  # a folder of somebody's own, which may be called coco
+    return 5 if dataset.name.lower() in FIVE_CAPTIONS and not own else None
+
+
+def captions_left_out(dataset: Dataset, split: str) -> str:
+    """A sentence on the captions of a split that are not measured; empty where all are."""
+    most = captions_measured(dataset)
+    total = sum(len(record["texts"]) for record in dataset.records(split))
+    left = total - sum(len(record["texts"][:most]) for record in dataset.records(split))
+    if not left:
+        return ""
+    rule = f"the protocol of {dataset.name} measures the first {most} of each image"
+    return f"{left:,} of {total:,} captions of {dataset.name}/{split} are left out: {rule}"
+
+
 def evaluate_split(embedder: Embedder, dataset: Dataset, split: str) -> dict[str, float]:
-    """Recalls of a split; see :func:`vlkit.metrics.retrieval.metrics_of_ranks` for the keys."""
+    """Recalls of a split; see :func:`vlkit.metrics.retrieval.metrics_of_ranks` for the keys. Says once which captions
+    they leave out.
+    """
+    if left_out := captions_left_out(dataset, split):
+        _say_once(left_out)
     return retrieval_metrics(*embed_split(embedder, dataset, split))
+
+
+@lru_cache(maxsize=64)  # a run measures every few epochs
+def _say_once(message: str) -> None:
+    log.info("%s", message)
 
 
 def retrieval_metrics(images: Tensor, texts: Tensor, owner: np.ndarray, folds: int = 1) -> dict[str, float]:
@@ -155,19 +137,21 @@ def retrieval_metrics(images: Tensor, texts: Tensor, owner: np.ndarray, folds: i
     Args:
         images: [N, E].
         texts: [M, E].
-        owner: int [M], the picture of each text.
-        folds: also report ``fold_*``, the mean over that many consecutive folds (5 on COCO's 5,000 test images is the
-            "COCO 1K" protocol); 1 = no folds.
+        owner: int [M], the image of each text.
+        folds: also report ``fold_*``, the mean over that many consecutive folds (5 folds of COCO's 5,000 test images
+            are the "COCO 1K" protocol); 1 = no folds.
 
     Raises:
-        UserError: the pictures do not divide into ``folds``.
+        UserError: ``folds`` is less than 1, or the images do not divide into so many.
     """
+    if folds < 1:
+        raise UserError(f"folds={folds}: must be at least 1; 1 = no folds")
     metrics = image_text_metrics(images, texts, owner)
     if folds > 1:
         try:
             means = fold_metrics(images, texts, owner, folds)
         except ValueError as error:
-            raise UserError(f"--folds {folds}: {error}; give a divisor of the number of pictures") from None
+            raise UserError(f"--folds {folds}: {error}; give a divisor of the number of images") from None
         metrics |= {f"fold_{key}": value for key, value in means.items()}
     return metrics
 
@@ -178,7 +162,7 @@ def index_recalls(images: np.ndarray, texts: np.ndarray, owner: np.ndarray, fact
     Args:
         images: [N, E] float32.
         texts: [M, E] float32.
-        owner: int [M], the picture of each text.
+        owner: int [M], the image of each text.
         factory: FAISS factory string.
 
     Returns:

@@ -13,14 +13,18 @@ from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor
 
+from vlkit.adapters.options import adapter_options
 from vlkit.data.images import open_image, to_rgb
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base
+from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.checkpoint import check_base, load_trained
 from vlkit.engine.distributed import make_fabric
+from vlkit.errors import UserError
 from vlkit.files import sha256_of
 from vlkit.tasks.batching import Batching
-from vlkit.tasks.retrieval.evaluate import Embedder, adapter_options, build_model, zero_shot
+from vlkit.tasks.retrieval.evaluate import Embedder
+from vlkit.tasks.retrieval.model import build_model, zero_shot
 from vlkit.tasks.two_tower import HeadOptions
 
 Picture = str | Path | Image.Image
@@ -68,6 +72,7 @@ class RetrievalPipeline:
         """Texts -> float32 [n, E], unit norm."""
         if not texts:
             return np.empty((0, self.dim), dtype=np.float32)
+        warn_of_cut_texts(self.embedder.base.tokenize, texts, "texts")
         return np.stack(self._texts(texts))
 
 
@@ -95,7 +100,14 @@ def open_adapter(
 def load_zero_shot(base_name: str, device: str = "auto", base: ClipBase | None = None) -> RetrievalPipeline:
     """The base alone, unadapted, as a pipeline; ``base`` is that base if it is loaded already."""
     base = base or load_base(base_name)
+    check_joint_space(base)
     return _pipeline(base, zero_shot(base), make_fabric(device), base.name, "zero-shot", {})
+
+
+def check_joint_space(base: ClipBase) -> None:
+    """Raise :class:`UserError` if images and texts lie in no common space before an adapter is trained."""
+    if base.joint_dim is not None:
+        raise UserError(f"base {base.name}: a pair of encoders meets in what is trained; give an adapter folder")
 
 
 def _pipeline(

@@ -18,16 +18,16 @@ import torch
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH
 from torch import Tensor, nn
 
-from vlkit.adapters.lean.kept import assume_share
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.load import load_base
 from vlkit.engine.distributed import make_fabric
-from vlkit.engine.run import make_optimizer
+from vlkit.engine.optim import make_optimizer
 from vlkit.memory.estimate import fake_copy, fake_tensors
 from vlkit.memory.shapes import shape_base
 from vlkit.memory.step import StepMemory, Times, measure_step, peak_bytes, times_in_turns, train_step
+from vlkit.number_formats import assume_share
 from vlkit.tasks.contrastive import gather_pairs, info_nce
-from vlkit.tasks.retrieval.evaluate import build_model
+from vlkit.tasks.retrieval.model import build_model
 from vlkit.tasks.two_tower import HeadOptions, TwoTower
 
 

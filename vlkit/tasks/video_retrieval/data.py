@@ -4,41 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vlkit.data.images import identify_file
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
 from vlkit.data.transforms import frame_transform
-from vlkit.data.video.clip_frames import ClipFrames, Sampling, read_frames
+from vlkit.data.video.clip_frames import Clip, ClipFrames, Sampling, read_frames
 from vlkit.data.video.frame_batch import Frames
-from vlkit.data.video.frames import FrameSource
+from vlkit.data.video.frame_source import FrameSource
 from vlkit.encoders.bases import Preprocess
 from vlkit.errors import UserError
-from vlkit.tasks.retrieval.data import CaptionedRecords, identify_file
+from vlkit.tasks.retrieval.data import CaptionedRecords
 
-HELD_OUT_SEED = 0  # of the choice of held-out videos: the same whatever the seed of the run
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A video file, or the part of it between two times in seconds (None = from the beginning, to the end)."""
-
-    path: Path
-    start: float | None = None
-    end: float | None = None
+HELD_OUT_SEED = 0  # chooses the held-out videos: the same ones for every seed of a run
 
 
 class ClipReader:
-    """Reads clips as a base was trained to see pictures: [t, 3, H, W] uint8 with 1 <= t <= ``count``.
+    """Reads clips as a base was trained to see images: [t, 3, H, W] uint8 with 1 <= t <= ``count``.
 
     Args:
         preprocess: size and manner of resizing.
-        count: frames a clip; shorter clips give all they have.
+        count: frames per clip; shorter clips give all they have.
         sampling: see :func:`vlkit.data.video.clip_frames.read_frames`.
 
     Attributes:
@@ -55,13 +45,13 @@ class ClipReader:
         """The frames of a clip.
 
         Raises:
-            vlkit.data.images.MediaError: the file is no use; names it and the reason.
+            vlkit.data.images.MediaError: the file cannot be used; names it and the reason.
         """
         return self.tensor(read_frames(clip.path, self.count, clip.start, clip.end, self.sampling, size=self.size))
 
     def tensor(self, found: ClipFrames) -> Tensor:
         """Decoded frames at the base's size."""
-        return torch.stack([self.transform(picture) for picture in found.images()])
+        return torch.stack([self.transform(image) for image in found.images()])
 
 
 class RecordFrames:
@@ -70,7 +60,7 @@ class RecordFrames:
     Args:
         dataset: a prepared dataset.
         split: which split.
-        reader: frames a clip, sampling and size.
+        reader: frames per clip, sampling and size.
         keep_bytes: frames read so far are kept in memory up to this size; each worker process keeps its own. Nothing
             is kept where times are drawn anew.
 
@@ -137,7 +127,7 @@ class VideoCollate:
 
     Args:
         tokenize: texts -> ids [B, L].
-        trim: cuts padding that changes no output (:meth:`vlkit.encoders.text.TextEncoder.trim`).
+        trim: cuts padding that changes no output (:meth:`vlkit.encoders.towers.text.TextEncoder.trim`).
     """
 
     def __init__(self, tokenize: Callable[[list[str]], Tensor], trim: Callable[[Tensor], Tensor]) -> None:

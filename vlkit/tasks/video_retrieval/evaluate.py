@@ -3,60 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from vlkit.adapters.linear import LinearOptions
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
-from vlkit.data.video.clip_frames import Sampling
 from vlkit.encoders.bases import ClipBase
+from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.distributed import gather_shares, my_share
 from vlkit.metrics.video import text_video_metrics
 from vlkit.tasks.retrieval import evaluate as retrieval
 from vlkit.tasks.video_retrieval.data import ClipReader, RecordFrames, clip_batches
-from vlkit.tasks.video_retrieval.model import VideoHeadOptions, VideoText
+from vlkit.tasks.video_retrieval.model import VideoText
 
 FRAMES_AT_ONCE = 64
 VIDEOS_AT_ONCE = 16
-
-
-def build_model(base: ClipBase, adapter: Any, head: VideoHeadOptions) -> VideoText:
-    """Put the same adaptation method on both towers, a head on each, and a temporal head behind the frames.
-
-    Args:
-        base: the loaded base; its towers become part of the model and are frozen or unfrozen by the method.
-        adapter: options of one of :data:`vlkit.adapters.ADAPTERS`.
-        head: how outputs become embeddings.
-    """
-    return VideoText(retrieval.build_model(base, adapter, head), head, base.preprocess)
-
-
-def zero_shot(base: ClipBase) -> VideoText:
-    """The base as it is: frames are embedded as pictures and averaged, nothing trained."""
-    return build_model(base, LinearOptions(), VideoHeadOptions(projection=False)).requires_grad_(False).eval()
-
-
-def adapter_config(
-    base: ClipBase, adapter: Any, head: VideoHeadOptions, reader: ClipReader, metrics: dict[str, float]
-) -> dict[str, Any]:
-    """What ``adapter_config.json`` says: everything needed to build this model again on the same base."""
-    config = retrieval.adapter_config(base, adapter, head, metrics)
-    video = {"frames": reader.count, "sampling": reader.sampling}
-    return {**config, "task": "video_retrieval", "head": asdict(head), "preprocess": {**config["preprocess"], **video}}
-
-
-def frames_and_sampling(config: dict[str, Any]) -> tuple[int, Sampling]:
-    """How a saved adapter reads videos: frames a clip and how they are chosen."""
-    return config["preprocess"]["frames"], config["preprocess"]["sampling"]
+COLUMNS = {f"{way} R@{k}": f"{way}_r{k}" for way in ("t2v", "v2t") for k in (1, 5, 10)} | {"rsum": "rsum"}
+"""Heading -> metric, for a table of results."""
 
 
 class VideoEmbedder(retrieval.Embedder):
-    """Embeds videos, pictures and texts in batches, without gradient.
+    """Embeds videos, images and texts in batches, without gradient.
 
     Args:
         model: on its device; called in eval mode, left in the mode it had.
@@ -103,11 +74,34 @@ def embed_records(
     """
     fabric, records = embedder.fabric, frames.records if records is None else records
     texts = [text for record in records for text in record["texts"]]
+    warn_of_cut_texts(embedder.base.tokenize, texts, f"{label} sentences")
     owner = np.repeat(np.arange(len(records)), [len(record["texts"]) for record in records])
     mine = [records[i] for i in my_share(fabric, len(records))]
     videos = embedder.videos(mine, frames.read, f"{label} videos")
     sentences = embedder.texts([texts[i] for i in my_share(fabric, len(texts))], f"{label} sentences")
     return Embedded(gather_shares(fabric, videos, len(records)), gather_shares(fabric, sentences, len(texts)), owner)
+
+
+@dataclass
+class Clips:
+    """Clips of a split, or a part of them.
+
+    Attributes:
+        name: what to call them: the split's name, as a rule.
+        frames: reads them.
+        records: which of its records; default: all.
+    """
+
+    name: str
+    frames: RecordFrames
+    records: Sequence[Record] = ()
+
+    def __post_init__(self) -> None:
+        self.records = self.records or self.frames.records
+
+    def embed(self, embedder: VideoEmbedder) -> Embedded:
+        """Embeddings of the videos and of all their sentences; see :func:`embed_records`."""
+        return embed_records(embedder, self.frames, self.records, self.name)
 
 
 def evaluate_split(embedder: VideoEmbedder, dataset: Dataset, split: str) -> dict[str, float]:

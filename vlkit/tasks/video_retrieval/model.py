@@ -1,21 +1,26 @@
-"""The video-text retrieval model: two adapted towers, frames through the image tower in small lots, a temporal head."""
+"""Video-text retrieval: two adapted towers, frames through the image tower in small lots, and a temporal head."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vlkit.adapters.base import AdaptedEncoder
+from vlkit.adapters.linear import LinearOptions
+from vlkit.data.video.clip_frames import Sampling
 from vlkit.data.video.frame_batch import Frames
-from vlkit.encoders.bases import Preprocess
+from vlkit.encoders.bases import ClipBase, Preprocess
 from vlkit.encoders.staged import ReadAhead
 from vlkit.errors import UserError
+from vlkit.tasks.gradient_cache import encode_twice
+from vlkit.tasks.retrieval import model as images
 from vlkit.tasks.two_tower import MAX_LOGIT_SCALE, HeadOptions, TwoTower
+from vlkit.tasks.video_retrieval.data import ClipReader
 from vlkit.tasks.video_retrieval.temporal import MAX_FRAMES, Init, TemporalKind, temporal_head
 
 
@@ -93,7 +98,7 @@ class VideoText(nn.Module):
         parts = frames.chunks(chunk)
         encode: Callable[[Tensor], Tensor] = self.embed_frames
         if len(parts) > 1 and torch.is_grad_enabled() and self.keeps_activations:
-            encode = self._encode_twice
+            encode = partial(encode_twice, self.embed_frames, anchor=self.mean)
         flat = torch.cat([encode(part) for part in parts])  # [F, E]
         mask, rows = (tensor.to(flat.device, non_blocking=True) for tensor in (frames.mask, frames.rows))
         grid = flat.index_select(0, rows.flatten()).view(*mask.shape, -1) * mask.unsqueeze(-1)  # [B, T, E]
@@ -112,9 +117,36 @@ class VideoText(nn.Module):
         scale = self.towers.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
         return self.embed_videos(frames, chunk), self.embed_texts(ids), scale
 
-    def _encode_twice(self, pixels: Tensor) -> Tensor:
-        # Reentrant: the first time runs without gradient, so that a method with its own backward keeps nothing either.
-        # It needs an input that asks for a gradient. The buffer tells it which device's random state to replay; the
-        # pixels may still be on the host.
-        asks = torch.empty(0, requires_grad=True)
-        return checkpoint(lambda part, *_: self.embed_frames(part), pixels, self.mean, asks, use_reentrant=True)
+
+def build_model(base: ClipBase, adapter: Any, head: VideoHeadOptions) -> VideoText:
+    """Put the same adaptation method on both towers, a head on each, and a temporal head behind the frames.
+
+    Args:
+        base: the loaded base; its towers become part of the model and are frozen or unfrozen by the method.
+        adapter: options of one of :data:`vlkit.adapters.ADAPTERS`.
+        head: how outputs become embeddings.
+    """
+    return VideoText(images.build_model(base, adapter, head), head, base.preprocess)
+
+
+def zero_shot(base: ClipBase) -> VideoText:
+    """The base as it is: frames are embedded as pictures and averaged, nothing trained."""
+    return (
+        build_model(base, LinearOptions(), VideoHeadOptions(projection=base.joint_dim is not None))
+        .requires_grad_(False)
+        .eval()
+    )
+
+
+def adapter_config(
+    base: ClipBase, adapter: Any, head: VideoHeadOptions, reader: ClipReader, metrics: dict[str, float]
+) -> dict[str, Any]:
+    """What ``adapter_config.json`` says: everything needed to build this model again on the same base."""
+    config = images.adapter_config(base, adapter, head, metrics)
+    video = {"frames": reader.count, "sampling": reader.sampling}
+    return {**config, "task": "video_retrieval", "head": asdict(head), "preprocess": {**config["preprocess"], **video}}
+
+
+def frames_and_sampling(config: dict[str, Any]) -> tuple[int, Sampling]:
+    """How a saved adapter reads videos: frames a clip and how they are chosen."""
+    return config["preprocess"]["frames"], config["preprocess"]["sampling"]

@@ -1,4 +1,4 @@
-"""Text-video retrieval as a pipeline: videos, pictures and texts to unit vectors in one space."""
+"""Text-video retrieval as a pipeline: videos, images and texts to unit vectors in one space."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from vlkit.data.video.clip_frames import Sampling
+from vlkit.adapters.options import adapter_options
+from vlkit.data.video.clip_frames import Clip, Sampling
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base
 from vlkit.engine.checkpoint import check_base, load_trained
 from vlkit.engine.distributed import make_fabric
 from vlkit.files import sha256_of
-from vlkit.tasks.retrieval.evaluate import adapter_options
-from vlkit.tasks.retrieval.pipeline import RetrievalPipeline, model_identity
-from vlkit.tasks.video_retrieval.data import Clip, ClipReader
-from vlkit.tasks.video_retrieval.evaluate import VideoEmbedder, build_model, frames_and_sampling, zero_shot
-from vlkit.tasks.video_retrieval.model import VideoHeadOptions, VideoText
+from vlkit.tasks.retrieval.pipeline import RetrievalPipeline, check_joint_space, model_identity
+from vlkit.tasks.video_retrieval.data import ClipReader
+from vlkit.tasks.video_retrieval.evaluate import VideoEmbedder
+from vlkit.tasks.video_retrieval.model import VideoHeadOptions, VideoText, build_model, frames_and_sampling, zero_shot
 
 Video = str | Path | tuple[str | Path, float | None, float | None]
 
@@ -28,7 +28,7 @@ Video = str | Path | tuple[str | Path, float | None, float | None]
 class VideoRetrievalPipeline(RetrievalPipeline):
     """An adapted video-text model. Safe to call from several threads.
 
-    A picture is embedded as a video of one frame. See :class:`vlkit.tasks.retrieval.pipeline.RetrievalPipeline` for the
+    An image is embedded as a video of one frame. See :class:`vlkit.tasks.retrieval.pipeline.RetrievalPipeline` for the
     arguments; ``embedder`` is a :class:`vlkit.tasks.video_retrieval.evaluate.VideoEmbedder`.
     """
 
@@ -54,7 +54,7 @@ class VideoRetrievalPipeline(RetrievalPipeline):
 
 
 def as_clip(video: Video) -> Clip:
-    """A path, or (path, start, end), as a :class:`vlkit.tasks.video_retrieval.data.Clip`."""
+    """A path, or (path, start, end), as a :class:`vlkit.data.video.clip_frames.Clip`."""
     path, start, end = video if isinstance(video, tuple) else (video, None, None)
     return Clip(Path(path), start, end)
 
@@ -80,8 +80,9 @@ def open_adapter(
 def load_zero_shot(
     base_name: str, device: str = "auto", frames: int = 12, sampling: Sampling = "uniform"
 ) -> VideoRetrievalPipeline:
-    """The base alone, unadapted: frames are embedded as pictures and averaged."""
+    """The base alone, unadapted: frames are embedded as images and averaged."""
     base = load_base(base_name)
+    check_joint_space(base)
     reader = ClipReader(base.preprocess, frames, sampling)
     return _pipeline(base, zero_shot(base), reader, make_fabric(device), base.name, "zero-shot video", {})
 

@@ -1,7 +1,8 @@
-"""Visual questions as examples: pictures with their questions, answer vocabulary, soft targets."""
+"""Visual questions as examples: images with their questions, answer vocabulary, soft targets."""
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,25 +12,30 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vlkit.data.images import identify_file, read_image
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
 from vlkit.errors import UserError
 from vlkit.files import read_json
-from vlkit.metrics.vqa import build_vocabulary, soft_target
+from vlkit.metrics.vqa import Form, build_vocabulary, soft_target
+from vlkit.metrics.vqa_text import answer_form
 from vlkit.tap_cache.rows import TapBatch
-from vlkit.tasks.retrieval.data import Transform, identify_file, read_image
+from vlkit.tasks.retrieval.data import Transform
+from vlkit.tasks.splits import Splits, reported_split
+
+log = logging.getLogger(__name__)
 
 Example = tuple[Tensor, list[Record]]
 
 
 class PictureQuestions:
-    """Examples of one picture and its questions: the picture is encoded once for all of them.
+    """Examples of one image and its questions: the image is encoded once for all of them.
 
     Args:
         dataset: a prepared dataset.
         split: which split; every question must have answers.
-        transform: picture -> [3, H, W].
-        per_picture: most questions a picture has in an example, drawn anew each time; 0 = all.
+        transform: image -> [3, H, W].
+        per_picture: most questions an image has in an example, drawn anew each time; 0 = all.
 
     Raises:
         UserError: a question of the split has no answers.
@@ -43,7 +49,7 @@ class PictureQuestions:
         return len(self.groups)
 
     def __getitem__(self, index: int) -> Example:
-        """Pixels [3, H, W] and the records of the picture's questions."""
+        """Pixels [3, H, W] and the records of the image's questions."""
         _, group = self.unopened(index)
         return self.transform(read_image(self.dataset, group[0])), group
 
@@ -62,11 +68,11 @@ class PictureQuestions:
         return [record["question"] for group in self.groups for record in group]
 
     def identify(self, index: int) -> list[Any]:
-        """What changes when the picture of an example does."""
+        """What changes when the image of an example does."""
         return identify_file(self.dataset.path(self.groups[index][0]))
 
     def load(self, indices: list[int]) -> Tensor:
-        """Pictures of examples, [n, 3, H, W]; without augmentation always the same."""
+        """Images of examples, [n, 3, H, W]; without augmentation always the same."""
         return torch.stack([self.transform(read_image(self.dataset, self.groups[index][0])) for index in indices])
 
 
@@ -86,8 +92,21 @@ def answered(dataset: Dataset, split: str) -> list[Record]:
     return records
 
 
+def answered_split(dataset: Dataset, data: Splits) -> str:
+    """The split to report on (:func:`vlkit.tasks.splits.reported_split`): the validation split if the answers of the
+    test split are hidden.
+
+    Raises:
+        UserError: a split is not there, or a question of the training or validation split has no answers.
+    """
+    test = reported_split(dataset, data)
+    for split in (data.train, data.validation):
+        answered(dataset, split)
+    return test if all("answers" in record for record in dataset.records(test)) else data.validation
+
+
 def by_picture(records: Sequence[Record]) -> list[list[Record]]:
-    """Records that ask about one picture, together; pictures in the order of their first question."""
+    """Records that ask about one image, together; images in the order of their first question."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record["image"], []).append(record)
@@ -95,14 +114,14 @@ def by_picture(records: Sequence[Record]) -> list[list[Record]]:
 
 
 class Batch(NamedTuple):
-    """P pictures and B questions of a training step."""
+    """P images and B questions of a training step."""
 
     pixels: Tensor | TapBatch
-    """[P, 3, H, W], or the rows of P pictures."""
+    """[P, 3, H, W], or the rows of P images."""
     ids: Tensor | TapBatch
     """[B, L] int64, the questions' tokens, or the rows of B questions."""
     owner: Tensor
-    """[B] int64, the picture of each question."""
+    """[B] int64, the image of each question."""
     targets: Tensor
     """[B, A] float soft targets of a classifier, or [B, T] int64 answer tokens of a decoder."""
 
@@ -113,7 +132,7 @@ class QuestionCollate:
     Args:
         tokenize: questions -> ids [B, L].
         targets: lists of ten answers, one a question -> [B, ...] (:class:`SoftTargets` or :class:`AnswerTokens`).
-        stack: what the examples hold of each picture -> what a batch holds of all.
+        stack: what the examples hold of each image -> what a batch holds of all.
     """
 
     def __init__(
@@ -132,22 +151,58 @@ class QuestionCollate:
         return Batch(pixels, ids, owner, self.targets([record["answers"] for record in records]))
 
 
+def form_of(dataset: Dataset) -> Form:
+    """The form in which the answers of a dataset are compared: GQA asks for the very string, every other dataset for
+    the normalised one, so that "Yes", "yes" and "yes." are one answer.
+    """
+    return str if dataset.name == "gqa" else answer_form
+
+
 class SoftTargets:
     """Ten answers of each question -> [B, A] float32 scores of the vocabulary's answers.
 
+    Answers of people and of the vocabulary are compared in one form; labels that share a form share the score.
+
     Args:
-        vocabulary: A answers, in label order.
+        vocabulary: A answers, in label order, as people write them or normalised.
+        form: see :func:`form_of`.
     """
 
-    def __init__(self, vocabulary: Sequence[str]) -> None:
-        self.labels = {answer: label for label, answer in enumerate(vocabulary)}
+    def __init__(self, vocabulary: Sequence[str], form: Form = answer_form) -> None:
+        self.form, self.size = form, len(vocabulary)
+        labels: dict[str, list[int]] = {}
+        for label, answer in enumerate(vocabulary):
+            for key in {answer, form(answer)}:  # the few forms whose own form is another one
+                labels.setdefault(key, []).append(label)
+        self.groups = {key: group for group, key in enumerate(labels)}
+        self.labels = list(labels.values())
 
     def __call__(self, answers: list[list[str]]) -> Tensor:
-        targets = torch.zeros(len(answers), len(self.labels))
+        targets = torch.zeros(len(answers), self.size)
         for row, given in zip(targets, answers, strict=True):
-            for label, score in soft_target(given, self.labels).items():
-                row[label] = score
+            for group, score in self._scores(given).items():
+                row[self.labels[group]] = score
         return targets
+
+    def unlabelled(self, answers: Sequence[Sequence[str]]) -> int:
+        """Number of questions none of whose answers is in the vocabulary."""
+        return sum(not self._scores(given) for given in answers)
+
+    def _scores(self, answers: Sequence[str]) -> dict[int, float]:
+        return soft_target([self.form(answer) for answer in answers], self.groups)
+
+
+def warn_of_unlabelled(dataset: Dataset, splits: Sequence[str], vocabulary: Sequence[str]) -> None:
+    """Log for each split how many questions have no answer that a classifier can give; nothing where all have one."""
+    targets = SoftTargets(vocabulary, form_of(dataset))
+    for split in dict.fromkeys(splits):
+        answers = [record["answers"] for record in dataset.records(split) if "answers" in record]
+        count = targets.unlabelled(answers)
+        if count:
+            log.warning(
+                f"{count:,} of {len(answers):,} questions of {dataset.name}/{split} have no answer among the "
+                f"{len(vocabulary):,} of the vocabulary: no answer of the classifier is right for them"
+            )
 
 
 class AnswerTokens:
@@ -155,21 +210,21 @@ class AnswerTokens:
 
     Args:
         tokenize: texts -> ids [B, T], padded on the right.
+        form: what is written for an answer; see :func:`form_of`.
     """
 
-    def __init__(self, tokenize: Callable[[list[str]], Tensor]) -> None:
-        self.tokenize = tokenize
+    def __init__(self, tokenize: Callable[[list[str]], Tensor], form: Form = answer_form) -> None:
+        self.tokenize, self.form = tokenize, form
 
     def __call__(self, answers: list[list[str]]) -> Tensor:
-        return self.tokenize([random.choice(given) for given in answers])
+        return self.tokenize([self.form(random.choice(given)) for given in answers])
 
 
 def answer_vocabulary(dataset: Dataset, splits: Sequence[str], min_questions: int | None = None) -> list[str]:
     """The answers a classifier chooses from, in order of first occurrence.
 
-    Counts each question's ``multiple_choice_answer``, or its most frequent answer where the record has none, as
-    :func:`vlkit.metrics.vqa.build_vocabulary` does. Where every question has one answer only (GQA), answers are matched
-    exactly, so they stay as they are.
+    Counts each question's ``multiple_choice_answer``, or its most frequent answer where the record has none, in the
+    form of :func:`form_of`.
 
     Args:
         dataset: a prepared dataset.
@@ -181,14 +236,12 @@ def answer_vocabulary(dataset: Dataset, splits: Sequence[str], min_questions: in
         UserError: no answer is given so often.
     """
     records = [record for split in splits for record in dataset.records(split) if "answers" in record]
-    exact = all(len(set(record["answers"])) == 1 for record in records)
+    form = form_of(dataset)
     if min_questions is None:
-        min_questions = 1 if exact else 9
-    if exact:
-        counts = Counter(record["answers"][0] for record in records)
-        vocabulary = [answer for answer, count in counts.items() if count >= min_questions]
-    else:
-        vocabulary = build_vocabulary([(record["id"], main_answer(record)) for record in records], min_questions)
+        min_questions = 1 if all(len(set(map(form, record["answers"]))) == 1 for record in records) else 9
+    vocabulary = build_vocabulary(
+        [(record["id"], main_answer(record, form)) for record in records], min_questions, form
+    )
     if not vocabulary:
         raise UserError(
             f"--data.min_questions {min_questions}: no answer has so many questions among the {len(records)} of "
@@ -197,9 +250,10 @@ def answer_vocabulary(dataset: Dataset, splits: Sequence[str], min_questions: in
     return vocabulary
 
 
-def main_answer(record: Record) -> str:
-    """The answer that stands for the ten: the annotation's own choice, else the most frequent one."""
-    return record.get("multiple_choice_answer") or Counter(record["answers"]).most_common(1)[0][0]
+def main_answer(record: Record, form: Form = answer_form) -> str:
+    """The answer that stands for the ten, in its form: the annotation's own choice, else the most frequent one."""
+    stated = record.get("multiple_choice_answer")
+    return form(stated) if stated else Counter(map(form, record["answers"])).most_common(1)[0][0]
 
 
 def read_vocabulary(path: Path) -> list[str]:

@@ -4,109 +4,36 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
-from vlkit.adapters.sherl.t5 import SherlT5Decoder, SherlT5Encoder
-from vlkit.adapters.sherl.tokens import SherlOptions
-from vlkit.adapters.tuning import TunedEncoder
+from vlkit.cli.show import Console, track
+from vlkit.data.images import image_batches, read_image
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
 from vlkit.data.transforms import image_transform
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.text_side import TextSide
+from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.distributed import gather_objects, my_share
-from vlkit.errors import UserError
-from vlkit.metrics.vqa import vqa_metrics
-from vlkit.tasks.fusion import Fusion, FusionOptions
-from vlkit.tasks.retrieval.data import image_batches, read_image
-from vlkit.tasks.vqa.data import answered, by_picture, main_answer
-from vlkit.tasks.vqa.heads import AnswerClassifier, AnswerGenerator, ClassifyOptions, GenerateOptions, beam_search
+from vlkit.metrics.gqa import binary_and_open
+from vlkit.metrics.vqa import Form, answer_scores, vqa_metrics
+from vlkit.metrics.vqa_text import answer_form
+from vlkit.tasks.vqa.data import answered, by_picture, form_of, main_answer
+from vlkit.tasks.vqa.heads import AnswerGenerator, beam_search
+from vlkit.tasks.vqa.model import HeadOptions, Model
 
-Model = AnswerClassifier | AnswerGenerator
-HeadOptions = ClassifyOptions | GenerateOptions
 Answers = list[tuple[str, float]]
 """Answers with their probabilities, the best first."""
 
 
-def build_model(
-    base: ClipBase, text: TextSide, adapter: Any, head: HeadOptions, fusion: FusionOptions, answers: int
-) -> Model:
-    """Put the same adaptation method on both towers, and fusion and answer head behind them.
-
-    Args:
-        base: the loaded base; its vision tower becomes part of the model.
-        text: what reads the questions; its towers become part of the model.
-        adapter: options of one of :data:`vlkit.adapters.ADAPTERS`.
-        head: options of one of :data:`vlkit.tasks.vqa.heads.VQA_HEADS`.
-        fusion: options of the fusion.
-        answers: size of the vocabulary; of no meaning to a head that writes.
-
-    Raises:
-        UserError: the method does not fit a tower or the head.
-    """
-    image = None if head.blind else adapter.build(base.image, "tokens")
-    if isinstance(head, ClassifyOptions):
-        encoder = adapter.build(text.encoder, "tokens")
-        return AnswerClassifier(image, encoder, Fusion(base.image, text.encoder, fusion), answers, head.dropout)
-    encoder, decoder = _encoder_decoder(text, adapter)
-    return AnswerGenerator(image, encoder, decoder, Fusion(base.image, text.encoder, fusion, head.queries))
-
-
-def _encoder_decoder(text: TextSide, adapter: Any) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """Both stacks of a T5 with the method on them."""
-    if text.base is None or text.base.decoder is None:
-        raise UserError(f"--head.kind generate: --text_base {text.name} has no decoder; give a T5, or classify")
-    if isinstance(adapter, SherlOptions):
-        for name in ("late", "taps", "dropout"):
-            if getattr(adapter, name) is not None:
-                raise UserError(f"--adapter.{name}: SHERL on a decoder is as published (flavour t5); leave it out")
-        reduction = 4 if adapter.reduction is None else adapter.reduction
-        encoder = SherlT5Encoder(text.base.encoder, reduction=reduction, init=adapter.init)
-        return encoder, SherlT5Decoder(text.base.decoder, reduction=reduction, init=adapter.init)
-    encoder, decoder = (adapter.build(tower, "tokens") for tower in (text.base.encoder, text.base.decoder))
-    if not isinstance(decoder, TunedEncoder):
-        mend = "use sherl, lora or full, or --head.kind classify"
-        raise UserError(f"--adapter.kind {adapter.kind}: the decoder would not see what the fusion found; {mend}")
-    return encoder, decoder
-
-
-def identity_of(base: ClipBase, text: TextSide, head: HeadOptions) -> dict[str, dict[str, Any]]:
-    """Who the towers of a model are: ``image``, ``text`` and, where the head writes, ``decoder``."""
-    towers = {name: who for name, who in text.identity.items() if name == "text" or isinstance(head, GenerateOptions)}
-    return {"image": {**base.identity["image"], "load": base.name}, **towers}
-
-
-def adapter_config(
-    base: ClipBase,
-    text: TextSide,
-    adapter: Any,
-    head: HeadOptions,
-    fusion: FusionOptions,
-    vocabulary: list[str],
-    metrics: dict[str, float],
-) -> dict[str, Any]:
-    """What ``adapter_config.json`` says: everything needed to build this model again on the same bases."""
-    return {
-        "task": "vqa",
-        "base": identity_of(base, text, head),
-        "adapters": {"image": asdict(adapter), "text": asdict(adapter)},
-        "head": {**asdict(head), "fusion": asdict(fusion), "answers": vocabulary},
-        "preprocess": base.preprocess.to_dict(),
-        "metrics": metrics,
-    }
-
-
 class Answerer:
-    """Answers questions about pictures in batches, without gradient.
+    """Answers questions about images in batches, without gradient.
 
     Args:
         model: on its device; called in eval mode, left in the mode it had.
@@ -115,7 +42,7 @@ class Answerer:
         head: options of the model's head.
         vocabulary: answers of a classifier, in label order.
         fabric: device and precision.
-        batch_size: pictures at once.
+        batch_size: images at once.
     """
 
     def __init__(
@@ -141,17 +68,17 @@ class Answerer:
         k: int = 1,
         label: str = "questions",
     ) -> list[list[Answers]]:
-        """The k best answers to the questions about each picture.
+        """The k best answers to the questions about each image.
 
         Args:
-            sources: what ``open_one`` turns into an RGB picture.
-            questions: of each picture.
-            open_one: source -> picture.
+            sources: what ``open_one`` turns into an RGB image.
+            questions: of each image.
+            open_one: source -> image.
             k: answers a question (fewer where the vocabulary is smaller).
             label: of the progress bar.
 
         Returns:
-            For each picture and each of its questions the answers, best first.
+            For each image and each of its questions the answers, best first.
         """
         training = self.model.training
         self.model.eval()
@@ -205,7 +132,8 @@ class Answerer:
 
 
 def predict_records(answerer: Answerer, dataset: Dataset, records: Sequence[Record], label: str) -> dict[Any, str]:
-    """Question id -> answer for every record, in their order; processes share the pictures."""
+    """Question id -> answer for every record, in their order; processes share the images."""
+    warn_of_cut_texts(answerer.text, [record["question"] for record in records], label)
     groups = by_picture(records)
     mine = [groups[i] for i in my_share(answerer.fabric, len(groups))]
     texts = [[record["question"] for record in group] for group in mine]
@@ -220,34 +148,55 @@ def predict_records(answerer: Answerer, dataset: Dataset, records: Sequence[Reco
 
 
 def evaluate_split(answerer: Answerer, dataset: Dataset, split: str) -> dict[str, float]:
-    """Official accuracy of a split, in all and per answer type; see :func:`vlkit.metrics.vqa.vqa_metrics`."""
+    """Accuracy of a split, in all and per answer type; see :func:`score`."""
     records = answered(dataset, split)
-    return score(records, predict_records(answerer, dataset, records, f"{split} questions"))
+    predictions = predict_records(answerer, dataset, records, f"{split} questions")
+    return score(records, predictions, form_of(dataset))
 
 
-def score(records: Sequence[Record], predictions: dict[Any, str]) -> dict[str, float]:
-    """Official accuracy of predictions (question id -> answer) for records with answers."""
+def score(records: Sequence[Record], predictions: dict[Any, str], form: Form = answer_form) -> dict[str, float]:
+    """Accuracy of predictions (question id -> answer) for records with answers.
+
+    Both sides are compared in one form, also where all ten people agree. There the official evaluator wants the very
+    string: where that gives another number (raw answers such as ten times "Yes"), it stands beside as
+    ``official_accuracy``. On GQA also ``accuracy_binary`` and ``accuracy_open``.
+
+    Args:
+        records: each with ``answers``.
+        predictions: an answer for each of them.
+        form: see :func:`vlkit.tasks.vqa.data.form_of`.
+    """
     types = {record["question_id"]: record.get("answer_type") for record in records}
-    return vqa_metrics(
-        predictions,
-        {record["question_id"]: record["answers"] for record in records},
-        None if None in types.values() else types,
-    )
+    references = {record["question_id"]: record["answers"] for record in records}
+    known = None if None in types.values() else types
+    metrics = vqa_metrics(predictions, references, known, form)
+    official = vqa_metrics(predictions, references)["accuracy"]
+    if official != metrics["accuracy"]:
+        metrics["official_accuracy"] = official
+    return metrics | binary_and_open(answer_scores(predictions, references, form), types)
 
 
-def prior_metrics(train: Sequence[Record], test: Sequence[Record]) -> tuple[str, dict[str, float]]:
+def columns_of(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Heading -> metric, for a table of results: the accuracy, and that of each answer type."""
+    types = [key for key in metrics if key.startswith("accuracy_")]
+    return {"accuracy": "accuracy"} | {key.removeprefix("accuracy_").replace("_", "/"): key for key in types}
+
+
+def prior_metrics(
+    train: Sequence[Record], test: Sequence[Record], form: Form = answer_form
+) -> tuple[str, dict[str, float]]:
     """What can be had without a model: the one most frequent training answer for every question, and its accuracy.
 
     Also ``question_words_accuracy``: the most frequent training answer among questions with the same first three words.
     """
     words = {}
     for record in train:
-        words.setdefault(_first_words(record), Counter())[main_answer(record)] += 1
+        words.setdefault(_first_words(record), Counter())[main_answer(record, form)] += 1
     most = sum(words.values(), Counter()).most_common(1)[0][0]
-    metrics = score(test, {record["question_id"]: most for record in test})
+    metrics = score(test, {record["question_id"]: most for record in test}, form)
     by_words = {start: counts.most_common(1)[0][0] for start, counts in words.items()}
     guesses = {record["question_id"]: by_words.get(_first_words(record), most) for record in test}
-    return most, {**metrics, "question_words_accuracy": score(test, guesses)["accuracy"]}
+    return most, {**metrics, "question_words_accuracy": score(test, guesses, form)["accuracy"]}
 
 
 def _first_words(record: Record) -> tuple[str, ...]:

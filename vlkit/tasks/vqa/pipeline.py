@@ -10,17 +10,17 @@ from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor
 
+from vlkit.adapters.options import adapter_options
 from vlkit.data.images import open_image, to_rgb
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base
 from vlkit.encoders.text_side import text_side
+from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.checkpoint import check_base, load_trained
 from vlkit.errors import UserError
 from vlkit.tasks.batching import Batching
-from vlkit.tasks.fusion import FusionOptions
-from vlkit.tasks.retrieval.evaluate import adapter_options
-from vlkit.tasks.vqa.evaluate import Answerer, Answers, HeadOptions, build_model, identity_of
-from vlkit.tasks.vqa.heads import VQA_HEADS
+from vlkit.tasks.vqa.evaluate import Answerer, Answers
+from vlkit.tasks.vqa.model import build_model, head_options, identity_of
 
 Picture = str | Path | Image.Image
 PICTURES_AT_ONCE = 32
@@ -68,6 +68,7 @@ class VqaPipeline:
             raise UserError(f"k {k}: give the number of answers, 1 or more")
         if any(not question.strip() for question in questions):
             raise UserError("the question is blank; ask something")
+        warn_of_cut_texts(self.answerer.text, questions, "questions")
         pictures: list[Picture] = []
         groups: list[list[str]] = []
         for image, question in zip(images, questions, strict=True):
@@ -112,17 +113,3 @@ def open_adapter(
     fabric.setup_module(model.requires_grad_(False)).eval()
     answerer = Answerer(model, base, text, head, vocabulary, fabric)
     return VqaPipeline(answerer, folder.name, config.get("metrics", {}))
-
-
-def head_options(values: dict[str, Any]) -> tuple[HeadOptions, FusionOptions, list[str]]:
-    """Options of head and fusion, and the vocabulary, from the ``head`` of an adapter's config.
-
-    Raises:
-        UserError: a kind or an option that this vlkit does not know.
-    """
-    given = dict(values)
-    try:
-        fusion, vocabulary = FusionOptions(**given.pop("fusion")), given.pop("answers")
-        return VQA_HEADS[given["kind"]](**given), fusion, vocabulary
-    except (KeyError, TypeError) as error:
-        raise UserError(f"adapter_config.json: the options of 'head' do not fit ({error}); update vlkit") from None

@@ -1,0 +1,150 @@
+"""Indexing and searching by the scripts: names as users have them, models that moved, folders that became empty."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from helpers.films import film
+from helpers.scripts import ROOT, call, refuse
+from vlkit.index import VectorIndex
+
+SCRIPTS = {"images": "tasks/retrieval", "videos": "tasks/video_retrieval"}
+SHIPPED = {"images": "retrieval", "videos": "video_retrieval"}
+SUFFIX = {"images": ".png", "videos": ".mp4"}
+MEDIA = pytest.mark.parametrize("media", SCRIPTS)
+RUDE_NAMES = ["photo [edited]", "[b]/x", "[/b]", ":cat:", "#a", "a  b", "'q"]
+
+
+def put(folder: Path, media: str, name: str, number: int = 0) -> Path:
+    """A small image or video of that name."""
+    path = folder / f"{name}{SUFFIX[media]}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if media == "images":
+        Image.new("RGB", (24, 24), (40 * number % 256, 90, 200)).save(path)
+    else:
+        made = film(folder.parent / "made.mp4", frames=4, width=64, height=48)
+        shutil.copy(made, path)
+    return path
+
+
+def adapter(media: str, folder: Path) -> Path:
+    """A copy of the shipped adapter."""
+    return Path(shutil.copytree(ROOT / "vlkit" / "assets" / "adapters" / SHIPPED[media], folder))
+
+
+def index(media: str, folder: Path, to: Path, *words: object) -> None:
+    call(f"{SCRIPTS[media]}/index.py", f"--{media}", folder, "--index", to, *(words or ("--base", "tiny")))
+
+
+def search(media: str, *words: object) -> None:
+    call(f"{SCRIPTS[media]}/search.py", *words)
+
+
+@MEDIA
+def test_names_and_queries_are_shown_and_written_as_they_are(media, tmp_path, capsys):
+    folder, to, hits = tmp_path / "media [x]", tmp_path / "idx", tmp_path / "#hits.json"
+    paths = [put(folder, media, name, number) for number, name in enumerate(RUDE_NAMES)]
+    (folder / f"bad [copy]{SUFFIX[media]}").write_bytes(b"no medium at all")
+    index(media, folder, to)
+    assert f"left out: {folder / 'bad [copy]'}{SUFFIX[media]}: " in capsys.readouterr().err
+    for query in ("a sign that says [/b] :cat:", "#sunset", "null", "~", "*x", "caf\udce9"):
+        search(media, "--index", to, f"--text={query}", "--json", hits, "--k", 9)
+        said = capsys.readouterr().out
+        assert said.startswith(f"{query.replace(chr(0xDCE9), chr(92) + 'xe9')} (7 ")
+        assert all(f"{path} " in said for path in paths)
+        found = json.loads(hits.read_text(encoding="utf-8"))
+        assert found["query"] == {"text": query}
+        assert {hit[media[:-1]] for hit in found["results"]} == set(map(str, paths))
+    search(media, "--index", to, "--image", put(tmp_path, "images", "query [x]"))
+    assert f"query [x].png (7 {'images' if media == 'images' else 'windows'})\n" in capsys.readouterr().out
+    if media == "images":
+        assert "bad [copy].png: not an image" in refuse(
+            "tasks/retrieval/search.py", "--index", to, "--image", folder / "bad [copy].png"
+        )
+
+
+@MEDIA
+def test_names_that_are_not_utf8(media, tmp_path, capsys):
+    folder, to, hits = Path(os.fsdecode(os.fsencode(tmp_path / "media") + b"\xe9")), tmp_path / "idx", tmp_path / "hits"
+    path = put(folder, media, os.fsdecode(b"caf\xe9"))
+    index(media, folder, to)
+    index(media, folder, to)
+    assert "1 unchanged" in capsys.readouterr().out
+    search(media, "--index", to, f"--{media[:-1]}", path, "--json", hits)
+    assert "caf\\xe9" in capsys.readouterr().out
+    (hit,) = json.loads(hits.read_text(encoding="utf-8"))["results"]
+    assert Path(hit[media[:-1]]) == path and path.exists()
+
+
+@MEDIA
+def test_the_last_file_is_deleted_and_an_empty_index_is_searched(media, tmp_path, capsys):
+    folder, to, hits = tmp_path / "media", tmp_path / "idx", tmp_path / "hits.json"
+    path = put(folder, media, "only")
+    index(media, folder, to)
+    path.unlink()
+    index(media, folder, to)
+    assert "1 removed" in capsys.readouterr().out and len(VectorIndex.open(to)) == 0
+    search(media, "--index", to, "--text", "x", "--json", hits)
+    assert capsys.readouterr().out.startswith("x (0 ") and json.loads(hits.read_text())["results"] == []
+    put(folder, media, "again")
+    index(media, folder, to)
+    assert "1 new" in capsys.readouterr().out and len(VectorIndex.open(to)) == 1
+    shutil.rmtree(folder)
+    assert "no such folder" in refuse(
+        f"{SCRIPTS[media]}/index.py", f"--{media}", folder, "--index", to, "--base", "tiny"
+    )
+    assert len(VectorIndex.open(to)) == 1
+    folder.mkdir()
+    words = (f"--{media}", folder, "--index", tmp_path / "new", "--base", "tiny")
+    assert f"no {media}" in refuse(f"{SCRIPTS[media]}/index.py", *words).replace("pictures", "images")
+
+
+@MEDIA
+def test_an_index_of_which_no_file_can_be_read(media, tmp_path, capsys):
+    folder, to = tmp_path / "media", tmp_path / "idx"
+    folder.mkdir()
+    (folder / f"bad{SUFFIX[media]}").write_bytes(b"no medium at all")
+    index(media, folder, to)
+    search(media, "--index", to, "--text", "x")
+    assert "x (0 " in capsys.readouterr().out
+
+
+@MEDIA
+def test_a_renamed_adapter_is_the_same_model(media, tmp_path, capsys, monkeypatch):
+    folder, to = tmp_path / "media", tmp_path / "idx"
+    put(folder, media, "a")
+    mine = adapter(media, tmp_path / "runs" / "mine")
+    index(media, folder, to, "--model", mine)
+    monkeypatch.chdir(mine)
+    index(media, folder, to, "--model", ".")
+    assert "1 unchanged" in capsys.readouterr().out
+    search(media, "--index", to, "--text", "x", "--model", ".")
+    monkeypatch.chdir(tmp_path)
+    best = mine.rename(mine.parent / "best [new]")
+    assert "give --model DIR" in refuse(f"{SCRIPTS[media]}/search.py", "--index", to, "--text", "x")
+    search(media, "--index", to, "--text", "x", "--model", best)
+    index(media, folder, to, "--model", best)
+    assert "1 unchanged" in capsys.readouterr().out
+    refused = refuse(f"{SCRIPTS[media]}/index.py", f"--{media}", folder, "--index", to, "--base", "tiny")
+    assert "index made with mine on tiny" in refused and "not with tiny" in refused
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("[]", "does not say what was indexed"),
+        ('{"images": 3, "model": null, "base": "tiny"}', "does not say what was indexed"),
+        ('{"images": "x", "model": null, "base": null}', "names no model"),
+        ('{"videos": "x", "model": null, "base": "tiny"}', "an index of videos; search it with tasks/video_retrieval"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_a_damaged_source_is_named(text, part, tmp_path):
+    (tmp_path / "source.json").write_text(text, encoding="utf-8")
+    assert part in refuse("tasks/retrieval/search.py", "--index", tmp_path, "--text", "x")

@@ -1,0 +1,98 @@
+"""``python -m vlkit.adapters.published FILE --output DIR``: published weights become an adapter folder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vlkit.adapters.options import adapter_options
+from vlkit.adapters.published.convert import Block, read_published
+from vlkit.cli.config import positional, run
+from vlkit.encoders.load import load_base
+from vlkit.encoders.staged import StagedEncoder
+from vlkit.errors import UserError
+from vlkit.files import whole_file, write_json
+
+
+@dataclass
+class Config:
+    """Turn published weights of SHERL, UniPT, LST, VQT or DTL into an adapter folder.
+
+    With --base the blocks of both towers become an image-text model that vlkit.load and the scripts of the retrieval
+    task take. Without it the folder holds each block under the names it has here, with the options that build it.
+    """
+
+    file: Path = positional()
+    """Published checkpoint as safetensors: a block's weights alone, or a whole model."""
+    output: Path
+    """Folder to write: adapter_config.json and adapter_model.safetensors."""
+    base: str | None = None
+    """Base that the blocks stand on, such as ViT-B-32:openai."""
+
+
+def main(config: Config) -> None:
+    """Find the blocks, write the folder, and say what was found."""
+    if (config.output / "adapter_config.json").exists():
+        raise UserError(f"--output {config.output}: holds an adapter already; give another folder")
+    blocks = read_published(config.file)
+    for block in blocks:
+        print(f"{block.flavour}: {len(block.tensors)} tensors under {block.prefix or '(no prefix)'}")
+    about, tensors = _blocks_alone(blocks) if config.base is None else _on_base(blocks, config.base)
+    about = {"format": "vlkit-adapter", "format_version": 1, **about, "metrics": {}, "source": config.file.name}
+    with whole_file(config.output / "adapter_model.safetensors") as path:
+        save_file({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}, path, {"format": "pt"})
+    write_json(config.output / "adapter_config.json", about)
+    print(f"wrote {config.output}")
+
+
+def _blocks_alone(blocks: list[Block]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and tensors of a folder with blocks that no base is known for."""
+    named = {f"{block.prefix}{block.flavour.replace('/', '_')}": block for block in blocks}
+    adapters = {name: block.options() for name, block in named.items()}
+    tensors = {f"{name}.{key}": tensor for name, block in named.items() for key, tensor in block.tensors.items()}
+    return {"task": None, "base": {}, "adapters": adapters}, tensors
+
+
+def _on_base(blocks: list[Block], name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and tensors of a retrieval model: a block on each tower, the base's own pooling, nothing else trained."""
+    base = load_base(name)
+    chosen = {tower: _fitting(blocks, getattr(base, tower), f"{tower} tower of {name}") for tower in ("image", "text")}
+    options = {tower: asdict(adapter_options(block.options())) for tower, block in chosen.items()}
+    if options["image"] != options["text"]:
+        raise UserError(f"--base {name}: its towers would need different options; convert without --base")
+    tensors = {f"{t}.adapter.{key}": tensor for t, block in chosen.items() for key, tensor in block.tensors.items()}
+    tensors["logit_scale"] = torch.tensor(float(base.logit_scale))
+    tensors["logit_bias"] = torch.tensor(-10.0 if base.logit_bias is None else float(base.logit_bias))
+    about = {
+        "task": "retrieval",
+        "base": {tower: {**identity, "load": name} for tower, identity in base.identity.items()},
+        "adapters": options,
+        "head": {"pool": "base", "projection": False, "dim": 0},
+        "preprocess": base.preprocess.to_dict(),
+    }
+    return about, tensors
+
+
+def _fitting(blocks: list[Block], encoder: StagedEncoder, where: str) -> Block:
+    """The block whose tensors are those of its method on this tower."""
+    found = []
+    for block in blocks:
+        try:
+            adapter = adapter_options(block.options()).build(encoder, "pooled").adapter
+        except UserError as error:
+            found.append(f"{block.flavour} ({error})")
+            continue
+        wanted = {name: tensor.shape for name, tensor in adapter.state_dict().items()}
+        if wanted == {name: tensor.shape for name, tensor in block.tensors.items()}:
+            return block
+        found.append(f"{block.flavour} (its shapes are others)")
+    raise UserError(f"no block in the file fits the {where}: {'; '.join(found)}; give the base it was trained on")
+
+
+if __name__ == "__main__":
+    run(main, Config)

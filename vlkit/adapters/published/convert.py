@@ -1,0 +1,138 @@
+"""Find the blocks in a published checkpoint, and say which options build them here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vlkit.adapters.published.names import drop_idle_gates, import_published, published_pattern
+from vlkit.adapters.published.tables import OPTIONAL, TABLES
+from vlkit.errors import UserError, some
+
+CONVERT = "safetensors.torch.save_file(torch.load(FILE, map_location='cpu', weights_only=True), 'FILE.safetensors')"
+
+
+@dataclass(frozen=True)
+class Block:
+    """One published block.
+
+    Attributes:
+        flavour: key of :data:`vlkit.adapters.published.tables.TABLES`.
+        prefix: what stands in front of its tensors' names in the file.
+        tensors: under the names they have here.
+    """
+
+    flavour: str
+    prefix: str
+    tensors: dict[str, Tensor]
+
+    def options(self) -> dict[str, Any]:
+        """Options that build it, as JSON values; what the tensors do not tell has its default."""
+        kind, _, variant = self.flavour.partition("/")
+        return {"kind": kind, **_OPTIONS.get(kind, lambda variant, tensors: {})(variant, self.tensors)}
+
+
+def read_published(path: str | Path) -> list[Block]:
+    """The blocks of a published checkpoint.
+
+    Args:
+        path: a safetensors file with published names: a block's own weights, or a whole model.
+
+    Raises:
+        UserError: no such file, no safetensors, or no block of a known flavour in it.
+    """
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path}: no safetensors file ({error}); published checkpoints are pickles: convert one with {CONVERT}"
+        ) from None
+    blocks = find_blocks(tensors)
+    if not blocks:
+        starts = sorted({".".join(name.split(".")[:2]) for name in tensors})
+        raise UserError(
+            f"{path}: no block of a flavour that is known here ({', '.join(TABLES)}); "
+            f"its tensors are named {some(starts, 8) or '(there are none)'}"
+        )
+    return blocks
+
+
+def find_blocks(tensors: Mapping[str, Tensor]) -> list[Block]:
+    """Every block among published tensors, the largest first; tensors of the base and the rest are left out."""
+    bare = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    found: list[tuple[str, str, list[str]]] = []
+    for flavour in TABLES:
+        found += [(flavour, prefix, names) for prefix, names in _places(flavour, bare)]
+    blocks, taken = [], set()
+    # The same tensors can be read as a smaller flavour, too: the one that accounts for the most is meant.
+    for flavour, prefix, names in sorted(found, key=lambda place: -len(place[2])):
+        if taken.isdisjoint(names):
+            taken.update(names)
+            own = drop_idle_gates({name[len(prefix) :]: bare[name] for name in names})
+            blocks.append(Block(flavour, prefix, import_published(flavour, own)))
+    return blocks
+
+
+def _places(flavour: str, tensors: Mapping[str, Tensor]) -> list[tuple[str, list[str]]]:
+    """Prefixes under which every row of the flavour's table has a tensor, and the names that belong there."""
+    rows = [row for row, _ in TABLES[flavour]]
+    hits: dict[str, dict[str, set[str]]] = {}
+    for row in rows:
+        pattern = re.compile(rf"(?P<prefix>(?:[^.]+\.)*?){published_pattern(row)}")
+        for name in tensors:
+            if match := pattern.fullmatch(name):
+                hits.setdefault(match["prefix"], {}).setdefault(row, set()).add(name)
+    needed = set(rows) - OPTIONAL
+    return [(prefix, sorted(set().union(*by_row.values()))) for prefix, by_row in hits.items() if needed <= set(by_row)]
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def _reduction(wide: int, narrow: int) -> dict[str, int]:
+    """The option that gives ``narrow``; none if no whole number does."""
+    reduction = wide // narrow
+    return {"reduction": reduction} if reduction and wide // reduction == narrow else {}
+
+
+def _sherl(variant: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    if variant == "pooled":
+        wide, narrow = tensors["head.proj.weight"].shape
+        gate = {"base_gate": True} if "base_gate" in tensors else {}
+        return {"handoff": "pooled", "init": "published", **_reduction(wide, narrow), **gate}
+    prefix = "adapter." if variant == "t5" else ""
+    wide, narrow = tensors[f"{prefix}head.proj.weight"].shape[:2]
+    flavour = {} if variant in ("conv", "t5") else {"flavour": variant}
+    return {"handoff": "tokens", "init": "published", **_reduction(wide, narrow), **flavour}
+
+
+def _unipt(variant: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    variant = variant.split("_")[0]
+    head = next((tensors[name] for name in ("head.proj.weight", "head.weight") if name in tensors), None)
+    size = {} if head is None else _reduction(*head.shape[:2])
+    if variant == "pooled":
+        return {"handoff": "pooled", "init": "published", **size}
+    return {"handoff": "tokens", "init": "published", **size, **({} if variant == "conv" else {"flavour": variant})}
+
+
+def _lst(variant: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    first = next((tensor for name, tensor in tensors.items() if name.endswith("first.weight")), None)
+    return {"init": "published"} if first is None else {"init": "published", **_reduction(first.shape[1], len(first))}
+
+
+_OPTIONS = {
+    "sherl": _sherl,
+    "unipt": _unipt,
+    "lst": _lst,
+    "vqt": lambda variant, tensors: {"queries": tensors["queries"].shape[1]},
+    "dtl": lambda variant, tensors: {"rank": len(next(t for n, t in tensors.items() if n.endswith("down.weight")))},
+}

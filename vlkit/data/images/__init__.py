@@ -1,0 +1,19 @@
+"""Opening image files: always RGB, upright and complete, or a :class:`MediaError` that says why not."""
+
+from vlkit.data.images.formats import IMAGE_SUFFIXES
+from vlkit.data.images.opening import MAX_PIXELS, MediaError, image_size, open_image
+from vlkit.data.images.pixels import to_rgb
+from vlkit.data.images.records import identify_file, image_batches, read_image, record_image_size
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "MediaError",
+    "identify_file",
+    "image_batches",
+    "image_size",
+    "open_image",
+    "read_image",
+    "record_image_size",
+    "to_rgb",
+]

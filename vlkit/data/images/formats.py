@@ -1,0 +1,84 @@
+"""Image formats that are read, and what to say about those that are not."""
+
+from __future__ import annotations
+
+import functools
+
+from PIL import Image
+
+# Every other plugin of Pillow is left out: some are rarely tested, and EPS would start an external program.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+    | {".ppm", ".pgm", ".pbm", ".jp2", ".j2k", ".avif"}
+)
+UNREAD_SUFFIXES = frozenset(
+    {".heic", ".heif", ".hif", ".heics", ".avifs", ".jxl", ".psd", ".svg", ".ico", ".eps", ".exr", ".hdr", ".tga"}
+    | {".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"}
+)
+"""File endings of images that are not read; a folder scan names them and says what to do."""
+CONVERT = "convert it to JPEG or PNG"
+HEADER_BYTES = 256
+"""First bytes of a file that :func:`refusal` needs; the list of brands of an HEIC file lies in them."""
+
+_HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
+_AVIF = frozenset({b"avif", b"avis"})
+_HEIF = frozenset({b"mif1", b"msf1", b"mif2", b"miaf", b"1pic"})
+_UNREAD = {
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"8BPS": "Photoshop (PSD)",
+    b"%PDF": "PDF",
+    b"<svg": "SVG",
+    b"\0\0\1\0": "ICO",
+    b"v/1\x01": "OpenEXR",
+    b"FUJIFILM": "camera raw",
+    b"IIRO": "camera raw",
+    b"IIU\0": "camera raw",
+}
+# First bytes of the formats that are read, to tell a damaged image from a file that is none.
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
+
+
+def refusal(start: bytes) -> str | None:
+    """Why a file of another format is not read: one phrase that names the format; None for all other files.
+
+    Args:
+        start: the first :data:`HEADER_BYTES` bytes of the file, or all if it has fewer.
+    """
+    if start[4:8] == b"ftyp":
+        return _refused_brands(start)
+    if (start[:4] == b"RIFF" and start[8:12] == b"AVI ") or start.startswith(b"\x1aE\xdf\xa3"):
+        return "a video, not an image"
+    if start[:4] in (b"II*\0", b"MM\0*") and start[8:10] == b"CR":
+        return f"camera raw (CR2) is not supported; {CONVERT}"
+    text = start.lstrip()
+    if text.startswith((b"<?xml", b"<!--", b"<!DOCTYPE svg")) and b"<svg" in text:
+        return f"SVG is not supported; {CONVERT}"
+    name = next((name for first, name in _UNREAD.items() if start.startswith(first)), None)
+    return f"{name} is not supported; {CONVERT}" if name else None
+
+
+def looks_like_image(start: bytes) -> bool:
+    """Whether a file begins as one of :data:`FORMATS` does, so that it must be a damaged one if it cannot be read."""
+    return start.startswith(_SIGNATURES) or start[4:8] == b"ftyp"
+
+
+@functools.cache
+def readable_formats() -> tuple[str, ...]:
+    """Those of :data:`FORMATS` that this build of Pillow can open (AVIF and JPEG 2000 are optional)."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _refused_brands(start: bytes) -> str | None:
+    """HEIC, AVIF, MP4 and others are one container: the brands at its beginning tell which one a file is."""
+    end = min(int.from_bytes(start[:4], "big") or len(start), len(start))
+    brands = {start[8:12], *(start[place : place + 4] for place in range(16, end - 3, 4))}
+    if brands & _AVIF:
+        return None if "AVIF" in readable_formats() else f"AVIF is not supported by this build of Pillow; {CONVERT}"
+    if brands & _HEIC:
+        return f"HEIC is not supported; {CONVERT}"
+    if b"crx " in brands:
+        return f"camera raw (CR3) is not supported; {CONVERT}"
+    return f"HEIF is not supported; {CONVERT}" if brands & _HEIF else "a video, not an image"

@@ -1,0 +1,146 @@
+"""Decoding one image file, or its header alone."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from vlkit.cli.show import visible
+from vlkit.data.images.formats import HEADER_BYTES, looks_like_image, readable_formats, refusal
+from vlkit.data.images.pixels import joined_depth, low_bytes_tile, orientation_of, to_rgb
+from vlkit.errors import UserError
+
+# Pixels an image may have before it is decoded: 256 MiB as RGB. Larger headers are mistakes or decompression bombs.
+MAX_PIXELS = 89_478_485
+_CUT_SHORT = ("truncated", "not large enough", "reached eof", "unexpected end")
+_header_lock = threading.Lock()
+
+
+class MediaError(UserError):
+    """An image or video that cannot be used.
+
+    Attributes:
+        path: the file.
+        reason: one phrase, such as ``missing``, ``empty file``, ``truncated`` or ``not an image``.
+    """
+
+    def __init__(self, path: str | Path, reason: str = "") -> None:
+        # ``reason`` has a default because data loader workers rebuild an exception from its joined message.
+        super().__init__(str(path), reason)
+        self.path = str(path)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        path = visible(self.path)
+        return f"{path}: {self.reason}" if self.reason else path
+
+
+def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, min_side: int | None = None) -> Image.Image:
+    """Decode an image file completely and give it as upright 8-bit RGB, without an orientation to apply once more.
+
+    Of an animation the first frame is taken; :func:`vlkit.data.images.to_rgb` says how other pixels become RGB.
+
+    Args:
+        max_pixels: refuse images whose header states more; checked before a pixel is decoded.
+        min_side: allow JPEG to be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep this many
+            pixels. Quicker, for training on small crops; the pixels differ slightly and coordinates scale.
+
+    Raises:
+        MediaError: missing, empty, truncated, damaged, too large, not an image, or of a format that is not read.
+    """
+    with _opened(path, max_pixels) as (file, image):
+        if min_side is not None:
+            image.draft(None, (min_side, min_side))
+        return _decode(path, file, image)
+
+
+def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height in pixels of what :func:`open_image` gives. No pixel is decoded if the header says all.
+
+    Raises:
+        MediaError: as for :func:`open_image`, except for damage behind the header.
+    """
+    with _opened(path, max_pixels) as (file, image):
+        if image.format == "TIFF":  # which of its two sizes Pillow states before loading depends on the version
+            return _decode(path, file, image).size
+        width, height = image.size
+        return (height, width) if orientation_of(image) >= 5 else (width, height)
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path, max_pixels: int) -> Iterator[tuple[BinaryIO, ImageFile.ImageFile]]:
+    """The file and what its header says; errors of the file system become a MediaError."""
+    # Some libraries switch this on for the whole process; half a grey image must not pass for a sample.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        with open(path, "rb") as file:
+            start = file.read(HEADER_BYTES)
+            if not start:
+                raise MediaError(path, "empty file")
+            reason = refusal(start)
+            if reason:
+                raise MediaError(path, reason)
+            image = _read_header(path, file, start)
+            width, height = image.size
+            if width * height > max_pixels:
+                raise MediaError(path, f"too large: {width} x {height} pixels exceeds {max_pixels} pixels")
+            yield file, image
+    except (FileNotFoundError, NotADirectoryError):
+        raise MediaError(path, "missing") from None
+    except IsADirectoryError:
+        raise MediaError(path, "a folder, not a file") from None
+    except PermissionError:
+        raise MediaError(path, "no permission to read it") from None
+    except OSError as error:
+        raise MediaError(path, f"cannot be read ({error.strerror or error})") from error
+
+
+def _read_header(path: str | Path, file: BinaryIO, start: bytes) -> ImageFile.ImageFile:
+    """Let Pillow parse the header; no pixel is decoded."""
+    try:
+        # Pillow's own limit knows no path, warns first and refuses only at the double; ours comes right after.
+        # It is a global, so it is lifted under a lock, for the header alone.
+        with _header_lock:
+            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                return Image.open(file, formats=readable_formats())
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
+    except MemoryError:
+        raise
+    except UnidentifiedImageError:
+        reason = "damaged or truncated (header)" if looks_like_image(start) else "not an image"
+        raise MediaError(path, reason) from None
+    except Exception as error:  # decoders raise nearly anything on damaged input
+        raise MediaError(path, _reason(error)) from error
+
+
+def _decode(path: str | Path, file: BinaryIO, image: ImageFile.ImageFile) -> Image.Image:
+    low_bytes = low_bytes_tile(image)
+    try:
+        image.load()
+        # Highest value of 16-bit colour below 1/4 of its range: fewer bits are in use than the file has.
+        if low_bytes and np.asarray(image)[..., :3].max(initial=0) < 64:
+            twin = _read_header(path, file, b"")
+            twin.tile = low_bytes
+            twin.load()
+            return to_rgb(joined_depth(image, twin))
+        return to_rgb(image)
+    except (MemoryError, MediaError):
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged input
+        raise MediaError(path, _reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """A decoder's complaint as one phrase."""
+    phrase = " ".join(str(error).split())[:120] or type(error).__name__
+    if any(word in phrase.lower() for word in _CUT_SHORT):
+        return "truncated"
+    return phrase if phrase.startswith("unsupported") else f"damaged or truncated ({phrase})"

@@ -1,0 +1,181 @@
+"""Which files of a folder count. One rule for indexing, preparing, serving, images and videos:
+
+- Sub-folders are searched too. A file counts by its ending, in either case.
+- Hidden files and folders (names that begin with ".") are passed over, and so are folders of thumbnails and of the
+  system's own copies (:data:`COPIES`). The given folder itself may have any name.
+- A link to a file counts as that file. A link to a folder outside is followed; one to a folder inside is not, because
+  its files are found in their own place, nor is one to a folder that holds the given one. No folder is entered twice.
+- A name that is not UTF-8 counts in an index and is passed over for a prepared dataset, whose files are text.
+
+What was passed over is counted by ending or by cause (:meth:`Scan.note`), never left out in silence.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vlkit.cli.show import visible
+from vlkit.data.images.formats import IMAGE_SUFFIXES, UNREAD_SUFFIXES
+from vlkit.errors import NothingThereError, UserError, some
+
+VIDEO_SUFFIXES = (
+    *(".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp", ".ogv"),
+    *(".ts", ".m2ts"),
+)
+"""Endings of video files, most usual first."""
+COPIES = frozenset(
+    {"@eadir", "__macosx", "thumbnails", "thumbs", "_thumbs", "#recycle", "$recycle.bin", "lost+found"}
+    | {"system volume information"}
+)
+"""Folders of thumbnails and of the system's own copies, in small letters."""
+SUFFIXES: dict[str, Collection[str]] = {"images": IMAGE_SUFFIXES, "videos": VIDEO_SUFFIXES}
+
+
+@dataclass
+class Scan:
+    """What :func:`find_media` found.
+
+    Attributes:
+        folder: the folder that was searched.
+        names: paths below it, separated by "/", in order.
+        endings: ending -> number of other files, which are passed over ("" for names without an ending).
+        causes: cause -> names passed over for it, whatever their ending.
+    """
+
+    folder: Path
+    names: list[str] = field(default_factory=list)
+    endings: Counter[str] = field(default_factory=Counter)
+    causes: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files found, in order."""
+        return [self.folder / name for name in self.names]
+
+    def note(self) -> str:
+        """What was passed over, on one line; "" if nothing was."""
+        unread = sorted(ending for ending in self.endings if ending in UNREAD_SUFFIXES)
+        others = sorted(ending for ending in self.endings if ending not in UNREAD_SUFFIXES)
+        parts = [f"{self.endings[e]} {e} (not supported; convert to JPEG or PNG)" for e in unread]
+        parts += [f"{len(names)} {cause} ({some(names, 3)})" for cause, names in self.causes.items()]
+        parts += [f"{self.endings[ending]} {ending or 'without an ending'}" for ending in others]
+        return f"passed over: {', '.join(parts)}" if parts else ""
+
+
+def find_media(
+    folder: str | Path,
+    media: Literal["images", "videos"],
+    flag: str = "",
+    beside: Collection[str] = (),
+    utf8_only: bool = False,
+) -> Scan:
+    """Find every image or video file below ``folder``; which ones count is said at the top of this module.
+
+    Args:
+        flag: the flag that named the folder, for messages: ``--images``.
+        beside: endings of files that belong there and are not worth a note, such as ``.txt``.
+        utf8_only: pass over files and folders whose name is not UTF-8.
+
+    Raises:
+        UserError: no such folder, or no such file in it (NothingThereError); says what else is there.
+    """
+    folder = Path(folder)
+    where = f"{flag} {visible(folder)}".strip()
+    if not folder.is_dir():
+        raise UserError(f"{where}: no such folder")
+    scan = Scan(folder)
+    _Walk(scan, SUFFIXES[media], beside, utf8_only).enter("", os.path.realpath(folder))
+    # By parts, as paths are compared: a folder's files stand together.
+    scan.names.sort(key=lambda name: name.split("/"))
+    if not scan.names:
+        note = scan.note()
+        raise NothingThereError(
+            f"{where}: no {media} there ({', '.join(sorted(SUFFIXES[media]))})" + (f"; {note}" if note else "")
+        )
+    return scan
+
+
+class _Walk:
+    """One walk through a folder and what it has seen."""
+
+    def __init__(self, scan: Scan, suffixes: Collection[str], beside: Collection[str], utf8_only: bool) -> None:
+        self.scan, self.utf8_only = scan, utf8_only
+        self.suffixes, self.beside = frozenset(suffixes), frozenset(beside)
+        self.root = os.path.realpath(scan.folder)
+        self.entered: set[str] = set()
+
+    def enter(self, base: str, real: str) -> None:
+        """Look at the entries of one folder: ``base`` is its path below the root ("" or "a/b/"), ``real`` its own."""
+        waiting = [(base, real)]
+        while waiting:
+            base, real = waiting.pop()
+            if real in self.entered:
+                continue
+            self.entered.add(real)
+            try:
+                with os.scandir(real) as listed:
+                    entries = sorted(listed, key=lambda entry: entry.name)
+            except OSError as error:
+                self._pass_over(f"folders that cannot be read: {error.strerror}", base)
+                continue
+            inner = [(f"{base}{entry.name}/", self._inner(entry, base + entry.name, real)) for entry in entries]
+            waiting += [(path, folder) for path, folder in reversed(inner) if folder is not None]
+
+    def _inner(self, entry: os.DirEntry[str], name: str, parent: str) -> str | None:
+        """Take note of an entry; the real path of a folder that has to be entered."""
+        suffix = os.path.splitext(entry.name)[1].lower()
+        try:
+            is_folder, is_file = entry.is_dir(), entry.is_file()
+        except OSError:  # a link that leads to itself
+            is_folder = is_file = False
+        wanted = is_folder or suffix in self.suffixes
+        if entry.name.startswith("."):
+            if wanted:
+                self._pass_over("hidden", name)
+        elif self.utf8_only and not _is_utf8(entry.name):
+            if wanted:
+                self._pass_over("with a name that is not UTF-8, rename them", name)
+        elif is_folder:
+            return self._folder(entry, name, parent)
+        elif is_file and wanted:
+            self.scan.names.append(name)
+        elif wanted:
+            self._pass_over("broken links" if entry.is_symlink() else "that are no files", name)
+        elif is_file and suffix not in self.beside:
+            self.scan.endings[suffix] += 1
+        return None
+
+    def _folder(self, entry: os.DirEntry[str], name: str, parent: str) -> str | None:
+        if entry.name.lower() in COPIES:
+            self._pass_over("folders of thumbnails or copies", name)
+            return None
+        if not entry.is_symlink():
+            return os.path.join(parent, entry.name)
+        real = os.path.realpath(os.path.join(parent, entry.name))
+        if _holds(self.root, real) and not self._hides(os.path.relpath(real, self.root)):
+            return None  # found in its own place
+        if _holds(real, self.root):
+            self._pass_over("links to a folder that holds this one", name)
+            return None
+        return real
+
+    def _hides(self, inside: str) -> bool:
+        """Whether a folder of the root is not entered in its own place."""
+        return any(part.startswith(".") or part.lower() in COPIES for part in inside.split(os.sep) if part != ".")
+
+    def _pass_over(self, cause: str, name: str) -> None:
+        self.scan.causes.setdefault(cause, []).append(visible(name.rstrip("/")))
+
+
+def _holds(outer: str, inner: str) -> bool:
+    return os.path.commonpath([outer, inner]) == outer
+
+
+def _is_utf8(name: str) -> bool:
+    """Python holds bytes of a name that are not UTF-8 as halves of characters, which cannot be written."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)

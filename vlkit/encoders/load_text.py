@@ -1,0 +1,66 @@
+"""Names of text encoders of transformers -> loaded text bases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import nn
+
+from vlkit.encoders.bases import TextBase, text_base
+from vlkit.encoders.families import family_kinds, family_of_kind
+from vlkit.encoders.hub import hub_access, quiet
+from vlkit.encoders.tokenizer import has_tokenizer
+from vlkit.encoders.weights import first_line
+from vlkit.errors import UserError, some
+
+
+def load_text_base(name: str, tokenizer: str | Path | None = None) -> TextBase:
+    """Load a base of one of the :data:`vlkit.encoders.families.FAMILIES` of transformers.
+
+    Args:
+        name: ``tiny`` (embedded T5), a name on the hub, or a folder written by ``save_pretrained`` with its tokenizer.
+        tokenizer: folder with the files of its tokenizer, if they are not beside it.
+
+    Raises:
+        UserError: the model or tokenizer cannot be had, or is of a family that cannot be staged.
+    """
+    if name == "tiny":
+        from vlkit.encoders.tiny import load_tiny_t5
+
+        return load_tiny_t5()
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        with quiet() if Path(name).is_dir() else hub_access():
+            config = AutoConfig.from_pretrained(name)
+            kind = _text_model_class(name, config)
+            if tokenizer is None and Path(name).is_dir() and not has_tokenizer(Path(name)):
+                # transformers would make up a tokenizer without words.
+                raise UserError(f"text base {name!r}: no tokenizer files; save its tokenizer to the same folder")
+            model, info = kind.from_pretrained(name, output_loading_info=True)
+            words = AutoTokenizer.from_pretrained(str(tokenizer or name))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"text base {name!r}: cannot be loaded ({first_line(error)}); give the name of a text encoder on the hub, "
+            "or a folder with config.json, model.safetensors and tokenizer files"
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing and all(key.startswith("pooler.") for key in missing):
+        model.pooler = None
+    elif missing:
+        raise UserError(f"text base {name!r}: its weights lack {some(missing, 3)}; give a complete checkpoint")
+    return text_base(model, name, words, {"library": "transformers", "name": name, "weights": name})
+
+
+def _text_model_class(name: str, config: Any) -> type[nn.Module]:
+    import transformers
+
+    family = family_of_kind(config.model_type)
+    if family is None:
+        raise UserError(
+            f"text base {name!r}: family {config.model_type!r} cannot be staged; these can: {family_kinds()}"
+        )
+    encoder_only = any("EncoderModel" in architecture for architecture in config.architectures or ())
+    return getattr(transformers, family.model if encoder_only or not family.generator else family.generator)

@@ -1,0 +1,97 @@
+"""The decoder of T5, mT5 and UMT5 as a staged encoder; their encoder is an ordinary one of transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlkit.encoders.staged import Stream
+from vlkit.encoders.towers.hf_text import HfText, start_trunk
+from vlkit.encoders.towers.text import up_to
+
+
+@dataclass(frozen=True)
+class DecoderInput:
+    """What a T5 decoder reads.
+
+    Attributes:
+        ids: [B, L] int64, starts with the decoder's start token.
+        memory: [B, M, D] encoder output after its final norm.
+        memory_mask: [B, M] bool, True = real token; None = all real.
+    """
+
+    ids: Tensor
+    memory: Tensor
+    memory_mask: Tensor | None = None
+
+
+class T5Decoder(HfText):
+    """The decoder of T5, mT5 or UMT5; its input is a :class:`DecoderInput`.
+
+    Args:
+        stack: ``T5ForConditionalGeneration.decoder``.
+        lm_head: ``T5ForConditionalGeneration.lm_head``, for :meth:`logits`.
+    """
+
+    causal = True
+
+    def __init__(self, stack: nn.Module, lm_head: nn.Module) -> None:
+        super().__init__(stack, stack, stack.config.d_model, summary=None)
+        self.lm_head = lm_head
+        # The first T5 scales its states before it uses the embeddings as output layer; T5 1.1, Flan and mT5 do not.
+        scaled = getattr(stack.config, "scale_decoder_outputs", False)
+        self.output_scale = stack.config.d_model**-0.5 if scaled else 1.0
+
+    def embed(self, x: DecoderInput) -> Stream:
+        """Decoder ids and encoder memory -> stream with hidden [B, L, D]; summary = the last real token."""
+        memory_mask = None if x.memory_mask is None else x.memory_mask.long()
+        hidden, arguments = start_trunk(
+            self.trunk,
+            input_ids=x.ids,
+            encoder_hidden_states=x.memory,
+            encoder_attention_mask=memory_mask,
+            use_cache=False,
+        )
+        mask = self.real(x.ids)
+        return Stream(hidden, mask, mask.long().sum(dim=1) - 1, {"arguments": arguments})
+
+    def pool(self, stream: Stream) -> Tensor:
+        """[B, D]: state of the last real token after the final norm (the one that predicts what follows)."""
+        rows = torch.arange(len(stream.hidden), device=stream.hidden.device)
+        return self.tokens(stream)[rows, stream.summary]
+
+    def logits(self, normed: Tensor) -> Tensor:
+        """Vocabulary logits [..., V] of states [..., D] that a final norm has seen (:meth:`tokens` or another)."""
+        return self.lm_head(normed * self.output_scale)
+
+    def real(self, ids: Tensor) -> Tensor:
+        """[B, L] bool: everything up to the last token that is not padding (the start token may have padding's id)."""
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        last = torch.where(ids != self.pad_id, positions, 0).amax(dim=1)
+        return up_to(last, ids.shape[1])
+
+
+def with_memory(stream: Stream, memory: Tensor) -> Stream:
+    """A decoder stream whose next blocks attend to another encoder memory (SHERL's side memory, same padding).
+
+    Args:
+        stream: from :class:`T5Decoder`.
+        memory: [B, M, D], same shape as the memory the decoder was given.
+
+    Raises:
+        ValueError: ``memory`` has another shape: the padding mask would not fit.
+    """
+    arguments = stream.extras["arguments"]
+    expected = arguments["encoder_hidden_states"].shape
+    if memory.shape != expected:
+        raise ValueError(f"memory is {tuple(memory.shape)}, the decoder was given {tuple(expected)}")
+    return stream.replace(extras={"arguments": {**arguments, "encoder_hidden_states": memory}})
+
+
+def attending_as(stream: Stream, other: Stream) -> dict[str, Any]:
+    """The arguments of a decoder stream's next blocks, with the encoder memory and its mask taken from ``other``."""
+    arguments, new = stream.extras["arguments"], other.extras["arguments"]
+    return {**arguments, **{name: new[name] for name in new if name.startswith("encoder_")}}

@@ -1,0 +1,91 @@
+"""The flags that every training script has. A script's own config inherits from one of these classes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vlkit.engine.optim import OptimizerKind, ScheduleKind
+from vlkit.errors import UserError
+from vlkit.number_formats import NumberFormat
+
+
+@dataclass
+class RunConfig:
+    """Flags of a training run."""
+
+    output: Path | None = None
+    """Run folder (default: runs/<task>/<time>)."""
+    epochs: int = 5
+    """Passes over the training data."""
+    batch_size: int = 64
+    """Examples per step, all processes together."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.01
+    """Weight decay of matrices; biases, norms and scalar gates have none."""
+    optimizer: OptimizerKind = "adamw"
+    """Update rule: AdamW, or SGD with momentum 0.9."""
+    schedule: ScheduleKind = "cosine"
+    """How the learning rate falls after the warm-up: along a cosine, along a line, or not at all."""
+    warmup: float = 0.1
+    """Share of all steps in which the learning rate rises to its peak."""
+    clip: float = 1.0
+    """Largest global norm of the gradient; 0 = no clipping."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged into one optimizer step."""
+    seed: int = 0
+    """Seed of everything random: initial weights, data order, augmentation, dropout."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto = CUDA if there is a device."""
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"] = "auto"
+    """Number format; auto = mixed on CUDA, 32-true on the CPU."""
+    resume: bool = False
+    """Continue the run in --output exactly where its last checkpoint was."""
+    workers: int | None = None
+    """Background processes that make batches; default: none on the CPU, up to 8 for CUDA."""
+    log_every: int = 10
+    """Steps between two lines of log.jsonl."""
+    evaluate_every: int = 1
+    """Epochs between two evaluations; the last epoch always has one."""
+    checkpoint_every: int = 0
+    """Steps between two checkpoints; 0 = by time (every minute). Each evaluation writes one too."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "log_every", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
+        for name in ("lr", "weight_decay", "clip", "seed", "checkpoint_every", "workers"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise UserError(f"--{name} {value}: must be 0 or more, and finite")
+        if not 0 <= self.warmup <= 1:
+            raise UserError(f"--warmup {self.warmup}: must be a share between 0 and 1")
+
+
+@dataclass
+class CachedRunConfig(RunConfig):
+    """Flags of a script that can train from the tap cache (:mod:`vlkit.tap_cache.maker`)."""
+
+    cache: bool | Path = False
+    """Store the output of the frozen early route for each training example on disk, in this folder or (true) in vlkit's
+    cache folder: from the second epoch on, and in later runs, nothing is decoded and no backbone runs."""
+    cache_dtype: NumberFormat = "bf16"
+    """Number format of the cache; int8 has a scale for every 64 values."""
+
+    def refuse_cache(self, flag: str, what: str) -> None:
+        """Refuse a run that was asked to store taps although they change.
+
+        Args:
+            flag: what changes them, as the user gave it.
+            what: in words, what is different in each epoch.
+
+        Raises:
+            UserError: ``--cache`` was given.
+        """
+        if self.cache:
+            raise UserError(
+                f"--cache: with {flag} {what} in each epoch, so taps cannot be stored; leave one of the two out"
+            )

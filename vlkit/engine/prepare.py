@@ -1,0 +1,89 @@
+"""What a method wants to see of the training data before the first step (LST's Fisher start)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlkit.adapters.facts import MethodOptions
+from vlkit.encoders.staged import in_weights_format
+from vlkit.engine.checkpoint import STATE_FILE
+from vlkit.engine.loader import EpochLoader, Examples, workers_for
+from vlkit.engine.progress import ProgressBar, peak_memory_bytes
+from vlkit.engine.run import Forward, LossOf, Run
+
+log = logging.getLogger(__name__)
+
+Apart = Callable[[LossOf, Forward, Any], Iterable[Tensor]]
+"""The loss of a script, the model's forward and a batch -> a loss for each example of the batch."""
+
+
+def whole(loss_of: LossOf, forward: Forward, batch: Any) -> list[Tensor]:
+    """The loss of a batch that is one example."""
+    loss = loss_of(forward, batch, 0.0)
+    return [loss["loss"] if isinstance(loss, Mapping) else loss]
+
+
+def prepare(
+    run: Run,
+    adapter: MethodOptions,
+    model: nn.Module,
+    examples: Callable[[], Examples],
+    collate: Callable[[list[Any]], Any],
+    loss_of: LossOf,
+    batch_size: int = 1,
+    apart: Apart = whole,
+) -> None:
+    """Show the first training examples to a method that asks for them, unless a checkpoint holds what came of it.
+
+    The examples are a function of the seed alone, and every process takes the same ones. Gradients are those of the
+    weights' own number format: autocast is off.
+
+    Args:
+        run: the run.
+        adapter: the method's options; ``examples_wanted`` says how many examples to show to ``prepare``.
+        model: on its device, not wrapped by Fabric.
+        examples: -> training examples themselves, not their cached taps.
+        collate: examples -> batch.
+        loss_of: of the script.
+        batch_size: examples that ``apart`` sees at once.
+        apart: takes the loss of a batch apart into those of its examples; default: the batch is one example.
+    """
+    wanted = adapter.examples_wanted
+    if not wanted or (run.folder.checkpoint / STATE_FILE).exists():
+        return
+    workers = workers_for(run.config, run.fabric)
+    loader = EpochLoader(examples(), batch_size, run.config.seed, collate=collate, workers=workers)
+    count = min(wanted, len(loader) * loader.batch_size)
+    forward = _in_format_of_weights(run, model)
+
+    def losses() -> Iterator[Tensor]:
+        began = time.monotonic()
+        with ProgressBar(count, shown=run.fabric.is_global_zero, label="prepare") as bar:
+            batches = loader.batches(0, -(-count // loader.batch_size))
+            every = (loss for batch in batches for loss in apart(loss_of, forward, run.fabric.to_device(batch)))
+            for done, loss in enumerate(islice(every, count), 1):
+                yield loss
+                speed, memory = done / (time.monotonic() - began), peak_memory_bytes(run.fabric.device)
+                bar.show(done, f"{speed:.1f} examples/s  {memory / 2**20:.0f} MiB")
+        log.info("%d training examples shown to the method in %.1f s", count, time.monotonic() - began)
+
+    adapter.prepare(model, losses(), count)
+
+
+def _in_format_of_weights(run: Run, model: nn.Module) -> Forward:
+    """What Fabric's wrapper does around a forward, but for autocast, whose small gradients float16 would lose."""
+
+    def forward(*inputs: Any, **options: Any) -> Any:
+        cast = [in_weights_format(model, x) for x in inputs]
+        with run.fabric.autocast(), torch.autocast(run.fabric.device.type, enabled=False):
+            found = model(*cast, **options)
+        return run.fabric.strategy.precision.convert_output(found)
+
+    return forward

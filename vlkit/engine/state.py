@@ -1,0 +1,49 @@
+"""Where a run stands, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class RunState:
+    """Every number that a run needs to go on, beside its tensors. A checkpoint holds it as JSON.
+
+    Attributes:
+        step: optimizer steps done.
+        evaluated: step of the last evaluation.
+        train_seconds: time in training steps, resumed parts included.
+        peak_memory_bytes: largest peak so far (:func:`vlkit.engine.progress.peak_memory_bytes`).
+        best_score: best value of the primary metric; None before the first finite one.
+        best_step: step of that evaluation.
+        best_metrics: all its metrics.
+    """
+
+    step: int = 0
+    evaluated: int = 0
+    train_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    best_score: float | None = None
+    best_step: int = 0
+    best_metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What :func:`vlkit.engine.fit.fit` achieved.
+
+    Attributes:
+        metrics: the best evaluation (by the primary metric), whose weights the model holds; empty without evaluations.
+        best_step: optimizer steps before that evaluation.
+        steps: optimizer steps of the whole run.
+        train_seconds: time in training steps, resumed parts included.
+        examples_per_second: training speed over that time.
+        peak_memory_bytes: allocator peak of the training steps on CUDA, peak resident size of the process on the CPU.
+    """
+
+    metrics: dict[str, float]
+    best_step: int
+    steps: int
+    train_seconds: float
+    examples_per_second: float
+    peak_memory_bytes: int

@@ -1,0 +1,256 @@
+"""The books of a training run: where it stands, what is due, the best weights, log and checkpoints.
+
+The loop and the step themselves are in :mod:`vlkit.engine.fit`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlkit.adapters.base import trained_state
+from vlkit.engine import checkpoint
+from vlkit.engine.distributed import make_equal
+from vlkit.engine.interrupt import StopRequest
+from vlkit.engine.loader import EpochLoader, seed_batch
+from vlkit.engine.optim import lr_factor, make_optimizer
+from vlkit.engine.progress import ProgressBar, peak_memory_bytes
+from vlkit.engine.run import Run
+from vlkit.engine.state import FitResult, RunState
+from vlkit.errors import UserError, some
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_SECONDS = 60.0  # longest time between two checkpoints
+CURVES_SECONDS = 20.0  # drawing takes half a second; not after each of many short epochs
+
+
+class Training:
+    """What :func:`vlkit.engine.fit.fit` keeps of a run while it trains.
+
+    Attributes:
+        run, model, loader: as given to ``fit``; ``core`` is the model without Fabric's wrapper.
+        trained: the parameters that train.
+        buffers: tensors that are saved with them (statistics of batch norm).
+        optimizer: over ``trained``.
+        steps: optimizer steps of the whole run.
+        state: where the run stands.
+        asked_to_stop: whether any process was asked to stop in the last step.
+    """
+
+    def __init__(self, run: Run, model: Any, loader: EpochLoader, primary: str) -> None:
+        self.run, self.model, self.loader, self.primary = run, model, loader, primary
+        self.core = checkpoint.unwrap(model)
+        self._parameters = {name: p for name, p in self.core.named_parameters() if p.requires_grad}
+        if not self._parameters:
+            raise ValueError("nothing to train: no parameter of the model requires a gradient")
+        self.trained = list(self._parameters.values())
+        self.buffers = [t for name, t in trained_state(self.core).items() if name not in self._parameters]
+        config = run.config
+        optimizer = make_optimizer(self._parameters, config.lr, config.weight_decay, config.optimizer)
+        self.optimizer = run.fabric.setup_optimizers(optimizer)
+        self._steps_per_epoch = -(-len(loader) // config.accumulate)
+        self.steps = config.epochs * self._steps_per_epoch
+        self.state = RunState()
+        self.asked_to_stop = False
+        self.bar = ProgressBar(self.steps, shown=run.fabric.is_global_zero)
+        self._best: dict[str, Tensor] = {}
+        self._identity: dict[str, Any] = {}
+        self._saved_at = self._drawn_at = time.monotonic()
+
+    # --- where the run stands ---
+
+    def first_batch(self, step: int) -> int:
+        """How many batches lie before ``step``; the last step of an epoch may average fewer than ``accumulate``."""
+        epoch, place = divmod(step, self._steps_per_epoch)
+        return epoch * len(self.loader) + place * self.run.config.accumulate
+
+    def places(self, step: int) -> range:
+        """The batches of ``step``, counted over all epochs."""
+        return range(self.first_batch(step), self.first_batch(step + 1))
+
+    def lr(self) -> float:
+        """Learning rate of the step to come."""
+        config = self.run.config
+        factor = lr_factor(config.schedule, self.state.step, self.steps, round(config.warmup * self.steps))
+        return config.lr * factor
+
+    @property
+    def loss_is_scaled(self) -> bool:
+        """Whether a loss scaler is at work (float16)."""
+        return bool(self.run.fabric.strategy.precision.state_dict())
+
+    def must_stop(self, stop: StopRequest) -> bool:
+        """Whether to stop here. Several processes must stop after the same step: they agree while they train."""
+        return self.asked_to_stop or (bool(stop.signal) and self.run.fabric.world_size == 1)
+
+    def evaluation_due(self) -> bool:
+        """Whether the weights of this moment are to be measured."""
+        step, every = self.state.step, self._steps_per_epoch * self.run.config.evaluate_every
+        return step > self.state.evaluated and (step % every == 0 or step == self.steps)
+
+    def checkpoint_due(self) -> bool:
+        """Whether a checkpoint is to be written between two evaluations."""
+        every = self.run.config.checkpoint_every
+        by_step = every > 0 and self.state.step % every == 0
+        return by_step or time.monotonic() - self._saved_at > CHECKPOINT_SECONDS
+
+    # --- start and end ---
+
+    def start(self, identity: dict[str, Any]) -> RunState:
+        """Go to where the last checkpoint was, or write the first one.
+
+        Raises:
+            UserError: the checkpoint was written with another ``identity``, number of processes or examples.
+        """
+        run, found = self.run, checkpoint.load(self.run.folder.checkpoint)
+        identity = {"processes": run.fabric.world_size, "examples": self.loader.count, **identity}
+        self._identity = json.loads(json.dumps(identity))  # as it will be read back: tuples are lists
+        if found is not None:
+            self._restore(found)
+        make_equal(run.fabric, list(trained_state(self.core).values()))
+        run.fabric.barrier()  # every process has read the checkpoint before process 0 replaces it
+        step, evaluated = self.state.step, self.state.evaluated
+        run.folder.rewind_log(step, evaluated)
+        if found is None:
+            self.save()
+        elif step == evaluated == self.steps:
+            log.info("%s: the run is finished (%d steps); reporting it again", run.folder.path, self.steps)
+        else:
+            log.info("%s: going on at step %d of %d", run.folder.path, step, self.steps)
+        trained, total = (sum(p.numel() for p in group) for group in (self.trained, self.core.parameters()))
+        log.info("%s of %s parameters train", f"{trained:,}", f"{total:,}")
+        self.model.train()
+        self._reset_peak()
+        return self.state
+
+    def finish(self) -> FitResult:
+        """Put the best weights into the model and sum up."""
+        if self._best:
+            checkpoint.load_trained(self.core, self._best)
+        self.model.eval()
+        self.run.folder.draw_curves(self.primary)
+        seconds, examples = self.state.train_seconds, self.first_batch(self.steps) * self.loader.batch_size
+        return FitResult(
+            metrics=self.state.best_metrics,
+            best_step=self.state.best_step,
+            steps=self.steps,
+            train_seconds=seconds,
+            examples_per_second=examples / seconds if seconds else 0.0,
+            peak_memory_bytes=self.state.peak_memory_bytes,
+        )
+
+    # --- what happens in between ---
+
+    def divide_gradients(self, count: int) -> None:
+        """Make sums over ``count`` batches means."""
+        for parameter in self.trained:
+            if parameter.grad is not None and count > 1:
+                parameter.grad /= count
+
+    def log_step(self, numbers: Mapping[str, float]) -> None:
+        """Show the step that was just done, and write it to the log now and then."""
+        step, seconds = self.state.step, self.state.train_seconds
+        speed = self.first_batch(step) * self.loader.batch_size / seconds
+        memory = peak_memory_bytes(self.run.fabric.device)
+        if step % self.run.config.log_every == 0 or step in (1, self.steps):
+            self.run.log(
+                step=step,
+                epoch=step / self._steps_per_epoch,
+                **numbers,
+                lr=self.optimizer.param_groups[0]["lr"],
+                examples_per_second=speed,
+                train_seconds=seconds,
+                memory_bytes=memory,
+            )
+        self.bar.advance(step, numbers["loss"], speed, memory)
+
+    @contextlib.contextmanager
+    def evaluation(self, stop: StopRequest) -> Iterator[None]:
+        """Within it the model is in eval mode, without gradient, and a signal acts at once, with a checkpoint."""
+        self._keep_peak()
+        self.model.eval()
+        self.bar.pause()
+        seed_batch(self.run.config.seed, self.first_batch(self.state.step), self.run.fabric.global_rank)
+        try:
+            with torch.no_grad(), stop.at_once():
+                yield
+        except (KeyboardInterrupt, SystemExit):
+            self.save()
+            raise
+        self.bar.go_on()
+        self.model.train()
+        self._reset_peak()
+
+    def keep_best(self, metrics: dict[str, float]) -> None:
+        """Log an evaluation, and keep the weights if they are the best so far. Without metrics the last are."""
+        state, epoch = self.state, self.state.step / self._steps_per_epoch
+        state.evaluated = state.step
+        if not metrics:
+            state.best_step = state.step
+            return
+        score, best = metrics[self.primary], state.best_score
+        is_best = math.isfinite(score) and (best is None or score > best)
+        if is_best or not self._best:
+            self._best = checkpoint.copy_trained(self.core)
+            state.best_step, state.best_metrics = state.step, metrics
+            state.best_score = score if is_best else None
+        self.run.log(step=state.step, epoch=epoch, split="val", **metrics)
+        log.info("epoch %g: %s %.2f%s", epoch, self.primary, score, " (best so far)" if is_best else "")
+        if time.monotonic() - self._drawn_at > CURVES_SECONDS:
+            self.run.folder.draw_curves(self.primary)
+            self._drawn_at = time.monotonic()
+
+    def save(self) -> None:
+        """Write the checkpoint of this very moment."""
+        self._keep_peak()
+        self._saved_at = time.monotonic()
+        if self.run.fabric.is_global_zero:
+            state = checkpoint.State(
+                trained=trained_state(self.core),
+                best=self._best,
+                optimizer=checkpoint.optimizer_tensors(self.optimizer.optimizer, self._parameters),
+                progress=self.state,
+                identity=self._identity,
+                loss_scaler=self.run.fabric.strategy.precision.state_dict(),
+            )
+            checkpoint.save(self.run.folder.checkpoint, state)
+
+    # --- details ---
+
+    def _restore(self, found: checkpoint.State) -> None:
+        old, new = found.identity, self._identity
+        changed = [f"{k} was {old.get(k)}, now {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
+        if changed:
+            fix = "go on with the same or start anew in another --output"
+            folder = self.run.folder.checkpoint
+            raise UserError(f"--resume: {some(changed, 12)} since {folder} was written; {fix}")
+        self.run.fabric.strategy.precision.load_state_dict(found.loss_scaler)
+        self.state, self._best = found.progress, found.best
+        checkpoint.load_trained(self.core, found.trained, self.run.folder.checkpoint)
+        checkpoint.restore_optimizer(self.optimizer.optimizer, self._parameters, found.optimizer)
+
+    def _keep_peak(self) -> None:
+        self.state.peak_memory_bytes = max(self.state.peak_memory_bytes, peak_memory_bytes(self.run.fabric.device))
+
+    def _reset_peak(self) -> None:
+        if self.run.fabric.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.run.fabric.device)
+
+
+def named_losses(loss: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a ``loss_of`` returned, by name: ``loss`` is what training minimises."""
+    return dict(loss) if isinstance(loss, Mapping) else {"loss": loss}
+
+
+def mean_losses(losses: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean of each named loss over the batches of a step."""
+    return {k: sum(torch.as_tensor(one[k]).detach() for one in losses) / len(losses) for k in losses[0]}

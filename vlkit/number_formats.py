@@ -1,0 +1,198 @@
+"""The number formats that tensors are packed in: fp32, bf16 and int8, and positive ones without their zeros.
+
+Two users: taps saved for backward (:class:`Packed`, in memory) and cached taps (:func:`to_bytes`, on the disk).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+NumberFormat = Literal["fp32", "bf16", "int8"]
+Stored = NumberFormat
+"""What cached taps are stored in."""
+
+GROUP = 64  # neighbouring values that share one scale of int8
+
+# --- int8 -------------------------------------------------------------------------------------------------------------
+
+
+def quantise(x: Tensor, group: int, positive: bool = False) -> tuple[Tensor, Tensor]:
+    """Steps of 1/127 (1/255, if nothing is negative) of the largest magnitude among ``group`` neighbours.
+
+    Args:
+        x: [..., D] floating point; ``group`` divides D.
+        group: neighbouring values that share a scale.
+        positive: ``x`` has no negative value.
+
+    Returns:
+        Codes [..., D], int8 or (positive) uint8, and scales [..., D / group], float32 or wider.
+    """
+    grouped = x.unflatten(-1, (x.shape[-1] // group, group))
+    steps = 255 if positive else 127
+    scale = grouped.abs().amax(-1, keepdim=True).to(torch.promote_types(x.dtype, torch.float32)) / steps
+    codes = (grouped / scale.clamp_min(torch.finfo(scale.dtype).tiny)).round_().clamp_(0 if positive else -steps, steps)
+    return codes.to(torch.uint8 if positive else torch.int8).flatten(-2), scale.squeeze(-1)
+
+
+def dequantise(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """Inverse of :func:`quantise`, computed in ``dtype``: codes [..., D] and scales [..., groups] -> [..., D]."""
+    grouped = codes.to(dtype).unflatten(-1, (scales.shape[-1], codes.shape[-1] // scales.shape[-1]))
+    return grouped.mul_(scales.to(dtype).unsqueeze(-1)).flatten(-2)
+
+
+# --- bytes for the disk -----------------------------------------------------------------------------------------------
+
+
+def bytes_of(count: int, stored: NumberFormat | Literal["bool"]) -> int:
+    """How many bytes :func:`to_bytes` makes of ``count`` values."""
+    if stored == "int8":
+        return -(-count // GROUP) * (GROUP + 4)
+    return count * {"bool": 1, "bf16": 2, "fp32": 4}[stored]
+
+
+def to_bytes(x: Tensor, stored: NumberFormat | Literal["bool"]) -> Tensor:
+    """Values [..., N] -> bytes [..., size] uint8; int8 is padded to whole groups, the codes before the scales."""
+    if stored == "bool":
+        return x.to(torch.uint8)
+    if stored != "int8":
+        return x.to(torch.float32 if stored == "fp32" else torch.bfloat16).contiguous().view(torch.uint8)
+    codes, scales = quantise(F.pad(x.float(), (0, -x.shape[-1] % GROUP)), GROUP)
+    return torch.cat([codes.view(torch.uint8), scales.contiguous().view(torch.uint8)], dim=-1)
+
+
+def from_bytes(data: Tensor, count: int, stored: NumberFormat | Literal["bool"], dtype: torch.dtype) -> Tensor:
+    """Inverse of :func:`to_bytes`: bytes [..., size] uint8 -> values [..., count] in ``dtype`` (bool stays bool)."""
+    if stored == "bool":
+        return data.bool()
+    if stored != "int8":
+        return data.view(torch.float32 if stored == "fp32" else torch.bfloat16).to(dtype)
+    padded = count + -count % GROUP
+    codes, scales = data[..., :padded].view(torch.int8), data[..., padded:].view(torch.float32)
+    return dequantise(codes, scales, torch.float32)[..., :count].to(dtype)
+
+
+# --- tensors saved for backward ---------------------------------------------------------------------------------------
+
+_share: ContextVar[float] = ContextVar("share of values saved of a tensor without values", default=1.0)
+
+
+@contextlib.contextmanager
+def assume_share(share: float) -> Iterator[None]:
+    """Within it, predictions assume that ``share`` of a tap's values is saved where that depends on the values.
+
+    Half of the values of a saved row are above zero then, unless ``share`` asks for more. Default: 1, the upper bound.
+    """
+    token = _share.set(share)
+    try:
+        yield
+    finally:
+        _share.reset(token)
+
+
+class Packed:
+    """One tensor [..., D], packed. Only the gradient sees it: the forward is done with the tensor itself.
+
+    Args:
+        x: what to pack; not changed. With ``fp32`` and ``sparse`` off it is held itself, without a copy.
+        number_format: ``fp32`` is the tensor's own format: nothing is lost. ``bf16`` rounds to 8 significant bits,
+            ``int8`` see :func:`quantise`: 64 neighbours share a scale.
+        positive: ``x`` has no negative value (it comes out of a ReLU).
+        sparse: leave zeros out and save one bit per value instead, if that is smaller. Exact, but on CUDA the host
+            waits for the device. Needs ``positive``.
+    """
+
+    def __init__(
+        self, x: Tensor, number_format: NumberFormat = "fp32", positive: bool = False, sparse: bool = False
+    ) -> None:
+        self._shape, self._dtype, self._scale, self._bits = x.shape, x.dtype, None, None
+        x = x.flatten(2) if x.dim() == 4 else x  # of a grid, places of one channel share a scale
+        self._flat = x.shape
+        if number_format == "int8":
+            x, self._scale = quantise(x, _group(x.shape[-1]), positive)
+        elif number_format == "bf16" and x.element_size() > 2:
+            x = x.to(torch.bfloat16)
+        if sparse:
+            x, self._bits = _without_zeros(x) if has_values(x) else _as_if_without_zeros(x)
+        self._values = x
+
+    def open(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor again, in ``dtype`` (default: the one it had)."""
+        x = self._values if self._bits is None else _with_zeros(self._values, self._bits, math.prod(self._shape))
+        dtype = dtype or self._dtype
+        if self._scale is None:
+            return x.view(self._shape).to(dtype)
+        return dequantise(x.view(self._flat), self._scale, dtype).view(self._shape)
+
+
+def _group(width: int) -> int:
+    """Values of a row that share a scale: 64, or what divides both; the whole row if that is fewer than 16."""
+    group = math.gcd(width, GROUP)
+    return group if group >= 16 else width
+
+
+def has_values(x: Tensor) -> bool:
+    """Whether ``x`` holds numbers: the fake tensors that memory is predicted with do not, and cannot be searched."""
+    return not isinstance(x, FakeTensor)
+
+
+def assumed_rows(count: int) -> int:
+    """How many of ``count`` rows predictions count as saved."""
+    return math.ceil(count * min(1.0, 2 * _share.get()))
+
+
+def _without_zeros(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The values above zero in a row, and a bit for each value; ``x`` and None if that would be larger."""
+    flat = x.reshape(-1)
+    mask = flat > 0
+    # On the CPU numpy finds and packs bits several times faster than torch.
+    index = _numpy(np.flatnonzero, mask) if x.device.type == "cpu" else mask.nonzero().squeeze(1)
+    if len(index) * x.element_size() + len(flat) // 8 >= len(flat) * x.element_size():
+        return x, None
+    return flat.index_select(0, index), _pack_bits(mask)
+
+
+def _as_if_without_zeros(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    values, bits = math.ceil(x.numel() * max(0.5, _share.get())), x.numel() // 8
+    if values * x.element_size() + bits >= x.numel() * x.element_size():
+        return x, None
+    return x.new_empty(values), x.new_empty(bits, dtype=torch.uint8)
+
+
+def _with_zeros(values: Tensor, bits: Tensor, count: int) -> Tensor:
+    if not has_values(values):
+        return values.new_zeros(count)
+    mask = _unpack_bits(bits, count)
+    index = _numpy(np.flatnonzero, mask) if bits.device.type == "cpu" else mask.nonzero().squeeze(1)
+    return values.new_zeros(count).scatter_(0, index, values)
+
+
+def _pack_bits(mask: Tensor) -> Tensor:
+    """[N] bool -> [N / 8, rounded up] uint8."""
+    if mask.device.type == "cpu":
+        return _numpy(np.packbits, mask)
+    padded = F.pad(mask.to(torch.uint8), (0, -len(mask) % 8)).view(-1, 8)
+    return (padded * _powers(mask.device)).sum(1, dtype=torch.uint8)
+
+
+def _unpack_bits(bits: Tensor, count: int) -> Tensor:
+    if bits.device.type == "cpu":
+        return _numpy(np.unpackbits, bits)[:count].view(torch.bool)  # numpy finds bools six times faster than bytes
+    return (bits.unsqueeze(1) & _powers(bits.device)).ne(0).view(-1)[:count]
+
+
+def _powers(device: torch.device) -> Tensor:
+    return 2 ** torch.arange(7, -1, -1, dtype=torch.uint8, device=device)
+
+
+def _numpy(function: object, x: Tensor) -> Tensor:
+    return torch.from_numpy(function(x.numpy()))

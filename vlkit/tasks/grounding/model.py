@@ -1,0 +1,74 @@
+"""Visual grounding: the model, and what its adapter folder says about it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from vlkit.adapters.facts import MethodOptions
+from vlkit.encoders.bases import ClipBase
+from vlkit.encoders.text_side import TextSide
+from vlkit.errors import UserError
+from vlkit.tasks.fusion import Fusion, FusionOptions
+from vlkit.tasks.grounding.data import Shape
+from vlkit.tasks.grounding.head import BoxHead, Grounder, GroundingOptions, Neck
+
+
+def build_model(
+    base: ClipBase, text: TextSide, adapter: MethodOptions, fusion: FusionOptions, head: GroundingOptions
+) -> Grounder:
+    """Put the same adaptation method on both towers, and neck, fusion and box head on their tokens.
+
+    Args:
+        base: the loaded base; its image tower becomes part of the model.
+        text: what reads the texts; its tower becomes part of the model.
+        adapter: options of one of :data:`vlkit.adapters.ADAPTERS`.
+        fusion, head: their options.
+    """
+    adapter = adapter.for_cells()
+    neck = Neck(base.image, fusion.width, fusion.neck)
+    return Grounder(
+        adapter.build(base.image, "tokens"),
+        adapter.build(text.encoder, "tokens"),
+        neck,
+        Fusion(neck, text.encoder, replace(fusion, neck=0), head.queries),
+        BoxHead(text.encoder, fusion.width),
+    )
+
+
+def identities(base: ClipBase, text: TextSide) -> dict[str, dict[str, Any]]:
+    """Who the two towers are, and under which name they load."""
+    return {"image": {**base.identity["image"], "load": base.name}, "text": text.identity["text"]}
+
+
+def adapter_config(
+    base: ClipBase,
+    text: TextSide,
+    adapter: MethodOptions,
+    fusion: FusionOptions,
+    head: GroundingOptions,
+    shape: Shape,
+    image_size: int | None,
+    metrics: dict[str, float],
+) -> dict[str, Any]:
+    """What ``adapter_config.json`` says: everything needed to build this model again on the same bases."""
+    return {
+        "task": "grounding",
+        "base": identities(base, text),
+        "adapters": {"image": asdict(adapter), "text": asdict(adapter)},
+        "head": {"fusion": asdict(fusion), **asdict(head)},
+        "preprocess": {**base.preprocess.to_dict(), "shape": shape, "image_size": image_size},
+        "metrics": metrics,
+    }
+
+
+def load_shape(preprocess: dict[str, Any]) -> Shape:
+    """The shape that a saved adapter's pictures were fitted in with.
+
+    Raises:
+        UserError: one that this vlkit does not know.
+    """
+    shape = preprocess.get("shape")
+    if shape not in ("squash", "letterbox"):
+        raise UserError(f"adapter_config.json: preprocess.shape {shape!r} is not squash or letterbox; update vlkit")
+    return shape

@@ -1,0 +1,48 @@
+"""What the rest of vlkit must know about a task: its folder says it in ``task.py``, ``registry.py`` lists them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlkit.data.manifest import Dataset
+from vlkit.data.records import RecordKind
+from vlkit.drawn.prepared import Recipe, demo_dataset
+from vlkit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Task:
+    """Facts about a task.
+
+    Attributes:
+        name: of the task, as ``dataset.json`` and ``adapter_config.json`` have it.
+        records: what a record of its datasets holds, and which medium.
+        scores: heading -> metric, the columns of a comparison of methods; the first one is the task's accuracy.
+        open_adapter: (config, tensors, folder, fabric, base, text_base) -> the pipeline of a saved adapter.
+        demo: how its demo dataset comes from the drawn world; None = it has none.
+        own_text_base: whether the text model is chosen apart from the contrastive base.
+    """
+
+    name: str
+    records: RecordKind
+    scores: Mapping[str, str]
+    open_adapter: Callable[..., Any]
+    demo: Recipe | None = None
+    own_text_base: bool = False
+
+    def dataset(self, root: Path | None, **demo: Any) -> Dataset:
+        """The prepared dataset in ``root``, or the demo dataset, made on first use.
+
+        Args:
+            root: the value of ``--data.root``.
+            demo: options of :func:`vlkit.drawn.prepared.demo_dataset`.
+
+        Raises:
+            UserError: no dataset there, or one for another task, or the task has no demo dataset.
+        """
+        if root is None and self.demo is None:
+            raise UserError(f"task {self.name} has no demo dataset; give --data.root DIR, a prepared dataset")
+        return Dataset.open(root or demo_dataset(self.name, **demo), self.name)

@@ -1,0 +1,45 @@
+"""Losses of visual question answering: of a classifier over a vocabulary, and of a decoder that writes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def answer_bce(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross-entropy with soft targets, summed over the answers and averaged over the questions.
+
+    Args:
+        logits: [B, A].
+        targets: [B, A] in 0..1 (:func:`vlkit.metrics.vqa.soft_target`); a row of zeros is a valid example.
+    """
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(logits)
+
+
+def answer_softmax(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy against the soft targets as shares, averaged over the questions that have any.
+
+    Args:
+        logits: [B, A].
+        targets: [B, A] in 0..1; a row of zeros says nothing.
+    """
+    total = targets.sum(1)
+    per_question = -(targets * logits.log_softmax(1)).sum(1) / total.clamp_min(1e-6)
+    return per_question.sum() / (total > 0).sum().clamp_min(1)
+
+
+def shift_right(targets: Tensor, start_id: int) -> Tensor:
+    """What the decoder reads to predict ``targets`` [B, T]: the start token, then all targets but the last."""
+    return torch.cat([torch.full_like(targets[:, :1], start_id), targets[:, :-1]], dim=1)
+
+
+def token_loss(logits: Tensor, targets: Tensor, pad_id: int) -> Tensor:
+    """Cross-entropy a token, padding left out.
+
+    Args:
+        logits: [B, T, V].
+        targets: [B, T] int64, end token included.
+        pad_id: id of the padding.
+    """
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=pad_id)

@@ -1,0 +1,84 @@
+"""Visual question answering: the model, and what its adapter folder says about it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from vlkit.adapters.facts import MethodOptions
+from vlkit.encoders.bases import ClipBase
+from vlkit.encoders.text_side import TextSide
+from vlkit.errors import UserError
+from vlkit.tasks.fusion import Fusion, FusionOptions
+from vlkit.tasks.vqa.heads import VQA_HEADS, AnswerClassifier, AnswerGenerator, ClassifyOptions, GenerateOptions
+
+Model = AnswerClassifier | AnswerGenerator
+
+
+HeadOptions = ClassifyOptions | GenerateOptions
+
+
+def build_model(
+    base: ClipBase, text: TextSide, adapter: MethodOptions, head: HeadOptions, fusion: FusionOptions, answers: int
+) -> Model:
+    """Put the same adaptation method on both towers, and fusion and answer head behind them.
+
+    Args:
+        base: the loaded base; its vision tower becomes part of the model.
+        text: what reads the questions; its towers become part of the model.
+        adapter: options of one of :data:`vlkit.adapters.ADAPTERS`.
+        head: options of one of :data:`vlkit.tasks.vqa.heads.VQA_HEADS`.
+        fusion: options of the fusion.
+        answers: size of the vocabulary; of no meaning to a head that writes.
+
+    Raises:
+        UserError: the method does not fit a tower or the head.
+    """
+    image = None if head.blind else adapter.build(base.image, "tokens")
+    if isinstance(head, ClassifyOptions):
+        encoder = adapter.build(text.encoder, "tokens")
+        return AnswerClassifier(image, encoder, Fusion(base.image, text.encoder, fusion), answers, head.dropout)
+    if text.base is None or text.base.decoder is None:
+        raise UserError(f"--head.kind generate: --text_base {text.name} has no decoder; give a T5, or classify")
+    encoder, decoder = adapter.build_stacks(text.base.encoder, text.base.decoder)
+    return AnswerGenerator(image, encoder, decoder, Fusion(base.image, text.encoder, fusion, head.queries))
+
+
+def identity_of(base: ClipBase, text: TextSide, head: HeadOptions) -> dict[str, dict[str, Any]]:
+    """Who the towers of a model are: ``image``, ``text`` and, where the head writes, ``decoder``."""
+    towers = {name: who for name, who in text.identity.items() if name == "text" or isinstance(head, GenerateOptions)}
+    return {"image": {**base.identity["image"], "load": base.name}, **towers}
+
+
+def adapter_config(
+    base: ClipBase,
+    text: TextSide,
+    adapter: MethodOptions,
+    head: HeadOptions,
+    fusion: FusionOptions,
+    vocabulary: list[str],
+    metrics: dict[str, float],
+) -> dict[str, Any]:
+    """What ``adapter_config.json`` says: everything needed to build this model again on the same bases."""
+    return {
+        "task": "vqa",
+        "base": identity_of(base, text, head),
+        "adapters": {"image": asdict(adapter), "text": asdict(adapter)},
+        "head": {**asdict(head), "fusion": asdict(fusion), "answers": vocabulary},
+        "preprocess": base.preprocess.to_dict(),
+        "metrics": metrics,
+    }
+
+
+def head_options(values: dict[str, Any]) -> tuple[HeadOptions, FusionOptions, list[str]]:
+    """Options of head and fusion, and the vocabulary, from the ``head`` of an adapter's config.
+
+    Raises:
+        UserError: a kind or an option that this vlkit does not know.
+    """
+    given = dict(values)
+    try:
+        fusion, vocabulary = FusionOptions(**given.pop("fusion")), given.pop("answers")
+        return VQA_HEADS[given["kind"]](**given), fusion, vocabulary
+    except (KeyError, TypeError) as error:
+        raise UserError(f"adapter_config.json: the options of 'head' do not fit ({error}); update vlkit") from None
