@@ -61,6 +61,10 @@ class Pool:
         self.filled = self._next = 0
         self._tensors: list[Tensor] = []
 
+    def begin(self, number: int) -> None:
+        """Forget what is there; the next sample is ``number`` of the stream and lies where it would in a long run."""
+        self.drawn, self.filled, self._next = number, 0, number % self.capacity
+
     def add(self, chunk: list[Tensor]) -> None:
         """Put a chunk (:func:`collated`) in."""
         if not self._tensors:
@@ -141,7 +145,7 @@ def batches(pool: Pool, seed: int, size: int, reuse: int, workers: int, first_st
     fresh = size // reuse
     behind = min(first_step, -(-pool.capacity // fresh))
     start = first_step - behind
-    pool.drawn = start * fresh
+    pool.begin(start * fresh)
     chunks = StyledChunks(seed, TRAIN, steps - start, fresh, start * fresh, captions=CAPTIONS)
     for step, chunk in enumerate(chunk_loader(chunks, pool.tokenize, workers), start=start):
         pool.add(chunk)
