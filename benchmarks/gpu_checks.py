@@ -33,7 +33,7 @@ from vlkit.cli.config import run
 from vlkit.cli.show import Console
 from vlkit.engine.distributed import make_fabric
 from vlkit.engine.hardware import machine
-from vlkit.engine.run_folder import versions
+from vlkit.engine.report import versions
 from vlkit.files import write_json
 from vlkit.tasks.retrieval.step_bench import ContrastiveBench
 
@@ -61,7 +61,7 @@ class Config:
     profile_base: str = "ViT-L-14"
     """Base of the profiles."""
     grid_base: str | None = "RN50"
-    """Convolutional base of the parity; none leaves it out."""
+    """Convolutional base of the parity; null leaves it out."""
     batch_size: int = 128
     """Pairs of a profiled step."""
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vlkit.adapters import ADAPTERS
 from vlkit.adapters.base import trained_state
-from vlkit.adapters.sherl.tokens import SherlOptions
+from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.adapters.tuning import FullOptions, LoraOptions
 from vlkit.encoders.load import load_base
 from vlkit.encoders.text_side import text_side
@@ -25,7 +25,8 @@ from vlkit.engine.distributed import make_fabric
 from vlkit.tasks.contrastive import gather_pairs, info_nce
 from vlkit.tasks.fusion import FusionOptions
 from vlkit.tasks.retrieval.step_bench import ContrastiveBench
-from vlkit.tasks.vqa.heads import GenerateOptions, shift_right, token_loss
+from vlkit.tasks.vqa.heads import GenerateOptions
+from vlkit.tasks.vqa.losses import shift_right, token_loss
 from vlkit.tasks.vqa.model import build_model
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from vlkit.adapters.lean import second_run
-from vlkit.adapters.sherl import pooled, pooled_lean, tokens
+from vlkit.adapters.lean import recompute
+from vlkit.adapters.sherl import pooled_lean, tokens
 
 STEP = "one step"
 REST = "base, loss, optimizer"
@@ -34,12 +34,12 @@ KINDS = {
 }
 """Kind of a kernel -> what its name contains; the first that fits counts."""
 PARTS: dict[str, tuple[Any, str]] = {
-    "pool the taps": (pooled, "collect"),
-    "merge the layers": (pooled, "attach"),
+    "pool the taps": (pooled_lean, "collect"),
+    "merge the layers": (pooled_lean, "attach"),
     "backward of the adapter": (pooled_lean._Backward, "run"),
     "reduce a tap": (tokens.SherlAdapter, "reduce"),
     "merge the taps": (tokens.SherlAdapter, "merge"),
-    "second run": (second_run._Again, "backward"),
+    "second run": (recompute._Again, "backward"),
 }
 """Part of a step of SHERL -> the function that does it; inside another part it goes under both names."""
 LABELS = {STEP, *PARTS}

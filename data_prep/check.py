@@ -1,4 +1,4 @@
-"""Check a prepared dataset: every record and every picture or video. Exit code 2 when something is wrong."""
+"""Check a prepared dataset: every record and every image or video. Exit code 2 when something is wrong."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def main(config: Config) -> None:
         kept = sum(entry["records"] for entry in clean.splits.values())
         print(f"{kept} good records written to {clean.root}")
     elif report.problems:
-        mend = "mend them, or write a copy without them by --write_clean DIR"
-        raise UserError(f"{config.dataset}: {len(report.problems)} problems, listed on standard output; {mend}")
+        fix = "fix them, or write a copy without them by --write_clean DIR"
+        raise UserError(f"{config.dataset}: {len(report.problems)} problems, listed on standard output; {fix}")
 
 
 if __name__ == "__main__":

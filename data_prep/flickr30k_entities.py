@@ -22,7 +22,8 @@ class Config:
     output: Path
     """Folder to write the prepared dataset to."""
     partial: bool = False
-    """Leave out phrases whose image is not there, and list the images in missing.txt, instead of stopping."""
+    """Leave out phrases whose image is not there (listed in missing.txt) or whose box cannot be right (listed in
+    wrong.txt), instead of stopping."""
 
 
 def main(config: Config) -> None:

@@ -29,7 +29,8 @@ class Config:
     mdetr: list[Path] = field(default_factory=list)
     """MDETR's finetune_refcoco*_*.json, one file a split; instead of --refs."""
     partial: bool = False
-    """Leave out expressions whose image is not there, and list the images in missing.txt, instead of stopping."""
+    """Leave out expressions whose image is not there (listed in missing.txt) or whose box cannot be right (listed in
+    wrong.txt), instead of stopping."""
 
 
 def main(config: Config) -> None:

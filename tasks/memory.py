@@ -43,7 +43,7 @@ class Config:
     """Show what one training step of a method keeps for backward and peaks at, beside inference and full tuning."""
 
     base: str = "tiny"
-    """tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip."""
+    """tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
     adapter: Any = kinds({**ADAPTERS, "all": AllOptions}, "sherl")
     batch_size: int = 32
     """Pairs a step."""

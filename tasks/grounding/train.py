@@ -76,9 +76,9 @@ class Config(CachedRunConfig):
     """Adapt a CLIP base and a text base to visual grounding."""
 
     base: str = "tiny"
-    """Sees the image: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip."""
+    """Sees the image: tiny, ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
     text_base: str = "tiny"
-    """Reads the text: tiny (embedded T5), a T5 or BERT of the hub, a folder, or clip (the base's own text tower)."""
+    """Reads the text: tiny (embedded T5), a T5, BERT or alike of the hub, a folder, or clip (the base's own)."""
     image_size: int | None = None
     """Side of the input in pixels; default: the base's own."""
     data: Data = field(default_factory=Data)

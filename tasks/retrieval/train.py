@@ -62,7 +62,7 @@ class Config(CachedRunConfig):
     """Adapt a CLIP base to image-text retrieval."""
 
     base: str = "tiny"
-    """tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip."""
+    """tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
     data: Data = field(default_factory=Data)
     adapter: Any = kinds(ADAPTERS, "sherl")
     head: HeadOptions = field(default_factory=HeadOptions)

@@ -3,7 +3,7 @@
 python tasks/video_retrieval/evaluate.py --model runs/video_retrieval/… --data.root DIR --split test --json metrics.json
 python tasks/video_retrieval/evaluate.py --base ViT-B-32:openai --data.root DIR          # zero-shot
 
-One sentence per video (MSR-VTT 1k-A) or several (MSVD, full MSR-VTT): the protocol follows the data and is printed.
+One sentence a video (MSR-VTT 1k-A) or several (MSVD, full MSR-VTT): the protocol follows the data and is printed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Config:
     split: str = "test"
     """Split to measure on."""
     frames: int | None = None
-    """Frames per video; default: as in training, 12 for a base alone."""
+    """Frames a video; default: as in training, 12 for a base alone."""
     sampling: Sampling | None = None
     """How frames are chosen; default: as in training, uniform for a base alone."""
     rerank: Literal["none", "dsl", "qbnorm"] = "none"
@@ -63,7 +63,7 @@ class Config:
     bank: str = "train"
     """Split whose queries make the bank of qbnorm."""
     bank_size: int = 1000
-    """Most videos of that split in the bank; each brings all its sentences."""
+    """Videos of that split in the bank, at most; all their sentences are."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to compute on."""
     json: Path | None = None

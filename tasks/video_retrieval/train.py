@@ -79,7 +79,7 @@ class Config(CachedRunConfig):
     """Adapt a CLIP base to text-video retrieval."""
 
     base: str = "tiny"
-    """tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip."""
+    """tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
     data: Data = field(default_factory=Data)
     frames: int = 12
     """Frames per video; shorter videos give all they have."""

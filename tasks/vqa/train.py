@@ -87,9 +87,9 @@ class Config(CachedRunConfig):
     """Adapt a CLIP base and a text base to visual question answering."""
 
     base: str = "tiny"
-    """tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip."""
+    """tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
     text_base: str | None = None
-    """Reads the questions: clip (the base's own text tower), tiny (embedded T5), a T5 or BERT of the hub, or a folder;
+    """Reads the questions: clip (the base's own), tiny (embedded T5), a T5, BERT or alike of the hub, or a folder;
     default: clip, which knows what images look like, or tiny where --head.kind generate needs a decoder."""
     image_size: int | None = None
     """Side of the images in pixels; default: the base's own."""

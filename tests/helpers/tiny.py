@@ -160,7 +160,7 @@ def scatter_(model: torch.nn.Module) -> None:
 
 
 def pictures(count: int = 2, size: int = IMAGE_SIZE, seed: int = 0) -> Tensor:
-    """Random pictures [count, 3, size, size] float32."""
+    """Random images [count, 3, size, size] float32."""
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 

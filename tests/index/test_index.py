@@ -509,6 +509,13 @@ def test_a_damaged_faiss_file_takes_no_memory(tmp_path):
     make(tmp_path, 1200, "IVF16,Flat")
     (file,) = tmp_path.glob("*.faiss")
     content = bytearray(file.read_bytes())
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match="the index is damaged"):
+        VectorIndex.open(tmp_path)
+    # An index of an earlier version has no hash of it.
+    pointer = json.loads((tmp_path / "index.json").read_text(encoding="utf-8"))
+    del pointer["faiss"]["sha256"]
+    (tmp_path / "index.json").write_text(json.dumps(pointer), encoding="utf-8")
     for place in range(0, len(content), 61):
         file.write_bytes(content[:place] + b"\xff\xff\xff\xff\x1f\0\0\0" + content[place + 8 :])
         with contextlib.suppress(UserError), at_most(64):

@@ -7,12 +7,15 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from helpers.films import film
 from helpers.scripts import ROOT, call, refuse
+from vlkit.data.images import open_image
 from vlkit.index import VectorIndex
+from vlkit.tasks.retrieval.pipeline import load_zero_shot
 
 SCRIPTS = {"images": "tasks/retrieval", "videos": "tasks/video_retrieval"}
 SHIPPED = {"images": "retrieval", "videos": "video_retrieval"}
@@ -148,3 +151,47 @@ def test_a_renamed_adapter_is_the_same_model(media, tmp_path, capsys, monkeypatc
 def test_a_damaged_source_is_named(text, part, tmp_path):
     (tmp_path / "source.json").write_text(text, encoding="utf-8")
     assert part in refuse("tasks/retrieval/search.py", "--index", tmp_path, "--text", "x")
+
+
+@MEDIA
+def test_what_is_passed_over_in_a_folder_is_said(media, tmp_path, capsys):
+    folder, to = tmp_path / "media", tmp_path / "idx"
+    for name in ("IMG_1.HEIC", "notes.txt", ".hidden/x" + SUFFIX[media], "@eaDir/y" + SUFFIX[media]):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"\0")
+    refused = refuse(f"{SCRIPTS[media]}/index.py", f"--{media}", folder, "--index", to, "--base", "tiny")
+    heic = "1 .heic (not supported; convert to JPEG or PNG)" if media == "images" else "1 .heic, 1 .txt"
+    assert f"no {media} there" in refused and heic in refused
+    put(folder, media, "a")
+    index(media, folder, to)
+    said = capsys.readouterr().out
+    assert "note: passed over: " in said and heic in said
+    assert "1 .txt" in said and "1 hidden (.hidden)" in said and "@eaDir" in said
+    assert [item.id.split("#")[0] for item in VectorIndex.open(to).items] == [f"a{SUFFIX[media]}"]
+
+
+def test_turned_and_thin_images_are_indexed_as_they_are_seen(tmp_path, capsys):
+    """Every way of turning gives the vectors of the upright image, whether a file or an opened image is embedded."""
+    upright, phone = tmp_path / "upright", tmp_path / "phone"
+    image = Image.new("RGB", (60, 40), "navy")
+    image.paste("yellow", (0, 0, 20, 12))
+    image.paste("red", (40, 10, 60, 40))
+    back = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # orientation -> Image.Transpose that undoes it
+    for folder in (upright, phone):
+        folder.mkdir()
+    for orientation, turn in back.items():
+        image.save(upright / f"{orientation}.png")
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        stored = image if turn is None else image.transpose(Image.Transpose(turn))
+        stored.save(phone / f"{orientation}.png", exif=exif)
+    for folder in (upright, phone):
+        Image.new("RGB", (30_000, 1), "red").save(folder / "thin.png")
+        index("images", folder, tmp_path / f"{folder.name}_idx")
+    one, other = (VectorIndex.open(tmp_path / f"{name}_idx") for name in ("upright", "phone"))
+    assert len(one) == len(other) == 9
+    np.testing.assert_allclose((one.vectors * other.vectors).sum(1), 1, atol=1e-5)
+    pipeline = load_zero_shot("tiny", "cpu")
+    for file in sorted(phone.glob("*.png")):
+        opened = pipeline.embed_images([open_image(file), Image.open(file)])
+        np.testing.assert_allclose(opened @ pipeline.embed_images([file])[0], 1, atol=1e-5)

@@ -72,8 +72,8 @@ def test_validation_questions_without_answers_are_named(tmp_path: Path) -> None:
     [
         (("--batch_size", 1), 4, "--batch_size 1: a contrastive batch of 1 has no negatives"),
         (("--batch_size", 1, "--accumulate", 3), 4, "--accumulate adds none"),
-        ((), 1, "the training split has 1 image or video"),
-        (("--data.every_caption", "true"), 1, "the training split has 1 image or video"),
+        ((), 1, "has no negatives: the training split has 1 image or video"),
+        (("--data.every_caption", "true"), 1, "has no negatives: the training split has 1 image or video"),
     ],
 )
 def test_a_loss_without_negatives_is_refused(

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -270,6 +271,48 @@ def test_threads_get_their_own_answers(trained: Path, dataset: Path):
         together = list(pool.map(lambda job: model.ground(*job), jobs))
     for one, other in zip(alone, together, strict=True):
         assert one.box == pytest.approx(other.box, abs=1e-3)
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_resized_copies_measure_as_the_annotated_images(factor: int, trained: Path, dataset: Path, tmp_path: Path):
+    """Boxes scaled with the files: the same metrics, and predictions in the pixels of the files."""
+    copies = tmp_path / "copies"
+    shutil.copytree(dataset, copies)
+    manifest = json.loads((copies / "dataset.json").read_text())
+    (copies / "dataset.json").write_text(json.dumps({**manifest, "media_root": "."}))
+    for file in copies.glob("*.png"):
+        with Image.open(file) as image:
+            image.resize((factor * SIZE[0], factor * SIZE[1]), Image.Resampling.NEAREST).save(file)
+    results = []
+    for root in (dataset, copies):
+        words = ("--model", trained, "--data.root", root, "--split", "testB", "--json")
+        call(EVALUATE, *words, tmp_path / "m.json")
+        call(PREDICT, *words, tmp_path / "p.json")
+        boxes = [entry["box"] for entry in json.loads((tmp_path / "p.json").read_text())]
+        results.append((json.loads((tmp_path / "m.json").read_text()), np.array(boxes)))
+    (plain, boxes), (scaled, larger) = results
+    assert plain["mean_iou"] > 20 and scaled["mean_iou"] == pytest.approx(plain["mean_iou"], abs=3)
+    np.testing.assert_allclose(larger, factor * boxes, atol=6 * factor)
+
+
+def test_sizes_that_cannot_belong_to_the_file_stop_every_script(trained: Path, dataset: Path, tmp_path: Path):
+    turned = tmp_path / "turned"
+    shutil.copytree(dataset, turned)
+    manifest = json.loads((turned / "dataset.json").read_text())
+    (turned / "dataset.json").write_text(json.dumps({**manifest, "media_root": "."}))
+    for file in turned.glob("*.png"):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        with Image.open(file) as image:
+            image.save(file, exif=exif)
+    on = ("--data.root", turned)
+    said = [
+        refuse(EVALUATE, "--model", trained, *on, "--split", "testB"),
+        refuse(PREDICT, "--model", trained, *on, "--split", "testB"),
+        refuse(TRAIN, *on, "--output", tmp_path / "run", *QUICK),
+        refuse(TRAIN, *on, "--output", tmp_path / "cached", *QUICK, "--cache", tmp_path / "store"),
+    ]
+    assert all(re.search(r"states 96 x 72 pixels, the file has 72 x 96: transposed", line) for line in said), said
 
 
 def test_predict_draws_and_writes_what_evaluate_measures(trained: Path, dataset: Path, tmp_path: Path, capsys):

@@ -42,12 +42,14 @@ class Scan:
 
     Attributes:
         folder: the folder that was searched.
+        media: what for.
         names: paths below it, separated by "/", in order.
         endings: ending -> number of other files, which are passed over ("" for names without an ending).
         causes: cause -> names passed over for it, whatever their ending.
     """
 
     folder: Path
+    media: Literal["images", "videos"]
     names: list[str] = field(default_factory=list)
     endings: Counter[str] = field(default_factory=Counter)
     causes: dict[str, list[str]] = field(default_factory=dict)
@@ -59,8 +61,8 @@ class Scan:
 
     def note(self) -> str:
         """What was passed over, on one line; "" if nothing was."""
-        unread = sorted(ending for ending in self.endings if ending in UNREAD_SUFFIXES)
-        others = sorted(ending for ending in self.endings if ending not in UNREAD_SUFFIXES)
+        unread = sorted(self.endings.keys() & UNREAD_SUFFIXES if self.media == "images" else ())
+        others = sorted(self.endings.keys() - set(unread))
         parts = [f"{self.endings[e]} {e} (not supported; convert to JPEG or PNG)" for e in unread]
         parts += [f"{len(names)} {cause} ({some(names, 3)})" for cause, names in self.causes.items()]
         parts += [f"{self.endings[ending]} {ending or 'without an ending'}" for ending in others]
@@ -88,7 +90,7 @@ def find_media(
     where = f"{flag} {visible(folder)}".strip()
     if not folder.is_dir():
         raise UserError(f"{where}: no such folder")
-    scan = Scan(folder)
+    scan = Scan(folder, media)
     _Walk(scan, SUFFIXES[media], beside, utf8_only).enter("", os.path.realpath(folder))
     # By parts, as paths are compared: a folder's files stand together.
     scan.names.sort(key=lambda name: name.split("/"))

@@ -25,7 +25,7 @@ JOINT_DIM = 512
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What a base expects of its pictures; plain values, ready for JSON (:meth:`to_dict`).
+    """What a base expects of its images; plain values, ready for JSON (:meth:`to_dict`).
 
     Attributes:
         size: (height, width) in pixels.
@@ -62,9 +62,9 @@ class ClipBase:
 
     Attributes:
         name: what the user asked for (``--base``).
-        image: tower for pictures [B, 3, H, W] float, prepared as ``preprocess`` says.
+        image: tower for images [B, 3, H, W] float, prepared as ``preprocess`` says.
         text: tower for ids [B, L] int64 from ``tokenize``.
-        preprocess: how pictures are prepared.
+        preprocess: how images are prepared.
         tokenize: list of texts -> ids [B, context length] int64.
         logit_scale: log of the factor on cosine similarities.
         logit_bias: what is added to the scaled similarities, for bases trained with a sigmoid loss; else None.
@@ -130,7 +130,7 @@ def clip_base(
         model: ``CLIP``, ``CustomTextCLIP`` or ``CoCa``.
         name: what the user asked for.
         tokenize: texts -> ids.
-        preprocess: how pictures are prepared.
+        preprocess: how images are prepared.
         identity: ``library``, ``name`` and ``weights`` of the base; the fingerprints are added here.
         pad_id: id of the tokenizer's padding, where the text tower does not know it.
 
@@ -169,7 +169,7 @@ def pair_base(
         name: what the user asked for.
         image, text: the towers.
         tokenize: texts -> ids.
-        preprocess: how pictures are prepared.
+        preprocess: how images are prepared.
         image_identity, text_identity: ``library``, ``name`` and ``weights``; the fingerprints are added here.
     """
     image.eval()

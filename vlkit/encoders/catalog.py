@@ -90,7 +90,7 @@ def _verdict(build: Callable[[], None]) -> str:
 
 
 class _NoFilling(TorchFunctionMode):
-    """Skip the filling in of initial weights: meta tensors have no values, and going through the motions takes long."""
+    """Skip the filling in of initial weights: meta tensors have no values, and the calls alone take long."""
 
     NAMES = frozenset(("uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "zero_", "fill_", "copy_"))
 

@@ -1,4 +1,4 @@
-"""Asking model hubs politely: not for what is known here, and without retries against a network that is not there."""
+"""Access to model hubs: nothing is asked that is known here, and no retries without a network."""
 
 from __future__ import annotations
 

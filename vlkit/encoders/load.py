@@ -44,7 +44,7 @@ def load_base(name: str, tokenizer: str | Path | None = None, image_size: int | 
             ``photos`` or another pair of encoders (:func:`vlkit.encoders.pair.load_pair`).
         tokenizer: folder with the files of a transformers tokenizer, for architectures that do not use CLIP's own;
             default: the folder of FILE if it has them, else the hub.
-        image_size: side of the (square) pictures in pixels, if not the base's own; open_clip then resizes the position
+        image_size: side of the (square) images in pixels, if not the base's own; open_clip then resizes the position
             embeddings. The vision tower's identity says so (``image_size``).
 
     Raises:
@@ -53,7 +53,7 @@ def load_base(name: str, tokenizer: str | Path | None = None, image_size: int | 
     if image_size is None:
         return _load(name, tokenizer, None)
     if image_size < 1:
-        raise UserError(f"image size {image_size}: give the side of the pictures in pixels")
+        raise UserError(f"image size {image_size}: give the side of the images in pixels")
     try:
         base = _load(name, tokenizer, image_size)
     except (UserError, AssertionError, RuntimeError, TypeError, ValueError) as error:
@@ -139,7 +139,7 @@ def _build(arch: str, image_size: int | None = None, options: dict[str, Any] | N
 
 
 def _usual_preprocess(arch: str) -> dict[str, Any]:
-    """What all published weights of an architecture agree on about pictures; a bare state dict does not say."""
+    """What all published weights of an architecture agree on about images; a bare state dict does not say."""
     configs = [open_clip.get_pretrained_cfg(arch, tag) for tag in open_clip.list_pretrained_tags_by_model(arch)]
     keys = ("mean", "std", "interpolation", "resize_mode")
     return {

@@ -49,7 +49,7 @@ def load_pair(name: str, tokenizer: str | Path | None = None, image_size: int | 
         name: ``photos`` or ``timm:NAME[:WEIGHTS]+hf:NAME_OR_FOLDER``. WEIGHTS is a file of a state dict as timm names
             it, ``random`` (always the same ones), or left out: those that timm publishes.
         tokenizer: folder with the files of the text encoder's tokenizer, if not its own.
-        image_size: side of the pictures in pixels, if not the backbone's own.
+        image_size: side of the images in pixels, if not the backbone's own.
 
     Raises:
         UserError: a name of another form, an encoder that is unknown, cannot be had or cannot be staged, or the
@@ -108,7 +108,7 @@ def _load_trunk(trunk: nn.Module, name: str, path: Path) -> None:
 
 
 def _preprocess_of(trunk: nn.Module) -> Preprocess:
-    """How timm prepares pictures for a backbone; its crop of the middle 7/8, made for centred objects, is left out."""
+    """How timm prepares images for a backbone; its crop of the middle 7/8, made for centred objects, is left out."""
     config = resolve_model_data_config(trunk)
     return Preprocess.from_dict({**config, "size": config["input_size"][1:]})
 

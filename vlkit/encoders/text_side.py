@@ -1,4 +1,4 @@
-"""What reads the questions and phrases of a task: a text base of its own, or the text tower of the picture's base."""
+"""The encoder of a task's questions and phrases: a text base of its own, or the text tower of the image base."""
 
 from __future__ import annotations
 

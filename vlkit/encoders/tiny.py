@@ -78,7 +78,7 @@ def vocabulary() -> Tokenizer:
 
 
 def new_tiny_clip(tokenizer: TinyTokenizer, image_size: int = IMAGE_SIZE) -> open_clip.CLIP:
-    """The tiny CLIP with random weights, for pictures of ``image_size`` pixels a side."""
+    """The tiny CLIP with random weights, for images of ``image_size`` pixels a side."""
     text = CLIP_TEXT | {"vocab_size": tokenizer.vocab_size}
     return open_clip.CLIP(embed_dim=192, vision_cfg=CLIP_VISION | {"image_size": image_size}, text_cfg=text)
 

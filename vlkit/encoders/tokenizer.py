@@ -152,7 +152,7 @@ class ClipTokenizer:
         """Texts -> ids [B, context length] int64.
 
         Raises:
-            UserError: the tokenizer's files are not at hand and cannot be fetched.
+            UserError: the tokenizer's files are missing and cannot be fetched.
         """
         if self._tokenizer is None:
             self._tokenizer = self._load()

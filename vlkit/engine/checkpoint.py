@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlkit.adapters.base import trained_state
+from vlkit.engine.foreign import config_problem
 from vlkit.engine.state import RunState
 from vlkit.errors import UserError, some
 from vlkit.files import read_json, whole_file, write_json
@@ -150,6 +151,9 @@ def load_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
     if version != ADAPTER_VERSION:
         mend = "install the vlkit that wrote it"
         raise UserError(f"{folder / CONFIG_FILE}: format_version {version!r}, known is {ADAPTER_VERSION}; {mend}")
+    wrong = config_problem(config)
+    if wrong:
+        raise UserError(f"{folder / CONFIG_FILE}: field {wrong!r} makes no sense; copy the adapter again")
     try:
         return config, load_file(folder / MODEL_FILE)
     except FileNotFoundError:

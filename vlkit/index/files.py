@@ -6,7 +6,8 @@ step, then files it no longer names are deleted. A process killed at any moment 
     index.json     format, model, dim, factory, count, the segments in order, and the FAISS file
     000003.npy     float32 [rows, D], the vectors of segment 3
     000003.jsonl   first {"removed": id} of earlier items that no longer count, then its items in the order of rows
-    000004.faiss   a trained FAISS index over the first rows (not for "Flat", where the vectors are the index)
+    000004.faiss   a trained FAISS index over the first rows (not for "Flat", where the vectors are the index); its
+                   hash stands in index.json
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import faiss
 import numpy as np
 
 from vlkit.errors import UserError
-from vlkit.files import read_json, whole_file, write_json, write_text
+from vlkit.files import read_json, sha256_of, whole_file, write_json, write_text
 
 FORMAT, FORMAT_VERSION = "vlkit-index", 1
 POINTER = "index.json"
@@ -193,7 +194,8 @@ class IndexFolder:
         name = self._next_name()
         with whole_file(self.path / f"{name}.faiss") as temporary, open(temporary, "wb") as file:
             faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
-        self._switch(faiss={"name": name, "rows": index.ntotal, "trained_on": trained_on})
+        digest = sha256_of(self.path / f"{name}.faiss")
+        self._switch(faiss={"name": name, "rows": index.ntotal, "trained_on": trained_on, "sha256": digest})
 
     def read_faiss(self) -> faiss.Index | None:
         """The FAISS index as last written, over the first ``ntotal`` rows; None if there is none that still counts.
@@ -204,6 +206,9 @@ class IndexFolder:
         if self.pointer["faiss"] is None:
             return None
         name = f"{self.pointer['faiss']['name']}.faiss"
+        # FAISS follows the links of a graph wherever they lead, so one changed bit may end the process.
+        if self.pointer["faiss"].get("sha256") not in (None, sha256_of(self.path / name)):
+            raise self._damaged(name)
         try:
             # Through Python's files: FAISS takes no path that is not UTF-8.
             with open(self.path / name, "rb") as file, _no_larger_than(os.fstat(file.fileno()).st_size):

@@ -69,5 +69,5 @@ def wanted(media: Literal["images", "videos"], folder: Path, index: Path) -> Sca
         return find_media(folder, media, f"--{media}")
     except NothingThereError:
         if (index / POINTER).exists():
-            return Scan(folder)
+            return Scan(folder, media)
         raise

@@ -13,14 +13,13 @@ from PIL import Image
 from vlkit.cli.show import visible
 from vlkit.data.images import MediaError
 from vlkit.data.scan import find_media
-from vlkit.data.video.clip_frames import read_frames, shown_frames
+from vlkit.data.video.clip_frames import Clip, read_frames, shown_frames
 from vlkit.data.video.frame_table import frame_table
 from vlkit.data.video.write import write_mp4
 from vlkit.files import whole_file
 from vlkit.index.files import Item
 from vlkit.index.media import VideoWindows, Window
 from vlkit.serving.library import Library, Medium
-from vlkit.tasks.video_retrieval.data import Clip
 
 log = logging.getLogger(__name__)
 

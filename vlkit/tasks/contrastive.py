@@ -133,7 +133,8 @@ def require_negatives(batch_size: int, groups: int) -> None:
     """
     if groups < 2:
         raise UserError(
-            f"the training split has {groups} image or video, so a contrastive loss has no negatives; add others to it"
+            f"a contrastive batch of {batch_size} has no negatives: the training split has {groups} image or video; "
+            "add others to it"
         )
     if batch_size < 2:
         raise UserError(

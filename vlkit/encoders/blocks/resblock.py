@@ -39,7 +39,7 @@ def _is_frozen(block: ResidualAttentionBlock) -> bool:
 
 
 def _run_frozen(block: ResidualAttentionBlock, hidden: Tensor, causal: bool) -> Tensor:
-    """The block as it is; what is not needed any more is let go of or, without gradient, written over at once."""
+    """The block as it is; what is not needed any more is freed or, without gradient, written over at once."""
     hidden = hidden + block.ls_1(_attend(block.attn, block.ln_1(hidden), causal))
     expand, activation, shrink = block.mlp
     inner = expand(block.ln_2(hidden))

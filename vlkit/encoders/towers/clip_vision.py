@@ -11,7 +11,7 @@ from vlkit.encoders.staged import StagedEncoder, Stream
 
 
 class ClipVision(StagedEncoder):
-    """open_clip ``VisionTransformer``: [B, 3, H, W] pictures -> tokens [B, 1 + patches, D], class token first.
+    """open_clip ``VisionTransformer``: [B, 3, H, W] images -> tokens [B, 1 + patches, D], class token first.
 
     Args:
         model: the tower. Towers without a single pooled vector (``pool_type="none"`` and no contrastive pooler) have
@@ -29,7 +29,7 @@ class ClipVision(StagedEncoder):
         self.out_dim = pooled_width if model.proj is None else model.proj.shape[1]
 
     def embed(self, x: Tensor) -> Stream:
-        """Pictures [B, 3, H, W] -> stream with hidden [B, 1 + patches, D], class token at position 0."""
+        """Images [B, 3, H, W] -> stream with hidden [B, 1 + patches, D], class token at position 0."""
         hidden = self.model._embeds(x)
         summary = None
         if self._has_class_token_pool():

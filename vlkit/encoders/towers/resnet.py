@@ -14,7 +14,7 @@ class ClipResNet(StagedEncoder):
     """open_clip ``ModifiedResNet``: a block is one bottleneck, ``hidden`` is a grid [B, C, H, W].
 
     Args:
-        model: the tower; its attention pooling fixes the picture size it was built for.
+        model: the tower; its attention pooling fixes the image size it was built for.
     """
 
     spatial = True
@@ -33,7 +33,7 @@ class ClipResNet(StagedEncoder):
         return self.model.layer1, self.model.layer2, self.model.layer3, self.model.layer4
 
     def embed(self, x: Tensor) -> Stream:
-        """Pictures [B, 3, H, W] -> stream with hidden [B, C, H / 4, W / 4]."""
+        """Images [B, 3, H, W] -> stream with hidden [B, C, H / 4, W / 4]."""
         return Stream(self.model.stem(x))
 
     def block(self, i: int, stream: Stream) -> Stream:

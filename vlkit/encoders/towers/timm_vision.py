@@ -72,7 +72,7 @@ class BareTimm(nn.Module):
         self.head = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] -> what the trunk pools, [B, D]."""
+        """Images [B, 3, H, W] -> what the trunk pools, [B, D]."""
         return self.trunk(x)
 
 
@@ -103,7 +103,7 @@ def stage_timm(model: TimmModel | BareTimm) -> StagedEncoder:
 
 
 def _check_pooling(model: TimmModel) -> None:
-    """Raise :class:`UserError` if neither the trunk nor open_clip's head makes one vector of a picture."""
+    """Raise :class:`UserError` if neither the trunk nor open_clip's head makes one vector of an image."""
     trunk = model.trunk
     pooling = getattr(trunk, "global_pool", None) or getattr(getattr(trunk, "head", None), "global_pool", "")
     # A name, or timm's pooling module, which keeps it.
@@ -133,7 +133,7 @@ class TimmTransformer(StagedEncoder):
         self.out_dim = output_width(model)
 
     def embed(self, x: Tensor) -> Stream:
-        """Pictures [B, 3, H, W] -> stream with hidden [B, L, D], class and register tokens first."""
+        """Images [B, 3, H, W] -> stream with hidden [B, L, D], class and register tokens first."""
         trunk = self.model.trunk
         arguments = inputs_of(trunk.blocks[0], lambda: trunk.forward_features(x))
         hidden = arguments.pop("x")
@@ -167,7 +167,7 @@ class TimmTransformer(StagedEncoder):
         size = getattr(trunk.patch_embed, "grid_size", None)
         if size is None:
             return None
-        # A trunk that takes pictures of any size still names the grid of the size it was made for.
+        # A trunk that takes images of any size still names the grid of the size it was made for.
         cells = stream.hidden.shape[1] - getattr(trunk, "num_prefix_tokens", 0)
         side = math.isqrt(cells)
         return (side, side) if size[0] * size[1] != cells == side * side else (size[0], size[1])
@@ -215,7 +215,7 @@ class TimmStages(StagedEncoder):
         return (trunk.feature_info[0]["num_chs"], *repeated)
 
     def embed(self, x: Tensor) -> Stream:
-        """Pictures [B, 3, H, W] -> stream with the stem's grid [B, C, h, w]."""
+        """Images [B, 3, H, W] -> stream with the stem's grid [B, C, h, w]."""
         for name in self._layout.stem:
             x = self.model.trunk.get_submodule(name)(x)
         return Stream(self._channels_first(x))

@@ -1,4 +1,4 @@
-"""What a grounding model must beat: one box for every text, chosen on the training split, blind to all pictures."""
+"""What a grounding model must beat: one box for every text, chosen on the training split, blind to all images."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ SIDES = 20
 
 
 def blind_boxes(dataset: Dataset, records: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, np.ndarray]:
-    """The best constant box and the best box at the centre of the picture, as shares of the picture.
+    """The best constant box and the best box at the centre of the image, as shares of the image.
 
     Args:
-        dataset: where the pictures of records that do not say their size are found.
+        dataset: where the images of records that do not say their size are found.
         records: of the training split, with ``box`` in pixels.
         seed: of the sample.
 

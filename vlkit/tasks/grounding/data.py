@@ -1,8 +1,8 @@
-"""Pictures with texts and boxes as examples: boxes move with the pixels, and back again.
+"""Images with texts and boxes as examples: boxes move with the pixels, and back again.
 
-Boxes of records are absolute ``x1, y1, x2, y2`` pixels of the original picture; boxes of examples are shares (0..1) of
+Boxes of records are absolute ``x1, y1, x2, y2`` pixels of the original image; boxes of examples are shares (0..1) of
 the model's input. A base's own preprocessing (shortest side, then a centre crop) would cut boxes away, so here the
-whole picture always gets in (:class:`Fit`).
+whole image always gets in (:class:`Fit`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vlkit.tasks.grounding.mirror import mirrored
 Shape = Literal["squash", "letterbox"]
 Augment = Literal["none", "color", "crop"]
 Boxed = tuple[Image.Image, Tensor]
-"""A picture and its boxes, float32 [n, 4] in its pixels (:func:`with_boxes`)."""
+"""An image and its boxes, float32 [n, 4] in its pixels (:func:`with_boxes`)."""
 
 LEAST_KEPT = 0.75
 """Share of each side that a crop keeps at least: language like "top right" or "second from the left" has to survive."""
@@ -37,11 +37,11 @@ LEAST_KEPT = 0.75
 
 @dataclass(frozen=True)
 class Fit:
-    """How a whole picture lies in the model's input.
+    """How a whole image lies in the model's input.
 
     Attributes:
         size: (height, width) of the input in pixels.
-        shape: ``squash``: each side is scaled on its own, the picture fills the input (its aspect changes);
+        shape: ``squash``: each side is scaled on its own, the image fills the input (its aspect changes);
             ``letterbox``: both sides are scaled alike and the rest is filled evenly (its aspect stays, cells are lost).
         fill: 0..255, of the rest.
     """
@@ -51,7 +51,7 @@ class Fit:
     fill: int = 0
 
     def inner(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Left, top, width and height in pixels of the input that a ``width`` x ``height`` picture takes."""
+        """Left, top, width and height in pixels of the input that a ``width`` x ``height`` image takes."""
         rows, columns = self.size
         if self.shape == "squash":
             return 0, 0, columns, rows
@@ -60,11 +60,11 @@ class Fit:
         return (columns - new_width) // 2, (rows - new_height) // 2, new_width, new_height
 
     def place(self, image: Image.Image, boxes: Tensor, mode: InterpolationMode) -> Boxed:
-        """The picture at the input's size, and its boxes in the input's pixels."""
+        """The image at the input's size, and its boxes in the input's pixels."""
         return self._put(image, image.size, mode), self.place_boxes(boxes, image.size)
 
     def place_boxes(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-        """Boxes (:func:`with_boxes`) of a picture of ``size`` (width, height) in the input's pixels."""
+        """Boxes (:func:`with_boxes`) of an image of ``size`` (width, height) in the input's pixels."""
         return self._put(boxes, size, InterpolationMode.NEAREST)
 
     def _put(self, x: Any, size: tuple[int, int], mode: InterpolationMode) -> Any:
@@ -76,7 +76,7 @@ class Fit:
 
     def to_picture(self, boxes: Tensor, width: int, height: int) -> Tensor:
         """The exact inverse for boxes: shares of the input [..., 4] corners -> pixels of a ``width`` x ``height``
-        picture, not clipped to it.
+        image, not clipped to it.
         """
         left, top, inner_width, inner_height = self.inner(width, height)
         boxes = boxes.double()  # so that a box comes back as the number it was
@@ -86,7 +86,7 @@ class Fit:
 
 
 class BoxTransform:
-    """Picture and boxes -> model input and boxes in 0..1, as a training or evaluation step wants them.
+    """Image and boxes -> model input and boxes in 0..1, as a training or evaluation step wants them.
 
     Args:
         preprocess: size, mean, std and interpolation of the base.
@@ -105,7 +105,7 @@ class BoxTransform:
         )
 
     def __call__(self, image: Image.Image, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """RGB picture and its boxes [n, 4] in pixels (n may be 0) -> [3, H, W] float32 and [n, 4] float32 in 0..1."""
+        """RGB image and its boxes [n, 4] in pixels (n may be 0) -> [3, H, W] float32 and [n, 4] float32 in 0..1."""
         boxes = with_boxes(image.size, boxes)
         if self.augment == "crop":
             image, boxes = crop_around(image, boxes)
@@ -115,7 +115,7 @@ class BoxTransform:
         return self.tensor(image), self._shares(boxes)
 
     def boxes_alone(self, size: tuple[int, int], boxes: Tensor) -> Tensor:
-        """What becomes of the boxes of a picture of ``size`` (width, height) that is not augmented."""
+        """What becomes of the boxes of an image of ``size`` (width, height) that is not augmented."""
         return self._shares(self.fit.place_boxes(with_boxes(size, boxes), size))
 
     def _shares(self, boxes: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class BoxTransform:
 
 
 def with_boxes(size: tuple[int, int], boxes: Tensor) -> tv_tensors.BoundingBoxes:
-    """Boxes in a picture of ``size`` (width, height) as torchvision's transforms know them."""
+    """Boxes in an image of ``size`` (width, height) as torchvision's transforms know them."""
     return tv_tensors.BoundingBoxes(
         torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4), format="XYXY", canvas_size=size[::-1]
     )
@@ -147,7 +147,7 @@ def crop_around(image: Image.Image, boxes: Tensor) -> Boxed:
 
 
 def flip(image: Image.Image, boxes: Tensor, texts: Sequence[str]) -> tuple[Image.Image, Tensor, list[str]] | None:
-    """Picture, boxes and what the texts say, mirrored; None if one of the texts cannot be mirrored."""
+    """Image, boxes and what the texts say, mirrored; None if one of the texts cannot be mirrored."""
     swapped = [mirrored(text) for text in texts]
     if any(text is None for text in swapped):
         return None
@@ -156,7 +156,7 @@ def flip(image: Image.Image, boxes: Tensor, texts: Sequence[str]) -> tuple[Image
 
 @dataclass(frozen=True)
 class BoxedPicture:
-    """An example: one picture with some of the texts about it.
+    """An example: one image with some of the texts about it.
 
     Attributes:
         pixels: [3, H, W] float32, or the example's number (:meth:`BoxedPictures.unopened`).
@@ -170,14 +170,14 @@ class BoxedPicture:
 
 
 class BoxedPictures:
-    """Pictures with up to ``texts`` expressions each; a picture with more of them is several examples.
+    """Images with up to ``texts`` expressions each; an image with more of them is several examples.
 
     Args:
         dataset: a prepared dataset of task ``grounding``.
         split: which split.
-        transform: picture and boxes -> input.
-        texts: expressions that share a picture, which is then encoded once for all of them.
-        flip: mirror half of the pictures, and swap left and right in their texts.
+        transform: image and boxes -> input.
+        texts: expressions that share an image, which is then encoded once for all of them.
+        flip: mirror half of the images, and swap left and right in their texts.
         several: keep all boxes of a text (records with ``boxes``) instead of the one in ``box``.
     """
 
@@ -202,7 +202,7 @@ class BoxedPictures:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> BoxedPicture:
-        """The picture with its texts and boxes; draws augmentation from the global generators."""
+        """The image with its texts and boxes; draws augmentation from the global generators."""
         records = self.examples[index]
         image = read_image(self.dataset, records[0])
         records = [in_file_pixels(record, image.size) for record in records]
@@ -233,11 +233,11 @@ class BoxedPictures:
         return [record["text"] for records in self.examples for record in records]
 
     def identify(self, index: int) -> list[Any]:
-        """What changes when the picture of an example does; examples of one picture have the same."""
+        """What changes when the image of an example does; examples of one image have the same."""
         return identify_file(self.dataset.path(self.examples[index][0]))
 
     def load(self, indices: list[int]) -> Tensor:
-        """Pictures of examples, [n, 3, H, W]; without augmentation always the same."""
+        """Images of examples, [n, 3, H, W]; without augmentation always the same."""
         images = (read_image(self.dataset, self.examples[index][0]) for index in indices)
         return torch.stack([self.transform(image, torch.empty(0, 4))[0] for image in images])
 
@@ -262,14 +262,14 @@ def boxes_of(record: dict[str, Any], several: bool = True) -> Tensor:
 
 
 class BoxBatch(NamedTuple):
-    """P pictures and B texts about them."""
+    """P images and B texts about them."""
 
     pixels: Tensor | TapBatch
-    """[P, 3, H, W] float32, or the rows of P pictures."""
+    """[P, 3, H, W] float32, or the rows of P images."""
     ids: Tensor | TapBatch
     """[B, L] int64, or the rows of B texts."""
     owner: Tensor
-    """[B] int64, the picture of each text."""
+    """[B] int64, the image of each text."""
     boxes: Tensor
     """[B, G, 4] float32, x1, y1, x2, y2 in 0..1, padded with zeros."""
     valid: Tensor
@@ -281,7 +281,7 @@ class BoxCollate:
 
     Args:
         tokenize: texts -> ids [B, L], without columns of padding only.
-        stack: what the examples hold of each picture -> what a batch holds of all.
+        stack: what the examples hold of each image -> what a batch holds of all.
     """
 
     def __init__(

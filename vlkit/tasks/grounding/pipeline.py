@@ -17,6 +17,7 @@ from vlkit.encoders.load import load_base
 from vlkit.encoders.text_side import text_side
 from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.checkpoint import check_base, load_trained
+from vlkit.engine.foreign import built_for
 from vlkit.errors import UserError
 from vlkit.tasks.batching import Batching
 from vlkit.tasks.fusion import FusionOptions
@@ -104,14 +105,15 @@ def open_adapter(
     text_base: TextBase | None = None,
 ) -> GroundingPipeline:
     """Put a saved adapter on its bases; see :func:`vlkit.tasks.load.load`."""
-    base = base or load_base(config["base"]["image"]["load"], image_size=config["preprocess"].get("image_size"))
+    base = base or load_base(config["base"]["image"]["load"], image_size=config.get("preprocess", {}).get("image_size"))
     text = text_side(config["base"]["text"]["load"], base, text_base)
     check_base(config, identities(base, text), folder)
-    options = dict(config["head"])
-    fusion = FusionOptions(**options.pop("fusion"))
-    adapter = adapter_options(config["adapters"]["image"])
-    model = build_model(base, text, adapter, fusion, GroundingOptions(**options))
+    with built_for(tensors, folder, base.image.model, text.encoder.model):
+        options = dict(config["head"])
+        fusion = FusionOptions(**options.pop("fusion"))
+        adapter = adapter_options(config["adapters"]["image"])
+        model = build_model(base, text, adapter, fusion, GroundingOptions(**options))
     load_trained(model, tensors, folder)
     fabric.setup_module(model.requires_grad_(False)).eval()
-    locator = Locator(model, base, text, fabric, load_shape(config["preprocess"]))
+    locator = Locator(model, base, text, fabric, load_shape(config.get("preprocess", {})))
     return GroundingPipeline(locator, folder.name, config.get("metrics", {}))

@@ -20,6 +20,7 @@ from vlkit.encoders.load import load_base
 from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.checkpoint import check_base, load_trained
 from vlkit.engine.distributed import make_fabric
+from vlkit.engine.foreign import built_for
 from vlkit.errors import UserError
 from vlkit.files import sha256_of
 from vlkit.tasks.batching import Batching
@@ -91,7 +92,8 @@ def open_adapter(
     """Put a saved adapter on its base; see :func:`vlkit.tasks.load.load`. ``text_base`` is not used."""
     base = base or load_base(config["base"]["image"]["load"])
     check_base(config, base.identity, folder)
-    model = build_model(base, adapter_options(config["adapters"]["image"]), HeadOptions(**config["head"]))
+    with built_for(tensors, folder, base.image.model, base.text.model):
+        model = build_model(base, adapter_options(config["adapters"]["image"]), HeadOptions(**config["head"]))
     load_trained(model, tensors, folder)
     fingerprint = sha256_of(folder / "adapter_model.safetensors")[:16]
     return _pipeline(base, model, fabric, folder.name, fingerprint, config.get("metrics", {}))

@@ -1,4 +1,4 @@
-"""Text-video retrieval as a pipeline: videos, images and texts to unit vectors in one space."""
+"""Text-video retrieval as a pipeline: videos, pictures and texts to unit vectors in one space."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base
 from vlkit.engine.checkpoint import check_base, load_trained
 from vlkit.engine.distributed import make_fabric
+from vlkit.engine.foreign import built_for
 from vlkit.files import sha256_of
 from vlkit.tasks.retrieval.pipeline import RetrievalPipeline, check_joint_space, model_identity
 from vlkit.tasks.video_retrieval.data import ClipReader
@@ -28,7 +29,7 @@ Video = str | Path | tuple[str | Path, float | None, float | None]
 class VideoRetrievalPipeline(RetrievalPipeline):
     """An adapted video-text model. Safe to call from several threads.
 
-    An image is embedded as a video of one frame. See :class:`vlkit.tasks.retrieval.pipeline.RetrievalPipeline` for the
+    A picture is embedded as a video of one frame. See :class:`vlkit.tasks.retrieval.pipeline.RetrievalPipeline` for the
     arguments; ``embedder`` is a :class:`vlkit.tasks.video_retrieval.evaluate.VideoEmbedder`.
     """
 
@@ -70,17 +71,19 @@ def open_adapter(
     """Put a saved adapter on its base; see :func:`vlkit.tasks.load.load`. ``text_base`` is not used."""
     base = base or load_base(config["base"]["image"]["load"])
     check_base(config, base.identity, folder)
-    model = build_model(base, adapter_options(config["adapters"]["image"]), VideoHeadOptions(**config["head"]))
+    with built_for(tensors, folder, base.image.model, base.text.model):
+        model = build_model(base, adapter_options(config["adapters"]["image"]), VideoHeadOptions(**config["head"]))
     load_trained(model, tensors, folder)
     fingerprint = sha256_of(folder / "adapter_model.safetensors")[:16]
-    reader = ClipReader(base.preprocess, *frames_and_sampling(config))
+    with built_for(tensors, folder):
+        reader = ClipReader(base.preprocess, *frames_and_sampling(config))
     return _pipeline(base, model, reader, fabric, folder.name, fingerprint, config.get("metrics", {}))
 
 
 def load_zero_shot(
     base_name: str, device: str = "auto", frames: int = 12, sampling: Sampling = "uniform"
 ) -> VideoRetrievalPipeline:
-    """The base alone, unadapted: frames are embedded as images and averaged."""
+    """The base alone, unadapted: frames are embedded as pictures and averaged."""
     base = load_base(base_name)
     check_joint_space(base)
     reader = ClipReader(base.preprocess, frames, sampling)

@@ -17,6 +17,7 @@ from vlkit.encoders.load import load_base
 from vlkit.encoders.text_side import text_side
 from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.checkpoint import check_base, load_trained
+from vlkit.engine.foreign import built_for
 from vlkit.errors import UserError
 from vlkit.tasks.batching import Batching
 from vlkit.tasks.vqa.evaluate import Answerer, Answers
@@ -105,10 +106,12 @@ def open_adapter(
     picture = config["base"]["image"]
     base = base or load_base(picture["load"], image_size=picture.get("image_size"))
     text = text_side(config["base"]["text"]["load"], base, text_base)
-    head, fusion, vocabulary = head_options(config["head"])
+    with built_for(tensors, folder):
+        head, fusion, vocabulary = head_options(config["head"])
     check_base(config, identity_of(base, text, head), folder)
-    adapter = adapter_options(config["adapters"]["image"])
-    model = build_model(base, text, adapter, head, fusion, len(vocabulary))
+    with built_for(tensors, folder, base.image.model, text.encoder.model):
+        adapter = adapter_options(config["adapters"]["image"])
+        model = build_model(base, text, adapter, head, fusion, len(vocabulary))
     load_trained(model, tensors, folder)
     fabric.setup_module(model.requires_grad_(False)).eval()
     answerer = Answerer(model, base, text, head, vocabulary, fabric)

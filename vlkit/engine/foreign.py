@@ -1,0 +1,101 @@
+"""Adapter folders come from other people and other disks: what their files say is checked before it is built."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vlkit.errors import UserError
+
+LARGEST_SIDE, MOST_FRAMES = 4096, 10_000
+"""Pixels of an image's side, and frames of a video, that an adapter may ask for."""
+SPARE = 2**24
+"""Tensor elements that building a small model may take on top of a multiple of what it holds: 64 MiB."""
+
+
+def config_problem(config: Mapping[str, Any]) -> str | None:
+    """The first field of ``adapter_config.json`` that is missing or of another type; None if there is none."""
+    base, adapters, preprocess = (config.get(key) for key in ("base", "adapters", "preprocess"))
+    for key in ("base", "adapters"):
+        section = config.get(key)
+        if not isinstance(section, dict) or not all(isinstance(part, dict) for part in section.values()):
+            return key
+        if "image" not in section:
+            return f"{key}.image"
+    for tower, about in base.items():
+        if not all(isinstance(about.get(key), str) for key in ("load", "name", "fingerprint")):
+            return f"base.{tower}"
+        if not _count_or_none(about.get("image_size"), LARGEST_SIDE):
+            return f"base.{tower}.image_size"
+    if not all(isinstance(options.get("kind"), str) for options in adapters.values()):
+        return "adapters"
+    for key in ("head", "preprocess", "metrics"):
+        if not isinstance(config.get(key, {}), dict):
+            return key
+    if not _count_or_none((preprocess or {}).get("image_size"), LARGEST_SIDE):
+        return "preprocess.image_size"
+    if not _count_or_none((preprocess or {}).get("frames"), MOST_FRAMES):
+        return "preprocess.frames"
+    return None
+
+
+@contextlib.contextmanager
+def built_for(tensors: Mapping[str, Tensor], folder: str | Path, *frozen: nn.Module) -> Iterator[None]:
+    """Within it a model is built from an adapter's config: what does not fit is told in one line and takes no memory.
+
+    Args:
+        tensors: what was trained. The model has these, so it cannot be much larger than they and the base are.
+        folder: the adapter's folder, for messages.
+        frozen: the towers of the base.
+
+    Raises:
+        UserError: the options make no sense, or ask for a model far larger than the weights beside them.
+    """
+    held = sum(tensor.numel() for tensor in tensors.values())
+    held += sum(parameter.numel() for module in frozen for parameter in module.parameters())
+    file = Path(folder) / "adapter_config.json"
+    try:
+        with _Limit(4 * held + SPARE):
+            yield
+    except UserError:
+        raise
+    except _TooLarge:
+        raise UserError(f"{file}: describes a far larger model than the weights beside it; copy both files") from None
+    except Exception as error:  # options of any type reach any line of the code that builds
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise UserError(f"{file}: its options do not fit ({reason}); copy both files, or update vlkit") from error
+
+
+def _count_or_none(value: Any, most: int) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most)
+
+
+class _TooLarge(Exception):
+    """More elements were asked for than allowed."""
+
+
+class _Limit(TorchDispatchMode):
+    """Counts the elements of new tensors, and stops before the one that would be too many."""
+
+    FACTORIES = ("empty", "zeros", "ones", "full", "rand", "randn", "arange", "eye", "empty_strided", "linspace")
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.left = most
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.overloadpacket.__name__ in self.FACTORIES and args:
+            size = args[0] if isinstance(args[0], list | tuple | torch.Size) else ()
+            count = 1
+            for side in size:
+                count *= side
+            self.left -= count
+            if self.left < 0:
+                raise _TooLarge
+        return function(*args, **(kwargs or {}))
