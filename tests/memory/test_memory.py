@@ -381,7 +381,7 @@ def kept_share(model: Any, batch: tuple[Tensor, Tensor]) -> float:
     kept = total = 0
     for tower, x in zip((model.image, model.text), batch, strict=True):
         stream, taps = tower.read(x)
-        parts = tower.adapter.collect(
+        parts = tower.adapter.merge(
             [tower.adapter.reduce(i, tap) for i, tap in enumerate(taps)], tower.base.pool(stream), stream
         )
         kept += sum(layer.tokens._rows._values.numel() for part in parts for layer in part.layers)
