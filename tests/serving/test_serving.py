@@ -220,7 +220,7 @@ def test_what_goes_wrong_in_the_background_is_told_to_who_searches(tmp_path: Pat
     library = Library(pictures_in(tmp_path / "empty"), {"colour": ColourPipeline()})
     library.start()
     library._thread.join()
-    with pytest.raises(UserError, match="no pictures there"):
+    with pytest.raises(UserError, match="no images there"):
         library.search("colour", np.ones((1, 3), dtype=np.float32), 1)
 
 

@@ -126,7 +126,7 @@ def test_full_cache_opens_no_picture_and_runs_no_backbone(script, words, dataset
     assert trained(script, datasets, tmp_path / "first", *words, *cache)[0] == pytest.approx(expected, rel=1e-5)
     folders = {path.name.partition("-")[0] for path in (tmp_path / "store").iterdir()}
     assert folders == ({"text"} if "--head.blind" in words else {"image", "text"})
-    opened, run_early = [], AdaptedEncoder.route
+    opened, run_early = [], AdaptedEncoder.forward
 
     def early(self, x):
         assert not (self.training and isinstance(x, torch.Tensor)), "an early route ran in training"
@@ -136,7 +136,7 @@ def test_full_cache_opens_no_picture_and_runs_no_backbone(script, words, dataset
         read = module.read_image
         note = lambda dataset, record, read=read: opened.append(record["image"]) or read(dataset, record)  # noqa: E731
         monkeypatch.setattr(module, "read_image", note)
-    monkeypatch.setattr(AdaptedEncoder, "route", early)
+    monkeypatch.setattr(AdaptedEncoder, "forward", early)
     assert trained(script, datasets, tmp_path / "second", *words, *cache)[0] == pytest.approx(expected, rel=1e-5)
     # One picture is opened to learn the shape of a row.
     assert len(opened) == (0 if "--head.blind" in words else 1)

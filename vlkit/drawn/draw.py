@@ -133,7 +133,7 @@ def draw_thing(canvas: Canvas, thing: Thing, number: int) -> None:
         pen.polygon(points, fill=fill)
         ids.polygon(points, fill=number + 1)
         if part.tone == "body" and thing.pattern != "plain":
-            _paint_pattern(canvas, thing, points)
+            paint_pattern(canvas, thing, points)
         if canvas.line == "edge" and part.tone in ("dark", "white"):
             continue
         for contour in part.contours:
@@ -150,7 +150,7 @@ def _line(
         return [*map(tuple, contour), tuple(contour[0])], mix(fill, (0, 0, 0), 0.35), max(1, canvas.side // 96)
     width = max(2, round(thing.scale * canvas.side / 18))
     if canvas.line == "sketch":
-        contour = contour + _wobble(len(contour), thing.seed) * thing.scale * canvas.side
+        contour = contour + wobble(len(contour), thing.seed) * thing.scale * canvas.side
         width = max(2, round(thing.scale * canvas.side / 26))
     colour = CHALK if canvas.chalk else DARK
     if not canvas.chalk and sum(tones(thing)["body"]) < BLACKISH:
@@ -159,7 +159,7 @@ def _line(
 
 
 @lru_cache(maxsize=1024)
-def _wobble(count: int, seed: int) -> np.ndarray:
+def wobble(count: int, seed: int) -> np.ndarray:
     """Shifts [count, 2] of a contour's points, fractions of the thing's width, smooth along round contours."""
     noise = np.random.Generator(np.random.PCG64(seed)).normal(0, 0.022, (count, 2))
     if count > 12:
@@ -167,7 +167,7 @@ def _wobble(count: int, seed: int) -> np.ndarray:
     return noise
 
 
-def _paint_pattern(canvas: Canvas, thing: Thing, points: list[tuple[float, ...]]) -> None:
+def paint_pattern(canvas: Canvas, thing: Thing, points: list[tuple[float, ...]]) -> None:
     """Stripes, dots or checks over one coloured part."""
     array = np.asarray(points)
     left, top = np.floor(array.min(axis=0)).astype(int) - 1
