@@ -118,10 +118,10 @@ def clip_job(config: Config, device: torch.device) -> Job:
     mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (PREPROCESS.mean, PREPROCESS.std))
 
     def collate(samples: list[tuple[Tensor, str]]) -> tuple[Tensor, Tensor]:
-        return torch.stack([picture for picture, _ in samples]), tokenizer([text for _, text in samples])
+        return torch.stack([image for image, _ in samples]), tokenizer([text for _, text in samples])
 
-    def embed(pictures: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        pixels = (pictures.to(device) / 255 - mean) / std
+    def embed(drawn: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = (drawn.to(device) / 255 - mean) / std
         with torch.autocast(device.type, torch.bfloat16):
             images = model.encode_image(pixels, normalize=True)
             texts = text_tower(text_tower.trim(ids).to(device))
