@@ -42,7 +42,7 @@ class Studio:
         library: the images to search.
         clips: the videos to search; None without a model for them.
         album: the demo images and clips, with what is known of them: examples to click.
-        own_pictures, own_videos: whether they are the user's folders instead of the album's.
+        own_images, own_videos: whether they are the user's folders instead of the album's.
         about: bases, adapters, device and precision.
     """
 
@@ -50,7 +50,7 @@ class Studio:
     library: Library
     clips: Library | None
     album: Album
-    own_pictures: bool
+    own_images: bool
     own_videos: bool
     about: dict[str, Any]
 
@@ -58,7 +58,7 @@ class Studio:
 # Gradio would write a stub file beside any module that defines a component.
 with mock.patch("gradio.component_meta.create_or_modify_pyi"):
 
-    class PictureInput(gr.Image):
+    class ImageInput(gr.Image):
         """An image input whose handler gets the RGB image, opened under our limits instead of Gradio's."""
 
         is_template = True
@@ -68,11 +68,9 @@ with mock.patch("gradio.component_meta.create_or_modify_pyi"):
             return None if payload is None else told(open_upload)(payload.path, payload.orig_name or "")
 
 
-def picture_input(label: str, **options: Any) -> PictureInput:
+def image_input(label: str, **options: Any) -> ImageInput:
     """A place to upload or paste an image."""
-    return PictureInput(
-        label=label, type="filepath", sources=["upload", "clipboard"], buttons=["fullscreen"], **options
-    )
+    return ImageInput(label=label, type="filepath", sources=["upload", "clipboard"], buttons=["fullscreen"], **options)
 
 
 def told(function: Callable[..., Any]) -> Callable[..., Any]:
