@@ -52,7 +52,7 @@ def main(config: Config) -> None:
         client = Client(config.url, verbose=False, max_workers=config.requests)
     except Exception as error:  # the client raises what its libraries raise
         raise UserError(f"--url {config.url}: no demo answers there ({error})") from None
-    captions = [caption for picture in demo_album().about_pictures for caption in picture.captions]
+    captions = [caption for image in demo_album().about_images for caption in image.captions]
     queries = [captions[i % len(captions)] for i in range(config.requests)]
     alone = [timed(client, query) for query in queries]
     with ThreadPoolExecutor(config.requests) as pool:
@@ -83,7 +83,7 @@ def timed(client: Client, query: str) -> tuple[float, Any]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two answers name the same pictures with the same scores; equal scores may change places."""
+    """Whether two answers name the same images with the same scores; equal scores may change places."""
     if isinstance(a, Exception) or isinstance(b, Exception):
         return False
     first, second = a["results"], b["results"]

@@ -1,4 +1,4 @@
-"""Draw docs/results/sherl.png, the picture of SHERL in the README.
+"""Draw docs/results/sherl.png, the image of SHERL in the README.
 
 python benchmarks/draw_sherl.py
 """

@@ -27,7 +27,7 @@ class Config:
     """Time and memory of the retrieval metrics."""
 
     images: int = 5000
-    """Number of pictures, five captions each."""
+    """Number of images, five captions each."""
     width: int = 512
     """Width of the embeddings."""
     repeats: int = 7

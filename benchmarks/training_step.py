@@ -57,13 +57,16 @@ VARIANTS = {
     "SHERL, active values": SherlOptions(keep="active"),
     "SHERL, int8 taps, active values": SherlOptions(tap_dtype="int8", keep="active"),
     "SHERL, batch at once": SherlOptions(early_chunk=0),
-    "SHERL, chunks of 64": SherlOptions(early_chunk=64),
+    **{f"SHERL, chunks of {count}": SherlOptions(early_chunk=count) for count in (16, 32, 64, 128)},
     "SHERL, int8 taps, batch at once": SherlOptions(tap_dtype="int8", early_chunk=0),
     "SHERL on tokens, batch at once": SherlOptions(handoff="tokens", early_chunk=0),
-    "SHERL on tokens, chunks of 32": SherlOptions(handoff="tokens", early_chunk=32),
+    **{
+        f"SHERL on tokens, chunks of {count}": SherlOptions(handoff="tokens", early_chunk=count)
+        for count in (16, 32, 64, 128)
+    },
 }
 """Measured if named: what the defaults choose on one kind of device, and leave on another."""
-MARKERS = "s^>ov<D*PXh12348pdH"
+MARKERS = "s^>ov<D*PXh12348pdH+x|_.,"
 """Of the methods and variants, in this order."""
 
 

@@ -27,7 +27,7 @@ class Config:
     size: Literal["small", "medium", "large"] = "medium"
     """Scenes (train/val/test): small 400/50/100, medium 2,000/200/500, large 10,000/500/1,000."""
     side: int = 96
-    """Width and height of the pictures in pixels."""
+    """Width and height of the images in pixels."""
     style: Style = "drawn"
     """drawn: by hand on textured grounds, new to the embedded bases; plain: as in their pre-training, other scenes."""
     workers: int = os.cpu_count() or 1
@@ -43,7 +43,7 @@ def main(config: Config) -> None:
         log.info("contact sheet: %s", config.preview)
     make_world(config.output, config.seed, config.size, config.side, config.workers, style=config.style)
     for split, count in COUNTS[config.size].items():
-        log.info("%s: %s pictures", split, f"{count:,}")
+        log.info("%s: %s images", split, f"{count:,}")
     log.info("demo world: %s", config.output)
 
 

@@ -1,7 +1,7 @@
 """The web demo: saved adapters in a browser.
 
-    python demos/app.py                                        # shipped adapters, demo pictures and clips
-    python demos/app.py --model runs/mine runs/other --images PICTURES
+    python demos/app.py                                        # shipped adapters, demo images and clips
+    python demos/app.py --model runs/mine runs/other --images IMAGES
 
 It listens on this machine alone; --host 0.0.0.0 opens it to the network, --auth name:password asks who is there.
 """
@@ -36,7 +36,7 @@ class Config:
     model: list[Path] = field(default_factory=list)
     """Run or adapter folders, of any tasks; tasks without one use the adapter that comes with the package."""
     images: Path | None = None
-    """Folder of pictures to search, with its sub-folders; default: the demo pictures."""
+    """Folder of images to search, with its sub-folders; default: the demo images."""
     videos: Path | None = None
     """Folder of videos to search; default: the demo clips."""
     port: int = 7860
@@ -79,14 +79,14 @@ def prepare(config: Config) -> Studio:
     # Here and not above: the album is drawn meanwhile, and Gradio reads its environment when it is imported.
     from tabs.common import Studio
 
-    from vlkit.serving import Library, load_models, pictures_in, videos_in
+    from vlkit.serving import Library, images_in, load_models, videos_in
 
     models = load_models(config.model, config.device)
     album = demo_album()
-    library = Library(pictures_in(config.images or album.pictures), models.retrieval)
+    library = Library(images_in(config.images or album.images), models.retrieval)
     watchers = models.by_task.get("video_retrieval", {})
     clips = Library(videos_in(config.videos or album.clips), watchers) if watchers else None
-    own = {"own_pictures": config.images is not None, "own_videos": config.videos is not None}
+    own = {"own_images": config.images is not None, "own_videos": config.videos is not None}
     return Studio(models, library, clips, album, **own, about=about(models))
 
 

@@ -1,4 +1,4 @@
-"""vlkit: adapt CLIP and T5 to your own pictures, videos and questions in about the memory of inference."""
+"""vlkit: adapt CLIP and T5 to your own images, videos and questions in about the memory of inference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ask: a question about a picture, answers as bars."""
+"""Ask: a question about an image, answers as bars."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tabs.common import (
     bars,
     chosen,
     endpoint,
+    image_input,
     lead,
     no_model,
     on_example,
     on_page,
     percent,
     picker,
-    picture_input,
 )
 from tabs.search import given
 from vlkit.serving import check_count, check_text
@@ -29,42 +29,42 @@ MOST_ANSWERS = 10
 def build(studio: Studio) -> None:
     """Lay out the tab; call it within a ``gr.Tab``."""
     models = studio.models.by_task.get("vqa", {})
-    lead("Ask a question about a picture. A bar is the model's probability of one answer; each is judged by itself.")
+    lead("Ask a question about an image. A bar is the model's probability of one answer; each is judged by itself.")
     if not models:
         no_model("vqa", "questions")
         return
     with gr.Row():
-        picture = picture_input("Picture", height=320, elem_id="ask-picture")
+        image = image_input("Image", height=320, elem_id="ask-image")
         with gr.Column():
             question = gr.Textbox(label="Question", max_lines=2, elem_id="ask-question")
             model = picker(models)
             count = gr.Slider(1, MOST_ANSWERS, value=5, step=1, label="Answers", visible=False)
             button = gr.Button("Ask", variant="primary", elem_id="ask-button")
             result = gr.HTML(elem_id="ask-result")
-    # Another question of each picture's four or five: they come in order of their kind.
+    # Another question of each image's four or five: they come in order of their kind.
     rows = [
         [str(studio.album.plain / entry.name), entry.questions[number % len(entry.questions)][0]]
         for number, entry in enumerate(studio.album.about_plain)
         if entry.questions
     ]
-    examples = gr.Examples(rows[:5], [picture, question], api_visibility="private", label="Try")
+    examples = gr.Examples(rows[:5], [image, question], api_visibility="private", label="Try")
 
-    def answers(picture: Image.Image | None, question: str, count: int, model: str | None) -> list[tuple[str, float]]:
+    def answers(image: Image.Image | None, question: str, count: int, model: str | None) -> list[tuple[str, float]]:
         question = check_text(question, "question")
         k = check_count(count, "number of answers", MOST_ANSWERS)
-        return chosen(models, model).answer(given(picture), question, k=k)
+        return chosen(models, model).answer(given(image), question, k=k)
 
-    def show(picture: Image.Image | None, question: str, count: int, model: str | None) -> str:
-        return bars(answers(picture, question, count, model), percent, label="Answers, most probable first")
+    def show(image: Image.Image | None, question: str, count: int, model: str | None) -> str:
+        return bars(answers(image, question, count, model), percent, label="Answers, most probable first")
 
     def answer(
-        picture: Image.Image | None, question: str, count: int = 5, model: str | None = None
+        image: Image.Image | None, question: str, count: int = 5, model: str | None = None
     ) -> list[dict[str, Any]]:
-        """Answers to a question about a picture: [{"answer", "probability"}], most probable first."""
-        found = answers(picture, question, count, model)
+        """Answers to a question about an image: [{"answer", "probability"}], most probable first."""
+        found = answers(image, question, count, model)
         return [{"answer": text, "probability": float(probability)} for text, probability in found]
 
-    inputs = [picture, question, count, model]
+    inputs = [image, question, count, model]
     on_page([button.click, question.submit], show, inputs, [result])
     on_example(examples, show, inputs, [result])
     endpoint("answer", answer, inputs)

@@ -1,4 +1,4 @@
-"""What the tabs share: the state of the app, errors as sentences, endpoints, the picture input and bars."""
+"""What the tabs share: the state of the app, errors as sentences, endpoints, the image input and bars."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Studio:
 
     Attributes:
         models: the loaded adapters.
-        library: the pictures to search.
+        library: the images to search.
         clips: the videos to search; None without a model for them.
-        album: the demo pictures and clips, with what is known of them: examples to click.
-        own_pictures, own_videos: whether they are the user's folders instead of the album's.
+        album: the demo images and clips, with what is known of them: examples to click.
+        own_images, own_videos: whether they are the user's folders instead of the album's.
         about: bases, adapters, device and precision.
     """
 
@@ -50,7 +50,7 @@ class Studio:
     library: Library
     clips: Library | None
     album: Album
-    own_pictures: bool
+    own_images: bool
     own_videos: bool
     about: dict[str, Any]
 
@@ -58,8 +58,8 @@ class Studio:
 # Gradio would write a stub file beside any module that defines a component.
 with mock.patch("gradio.component_meta.create_or_modify_pyi"):
 
-    class PictureInput(gr.Image):
-        """An image input whose handler gets the RGB picture, opened under our limits instead of Gradio's."""
+    class ImageInput(gr.Image):
+        """An image input whose handler gets the RGB image, opened under our limits instead of Gradio's."""
 
         is_template = True
 
@@ -68,11 +68,9 @@ with mock.patch("gradio.component_meta.create_or_modify_pyi"):
             return None if payload is None else told(open_upload)(payload.path, payload.orig_name or "")
 
 
-def picture_input(label: str, **options: Any) -> PictureInput:
-    """A place to upload or paste a picture."""
-    return PictureInput(
-        label=label, type="filepath", sources=["upload", "clipboard"], buttons=["fullscreen"], **options
-    )
+def image_input(label: str, **options: Any) -> ImageInput:
+    """A place to upload or paste an image."""
+    return ImageInput(label=label, type="filepath", sources=["upload", "clipboard"], buttons=["fullscreen"], **options)
 
 
 def told(function: Callable[..., Any]) -> Callable[..., Any]:

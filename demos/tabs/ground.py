@@ -1,4 +1,4 @@
-"""Ground: the box of what a phrase means, drawn on the picture, with the runners-up."""
+"""Ground: the box of what a phrase means, drawn on the image, with the runners-up."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tabs.common import (
     Studio,
     chosen,
     endpoint,
+    image_input,
     lead,
     no_model,
     on_example,
     on_page,
     percent,
     picker,
-    picture_input,
     told,
 )
 from tabs.search import given
 from vlkit.data.draw_boxes import COLORS, draw_boxes
 from vlkit.data.images import open_image
-from vlkit.drawn.album import AlbumPicture
+from vlkit.drawn.album import AlbumImage
 from vlkit.serving import check_count, check_text
 
 MOST_BOXES, EXAMPLES = 5, 5
@@ -36,17 +36,17 @@ Scored = list[tuple[list[float], float]]
 def build(studio: Studio) -> None:
     """Lay out the tab; call it within a ``gr.Tab``."""
     models = studio.models.by_task.get("grounding", {})
-    lead("Name a thing in the picture; the model draws a box around it.")
+    lead("Name a thing in the image; the model draws a box around it.")
     if not models:
         no_model("grounding", "grounding")
         return
-    known = {digest(studio.album.pictures / e.name): [p for p, _ in e.phrases] for e in shown(studio)}
+    known = {digest(studio.album.images / e.name): [p for p, _ in e.phrases] for e in shown(studio)}
     with gr.Row():
         with gr.Column():
-            picture = picture_input("Picture", height=320, elem_id="ground-picture")
+            image = image_input("Image", height=320, elem_id="ground-image")
             phrase = gr.Textbox(label="Phrase", max_lines=2, elem_id="ground-phrase")
             ready = gr.Radio(
-                [], label="Phrases for this picture: click one, or edit it above", visible=False, elem_id="ground-ready"
+                [], label="Phrases for this image: click one, or edit it above", visible=False, elem_id="ground-ready"
             )
             count = gr.Slider(1, MOST_BOXES, value=3, step=1, label="Candidates, at most")
             model = picker(models)
@@ -56,44 +56,44 @@ def build(studio: Studio) -> None:
                 label="Found", interactive=False, format="png", buttons=["fullscreen"], elem_id="ground-result"
             )
             result = gr.HTML(elem_id="ground-boxes")
-    rows = [[str(studio.album.pictures / entry.name), entry.phrases[0][0]] for entry in shown(studio)]
-    examples = gr.Examples(rows, [picture, phrase], api_visibility="private", label="Try, then edit the phrase")
+    rows = [[str(studio.album.images / entry.name), entry.phrases[0][0]] for entry in shown(studio)]
+    examples = gr.Examples(rows, [image, phrase], api_visibility="private", label="Try, then edit the phrase")
     gr.Markdown(
-        "The examples are test pictures, which the shipped adapter was not trained on, taken as they come: it gets "
+        "The examples are test images, which the shipped adapter was not trained on, taken as they come: it gets "
         "some of them wrong.",
         elem_classes="lead",
     )
 
-    def boxes(picture: Image.Image | None, phrase: str, count: int, model: str | None) -> Scored:
+    def boxes(image: Image.Image | None, phrase: str, count: int, model: str | None) -> Scored:
         phrase = check_text(phrase, "phrase")
         k = check_count(count, "number of candidates", MOST_BOXES)
-        found = chosen(models, model).ground(given(picture), phrase, candidates=k)
+        found = chosen(models, model).ground(given(image), phrase, candidates=k)
         pairs = [found] if k == 1 else found
         return [([float(value) for value in box], float(score)) for box, score in pairs]
 
-    def show(picture: Image.Image | None, phrase: str, count: int, model: str | None) -> tuple[Any, str]:
-        found = boxes(picture, phrase, count, model)
-        alt = f"The picture with a box around: {phrase.strip()}"
+    def show(image: Image.Image | None, phrase: str, count: int, model: str | None) -> tuple[Any, str]:
+        found = boxes(image, phrase, count, model)
+        alt = f"The image with a box around: {phrase.strip()}"
         labels = [f"{number}  {percent(score)}" for number, (_, score) in enumerate(found, start=1)]
-        drawn = draw_boxes(given(picture), [box for box, _ in found], labels=labels)
+        drawn = draw_boxes(given(image), [box for box, _ in found], labels=labels)
         return gr.Image(drawn, alt_text=alt), table(found)
 
-    def offer(picture: Image.Image | None, phrase: str) -> gr.Radio:
-        """Phrases of a demo picture; of any other none are known."""
-        phrases = known.get(hashlib.sha256(picture.tobytes()).hexdigest(), []) if picture else []
+    def offer(image: Image.Image | None, phrase: str) -> gr.Radio:
+        """Phrases of a demo image; of any other none are known."""
+        phrases = known.get(hashlib.sha256(image.tobytes()).hexdigest(), []) if image else []
         value = phrase if phrase in phrases else None
         return gr.Radio(phrases, value=value, visible=bool(phrases))
 
     def ground(
-        picture: Image.Image | None, phrase: str, count: int = 3, model: str | None = None
+        image: Image.Image | None, phrase: str, count: int = 3, model: str | None = None
     ) -> list[dict[str, Any]]:
         """Boxes of what a phrase means: [{"box": [x1, y1, x2, y2] in pixels, "score"}], best first."""
-        return [{"box": box, "score": score} for box, score in boxes(picture, phrase, count, model)]
+        return [{"box": box, "score": score} for box, score in boxes(image, phrase, count, model)]
 
-    inputs = [picture, phrase, count, model]
+    inputs = [image, phrase, count, model]
     on_page([button.click, phrase.submit], show, inputs, [drawn, result])
     on_example(examples, show, inputs, [drawn, result])
-    picture.change(told(offer), [picture, phrase], [ready], api_visibility="private", show_progress="hidden")
+    image.change(told(offer), [image, phrase], [ready], api_visibility="private", show_progress="hidden")
     # Once it is edited, it is none of them.
     phrase.input(lambda: gr.Radio(value=None), None, ready, api_visibility="private", show_progress="hidden")
     filled = ready.input(lambda choice: choice, ready, phrase, api_visibility="private", show_progress="hidden")
@@ -101,13 +101,13 @@ def build(studio: Studio) -> None:
     endpoint("ground", ground, inputs)
 
 
-def shown(studio: Studio) -> list[AlbumPicture]:
-    """Demo pictures that are examples."""
-    return [entry for entry in studio.album.about_pictures[2::9] if entry.phrases][:EXAMPLES]
+def shown(studio: Studio) -> list[AlbumImage]:
+    """Demo images that are examples."""
+    return [entry for entry in studio.album.about_images[2::9] if entry.phrases][:EXAMPLES]
 
 
 def digest(path: Path) -> str:
-    """Hash of a picture's pixels, by which it is known again."""
+    """Hash of an image's pixels, by which it is known again."""
     return hashlib.sha256(open_image(path).tobytes()).hexdigest()
 
 

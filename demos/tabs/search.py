@@ -1,4 +1,4 @@
-"""Search: words or a picture to pictures, and a picture to words, with every loaded model side by side."""
+"""Search: words or an image to images, and an image to words, with every loaded model side by side."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from tabs.common import (
     Studio,
     bars,
     endpoint,
+    image_input,
     lead,
     on_example,
     on_page,
     picker,
-    picture_input,
     show_progress,
     status_of,
 )
 from vlkit.cli.show import visible
 from vlkit.errors import UserError
 from vlkit.serving import (
-    AddedPictures,
+    AddedImages,
     Found,
     check_count,
     check_text,
     open_upload,
     rank_texts,
-    search_pictures,
+    search_images,
 )
 
 MOST_ADDED, MOST_TEXTS = 200, 200
@@ -46,8 +46,8 @@ QUERIES = ["people outdoors", "food on a table", "an animal", "a street at night
 
 def build(studio: Studio) -> None:
     """Lay out the tab; call it within a ``gr.Tab``."""
-    lead("Find pictures by words or by another picture, or let the model choose among captions.")
-    added = gr.State(AddedPictures(), time_to_live=3600)
+    lead("Find images by words or by another image, or let the model choose among captions.")
+    added = gr.State(AddedImages(), time_to_live=3600)
     names = list(studio.models.adapters)
     with gr.Tabs():
         with gr.Tab("By words") as words_tab:
@@ -57,14 +57,14 @@ def build(studio: Studio) -> None:
                 )
                 by_words = gr.Button("Search", variant="primary", scale=0, min_width=120, elem_id="search-button")
             word_examples = gr.Examples(
-                QUERIES if studio.own_pictures else DEMO_QUERIES, text, api_visibility="private", label="Try"
+                QUERIES if studio.own_images else DEMO_QUERIES, text, api_visibility="private", label="Try"
             )
-        with gr.Tab("By picture") as picture_tab, gr.Row():
-            picture = picture_input("Find pictures like this one", height=240, elem_id="search-picture")
+        with gr.Tab("By image") as image_tab, gr.Row():
+            image = image_input("Find images like this one", height=240, elem_id="search-image")
             with gr.Column():
-                picture_examples = gr.Examples(_pictures(studio), picture, api_visibility="private", label="Try")
-                by_picture = gr.Button("Search", variant="primary", elem_id="search-picture-button")
-        with gr.Tab("Picture to words") as captions_tab:
+                image_examples = gr.Examples(_images(studio), image, api_visibility="private", label="Try")
+                by_image = gr.Button("Search", variant="primary", elem_id="search-image-button")
+        with gr.Tab("Image to words") as captions_tab:
             _build_words(studio)
     with gr.Column() as results:
         before = gr.Checkbox(
@@ -72,13 +72,13 @@ def build(studio: Studio) -> None:
         )
         with gr.Row():
             galleries = [_gallery(name) for name in studio.models.retrieval]
-        status = gr.HTML(_status(studio, AddedPictures()), elem_id="index-status", elem_classes="status")
+        status = gr.HTML(_status(studio, AddedImages()), elem_id="index-status", elem_classes="status")
         with gr.Accordion("Settings", open=False):
             count = gr.Slider(1, MOST_RESULTS, value=6, step=1, label="Results")
             shown = gr.CheckboxGroup(names, value=names, label="Adapters", visible=len(names) > 1)
         settings = [count, shown, before, added]
         _build_adding(studio, added, status)
-    for tab in (words_tab, picture_tab, captions_tab):
+    for tab in (words_tab, image_tab, captions_tab):
         visible = tab is not captions_tab
         tab.select(lambda visible=visible: gr.Column(visible=visible), None, results, api_visibility="private")
 
@@ -88,35 +88,35 @@ def build(studio: Studio) -> None:
             for name in studio.models.retrieval
         ]
 
-    def search_words(text: str, count: int, shown: list[str], before: bool, added: AddedPictures) -> list[Any]:
+    def search_words(text: str, count: int, shown: list[str], before: bool, added: AddedImages) -> list[Any]:
         return show(find(studio, check_text(text, "query"), count, wanted(studio, shown, before), added))
 
-    def search_picture(
-        picture: Image.Image | None, count: int, shown: list[str], before: bool, added: AddedPictures
+    def search_image(
+        image: Image.Image | None, count: int, shown: list[str], before: bool, added: AddedImages
     ) -> list[Any]:
-        return show(find(studio, given(picture), count, wanted(studio, shown, before), added))
+        return show(find(studio, given(image), count, wanted(studio, shown, before), added))
 
     on_page([by_words.click, text.submit], search_words, [text, *settings], galleries)
     on_example(word_examples, search_words, [text, *settings], galleries)
-    on_page([by_picture.click], search_picture, [picture, *settings], galleries)
-    on_example(picture_examples, search_picture, [picture, *settings], galleries)
+    on_page([by_image.click], search_image, [image, *settings], galleries)
+    on_example(image_examples, search_image, [image, *settings], galleries)
     model = gr.Textbox(visible=False, label="Model")
 
     def search(text: str, count: int = 6, model: str | None = None) -> dict[str, Any]:
-        """Pictures for a text: {"model", "results": [{"picture", "score"}]}, best first."""
+        """Images for a text: {"model", "results": [{"image", "score"}]}, best first."""
         return _answer(find(studio, check_text(text, "query"), count, _one(studio, model)))
 
-    def search_by_picture(picture: Image.Image | None, count: int = 6, model: str | None = None) -> dict[str, Any]:
-        """Pictures like a picture; answers as search does."""
-        return _answer(find(studio, given(picture), count, _one(studio, model)))
+    def search_by_picture(image: Image.Image | None, count: int = 6, model: str | None = None) -> dict[str, Any]:
+        """Images like an image; answers as search does."""
+        return _answer(find(studio, given(image), count, _one(studio, model)))
 
     endpoint("search", search, [text, count, model], concurrency_limit=16)
-    endpoint("search_by_picture", search_by_picture, [picture, count, model])
+    endpoint("search_by_picture", search_by_picture, [image, count, model])
     show_progress(studio.library, status, lambda added: _status(studio, added), [added])
 
 
 def find(
-    studio: Studio, query: str | Image.Image, count: float, models: list[str], added: AddedPictures | None = None
+    studio: Studio, query: str | Image.Image, count: float, models: list[str], added: AddedImages | None = None
 ) -> dict[str, list[Found]]:
     """Search with every model in ``models``.
 
@@ -128,7 +128,7 @@ def find(
     for name in models:
         pipeline = studio.models.retrieval[name]
         vectors = pipeline.embed_texts([query]) if isinstance(query, str) else pipeline.embed_images([query])
-        rows[name] = search_pictures(studio.library, name, vectors, k, added)[0]
+        rows[name] = search_images(studio.library, name, vectors, k, added)[0]
     return rows
 
 
@@ -137,62 +137,62 @@ def wanted(studio: Studio, adapters: list[str], before: bool) -> list[str]:
     return [n for n in studio.models.retrieval if n in adapters or (before and n in studio.models.zero_shot)]
 
 
-def given(picture: Image.Image | None) -> Image.Image:
-    """The picture.
+def given(image: Image.Image | None) -> Image.Image:
+    """The image.
 
     Raises:
         UserError: there is none.
     """
-    if picture is None:
-        raise UserError("There is no picture yet; upload one or click an example.")
-    return picture
+    if image is None:
+        raise UserError("There is no image yet; upload one or click an example.")
+    return image
 
 
 def _build_words(studio: Studio) -> None:
-    captions = [entry.captions[0] for entry in studio.album.about_pictures[::4]]
+    captions = [entry.captions[0] for entry in studio.album.about_images[::4]]
     with gr.Row():
-        picture = picture_input("Picture to describe", height=240, elem_id="words-picture")
+        image = image_input("Image to describe", height=240, elem_id="words-image")
         with gr.Column():
             texts = gr.Textbox("\n".join(captions), label="Captions to choose among, one a line", lines=6, max_lines=6)
             model = picker(studio.models.retrieval)
             button = gr.Button("Choose captions", variant="primary", elem_id="words-button")
     result = gr.HTML(elem_id="words-result")
-    examples = gr.Examples(_pictures(studio, step=4), picture, api_visibility="private", label="Try")
+    examples = gr.Examples(_images(studio, step=4), image, api_visibility="private", label="Try")
 
-    def ranked(picture: Image.Image | None, texts: str, model: str | None) -> list[tuple[str, float]]:
+    def ranked(image: Image.Image | None, texts: str, model: str | None) -> list[tuple[str, float]]:
         lines = [line.strip() for line in (texts or "").splitlines() if line.strip()]
         if not lines or len(lines) > MOST_TEXTS:
             raise UserError(f"Give 1 to {MOST_TEXTS} captions, one a line.")
         lines = [check_text(line, "caption") for line in lines]
-        return rank_texts(studio.models.retrieval[next(iter(_one(studio, model)))], given(picture), lines)
+        return rank_texts(studio.models.retrieval[next(iter(_one(studio, model)))], given(image), lines)
 
-    def show(picture: Image.Image | None, texts: str, model: str | None) -> str:
-        return bars(ranked(picture, texts, model)[:5], lambda score: f"{score:.3f}", label="Captions, best first")
+    def show(image: Image.Image | None, texts: str, model: str | None) -> str:
+        return bars(ranked(image, texts, model)[:5], lambda score: f"{score:.3f}", label="Captions, best first")
 
-    def choose_captions(picture: Image.Image | None, texts: str, model: str | None = None) -> list[dict[str, Any]]:
-        """Captions (one a line) for a picture: [{"text", "score"}], best first."""
-        return [{"text": text, "score": score} for text, score in ranked(picture, texts, model)]
+    def choose_captions(image: Image.Image | None, texts: str, model: str | None = None) -> list[dict[str, Any]]:
+        """Captions (one a line) for an image: [{"text", "score"}], best first."""
+        return [{"text": text, "score": score} for text, score in ranked(image, texts, model)]
 
-    on_page([button.click], show, [picture, texts, model], [result])
-    on_example(examples, show, [picture, texts, model], [result])
-    endpoint("choose_captions", choose_captions, [picture, gr.Textbox(visible=False, label="texts"), model])
+    on_page([button.click], show, [image, texts, model], [result])
+    on_example(examples, show, [image, texts, model], [result])
+    endpoint("choose_captions", choose_captions, [image, gr.Textbox(visible=False, label="texts"), model])
 
 
 def _build_adding(studio: Studio, added: gr.State, status: gr.HTML) -> None:
-    with gr.Accordion("Add your own pictures", open=False):
-        files = gr.File(label="Pictures", file_count="multiple", type="filepath", height=140, elem_id="add-files")
+    with gr.Accordion("Add your own images", open=False):
+        files = gr.File(label="Images", file_count="multiple", type="filepath", height=140, elem_id="add-files")
         gr.Markdown(
             "They are kept in memory for your visit, found by your searches alone, and forgotten afterwards.",
             elem_classes="lead",
         )
 
-    def add(paths: list[str] | None, added: AddedPictures, progress: gr.Progress = gr.Progress()) -> tuple[Any, str]:  # noqa: B008 - how Gradio hands it in
+    def add(paths: list[str] | None, added: AddedImages, progress: gr.Progress = gr.Progress()) -> tuple[Any, str]:  # noqa: B008 - how Gradio hands it in
         refused = []
-        for path in progress.tqdm(paths or [], desc="add pictures"):
+        for path in progress.tqdm(paths or [], desc="add images"):
             name = visible(Path(path).name)
             try:
                 if len(added.names) >= MOST_ADDED:
-                    raise UserError(f"{name}: at most {MOST_ADDED} pictures can be added.")
+                    raise UserError(f"{name}: at most {MOST_ADDED} images can be added.")
                 added = added.plus(name, open_upload(path), studio.models.retrieval)
             except UserError as error:
                 refused.append(str(error))
@@ -231,11 +231,11 @@ def _one(studio: Studio, model: str | None) -> list[str]:
     return [model or names[0]]
 
 
-def _pictures(studio: Studio, step: int = 16) -> list[list[str]]:
-    return [[str(studio.album.pictures / entry.name)] for entry in studio.album.about_pictures[::step][:5]]
+def _images(studio: Studio, step: int = 16) -> list[list[str]]:
+    return [[str(studio.album.images / entry.name)] for entry in studio.album.about_images[::step][:5]]
 
 
-def _status(studio: Studio, added: AddedPictures, refused: list[str] | None = None) -> str:
+def _status(studio: Studio, added: AddedImages, refused: list[str] | None = None) -> str:
     own = [f"{len(added.names)} added by you"] if added.names else []
-    what = "pictures of your folder" if studio.own_pictures else "demo pictures"
+    what = "images of your folder" if studio.own_images else "demo images"
     return status_of(studio.library, what, own + (refused or []))

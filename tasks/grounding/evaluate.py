@@ -45,9 +45,9 @@ def main(config: Config) -> None:
     dataset = TASK.dataset(config.data.root)
     records, found = find_split(pipeline.locator, dataset, config.split)
     metrics = metrics_of(records, found)
-    pictures = len({record["image"] for record in records})
+    images = len({record["image"] for record in records})
     table = Table(
-        title=f"{pipeline.name}: {pictures} images, {len(records)} texts of {dataset.name}/{config.split}, percent"
+        title=f"{pipeline.name}: {images} images, {len(records)} texts of {dataset.name}/{config.split}, percent"
     )
     table.add_column("metric")
     table.add_column("value", justify="right")

@@ -30,12 +30,12 @@ from vlkit.engine.loader import EpochLoader, make_loader
 from vlkit.engine.prepare import prepare
 from vlkit.engine.run import Forward, Run, step_memory
 from vlkit.errors import UserError
-from vlkit.tap_cache.images import cached_pictures
+from vlkit.tap_cache.images import cached_images
 from vlkit.tap_cache.maker import CachedLoader
 from vlkit.tasks import splits
 from vlkit.tasks.fusion import FusionOptions
 from vlkit.tasks.grounding.baseline import blind_boxes, blind_metrics
-from vlkit.tasks.grounding.data import Augment, BoxBatch, BoxCollate, BoxedPictures, BoxTransform, Shape
+from vlkit.tasks.grounding.data import Augment, BoxBatch, BoxCollate, BoxedImages, BoxTransform, Shape
 from vlkit.tasks.grounding.evaluate import TESTS, Locator, evaluate_split, records_of
 from vlkit.tasks.grounding.head import Grounder, GroundingOptions
 from vlkit.tasks.grounding.losses import BoxLoss, grounding_loss
@@ -107,9 +107,9 @@ def main(config: Config) -> None:
     text = text_side(config.text_base, base)
     transform = BoxTransform(base.preprocess, config.data.shape, config.data.augment)
 
-    def examples_of(texts: int) -> BoxedPictures:
+    def examples_of(texts: int) -> BoxedImages:
         data, several = config.data, config.head.queries > 1
-        return BoxedPictures(dataset, data.train, transform, texts, data.flip, several)
+        return BoxedImages(dataset, data.train, transform, texts, data.flip, several)
 
     examples = examples_of(config.data.texts)
     warn_of_cut_texts(text, examples.texts, "training texts")
@@ -164,14 +164,14 @@ def before_training(dataset: Dataset, train: str, test: str) -> dict[str, float]
 
 
 def training_batches(
-    run: Run, config: Config, examples: BoxedPictures, model: Grounder, base: ClipBase, text: TextSide
+    run: Run, config: Config, examples: BoxedImages, model: Grounder, base: ClipBase, text: TextSide
 ) -> EpochLoader | CachedLoader:
     """Batches of images and texts, or of what the frozen part of the model gave for them (``--cache``)."""
     if not config.cache:
         return make_loader(examples, config, run.fabric, BoxCollate(text.tokenize))
     preprocess = {**base.preprocess.to_dict(), "shape": config.data.shape}
     given = (config.cache, config.cache_dtype, examples, model, base, text, run.fabric)
-    cached = cached_pictures(*given, preprocess=preprocess)
+    cached = cached_images(*given, preprocess=preprocess)
     return cached.loader(make_loader(cached, config, run.fabric, BoxCollate(cached.read, cached.stack)))
 
 

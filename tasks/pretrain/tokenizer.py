@@ -25,7 +25,7 @@ for with as at by from on off over under into onto near next beside between behi
 right top bottom upper lower middle centre center corner side edge first second third last leftmost
 rightmost biggest smallest nearest what which who where when how why many much does do did has have there
 here not no yes none any some all every each other another same different one two three four five six seven
-eight nine ten number count colour color kind shape size pattern object objects thing things picture image
+eight nine ten number count colour color kind shape size pattern object objects thing things image image
 photo drawing scene video clip frame background night day room sky ground wall floor small tiny little large
 big huge medium tall short wide striped stripes dotted dots spotted checked checkered plain solid bright
 dark light pale deep crimson scarlet navy lime emerald violet magenta gold golden silver moves moving

@@ -2,9 +2,11 @@
 
     python tasks/pretrain/train.py --model clip --output runs/pretrain/clip
     python tasks/pretrain/train.py --model t5 --output runs/pretrain/t5 --steps 4000 --batch_size 128 --lr 0.003
+    python tasks/pretrain/train.py --world styles --minutes 5 --batch_size 1024 --pool 1500000 --workers 15
 
 The same command again goes on from the last checkpoint. Sample n depends on seed and n alone, so a run that was stopped
-sees what an unbroken one sees.
+sees what an unbroken one sees. With ``--minutes`` the schedule follows the clock: such a run ends in time, and how much
+it has drawn by then depends on the machine.
 
 The loop is its own: it counts steps of an endless stream and saves a whole base; ``vlkit.engine.fit`` counts epochs of
 a dataset and saves an adapter.
@@ -15,16 +17,13 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -34,7 +33,6 @@ from vlkit.drawn.samples import TRAIN, VALIDATION, PretrainingPairs, Pretraining
 from vlkit.encoders.stage import stage_text
 from vlkit.encoders.tiny import (
     PREPROCESS,
-    SENTINELS,
     TinyTokenizer,
     new_tiny_clip,
     new_tiny_t5,
@@ -43,8 +41,16 @@ from vlkit.encoders.tiny import (
 )
 from vlkit.engine.hardware import attention_for, keep_freed_memory
 from vlkit.errors import UserError
-from vlkit.files import whole_file, write_json
+from vlkit.files import write_json
 from vlkit.tasks.contrastive import require_negatives
+from vlkit.tasks.pretrain.denoising import Denoising
+from vlkit.tasks.pretrain.objective import Objective
+from vlkit.tasks.pretrain.pool import Pool, batches, timed_batches
+from vlkit.tasks.pretrain.state import load_resume, save_resume, save_weights
+from vlkit.tasks.pretrain.styles_eval import draw_styles, recalls, style_metrics
+
+PLACE = ("output", "device", "workers", "evaluate_every", "scenes")
+"""Settings that decide no weight."""
 
 
 @dataclass
@@ -68,9 +74,23 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; bf16 autocast on both."""
     evaluate_every: int = 200
-    """Steps between evaluations, each with a checkpoint."""
+    """Steps between evaluations, each with a checkpoint; with `minutes`, seconds."""
     workers: int = 1
     """Processes that draw."""
+    world: Literal["plain", "styles"] = "plain"
+    """Plain drawings (frozen: the base `tiny` saw them) or many drawing styles (`tiny2`; clip only)."""
+    minutes: float = 0
+    """Train for so long instead of `steps`, with `world styles`: the learning rate follows the clock."""
+    reuse: int = 1
+    """Uses of each drawn scene, each varied, with `world styles` and `steps`; with `minutes`, the machine decides."""
+    pool: int = 0
+    """Drawn scenes kept on the device for reuse; 0 = one batch."""
+    regions: Literal["none", "mean", "part"] = "part"
+    """Which patch tokens must name the thing they show, with `world styles`."""
+    region_weight: float = 1.0
+    """Weight of that loss."""
+    scenes: int = 1000
+    """Held-out scenes of each style in the last evaluation."""
 
     def __post_init__(self) -> None:
         if self.model == "clip":
@@ -83,22 +103,25 @@ class Job:
 
     model: nn.Module
     loss: Callable[[Any], Tensor]
-    train: Callable[[int], DataLoader]
-    evaluate: Callable[[], dict[str, float]]
+    train: Callable[[int], Iterable[Any]]
+    evaluate: Callable[[], dict[str, Any]]
+    finish: Callable[[], dict[str, Any]] = dict
+    """A longer evaluation at the end."""
+    pool: Pool | None = None
 
 
 def clip_job(config: Config, device: torch.device) -> Job:
-    """Contrastive pre-training on (picture, caption); every caption of the batch is a candidate."""
+    """Contrastive pre-training on (image, caption); every caption of the batch is a candidate."""
     tokenizer = TinyTokenizer(vocabulary())
     model = new_tiny_clip(tokenizer).to(device)
     text_tower = stage_text(model)
     mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (PREPROCESS.mean, PREPROCESS.std))
 
     def collate(samples: list[tuple[Tensor, str]]) -> tuple[Tensor, Tensor]:
-        return torch.stack([picture for picture, _ in samples]), tokenizer([text for _, text in samples])
+        return torch.stack([image for image, _ in samples]), tokenizer([text for _, text in samples])
 
-    def embed(pictures: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        pixels = (pictures.to(device) / 255 - mean) / std
+    def embed(drawn: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = (drawn.to(device) / 255 - mean) / std
         with torch.autocast(device.type, torch.bfloat16):
             images = model.encode_image(pixels, normalize=True)
             texts = text_tower(text_tower.trim(ids).to(device))
@@ -135,34 +158,31 @@ def clip_job(config: Config, device: torch.device) -> Job:
     return Job(model, loss, train, evaluate)
 
 
+def styles_job(config: Config, device: torch.device) -> Job:
+    """Images against captions, and patch tokens against phrases, on scenes of many styles."""
+    tokenizer = TinyTokenizer(vocabulary())
+    model = new_tiny_clip(tokenizer).to(device)
+    objective = Objective(model, tokenizer, device, config.regions, config.region_weight)
+    pool = Pool(config.pool or config.batch_size, device, tokenizer)
+    drawn = draw_styles(config.seed, tokenizer, config.workers, scenes=config.scenes)
+
+    def train(first: int) -> Iterable[Any]:
+        step = first // config.batch_size
+        if config.minutes:
+            return timed_batches(pool, config.seed, config.batch_size, config.workers, step)
+        return batches(pool, config.seed, config.batch_size, config.reuse, config.workers, step, config.steps)
+
+    def evaluate() -> dict[str, Any]:
+        return {style: recalls(objective, drawn[style]) for style in ("plain", "mixed")}
+
+    return Job(model, objective.loss, train, evaluate, lambda: style_metrics(objective, drawn), pool)
+
+
 def t5_job(config: Config, device: torch.device) -> Job:
-    """Span-corruption denoising (T5, section 3.1.4): 15 % of the tokens in spans of about three become sentinels."""
+    """Denoising: the model fills in what span corruption took out."""
     tokenizer = tiny_t5_tokenizer()
     model = new_tiny_t5(tokenizer).to(device)
-    sentinels = tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(SENTINELS)])
-
-    def corrupt(ids: list[int], rng: np.random.Generator) -> tuple[list[int], list[int]]:
-        spans = max(1, round(len(ids) * 0.15 / 3))
-        starts = np.sort(rng.choice(len(ids), spans, replace=False))
-        source, target, position = [], [], 0
-        for sentinel, start in zip(sentinels, starts, strict=False):
-            if start < position:
-                continue
-            stop = min(len(ids), start + int(rng.integers(1, 6)))
-            source += [*ids[position:start], sentinel]
-            target += [sentinel, *ids[start:stop]]
-            position = stop
-        end = tokenizer.eos_token_id
-        return [*source, *ids[position:], end], [*target, end]
-
-    def collate(texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        # The corruption is drawn from the texts, so it is the same whoever draws it, in whatever process.
-        rng = np.random.default_rng(np.frombuffer("".join(texts).encode(), dtype=np.uint8)[:4096])
-        pairs = [corrupt(tokenizer(text, add_special_tokens=False).input_ids, rng) for text in texts]
-        source, target = (
-            nn.utils.rnn.pad_sequence([torch.tensor(p[i]) for p in pairs], True, v) for i, v in ((0, 0), (1, -100))
-        )
-        return source, source != 0, target
+    collate = Denoising(tokenizer)
 
     def loss(batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         source, mask, target = (tensor.to(device) for tensor in batch)
@@ -186,38 +206,71 @@ def t5_job(config: Config, device: torch.device) -> Job:
 
 
 def main(config: Config) -> None:
+    check(config)
     torch.manual_seed(config.seed)
     name = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     keep_freed_memory()
-    job = (clip_job if config.model == "clip" else t5_job)(config, device)
+    make = t5_job if config.model == "t5" else styles_job if config.world == "styles" else clip_job
+    job = make(config, device)
     decayed = [p for p in job.model.parameters() if p.dim() > 1]
     rest = [p for p in job.model.parameters() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
-    done, seconds = resume(config, job.model, optimizer)
-    console, start, metrics = Console(stderr=True), time.perf_counter() - seconds, {}
-    for step, batch in enumerate(job.train(done * config.batch_size), start=done):
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=device.type == "cuda" or None)
+    done, seconds = resume(config, job, optimizer)
+    train(config, job, optimizer, device, done, seconds)
+    print(json.dumps(json.loads((config.output / "metrics.json").read_text(encoding="utf-8")), indent=2))
+
+
+def check(config: Config) -> None:
+    """Settings that contradict each other."""
+    styles = config.world == "styles"
+    if styles and config.model == "t5":
+        raise UserError("--world styles: only the clip base can be pre-trained on it; leave --model clip")
+    if not styles and (config.minutes or config.reuse != 1 or config.pool):
+        raise UserError("--minutes, --reuse and --pool need --world styles")
+    if config.reuse < 1 or config.batch_size % config.reuse:
+        raise UserError(f"--reuse {config.reuse}: give a divisor of --batch_size {config.batch_size}")
+
+
+def train(
+    config: Config, job: Job, optimizer: torch.optim.Optimizer, device: torch.device, done: int, seconds: float
+) -> None:
+    """Steps until their number or the time is reached; evaluations and checkpoints on the way."""
+    console, start = Console(stderr=True), time.perf_counter() - seconds
+    limit, every = 60 * config.minutes, 200 if config.minutes else 20
+    step, batch_stream, due = done, iter(job.train(done * config.batch_size)), seconds + config.evaluate_every
+    last = (done >= config.steps) if not limit else seconds >= limit
+    while not last:
+        batch = next(batch_stream)
+        elapsed = time.perf_counter() - start
+        factor = schedule(min(round(1e6 * elapsed / limit), 10**6), 10**6) if limit else schedule(step, config.steps)
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * schedule(step, config.steps)
+            group["lr"] = config.lr * factor
         with attention_for(device):
             loss = job.loss(batch)
             loss.backward()
         nn.utils.clip_grad_norm_(job.model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if (step + 1) % 20 == 0:
-            rate = config.batch_size * (step + 1) / (time.perf_counter() - start)
+        step += 1
+        last = time.perf_counter() - start >= limit if limit else step == config.steps
+        if step % every == 0:
+            rate = config.batch_size * (step - done) / (time.perf_counter() - start - seconds)
+            drawn = f", {job.pool.drawn} drawn" if job.pool else ""
             console.print(
-                f"step {step + 1}/{config.steps} loss {loss.item():.3f} {rate:.0f} samples/s", highlight=False
+                f"step {step}{'' if limit else f'/{config.steps}'} loss {loss.item():.3f} {rate:.0f} samples/s{drawn}",
+                highlight=False,
             )
-        if (step + 1) % config.evaluate_every == 0 or step + 1 == config.steps:
+        if (elapsed >= due if limit else step % config.evaluate_every == 0) or last:
+            due = elapsed + config.evaluate_every
             job.model.eval()
-            metrics = job.evaluate()
+            metrics = job.evaluate() | (job.finish() if last else {})
             job.model.train()
-            console.print(f"step {step + 1}: {metrics}", highlight=False)
-            save(config, job.model, optimizer, step + 1, time.perf_counter() - start, metrics)
-    print(json.dumps(json.loads((config.output / "metrics.json").read_text(encoding="utf-8")), indent=2))
+            console.print(f"step {step}: {metrics}", highlight=False)
+            save(config, job, optimizer, step, time.perf_counter() - start, metrics)
+    if isinstance(batch_stream, Generator):
+        batch_stream.close()  # processes that draw ahead stop here
 
 
 def schedule(step: int, steps: int, warmup: float = 0.05) -> float:
@@ -229,52 +282,30 @@ def schedule(step: int, steps: int, warmup: float = 0.05) -> float:
 
 
 def save(
-    config: Config, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float, metrics: dict
+    config: Config, job: Job, optimizer: torch.optim.Optimizer, step: int, seconds: float, metrics: dict[str, Any]
 ) -> None:
-    """Write weights (half precision, what ships), resume state and metrics, each whole."""
-    half = {name: tensor.half().contiguous() for name, tensor in unique_state(model).items()}
-    with whole_file(config.output / "model.safetensors") as path:
-        save_file(half, path)
-    state = {f"model.{name}": tensor.contiguous() for name, tensor in unique_state(model).items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        state |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
-    facts = {"step": str(step), "seconds": str(seconds), "settings": settings(config)}
-    with whole_file(config.output / "resume.safetensors") as path:
-        save_file(state, path, metadata=facts)
-    samples = {"steps": step, "samples": step * config.batch_size, "seconds": round(seconds)}
+    """Write weights, resume state and metrics, each whole."""
+    drawn = {"drawn": job.pool.drawn} if job.pool else {}
+    save_weights(config.output, job.model)
+    facts = {"step": step, "seconds": seconds} | drawn
+    texts = {name: str(value) for name, value in facts.items()}
+    save_resume(config.output, job.model, optimizer, texts | {"settings": settings(config)})
+    samples = {"steps": step, "samples": step * config.batch_size, "seconds": round(seconds)} | drawn
     write_json(config.output / "metrics.json", {"config": json.loads(settings(config)), **samples, **metrics})
-
-
-def unique_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict without second names of shared tensors (T5 ties its embeddings)."""
-    seen: dict[int, str] = {}
-    return {n: t for n, t in model.state_dict().items() if seen.setdefault(t.data_ptr(), n) == n}
 
 
 def settings(config: Config) -> str:
     """The settings that decide the weights, as JSON; where and how fast they are made is left out."""
-    chosen = asdict(config)
-    return json.dumps({k: v for k, v in chosen.items() if k not in ("output", "device", "workers", "evaluate_every")})
+    return json.dumps({k: v for k, v in asdict(config).items() if k not in PLACE})
 
 
-def resume(config: Config, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    """Load the resume state if there is one; returns the steps done and the seconds they took."""
-    path = config.output / "resume.safetensors"
-    if not path.exists():
+def resume(config: Config, job: Job, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    """Go on from the resume state if there is one; returns the steps done and the seconds they took."""
+    facts = load_resume(config.output, job.model, optimizer, settings(config))
+    if facts is None:
         return 0, 0.0
-    with safe_open(path, "pt") as file:
-        facts = file.metadata()
-        if facts["settings"] != settings(config):
-            raise UserError(f"{path}: made with other settings ({facts['settings']}); give another --output")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    model.load_state_dict(weights, strict=False)
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".")
-            moments.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    if job.pool:
+        job.pool.drawn = int(facts["drawn"])
     return int(facts["step"]), float(facts["seconds"])
 
 

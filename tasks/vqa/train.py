@@ -31,14 +31,14 @@ from vlkit.engine.loader import EpochLoader, make_loader
 from vlkit.engine.prepare import prepare
 from vlkit.engine.run import Forward, Run, step_memory
 from vlkit.errors import UserError
-from vlkit.tap_cache.images import cached_pictures
+from vlkit.tap_cache.images import cached_images
 from vlkit.tap_cache.maker import CachedLoader
 from vlkit.tasks.fusion import FusionOptions
 from vlkit.tasks.splits import data_identity
 from vlkit.tasks.vqa.data import (
     AnswerTokens,
     Batch,
-    PictureQuestions,
+    ImageQuestions,
     QuestionCollate,
     SoftTargets,
     answer_vocabulary,
@@ -123,7 +123,7 @@ def main(config: Config) -> None:
     text = text_side(config.text_base, base)
     vocabulary = vocabulary_of(dataset, config)
     transform = image_transform(base.preprocess, config.data.augment)
-    examples = PictureQuestions(dataset, config.data.train, transform, config.data.per_picture)
+    examples = ImageQuestions(dataset, config.data.train, transform, config.data.per_picture)
     warn_of_cut_texts(text, examples.texts, "training questions")
 
     answer_model = build_model(base, text, config.adapter, config.head, config.fusion, len(vocabulary))
@@ -143,8 +143,8 @@ def main(config: Config) -> None:
         answerer = Answerer(answer_model, base, text, config.head, vocabulary, run.fabric)
         return evaluate_split(answerer, dataset, split)
 
-    def single() -> PictureQuestions:
-        return PictureQuestions(dataset, config.data.train, transform, per_picture=1)
+    def single() -> ImageQuestions:
+        return ImageQuestions(dataset, config.data.train, transform, per_picture=1)
 
     prepare(run, config.adapter, answer_model, single, collate, loss_of)
     towers = identity_of(base, text, config.head)
@@ -203,7 +203,7 @@ def warn_of_answers(dataset: Dataset, config: Config, test: str, text: TextSide,
 def training_batches(
     run: Run,
     config: Config,
-    examples: PictureQuestions,
+    examples: ImageQuestions,
     collate: QuestionCollate,
     model: Model,
     base: ClipBase,
@@ -213,7 +213,7 @@ def training_batches(
     if not config.cache:
         return make_loader(examples, config, run.fabric, collate)
     given = (config.cache, config.cache_dtype, examples, model, base, text, run.fabric)
-    cached = cached_pictures(*given, preprocess=base.preprocess.to_dict())
+    cached = cached_images(*given, preprocess=base.preprocess.to_dict())
     collate = QuestionCollate(cached.read, collate.targets, cached.stack)
     return cached.loader(make_loader(cached, config, run.fabric, collate))
 

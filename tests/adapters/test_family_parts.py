@@ -62,7 +62,7 @@ def test_a_query_in_a_causal_tower_sees_the_whole_text() -> None:
 def test_queries_leave_the_sequence_alone_and_keep_it_once() -> None:
     encoder = prepared("vit")
     with torch.no_grad():
-        stream = encoder.embed(tiny.pictures(3))
+        stream = encoder.embed(tiny.images(3))
     queries = torch.randn(2, 32, requires_grad=True)
     sizes: dict[int, int] = {}
     with torch.autograd.graph.saved_tensors_hooks(
@@ -117,7 +117,7 @@ def test_pruning_follows_the_units(tower: str) -> None:
 
 
 def test_fisher_sums_squared_gradients() -> None:
-    encoder, x = TOWERS["vit"][0](), tiny.pictures(2)
+    encoder, x = TOWERS["vit"][0](), tiny.images(2)
     found = fisher(encoder, (encoder(x[i : i + 1]).square().sum() for i in range(2)))
     weight = encoder.transformer_block(1).mlp.c_fc.weight
     expected = sum(torch.autograd.grad(encoder(x[i : i + 1]).square().sum(), weight)[0].square() for i in range(2))
@@ -185,7 +185,7 @@ def test_t5_side_networks_train_alone(visual: bool) -> None:
     assert not torch.allclose(other, model.decoder(answer(), memory)[0])
 
 
-def test_t5_padding_changes_nothing_beside_pictures() -> None:
+def test_t5_padding_changes_nothing_beside_images() -> None:
     model, ids, features = t5_model(), tiny.padded_ids((5, 12)), torch.randn(2, 4, 32)
     together = model.encoder(ids, features).side
     alone = model.encoder(ids[:1, :5], features[:1]).side

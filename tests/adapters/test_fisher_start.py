@@ -52,10 +52,10 @@ class Config(RunConfig):
 
 
 class Pairs:
-    """Pictures with token ids."""
+    """Images with token ids."""
 
     def __init__(self, count: int = 8) -> None:
-        self.pixels, self.ids = tiny.pictures(count), tiny.clip_ids(tuple(range(3, 3 + count)))
+        self.pixels, self.ids = tiny.images(count), tiny.clip_ids(tuple(range(3, 3 + count)))
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -245,7 +245,7 @@ def test_is_due_once(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Path:
-    """Drawn scenes: 10 + 3 pictures with two captions each."""
+    """Drawn scenes: 10 + 3 images with two captions each."""
     root, rng = tmp_path_factory.mktemp("drawn"), np.random.default_rng(0)
     splits: dict[str, list[dict]] = {}
     for split, count in {"train": 10, "val": 3}.items():
@@ -292,7 +292,7 @@ def test_a_resumed_run_does_not_start_again(dataset: Path, tmp_path: Path, monke
 
 @pytest.mark.slow
 def test_trains_from_the_cache(dataset: Path, tmp_path: Path) -> None:
-    """The start reads the pictures themselves, so it is the same with ``--cache``."""
+    """The start reads the images themselves, so it is the same with ``--cache``."""
     words = ("--epochs", 1, "--lr", 0)
     plain = train(dataset, tmp_path / "plain", *words)
     cached = train(dataset, tmp_path / "cached", "--cache", tmp_path / "taps", *words)

@@ -47,7 +47,7 @@ IMAGES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "timm": (tiny.tiny_timm_clip, 160),
     "resnet": (tiny.tiny_resnet_clip, 64),
 }
-"""Family of the contrastive base -> its model, and the side of its pictures in pixels."""
+"""Family of the contrastive base -> its model, and the side of its images in pixels."""
 PAIR = "efficientnet+bert"
 """A pair of encoders that never met, as a base."""
 TEXTS = {"t5": tiny.tiny_t5, "bert": tiny.tiny_bert}  # and clip, the text tower of the contrastive base
@@ -57,7 +57,7 @@ CASES = [
     *product(ADAPTERS, WITH_TEXTS, IMAGES, (*TEXTS, "clip")),
     *product(ADAPTERS, (*TWO_TOWER, "classify", "grounding"), (PAIR,), ("clip",)),
 ]
-"""(method, task or answer head, family of the pictures' tower, of the texts' tower)."""
+"""(method, task or answer head, family of the images' tower, of the texts' tower)."""
 
 # What cannot work, with what the message says to do instead; * = all of them.
 REFUSED = {
@@ -82,7 +82,7 @@ REFUSED = {
 FUSION = FusionOptions(width=16, layers=1, heads=2, dropout=0.0)
 CLASSIFY, GENERATE = ClassifyOptions(dropout=0.0), GenerateOptions(queries=2)
 ANSWERS = ["yes", "no", "two", "red", "cat"]
-COUNT = 3  # pictures, texts, clips
+COUNT = 3  # images, texts, clips
 
 
 def mends(case: tuple[str, ...]) -> list[str]:
@@ -136,11 +136,11 @@ def batch_of(task: str, bases: Bases) -> tuple[Any, ...]:
     clip_like = bases.text_base is None and bases.base.joint_dim is None
     ids = (tiny.clip_ids if clip_like else tiny.padded_ids)((5, 9, 12))
     if task == "video_retrieval":
-        pixels = tiny.pictures(4, side).mul(40).add(128).clamp(0, 255).to(torch.uint8)
+        pixels = tiny.images(4, side).mul(40).add(128).clamp(0, 255).to(torch.uint8)
         return Frames.of([pixels[:1], pixels[1:3], pixels[3:]]), ids
     if task == "retrieval":
-        return tiny.pictures(COUNT, side), ids
-    inputs = tiny.pictures(2, side), ids, torch.tensor([0, 1, 1])
+        return tiny.images(COUNT, side), ids
+    inputs = tiny.images(2, side), ids, torch.tensor([0, 1, 1])
     return (*inputs, shift_right(answer_tokens(), 0)) if task == "generate" else inputs
 
 

@@ -197,7 +197,7 @@ def test_automatic_chunks_follow_device_and_shape() -> None:
     assert busy_samples(50 * 768, cpu) < busy_samples(50 * 768, cuda)
     assert busy_samples(257 * 1280, cpu) < busy_samples(50 * 768, cpu)
     assert busy_samples(10**9, cpu) == 4
-    assert busy_samples(50 * 768, cpu) == 16 and busy_samples(50 * 768, cpu, 0.5) == 8
+    assert busy_samples(50 * 768, cpu) == 16 and busy_samples(50 * 768, cpu, Lean().busy) == 8
     model = build("vit", "pooled")
     x = TOWERS["vit"][1]()
     assert model._values_of(x) == 17 * 32 and len(model._chunks(x)) == 1

@@ -25,7 +25,7 @@ BASES: dict[str, Callable[[], StagedEncoder]] = {
 def test_finish_pooled_is_last_block_and_pool_with_the_same_gradient(name: str) -> None:
     base = BASES[name]().double()
     assert base.pools_one_token
-    x = tiny.pictures(3).double() if name == "vit" else tiny.clip_ids((5, 9, 12))
+    x = tiny.images(3).double() if name == "vit" else tiny.clip_ids((5, 9, 12))
     with torch.no_grad():
         before = run_blocks(base, base.embed(x), 0, base.depth - 1)
     results = []
@@ -48,7 +48,7 @@ def test_towers_that_pool_several_tokens_run_the_whole_block(monkeypatch: pytest
         return block(i, stream)
 
     monkeypatch.setattr(base, "block", watched)
-    x = tiny.pictures(2)
+    x = tiny.images(2)
     with torch.no_grad():
         stream = run_blocks(base, base.embed(x), 0, base.depth - 1)
         torch.testing.assert_close(base.finish_pooled(stream), base(x))

@@ -26,7 +26,7 @@ def script(name: str, *words: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def picture(path: Path) -> None:
+def write_image(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (16, 12), "red").save(path)
 
@@ -51,25 +51,25 @@ def karpathy_image(number: int, split: str, captions: int = 5) -> dict:
 
 @pytest.fixture
 def karpathy(tmp_path):
-    """A Karpathy file of five images (numbers 9, 4, 7, 2, 5) and their pictures."""
+    """A Karpathy file of five images (numbers 9, 4, 7, 2, 5) and their images."""
     splits = ("train", "restval", "val", "test", "test")
     images = [
         karpathy_image(n, split, captions=7 if n == 5 else 5) for n, split in zip((9, 4, 7, 2, 5), splits, strict=True)
     ]
     for image in images:
-        picture(tmp_path / "images" / image["filepath"] / image["filename"])
+        write_image(tmp_path / "images" / image["filepath"] / image["filename"])
     return save(tmp_path / "dataset_coco.json", {"images": images, "dataset": "coco"})
 
 
 @pytest.fixture
 def captions(tmp_path):
-    """``captions_{train,val}2017.json`` with captions in mixed order, and their pictures."""
+    """``captions_{train,val}2017.json`` with captions in mixed order, and their images."""
     for split, numbers in (("train", (30, 10)), ("val", (20,))):
         images = [{"id": n, "file_name": f"{n:012}.jpg", "height": 12, "width": 16, "license": 3} for n in numbers]
         notes = [{"image_id": n, "id": 1000 - 10 * i + n, "caption": f"{n} {i}"} for i in range(5) for n in numbers]
         save(tmp_path / f"annotations/captions_{split}2017.json", {"info": {}, "images": images, "annotations": notes})
         for image in images:
-            picture(tmp_path / "images" / f"{split}2017" / image["file_name"])
+            write_image(tmp_path / "images" / f"{split}2017" / image["file_name"])
     save(tmp_path / "annotations/instances_val2017.json", {"images": [], "annotations": [{"bbox": [0, 0, 1, 1]}]})
     return tmp_path / "annotations"
 
@@ -132,9 +132,9 @@ def test_flat_karpathy_lists(tmp_path):
     assert splits["test"][0]["texts"] == ["a", "b"]
 
 
-def test_pictures_of_the_2017_release_serve_the_karpathy_file(karpathy, tmp_path):
+def test_images_of_the_2017_release_serve_the_karpathy_file(karpathy, tmp_path):
     for number in (9, 4, 7, 2, 5):
-        picture(tmp_path / "new" / ("val2017" if number == 4 else "train2017") / f"{number:012}.jpg")
+        write_image(tmp_path / "new" / ("val2017" if number == 4 else "train2017") / f"{number:012}.jpg")
     dataset = prepare(coco.read(karpathy), tmp_path / "out", tmp_path / "new").dataset
     assert [record["image"] for record in dataset.records("train")] == [
         "train2017/000000000009.jpg",
@@ -142,7 +142,7 @@ def test_pictures_of_the_2017_release_serve_the_karpathy_file(karpathy, tmp_path
     ]
 
 
-def test_missing_pictures_stop_or_are_left_out(karpathy, tmp_path):
+def test_missing_images_stop_or_are_left_out(karpathy, tmp_path):
     lost = "val2014/COCO_val2014_000000000002.jpg"
     (tmp_path / "images" / lost).unlink()
     words = ("--annotations", karpathy, "--images", tmp_path / "images", "--output", tmp_path / "out")
@@ -158,7 +158,7 @@ def test_missing_pictures_stop_or_are_left_out(karpathy, tmp_path):
     assert (tmp_path / "out/missing.txt").read_text() == lost + "\n"
     assert [record["id"] for record in Dataset.open(tmp_path / "out").records("test")] == ["coco/5"]
 
-    picture(tmp_path / "images" / lost)
+    write_image(tmp_path / "images" / lost)
     prepare(coco.read(karpathy), tmp_path / "out", tmp_path / "images")
     assert not (tmp_path / "out/missing.txt").exists()
 
@@ -173,7 +173,7 @@ def test_only_the_first_five_missing_names_are_shown(tmp_path):
         assert str(error.value).count(".jpg") == 5
 
 
-def test_split_without_any_picture_is_left_out_and_noted(karpathy, tmp_path):
+def test_split_without_any_image_is_left_out_and_noted(karpathy, tmp_path):
     for path in (tmp_path / "images/train2014").iterdir():
         path.unlink()
     (tmp_path / "images/val2014/COCO_val2014_000000000004.jpg").unlink()
@@ -251,7 +251,7 @@ TOKENS = (
 @pytest.fixture
 def flickr_images(tmp_path):
     for name in ("1000000001.jpg", "1000000002.jpg"):
-        picture(tmp_path / "images/flickr30k-images" / name)
+        write_image(tmp_path / "images/flickr30k-images" / name)
     return tmp_path / "images"
 
 
@@ -276,7 +276,7 @@ def test_token_file_with_split_lists(flickr_images, tmp_path):
         "test": ["1000000001.jpg"],
     }
     assert any("77" in note for note in source.notes)
-    dataset = prepare(source, tmp_path / "out", flickr_images).dataset  # the folder above the pictures will do
+    dataset = prepare(source, tmp_path / "out", flickr_images).dataset  # the folder above the images will do
     assert dataset.records("test")[0]["image"] == "flickr30k-images/1000000001.jpg"
 
 
@@ -319,10 +319,10 @@ def test_wrong_caption_line_is_named(tmp_path, name, text):
 
 @pytest.fixture
 def own(tmp_path):
-    """A folder with a.jpg, sub/b.PNG and things that are no pictures."""
-    picture(tmp_path / "own/a.jpg")
-    picture(tmp_path / "own/sub/b.PNG")
-    picture(tmp_path / "own/.thumbnails/a.jpg")
+    """A folder with a.jpg, sub/b.PNG and things that are no images."""
+    write_image(tmp_path / "own/a.jpg")
+    write_image(tmp_path / "own/sub/b.PNG")
+    write_image(tmp_path / "own/.thumbnails/a.jpg")
     save(tmp_path / "own/readme.md", "x")
     return tmp_path / "own"
 
@@ -360,7 +360,7 @@ def test_caption_file_in_the_folder_is_found(own):
     assert any("sub/b.PNG" in note for note in source.notes)
 
 
-def test_text_files_beside_the_pictures(own, tmp_path):
+def test_text_files_beside_the_images(own, tmp_path):
     save(own / "a.txt", "one\n\n two \n")
     source = folder.read(own, val=0, test=0)
     prepared = prepare(source, tmp_path / "out", own)
@@ -392,7 +392,7 @@ def test_split_column_overrides_the_shares(own, tmp_path):
         folder.read(own, path)
 
 
-def test_missing_picture_of_a_caption_file(own, tmp_path):
+def test_missing_image_of_a_caption_file(own, tmp_path):
     path = save(own / "captions.csv", "image,caption\na.jpg,one\ngone.jpg,two\n")
     result = script("from_folder.py", "--folder", own, "--captions", path, "--output", tmp_path / "out")
     assert result.returncode == 2 and "gone.jpg" in result.stderr
@@ -423,7 +423,7 @@ def test_wrong_caption_file_is_named(own, tmp_path, name, content, message):
     assert message in str(error.value)
 
 
-def test_splits_are_drawn_by_share_and_stay_when_pictures_are_added():
+def test_splits_are_drawn_by_share_and_stay_when_images_are_added():
     paths = [f"{n}.jpg" for n in range(4000)]
     splits = {path: folder.split_of(path, val=0.1, test=0.2, seed=0) for path in paths}
     shares = {split: list(splits.values()).count(split) / 4000 for split in ("train", "val", "test")}
@@ -434,9 +434,9 @@ def test_splits_are_drawn_by_share_and_stay_when_pictures_are_added():
     assert {folder.split_of(path, val=0, test=0, seed=0) for path in paths} == {"train"}
 
 
-def test_adding_a_picture_moves_no_other(own):
+def test_adding_a_image_moves_no_other(own):
     for n in range(40):
-        picture(own / f"{n}.jpg")
+        write_image(own / f"{n}.jpg")
     save(own / "captions.json", {f"{n}.jpg": "x" for n in range(30)})
     before = folder.read(own, val=0.3, test=0.3).splits
     save(own / "captions.json", {f"{n}.jpg": "x" for n in reversed(range(40))})
@@ -458,7 +458,7 @@ def test_wrong_shares(own):
 
 @pytest.fixture
 def broken(karpathy, tmp_path) -> Path:
-    """The Karpathy dataset with an empty, a truncated, a lost picture, and a line that is no JSON."""
+    """The Karpathy dataset with an empty, a truncated, a lost image, and a line that is no JSON."""
     prepare(coco.read(karpathy), tmp_path / "out", tmp_path / "images")
     (tmp_path / "images/train2014/COCO_train2014_000000000009.jpg").write_bytes(b"")
     (tmp_path / "images/val2014/COCO_val2014_000000000004.jpg").unlink()
@@ -517,8 +517,8 @@ def test_check_of_what_is_no_dataset(tmp_path):
     assert "not a prepared dataset" in result.stderr and result.stderr.count("\n") == 1
 
 
-def test_check_compares_boxes_with_the_picture_and_counts_lines(tmp_path):
-    picture(tmp_path / "media/a.png")  # 16 x 12
+def test_check_compares_boxes_with_the_image_and_counts_lines(tmp_path):
+    write_image(tmp_path / "media/a.png")  # 16 x 12
     records = [
         {"id": f"ref/{i}", "image": "a.png", "text": "it", "box": box}
         for i, box in enumerate([[0, 0, 16, 12], [2, 2, 30, 9]])

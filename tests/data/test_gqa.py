@@ -36,7 +36,7 @@ def write(folder: Path, name: str, content: Any) -> Path:
     return path
 
 
-def pictures(folder: Path, *names: str) -> Path:
+def write_images(folder: Path, *names: str) -> Path:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(folder / name)
@@ -90,7 +90,7 @@ def test_lists_of_the_lxmert_family_are_read(tmp_path: Path):
 
 def test_answers_are_matched_exactly_and_the_vocabulary_keeps_them_as_they_are(tmp_path: Path):
     path = write(tmp_path, "train_balanced_questions.json", {"01": question(), "02": question(answer="yes")})
-    call(PREPARE, "--questions", path, "--images", pictures(tmp_path, "2000001.jpg"), "--output", tmp_path / "data")
+    call(PREPARE, "--questions", path, "--images", write_images(tmp_path, "2000001.jpg"), "--output", tmp_path / "data")
     dataset = Dataset.open(tmp_path / "data", "vqa")
     assert answer_vocabulary(dataset, ["train"]) == ["t-shirt", "yes"]
     references = {record["question_id"]: record["answers"] for record in dataset.records("train")}
@@ -129,7 +129,7 @@ def test_files_that_do_not_belong_together(tmp_path: Path):
 
 def test_script_prepares_and_names_what_is_wrong(tmp_path: Path):
     path = write(tmp_path, "train_balanced_questions.json", {"01": question(), "02": question("77")})
-    images = pictures(tmp_path / "download", "images/2000001.jpg")
+    images = write_images(tmp_path / "download", "images/2000001.jpg")
     flags = ("--questions", path, "--images", images, "--output", tmp_path / "data")
     done = launch(PREPARE, *flags)
     assert done.returncode == 2 and "77.jpg" in done.stderr and "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""Opening pictures: every kind becomes upright RGB, every broken one a MediaError that says why."""
+"""Opening images: every kind becomes upright RGB, every broken one a MediaError that says why."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def png_of_size(path: Path, width: int, height: int) -> Path:
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tiff", "ppm"])
-def test_every_format_gives_the_same_rgb_picture(tmp_path, suffix):
+def test_every_format_gives_the_same_rgb_image(tmp_path, suffix):
     options = {"jpg": {"quality": 100, "subsampling": 0}, "webp": {"lossless": True}}
     blocks().save(tmp_path / f"a.{suffix}", **options.get(suffix, {}))
     image = open_image(tmp_path / f"a.{suffix}")
@@ -64,10 +64,10 @@ def test_every_pixel_type_becomes_rgb(tmp_path, mode):
     suffix = "jpg" if mode in ("CMYK", "YCbCr") else "png"
     level = 255 if mode == "1" else 130
     if mode == "I;16":
-        picture = Image.fromarray(np.full((8, 8), level * 257, np.uint16))
+        image = Image.fromarray(np.full((8, 8), level * 257, np.uint16))
     else:
-        picture = Image.new("RGB", (8, 8), (level, level, level)).convert(mode, palette=Image.Palette.ADAPTIVE)
-    picture.save(tmp_path / f"a.{suffix}")
+        image = Image.new("RGB", (8, 8), (level, level, level)).convert(mode, palette=Image.Palette.ADAPTIVE)
+    image.save(tmp_path / f"a.{suffix}")
     assert Image.open(tmp_path / f"a.{suffix}").mode == ("RGB" if mode == "YCbCr" else mode)
     pixels = np.asarray(open_image(tmp_path / f"a.{suffix}"), int)
     assert pixels.shape == (8, 8, 3)
@@ -209,7 +209,7 @@ def test_a_turned_palette_keeps_its_transparency(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_damaged_exif_does_not_spoil_the_picture(tmp_path):
+def test_damaged_exif_does_not_spoil_the_image(tmp_path):
     blocks().save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert open_image(tmp_path / "a.jpg").size == (48, 32)
 
@@ -322,7 +322,7 @@ def test_error_survives_a_worker_process(tmp_path):
     assert str(MediaError("a.jpg: missing")) == "a.jpg: missing"
 
 
-def test_to_rgb_leaves_plain_pictures_alone():
+def test_to_rgb_leaves_plain_images_alone():
     image = blocks()
     assert to_rgb(image) is image
 

@@ -50,15 +50,15 @@ def test_written_dataset_reads_back_equal(tmp_path, task):
 
 def test_hand_written_dataset_with_relative_media_root(tmp_path):
     (tmp_path / "set").mkdir()
-    (tmp_path / "pictures").mkdir()
-    fields = {"name": "own", "task": "retrieval", "format": 1, "media_root": "../pictures", "source": None}
+    (tmp_path / "images").mkdir()
+    fields = {"name": "own", "task": "retrieval", "format": 1, "media_root": "../images", "source": None}
     fields["splits"] = {"test": {"file": "a.jsonl"}}
     (tmp_path / "set/dataset.json").write_text(json.dumps(fields))
     # A byte order mark, Windows line ends and blank lines are what editors leave behind.
     (tmp_path / "set/a.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(RETRIEVAL).encode() + b"\r\n\r\n")
     dataset = Dataset.open(tmp_path / "set")
     assert dataset.records("test") == [RETRIEVAL]
-    assert dataset.path(RETRIEVAL).resolve() == tmp_path / "pictures/val2014/x.jpg"
+    assert dataset.path(RETRIEVAL).resolve() == tmp_path / "images/val2014/x.jpg"
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,9 @@ def film(path: Path, frames: int = 12, codec: str = "libx264") -> Path:
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         rng = np.random.default_rng(0)
         for number in range(frames):
-            picture = rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)
-            picture[8:24, number : number + 16] = 255
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            image = rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)
+            image[8:24, number : number + 16] = 255
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
     return path
 
@@ -459,7 +459,7 @@ def test_probe_says_why_a_file_is_no_use(tmp_path: Path, make: Callable[[Path], 
     assert reason in error.value.reason
 
 
-def test_picture_is_not_a_video(tmp_path: Path) -> None:
+def test_image_is_not_a_video(tmp_path: Path) -> None:
     from PIL import Image
 
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")

@@ -134,7 +134,7 @@ def test_mdetr_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "place", [f"train2014/{NAME}.jpg", f"{NAME}.jpg", "train2017/000000000123.jpg", "000000000123.jpg"]
 )
-def test_pictures_are_found_where_the_releases_have_them(tmp_path: Path, place: str) -> None:
+def test_images_are_found_where_the_releases_have_them(tmp_path: Path, place: str) -> None:
     source = refcoco.read_refs(write(tmp_path / "refs"))
     dataset = prepare(source, tmp_path / "data", image_folder(tmp_path / "images", place)).dataset
     assert dataset.records("train")[0]["image"] == place
@@ -142,7 +142,7 @@ def test_pictures_are_found_where_the_releases_have_them(tmp_path: Path, place: 
 
 
 def test_folder_in_the_refs_file_name_is_used(tmp_path: Path) -> None:
-    """A suffix follows the picture's own name, which may hold other numbers."""
+    """A suffix follows the image's own name, which may hold other numbers."""
     content, boxes = refs()[:1], instances()
     content[0]["file_name"] = "mine/shot_12_4.jpg"
     boxes["images"][0]["file_name"] = "shot_12.jpg"

@@ -15,7 +15,7 @@ from vlkit.data.manifest import Dataset, write_dataset
 from vlkit.encoders.bases import Preprocess
 from vlkit.errors import UserError
 from vlkit.tasks.grounding.baseline import blind_boxes
-from vlkit.tasks.grounding.data import BoxedPictures, BoxTransform, in_their_files
+from vlkit.tasks.grounding.data import BoxedImages, BoxTransform, in_their_files
 
 PLAIN = Preprocess((64, 64), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
 
@@ -87,7 +87,7 @@ def test_training_decoded_or_cached_sees_the_same_boxes(tmp_path, shape):
     """The file as annotated, a smaller and a larger copy, and a record that states no size: one box."""
     sizes = [(96, 64), (48, 32), (192, 128), (96, 64)]
     data = dataset(tmp_path / "d", sizes, [(96, 64), (96, 64), (96, 64), None])
-    examples = BoxedPictures(data, "train", BoxTransform(PLAIN, shape))
+    examples = BoxedImages(data, "train", BoxTransform(PLAIN, shape))
     expected = (
         [1 / 8, 1 / 4, 1 / 2, 1 / 2] if shape == "squash" else [1 / 8, (10 + 43 / 4) / 64, 1 / 2, (10 + 43 / 2) / 64]
     )
@@ -110,7 +110,7 @@ def test_every_reader_names_a_transposed_size(tmp_path, exif):
     data = dataset(tmp_path / "d", [(96, 64)], [stated], exif)
     (problem,) = check_dataset(data, workers=1).problems
     assert "transposed" in problem.reason and problem.line == 1
-    examples = BoxedPictures(data, "train", BoxTransform(PLAIN))
+    examples = BoxedImages(data, "train", BoxTransform(PLAIN))
     for read in (
         lambda: examples[0],
         lambda: examples.unopened(0),

@@ -63,7 +63,7 @@ def pair(folder: Path, asked: dict[str, Any] | None = None, answered: dict[str, 
     ]
 
 
-def pictures(folder: Path, *names: str) -> Path:
+def write_images(folder: Path, *names: str) -> Path:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(folder / name)
@@ -121,19 +121,19 @@ def test_ids_written_as_texts_are_taken(tmp_path: Path) -> None:
         ("test2015", "test2015/{}.jpg"),
     ],
 )
-def test_pictures_are_found_where_the_releases_have_them(tmp_path: Path, subtype: str, name: str) -> None:
+def test_images_are_found_where_the_releases_have_them(tmp_path: Path, subtype: str, name: str) -> None:
     asked = questions(subtype)
     files = pair(tmp_path, asked)
-    images = pictures(tmp_path / "images", *(name.format(f"{i:012d}") for i in (262148, 42)))
+    images = write_images(tmp_path / "images", *(name.format(f"{i:012d}") for i in (262148, 42)))
     dataset = prepare(vqav2.read(*files), tmp_path / "data", images).dataset
     assert check_dataset(dataset, workers=1).problems == []
     (split,) = dataset.splits
     assert dataset.records(split)[0]["image"] == name.format("000000262148")
 
 
-def test_missing_picture_stops_or_is_left_out(tmp_path: Path) -> None:
+def test_missing_image_stops_or_is_left_out(tmp_path: Path) -> None:
     source = vqav2.read(*pair(tmp_path))
-    images = pictures(tmp_path / "images", "train2014/COCO_train2014_000000000042.jpg")
+    images = write_images(tmp_path / "images", "train2014/COCO_train2014_000000000042.jpg")
     with pytest.raises(UserError, match=r"1 of 2 images.*000000262148"):
         prepare(source, tmp_path / "data", images)
     prepared = prepare(source, tmp_path / "data", images, partial=True)
@@ -215,7 +215,7 @@ def run_script(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_script_writes_the_dataset_and_names_what_is_wrong(tmp_path: Path) -> None:
     asked, answered = pair(tmp_path)
-    images = pictures(tmp_path, *(f"train2014/COCO_train2014_{i:012d}.jpg" for i in (262148, 42)))
+    images = write_images(tmp_path, *(f"train2014/COCO_train2014_{i:012d}.jpg" for i in (262148, 42)))
     flags = ["--questions", asked[0], "--annotations", answered[0], "--images", images]
     done = run_script(*flags, "--output", tmp_path / "data")
     assert done.returncode == 0, done.stderr

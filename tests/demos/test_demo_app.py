@@ -30,7 +30,7 @@ from vlkit.serving.limits import UPLOAD_BYTES
 
 pytestmark = pytest.mark.slow
 
-QUERY, ITS_PICTURE = "a yellow house and a black snowman", "picture71.jpg"
+QUERY, ITS_IMAGE = "a yellow house and a black snowman", "image71.jpg"
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def client(server: DemoServer) -> Client:
 
 
 def wait_for_index(client: Client) -> None:
-    """Until both models have indexed the pictures."""
+    """Until both models have indexed the images."""
     deadline = time.monotonic() + 120
     while True:
         try:
@@ -62,23 +62,23 @@ def wait_for_index(client: Client) -> None:
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
-def test_search_finds_the_picture_and_says_with_what(client: Client):
+def test_search_finds_the_image_and_says_with_what(client: Client):
     answer = client.predict(QUERY, 3, api_name="/search")
-    assert answer["model"] == "SHERL" and answer["results"][0]["picture"] == ITS_PICTURE
+    assert answer["model"] == "SHERL" and answer["results"][0]["picture"] == ITS_IMAGE
     scores = [hit["score"] for hit in answer["results"]]
     assert len(scores) == 3 and scores == sorted(scores, reverse=True)
     before = client.predict(QUERY, 3, "zero-shot tiny", api_name="/search")
-    assert before["model"] == "zero-shot tiny" and before["results"][0]["picture"] != ITS_PICTURE
+    assert before["model"] == "zero-shot tiny" and before["results"][0]["picture"] != ITS_IMAGE
 
 
-def test_a_picture_finds_itself_and_its_caption(client: Client):
-    entry = demo_album().about_pictures[70]
-    picture = handle_file(str(demo_album().pictures / entry.name))
-    hit = client.predict(picture, 1, api_name="/search_by_picture")["results"][0]
+def test_a_image_finds_itself_and_its_caption(client: Client):
+    entry = demo_album().about_images[70]
+    image = handle_file(str(demo_album().images / entry.name))
+    hit = client.predict(image, 1, api_name="/search_by_picture")["results"][0]
     # Uploaded as it is, so the very same pixels.
-    assert hit["picture"] == entry.name == ITS_PICTURE and hit["score"] == pytest.approx(1, abs=1e-4)
+    assert hit["picture"] == entry.name == ITS_IMAGE and hit["score"] == pytest.approx(1, abs=1e-4)
     texts = f"a purple umbrella over a cat\n{QUERY}\na green bus"
-    ranked = client.predict(picture, texts, api_name="/choose_captions")
+    ranked = client.predict(image, texts, api_name="/choose_captions")
     assert ranked[0]["text"] == QUERY and len(ranked) == 3
 
 
@@ -129,7 +129,7 @@ def refused(client: Client, *words: object, api_name: str) -> str:
     """The sentence a request is refused with; the demo must answer the next one."""
     with pytest.raises(AppError) as caught:
         client.predict(*words, api_name=api_name)
-    assert client.predict(QUERY, 1, api_name="/search")["results"][0]["picture"] == ITS_PICTURE
+    assert client.predict(QUERY, 1, api_name="/search")["results"][0]["picture"] == ITS_IMAGE
     assert "Traceback" not in str(caught.value)
     return str(caught.value)
 
@@ -142,17 +142,17 @@ def test_bad_texts_and_numbers_are_refused_with_a_sentence(client: Client):
     assert "list of choices" in refused(client, "../../etc/passwd", 8, 8, api_name="/memory")
 
 
-def test_bad_pictures_are_refused_with_a_sentence(client: Client, tmp_path: Path):
+def test_bad_images_are_refused_with_a_sentence(client: Client, tmp_path: Path):
     Image.effect_noise((300, 300), 90).convert("RGB").save(tmp_path / "fine.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "fine.jpg").read_bytes()[:4000])
-    (tmp_path / "text.jpg").write_text("I am no picture.")
+    (tmp_path / "text.jpg").write_text("I am no image.")
     Image.new("1", (10_000, 10_000)).save(tmp_path / "huge.png")
     (tmp_path / "script.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>')
     reasons = {"cut.jpg": "truncated", "text.jpg": "not an image", "huge.png": "10000 x 10000 pixels"}
     for name, reason in {**reasons, "script.svg": "SVG is not supported; convert"}.items():
         message = refused(client, handle_file(str(tmp_path / name)), 3, api_name="/search_by_picture")
-        assert message.startswith(f"{name}: cannot be used as a picture") and reason in message
-    assert "no picture yet" in refused(client, None, 3, api_name="/search_by_picture")
+        assert message.startswith(f"{name}: cannot be used as an image") and reason in message
+    assert "no image yet" in refused(client, None, 3, api_name="/search_by_picture")
 
 
 def test_uploads_have_a_size_limit(server: DemoServer, client: Client):
@@ -166,11 +166,11 @@ def test_uploads_have_a_size_limit(server: DemoServer, client: Client):
     "path",
     [
         *("../../etc/passwd", "/etc/passwd", "..%2f..%2f..%2f..%2f..%2fetc%2fpasswd", "%2e%2e/%2e%2e/etc/passwd"),
-        *("file:///etc/passwd", "pyproject.toml", "{album}/album.json", "{album}/pictures/picture01.jpg"),
+        *("file:///etc/passwd", "pyproject.toml", "{album}/album.json", "{album}/images/image01.jpg"),
     ],
 )
 def test_the_file_route_shows_nothing_but_what_the_demo_made(server: DemoServer, path: str):
-    path = path.format(album=demo_album().pictures.parent)
+    path = path.format(album=demo_album().images.parent)
     host = server.url.removeprefix("http://")
     for route in ("/gradio_api/file=", "/gradio_api/file/", "/file="):
         # httpx would tidy the dots away; this client sends the path as it stands.
@@ -183,10 +183,10 @@ def test_the_file_route_shows_nothing_but_what_the_demo_made(server: DemoServer,
 
 
 def test_a_path_in_place_of_an_upload_is_refused(server: DemoServer, client: Client):
-    for path in ("/etc/passwd", "../../etc/passwd", str(demo_album().pictures / ITS_PICTURE)):
-        picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    for path in ("/etc/passwd", "../../etc/passwd", str(demo_album().images / ITS_IMAGE)):
+        image = {"path": path, "meta": {"_type": "gradio.FileData"}}
         call = f"{server.url}/gradio_api/call/search_by_picture"
-        event = httpx.post(call, json={"data": [picture, 3, None]}, timeout=30).json()["event_id"]
+        event = httpx.post(call, json={"data": [image, 3, None]}, timeout=30).json()["event_id"]
         answer = httpx.get(f"{call}/{event}", timeout=30).text
         assert "event: error" in answer and "root:" not in answer and "results" not in answer
     assert client.predict(QUERY, 1, api_name="/search")["results"]
@@ -210,7 +210,7 @@ def test_a_slow_request_does_not_hold_up_a_search(server: DemoServer, client: Cl
     times = []
     while not slow.done() and len(times) < 5:
         start = time.monotonic()
-        assert client.predict(QUERY, 1, api_name="/search")["results"][0]["picture"] == ITS_PICTURE
+        assert client.predict(QUERY, 1, api_name="/search")["results"][0]["picture"] == ITS_IMAGE
         times.append(time.monotonic() - start)
     assert times and not slow.done()
     needs = slow.result(timeout=240)
@@ -229,7 +229,7 @@ def test_the_album_is_drawn_ahead_by_another_process(tmp_path: Path, monkeypatch
             time.sleep(0.1)
         monkeypatch.setattr(album_module, "_draw", lambda folder: pytest.fail("drawn twice"))
         album = demo_album()
-    assert all((album.pictures / entry.name).is_file() for entry in album.about_pictures)
+    assert all((album.images / entry.name).is_file() for entry in album.about_images)
 
 
 def test_the_album_is_drawn_here_if_the_other_process_fails(tmp_path: Path, monkeypatch):
@@ -237,40 +237,40 @@ def test_the_album_is_drawn_here_if_the_other_process_fails(tmp_path: Path, monk
     monkeypatch.setattr(album_module.sys, "executable", shutil.which("false"))
     with drawing_ahead():
         album = demo_album()
-    assert len(list(album.pictures.iterdir())) == len(album.about_pictures)
+    assert len(list(album.images.iterdir())) == len(album.about_images)
 
 
 # --- opening up and stopping -----------------------------------------------------------------------------------------
 
 
 def test_own_folder_two_adapters_and_a_password(tmp_path: Path):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    for entry in demo_album().about_pictures[68:74]:
-        (pictures / entry.name).write_bytes((demo_album().pictures / entry.name).read_bytes())
-    (pictures / "secret.txt").write_text("not for you")
+    images = tmp_path / "images"
+    images.mkdir()
+    for entry in demo_album().about_images[68:74]:
+        (images / entry.name).write_bytes((demo_album().images / entry.name).read_bytes())
+    (images / "secret.txt").write_text("not for you")
     shipped = next(folder for folder in shipped_adapters() if folder.name == "retrieval")
     mine = tmp_path / "mine <b>_[x]_*y*"
     mine.mkdir()
     for file in shipped.iterdir():
         (mine / file.name).write_bytes(file.read_bytes())
-    (pictures / os.fsdecode(b"<b> [x] caf\xe9.jpg")).write_bytes((pictures / ITS_PICTURE).read_bytes())
+    (images / os.fsdecode(b"<b> [x] caf\xe9.jpg")).write_bytes((images / ITS_IMAGE).read_bytes())
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    words = ("--model", shipped, mine, "--images", pictures, "--auth", "ann:pass:word")
+    words = ("--model", shipped, mine, "--images", images, "--auth", "ann:pass:word")
     with demo_server(*words, TMPDIR=str(temporary)) as server:
         assert httpx.post(f"{server.url}/gradio_api/call/search", json={"data": ["x", 1, None]}).status_code == 401
         client = Client(server.url, auth=("ann", "pass:word"), verbose=False)
         wait_for_index(client)
         for model in ("SHERL", f"SHERL ({mine.name})"):
             hits = client.predict(QUERY, 9, model, api_name="/search")["results"]
-            assert len(hits) == 7 and {hit["picture"] for hit in hits[:2]} == {ITS_PICTURE, "<b> [x] caf\\xe9.jpg"}
+            assert len(hits) == 7 and {hit["picture"] for hit in hits[:2]} == {ITS_IMAGE, "<b> [x] caf\\xe9.jpg"}
         session = httpx.Client(base_url=server.url)
         session.post("/login", data={"username": "ann", "password": "pass:word"})
         about = next(c for c in session.get("/config").json()["components"] if c["props"].get("elem_id") == "about")
         assert "SHERL (mine &lt;b&gt;_[x]_*y*)" in about["props"]["value"] and about["type"] == "html"
-        for name in ("secret.txt", ITS_PICTURE):
-            assert session.get(f"/gradio_api/file={pictures / name}").status_code == 403
+        for name in ("secret.txt", ITS_IMAGE):
+            assert session.get(f"/gradio_api/file={images / name}").status_code == 403
         assert list(temporary.glob("vlkit-demo-*"))
         assert server.stop(signal.SIGINT) == 0
     assert not list(temporary.glob("vlkit-demo-*"))

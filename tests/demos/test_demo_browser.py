@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_demo_app import ITS_PICTURE, QUERY, wait_for_index
+from test_demo_app import ITS_IMAGE, QUERY, wait_for_index
 
 from helpers.demo_server import demo_server
 from vlkit.drawn.album import demo_album
@@ -49,7 +49,7 @@ def browser() -> Iterator:
 
 @pytest.fixture(scope="module")
 def url(browser) -> Iterator[str]:
-    """A running demo that has indexed its pictures."""
+    """A running demo that has indexed its images."""
     from gradio_client import Client
 
     with demo_server() as server:
@@ -93,20 +93,20 @@ def assert_tells_how_to_train(page, task: str) -> None:
     assert f"tasks/{task}/train.py" in page.locator(f"#no-{task}").inner_text()
 
 
-def test_words_find_the_right_picture_first_and_before_after_shows_both(page, shots: Path):
+def test_words_find_the_right_image_first_and_before_after_shows_both(page, shots: Path):
     page.fill("#search-text textarea", QUERY)
     page.press("#search-text textarea", "Enter")
     first = page.locator(".shots:visible").first.locator("img").first
     first.wait_for()
-    assert first.get_attribute("alt").endswith(ITS_PICTURE)
+    assert first.get_attribute("alt").endswith(ITS_IMAGE)
     assert page.locator(".shots:visible").count() == 1
     page.check("#before-after input")
     page.click("#search-button")
     page.locator(".shots:visible").nth(1).locator("img").first.wait_for()
     zero_shot = page.locator(".shots:visible").nth(1)
-    assert not zero_shot.locator("img").first.get_attribute("alt").endswith(ITS_PICTURE)
+    assert not zero_shot.locator("img").first.get_attribute("alt").endswith(ITS_IMAGE)
     alts = page.locator(".shots:visible img").evaluate_all("all => all.map(image => image.alt)")
-    assert len(alts) == 12 and all(re.fullmatch(r"0\.\d{3} picture\d\d\.jpg", alt) for alt in alts)
+    assert len(alts) == 12 and all(re.fullmatch(r"0\.\d{3} image\d\d\.jpg", alt) for alt in alts)
     page.screenshot(path=shots / "search.png", full_page=True)
 
 
@@ -114,35 +114,35 @@ def test_an_example_runs_when_clicked(page):
     page.get_by_role("button", name=QUERY).click()
     first = page.locator(".shots:visible img").first
     first.wait_for()
-    assert first.get_attribute("alt").endswith(ITS_PICTURE)
+    assert first.get_attribute("alt").endswith(ITS_IMAGE)
 
 
-def test_a_picture_is_uploaded_searched_described_and_added(page, shots: Path, tmp_path: Path):
-    picture = demo_album().pictures / ITS_PICTURE
-    page.get_by_role("tab", name="By picture").click()
-    page.locator("#search-picture input[type=file]").set_input_files(picture)
-    page.locator("#search-picture img").wait_for()
-    page.click("#search-picture-button")
+def test_a_image_is_uploaded_searched_described_and_added(page, shots: Path, tmp_path: Path):
+    image = demo_album().images / ITS_IMAGE
+    page.get_by_role("tab", name="By image").click()
+    page.locator("#search-image input[type=file]").set_input_files(image)
+    page.locator("#search-image img").wait_for()
+    page.click("#search-image-button")
     first = page.locator(".shots:visible img").first
     first.wait_for()
-    assert first.get_attribute("alt") == f"1.000 {ITS_PICTURE}"
+    assert first.get_attribute("alt") == f"1.000 {ITS_IMAGE}"
 
-    page.get_by_text("Add your own pictures").click()
+    page.get_by_text("Add your own images").click()
     Image.fromarray(np.full((80, 80, 3), (250, 10, 250), np.uint8)).save(tmp_path / "pink.png")
-    (tmp_path / "fake.jpg").write_text("no picture")
+    (tmp_path / "fake.jpg").write_text("no image")
     page.locator("#add-files input[type=file]").set_input_files([tmp_path / "pink.png", tmp_path / "fake.jpg"])
     page.wait_for_function("document.querySelector('#index-status').innerText.includes('1 added by you')")
-    assert "fake.jpg: cannot be used as a picture (not an image)" in page.locator("#index-status").inner_text()
+    assert "fake.jpg: cannot be used as an image (not an image)" in page.locator("#index-status").inner_text()
     page.screenshot(path=shots / "search_by_picture.png", full_page=True)
 
-    page.get_by_role("tab", name="Picture to words").click()
-    page.locator("#words-picture input[type=file]").set_input_files(picture)
-    page.locator("#words-picture img").wait_for()
+    page.get_by_role("tab", name="Image to words").click()
+    page.locator("#words-image input[type=file]").set_input_files(image)
+    page.locator("#words-image img").wait_for()
     page.locator("textarea").filter(visible=True).first.fill(f"a green bus\n{QUERY}\na cat on a hat")
     page.click("#words-button")
     page.locator("#words-result li").first.wait_for()
     assert QUERY in page.locator("#words-result li").first.inner_text()
-    page.screenshot(path=shots / "picture_to_words.png", full_page=True)
+    page.screenshot(path=shots / "image_to_words.png", full_page=True)
 
 
 def test_videos(page, shots: Path):
@@ -184,7 +184,7 @@ def test_ground(page, shots: Path):
         assert_tells_how_to_train(page, "grounding")
         return
     first, among = [], []
-    entries = [entry for entry in demo_album().about_pictures[2::9] if entry.phrases][:5]
+    entries = [entry for entry in demo_album().about_images[2::9] if entry.phrases][:5]
     for number, entry in enumerate(entries):
         page.locator("tr.tr-body:visible").nth(number).click()
         phrase, truth = entry.phrases[0]
@@ -201,7 +201,7 @@ def test_ground_by_a_phrase_that_is_clicked_and_one_that_is_edited(page, shots: 
     if "grounding" not in SHIPPED:
         assert_tells_how_to_train(page, "grounding")
         return
-    entries = [entry for entry in demo_album().about_pictures[2::9] if entry.phrases][:5]
+    entries = [entry for entry in demo_album().about_images[2::9] if entry.phrases][:5]
     number, entry = next((n, entry) for n, entry in enumerate(entries) if len(entry.phrases) > 1)
     page.locator("tr.tr-body:visible").nth(number).click()
     before = boxes_for(page, entry.phrases[0][0])
@@ -248,14 +248,14 @@ def test_memory(page, shots: Path):
 
 
 def test_an_error_is_a_sentence_in_the_page(page, shots: Path, tmp_path: Path):
-    (tmp_path / "fake.jpg").write_text("no picture")
-    page.get_by_role("tab", name="By picture").click()
+    (tmp_path / "fake.jpg").write_text("no image")
+    page.get_by_role("tab", name="By image").click()
     # An example first: Gradio then makes the input anew for this visitor, and its limits must come along.
     page.locator("button.gallery-item:visible").first.click()
     page.locator(".shots:visible img").first.wait_for()
-    page.locator("#search-picture input[type=file]").set_input_files(tmp_path / "fake.jpg")
-    page.click("#search-picture-button")
-    page.get_by_text("fake.jpg: cannot be used as a picture (not an image).").wait_for()
+    page.locator("#search-image input[type=file]").set_input_files(tmp_path / "fake.jpg")
+    page.click("#search-image-button")
+    page.get_by_text("fake.jpg: cannot be used as an image (not an image).").wait_for()
     assert "Traceback" not in page.content()
     page.wait_for_timeout(500)  # it fades in
     assert page.locator(".shots:visible img").first.is_visible()  # what was found before stays in sight

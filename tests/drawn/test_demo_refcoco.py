@@ -118,22 +118,22 @@ def test_refs_have_the_official_layout(world_folder: Path, refs: list[dict]) -> 
 
 def test_splits_and_who_is_in_them(world_folder: Path, refs: list[dict]) -> None:
     world = read_world(world_folder, seed=3, side=96)
-    pictures = {p.image_id: p for split in world.pictures.values() for p in split}
+    images = {p.image_id: p for split in world.images.values() for p in split}
     found: dict[str, set[int]] = {}
     for ref in refs:
-        picture = pictures[ref["image_id"]]
-        assert ref["split"] == split_of(picture)
+        image = images[ref["image_id"]]
+        assert ref["split"] == split_of(image)
         found.setdefault(ref["split"], set()).add(ref["image_id"])
-        number = ref["ann_id"] - annotation_id(picture, 0)
+        number = ref["ann_id"] - annotation_id(image, 0)
         if ref["split"] == "testA":
-            assert picture.scene.things[number].kind in LIVING
+            assert image.scene.things[number].kind in LIVING
         if ref["split"] == "testB":
-            assert not any(thing.kind in LIVING for thing in picture.scene.things)
+            assert not any(thing.kind in LIVING for thing in image.scene.things)
         for sentence in ref["sentences"]:
-            assert resolve(sentence["sent"], picture.scene) == [number]
+            assert resolve(sentence["sent"], image.scene) == [number]
     assert set(found) == {"train", "val", "testA", "testB"}
     assert not found["testA"] & found["testB"]
-    assert {p.split for p in pictures.values() if p.image_id in found["testA"] | found["testB"]} == {"test"}
+    assert {p.split for p in images.values() if p.image_id in found["testA"] | found["testB"]} == {"test"}
 
 
 def test_mdetr_files_say_the_same_as_the_refs(world_folder: Path) -> None:
@@ -172,6 +172,6 @@ def test_a_part_added_later_is_the_same(world_folder: Path, tmp_path: Path, monk
 
 
 def test_another_seed_refers_to_other_things(world_folder: Path) -> None:
-    pictures = read_world(world_folder, seed=3, side=96).pictures["train"]
-    first, second = (official_refs(pictures, [referred(p, seed) for p in pictures]) for seed in (3, 4))
+    images = read_world(world_folder, seed=3, side=96).images["train"]
+    first, second = (official_refs(images, [referred(p, seed) for p in images]) for seed in (3, 4))
     assert [ref["sentences"] for ref in first] != [ref["sentences"] for ref in second]

@@ -76,7 +76,7 @@ def pixels(clip: Clip, number: int, time: float) -> int:
 
 
 def seen(clip: Clip, time: float) -> dict[int, tuple[float, float, float, float]]:
-    """Boxes in pixels of what the picture shows at a time, by number of the thing."""
+    """Boxes in pixels of what the image shows at a time, by number of the thing."""
     ids, order = drawn(clip, time)
     boxes = mask_boxes(ids, len(order))
     return {number: box for number, box in zip(order, boxes, strict=True) if box is not None}
@@ -177,7 +177,7 @@ def test_growing_and_shrinking_double_and_halve(clips: list[Clip]) -> None:
             assert low < after / before < high
 
 
-def test_fades_change_the_picture_from_one_state_to_the_other(clips: list[Clip]) -> None:
+def test_fades_change_the_image_from_one_state_to_the_other(clips: list[Clip]) -> None:
     for action in sorted(FADES):
         for clip in alone(clips, action):
             event = clip.events[0]

@@ -271,6 +271,6 @@ def test_a_part_added_later_is_the_same(world_folder: Path, tmp_path: Path, monk
 
 def test_world_read_back_is_the_world_that_was_drawn(world_folder: Path) -> None:
     world = read_world(world_folder, seed=3, side=96)
-    assert {split: len(pictures) for split, pictures in world.pictures.items()} == COUNT
-    assert [p.scene for p in world.pictures["train"]] == sample_scenes(3, COUNT)["train"]
-    assert all(len(p.captions) == 5 and len(p.boxes) == len(p.scene.things) for p in world.pictures["test"])
+    assert {split: len(images) for split, images in world.images.items()} == COUNT
+    assert [p.scene for p in world.images["train"]] == sample_scenes(3, COUNT)["train"]
+    assert all(len(p.captions) == 5 and len(p.boxes) == len(p.scene.things) for p in world.images["test"])

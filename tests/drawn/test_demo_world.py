@@ -1,4 +1,4 @@
-"""The demo world: its scenes, pictures, official files and how it gets onto the disk."""
+"""The demo world: its scenes, images, official files and how it gets onto the disk."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def world_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_same_seed_gives_the_same_scene_picture_and_captions(domain: str) -> None:
+def test_same_seed_gives_the_same_scene_image_and_captions(domain: str) -> None:
     first, second = ([(s, draw(s).tobytes(), captions(s, r)) for s, r in scenes_of(domain, 20)] for _ in range(2))
     other = [(s, draw(s).tobytes(), captions(s, r)) for s, r in scenes_of(domain, 20, seed=6)]
     assert first == second
@@ -64,7 +64,7 @@ def test_same_seed_gives_the_same_scene_picture_and_captions(domain: str) -> Non
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_things_lie_inside_the_picture_and_are_large_enough(domain: str) -> None:
+def test_things_lie_inside_the_image_and_are_large_enough(domain: str) -> None:
     for scene, _ in scenes_of(domain, 200):
         for thing, seen in zip(scene.things, boxes(scene, 96), strict=True):
             assert seen is not None
@@ -151,7 +151,7 @@ def test_boxes_are_those_of_the_drawn_pixels() -> None:
     assert compared == 60
 
 
-def test_boxes_follow_the_size_of_the_picture() -> None:
+def test_boxes_follow_the_size_of_the_image() -> None:
     scene = scenes_of("pretrain", 1)[0][0]
     for small, large in zip(boxes(scene, 96), boxes(scene, 192), strict=True):
         np.testing.assert_allclose(np.array(small) * 2, large, atol=2.0)
@@ -181,7 +181,7 @@ def test_every_kind_fills_its_place_and_can_be_turned_and_cut_off(kind: str) -> 
 
 
 def test_kinds_look_different() -> None:
-    """At 96 pixels no two kinds share most of their form, so pictures can be told apart by it."""
+    """At 96 pixels no two kinds share most of their form, so images can be told apart by it."""
     base = scenes_of("pretrain", 1)[0][0]
     forms = {}
     for kind in KINDS:
@@ -199,7 +199,7 @@ def test_kinds_look_different() -> None:
 def test_same_seed_writes_the_same_bytes_with_any_number_of_processes(tmp_path: Path) -> None:
     counts = {"train": 40, "val": 3, "test": 5}
     worlds = [draw_world(3, counts, tmp_path / str(n), workers=n) for n in (0, 2)]
-    assert worlds[0].pictures == worlds[1].pictures
+    assert worlds[0].images == worlds[1].images
     first, second = digests(tmp_path / "0"), digests(tmp_path / "2")
     assert first == second and len(first) == 48
     draw_world(4, counts, tmp_path / "other")
@@ -212,7 +212,7 @@ def test_world_is_written_the_same_twice(world_folder: Path, tmp_path: Path, mon
     assert digests(tmp_path / "again") == digests(world_folder)
 
 
-def test_pycocotools_loads_instances_that_match_the_pictures(world_folder: Path) -> None:
+def test_pycocotools_loads_instances_that_match_the_images(world_folder: Path) -> None:
     total = 0
     for split, count in TINY.items():
         coco = COCO(str(world_folder / "annotations" / f"instances_{split}2024.json"))
@@ -221,8 +221,8 @@ def test_pycocotools_loads_instances_that_match_the_pictures(world_folder: Path)
         for record in scenes:
             image = coco.imgs[record["image_id"]]
             assert f"{split}2024/{image['file_name']}" == record["file_name"]
-            picture = Image.open(world_folder / record["file_name"])
-            assert picture.size == (image["width"], image["height"]) == (96, 96) and picture.mode == "RGB"
+            opened = Image.open(world_folder / record["file_name"])
+            assert opened.size == (image["width"], image["height"]) == (96, 96) and opened.mode == "RGB"
             scene = scene_from_json(record["scene"])
             _, ids = render(scene)
             annotations = sorted(coco.imgToAnns[record["image_id"]], key=lambda a: a["id"])

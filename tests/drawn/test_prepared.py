@@ -31,7 +31,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_each_task_has_a_clean_dataset_over_the_same_pictures(cache: Path) -> None:
+def test_each_task_has_a_clean_dataset_over_the_same_images(cache: Path) -> None:
     media = set()
     for task in TASKS:
         dataset = Dataset.open(demo_dataset(task, "small"), task)
@@ -103,7 +103,7 @@ def test_a_failed_run_leaves_nothing_that_looks_complete(cache: Path, monkeypatc
     assert check_dataset(Dataset.open(demo_dataset("grounding", "small")), workers=1).problems == []
 
 
-def test_a_dataset_whose_pictures_were_cleared_is_made_again(cache: Path) -> None:
+def test_a_dataset_whose_images_were_cleared_is_made_again(cache: Path) -> None:
     root = demo_dataset("retrieval", "small")
     before = (root / "train.jsonl").read_text()
     shutil.rmtree(Dataset.open(root).media_root)

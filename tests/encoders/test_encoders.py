@@ -129,7 +129,7 @@ VISION: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def picture_size(model: nn.Module) -> int:
+def image_size(model: nn.Module) -> int:
     size = model.image_size
     return size if isinstance(size, int) else size[0]
 
@@ -152,12 +152,12 @@ def scattered(build: Callable[[], nn.Module]) -> nn.Module:
 @pytest.mark.parametrize("name", VISION)
 def test_vision_tower_equals_the_library(name: str, frozen: bool) -> None:
     model = scattered(VISION[name])
-    pictures = tiny.pictures(2, picture_size(model))
+    images = tiny.images(2, image_size(model))
     encoder = stage_vision(model)
     with torch.no_grad():
-        expected = first(model(pictures))
+        expected = first(model(images))
         encoder = freeze(encoder) if frozen else encoder
-        stream = encoder.embed(pictures)
+        stream = encoder.embed(images)
         width_axis = 1 if encoder.spatial else 2
         for i in range(encoder.depth):
             assert stream.hidden.shape[width_axis] == encoder.widths[i]
@@ -167,7 +167,7 @@ def test_vision_tower_equals_the_library(name: str, frozen: bool) -> None:
             stream = following
         assert stream.hidden.shape[width_axis] == encoder.widths[encoder.depth]
         pooled, tokens = encoder.pool(stream), encoder.tokens(stream)
-        alone = encoder(pictures[:1])
+        alone = encoder(images[:1])
     assert expected.abs().max() > 1e-3
     assert pooled.shape == (2, encoder.out_dim)
     assert tokens.shape == (2, stream.hidden[0].numel() // encoder.widths[-1], encoder.token_dim)
@@ -193,13 +193,13 @@ def test_frozen_blocks_pass_the_gradient_of_the_library(causal: bool, quick_gelu
 
 
 def test_summary_is_the_class_token_only_where_it_is_pooled() -> None:
-    pictures = tiny.pictures()
-    assert stage_vision(native()).embed(pictures).summary.tolist() == [0, 0]
-    assert stage_vision(native(pool_type="avg")).embed(pictures).summary is None
-    assert stage_vision(native(attentional_pool=True)).embed(pictures).summary is None
-    pictures = tiny.pictures(size=160)
-    assert stage_vision(timm_tower("test_vit", pool="token")).embed(pictures).summary.tolist() == [0, 0]
-    assert stage_vision(timm_tower("test_vit", pool="map", proj="none")).embed(pictures).summary is None
+    images = tiny.images()
+    assert stage_vision(native()).embed(images).summary.tolist() == [0, 0]
+    assert stage_vision(native(pool_type="avg")).embed(images).summary is None
+    assert stage_vision(native(attentional_pool=True)).embed(images).summary is None
+    images = tiny.images(size=160)
+    assert stage_vision(timm_tower("test_vit", pool="token")).embed(images).summary.tolist() == [0, 0]
+    assert stage_vision(timm_tower("test_vit", pool="map", proj="none")).embed(images).summary is None
 
 
 def test_resnet_taps_are_stage_ends_and_the_whole_last_stage() -> None:
@@ -207,7 +207,7 @@ def test_resnet_taps_are_stage_ends_and_the_whole_last_stage() -> None:
     assert encoder.spatial and encoder.depth == 7
     assert encoder.stages == (1, 3, 4, 5, 6, 7)
     assert encoder.widths == (8, 32, 64, 64, 128, 256, 256, 256)
-    grids = {k: stream.hidden.shape[2] for k, stream in run_early(encoder, tiny.pictures(size=64), encoder.stages, 7)}
+    grids = {k: stream.hidden.shape[2] for k, stream in run_early(encoder, tiny.images(size=64), encoder.stages, 7)}
     assert grids == {1: 16, 3: 8, 4: 4, 5: 2, 6: 2, 7: 2}
 
 
@@ -216,7 +216,7 @@ def test_efficientnet_is_tapped_once_a_stage() -> None:
     assert encoder.spatial and encoder.depth == 7 and encoder.stages == (1, 2, 3, 4, 5, 6, 7)
     assert encoder.widths == (32, 16, 24, 40, 80, 112, 192, 320)
     assert encoder.out_dim == encoder.token_dim == 1280
-    stream = run_blocks(freeze(encoder), encoder.embed(tiny.pictures(1, 96)), 0, 7)
+    stream = run_blocks(freeze(encoder), encoder.embed(tiny.images(1, 96)), 0, 7)
     assert encoder.grid(stream) == (3, 3) and encoder.tokens(stream).shape == (1, 9, 1280)
 
 
@@ -436,11 +436,11 @@ def all_routes() -> dict[str, tuple[StagedEncoder, object]]:
     t5 = tiny.tiny_t5()
     ids, mask, answer = t5_batch()
     return {
-        "vit": (stage_vision(tiny.tiny_clip()), tiny.pictures()),
+        "vit": (stage_vision(tiny.tiny_clip()), tiny.images()),
         "text": (stage_text(tiny.tiny_clip()), tiny.clip_ids()),
-        "resnet": (stage_vision(tiny.tiny_resnet_clip()), tiny.pictures(size=64)),
-        "timm": (stage_vision(tiny.tiny_timm_clip()), tiny.pictures(size=160)),
-        "convnext": (stage_vision(tiny.tiny_timm_clip(name="test_convnext")), tiny.pictures(size=160)),
+        "resnet": (stage_vision(tiny.tiny_resnet_clip()), tiny.images(size=64)),
+        "timm": (stage_vision(tiny.tiny_timm_clip()), tiny.images(size=160)),
+        "convnext": (stage_vision(tiny.tiny_timm_clip(name="test_convnext")), tiny.images(size=160)),
         "bert": (stage_text(tiny.tiny_bert()), tiny.padded_ids()),
         "t5 encoder": (stage_text(t5), ids),
         "t5 decoder": (stage_t5_decoder(t5), DecoderInput(answer, torch.randn(2, 12, 32), mask)),
@@ -549,8 +549,8 @@ def test_a_stream_can_be_replaced_without_touching_the_first() -> None:
     assert stream.replace(hidden=torch.ones(1, 2, 3)).hidden.sum() == 6 and stream.hidden.sum() == 0
 
 
-def test_grid_of_a_timm_trunk_is_that_of_the_picture() -> None:
+def test_grid_of_a_timm_trunk_is_that_of_the_image() -> None:
     encoder = stage_vision(tiny.tiny_timm_clip())
     for side, cells in ((160, 10), (96, 6)):
-        stream = encoder.embed(tiny.pictures(1, side))
+        stream = encoder.embed(tiny.images(1, side))
         assert encoder.grid(stream) == (cells, cells) and stream.hidden.shape[1] == cells * cells + 1

@@ -52,7 +52,7 @@ def test_random_weights_are_announced_and_always_the_same(caplog: pytest.LogCapt
     assert base.identity["image"]["fingerprint"] != base.identity["text"]["fingerprint"]
     ids = base.tokenize(["a red cube", "two dogs"])
     assert ids.dtype == torch.int64 and ids.shape == (2, 12)
-    assert base.image(tiny.pictures()).shape == base.text(ids).shape == (2, 16)
+    assert base.image(tiny.images()).shape == base.text(ids).shape == (2, 16)
     assert base.logit_bias is None and base.logit_scale == pytest.approx(2.6593, abs=1e-3)
     assert json.loads(json.dumps(base.identity)) == base.identity
 
@@ -66,7 +66,7 @@ def test_weights_from_a_file(tmp_path: Path, name: str) -> None:
     ids = base.tokenize(["a red cube"])
     with torch.no_grad():
         torch.testing.assert_close(base.text(ids), model.encode_text(ids))
-        torch.testing.assert_close(base.image(tiny.pictures()), model.encode_image(tiny.pictures()))
+        torch.testing.assert_close(base.image(tiny.images()), model.encode_image(tiny.images()))
     assert base.identity["text"] == {
         "library": "open_clip",
         "name": "small-clip",
@@ -90,9 +90,9 @@ def test_published_weights_bring_their_own_activation(tmp_path: Path, monkeypatc
     base = load_base("small-clip:old")
     expected = load_base(f"small-clip-quickgelu:{path}")
     plain = load_base(f"small-clip:{path}")
-    pictures = tiny.pictures()
-    torch.testing.assert_close(base.image(pictures), expected.image(pictures))
-    assert not torch.allclose(base.image(pictures), plain.image(pictures), atol=1e-4)
+    images = tiny.images()
+    torch.testing.assert_close(base.image(images), expected.image(images))
+    assert not torch.allclose(base.image(images), plain.image(images), atol=1e-4)
     assert base.preprocess.mean == (0.1, 0.2, 0.3)
     assert plain.preprocess.mean == (0.1, 0.2, 0.3), "a bare file is prepared as the published weights all are"
 

@@ -48,7 +48,7 @@ def base(bert: Path) -> ClipBase:
 
 
 def test_both_towers_are_their_librarys_own(base: ClipBase, bert: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pixels = tiny.pictures(2, 160)
+    pixels = tiny.images(2, 160)
     ids = base.tokenize(["a red dog", "a"])
     assert ids.shape == (2, 32), "all that the tiny BERT has positions for"
     assert ids[:, :3].tolist() == [[3, 5, 4], [3, 0, 0]]
@@ -75,7 +75,7 @@ def test_both_towers_are_their_librarys_own(base: ClipBase, bert: Path, caplog: 
 @pytest.mark.parametrize(("name", "grid"), [("test_vit", (10, 10)), ("test_convnext", (5, 5)), ("test_resnet", (5, 5))])
 def test_other_backbones(bert: Path, name: str, grid: tuple[int, int]) -> None:
     found = load_base(f"timm:{name}:random+hf:{bert}")
-    pixels = tiny.pictures(1, 160)
+    pixels = tiny.images(1, 160)
     with torch.no_grad():
         torch.testing.assert_close(found.image(pixels), found.image.model.trunk(pixels), rtol=1e-5, atol=1e-5)
         stream = found.image.embed(pixels)
@@ -112,7 +112,7 @@ def test_weights_of_a_file(tmp_path: Path, bert: Path, classes: int) -> None:
     save_file(trunk.state_dict(), tmp_path / "net.safetensors")
     found = load_base(f"timm:test_efficientnet:{tmp_path / 'net.safetensors'}+hf:{bert}")
     trunk.reset_classifier(0)
-    pixels = tiny.pictures(1, 160)
+    pixels = tiny.images(1, 160)
     with torch.no_grad():
         torch.testing.assert_close(found.image(pixels), trunk(pixels))
     with pytest.raises(UserError, match=r"not weights of test_resnet: .*is \[24\], expected \[32\]"):
@@ -123,15 +123,15 @@ def test_images_of_another_size(bert: Path) -> None:
     for name in ("test_efficientnet", "test_vit"):
         found = load_base(f"timm:{name}:random+hf:{bert}", image_size=96)
         assert found.preprocess.size == (96, 96) and found.identity["image"]["image_size"] == 96
-        assert found.image(tiny.pictures(1, 96)).shape == (1, found.image.out_dim)
+        assert found.image(tiny.images(1, 96)).shape == (1, found.image.out_dim)
 
 
 def test_batch_norm_keeps_its_statistics(base: ClipBase) -> None:
     before = {name: value.clone() for name, value in base.image.named_buffers()}
     freeze(base.image).train()
-    base.image(tiny.pictures(2, 160))
+    base.image(tiny.images(2, 160))
     tuned = ADAPTERS["full"]().build(load_base(base.name).image).train()
-    tuned(tiny.pictures(2, 160)).pooled.sum().backward()
+    tuned(tiny.images(2, 160)).pooled.sum().backward()
     for encoder in (base.image, tuned.base):
         assert all(torch.equal(before[name], value) for name, value in encoder.named_buffers())
     assert any("running_mean" in name for name in before)
@@ -147,7 +147,7 @@ def test_heads_make_the_joint_space(base: ClipBase) -> None:
         (HeadOptions(pool="mean"), 512),
     ):
         model = build_model(base, ADAPTERS["linear"](), head)
-        images, texts, *_ = model(tiny.pictures(2, 160), ids)
+        images, texts, *_ = model(tiny.images(2, 160), ids)
         assert images.shape == texts.shape == (2, dim)
         assert all(part.projection.weight.requires_grad for part in (model.image_head, model.text_head))
     with pytest.raises(UserError, match=r"--head\.projection false: a pair of encoders meets in its projections"):
@@ -155,7 +155,7 @@ def test_heads_make_the_joint_space(base: ClipBase) -> None:
 
 
 def test_before_training_it_can_be_measured_but_not_used(base: ClipBase) -> None:
-    images, *_ = zero_shot(base)(tiny.pictures(2, 160), base.text.trim(base.tokenize(["a dog", "red"])))
+    images, *_ = zero_shot(base)(tiny.images(2, 160), base.text.trim(base.tokenize(["a dog", "red"])))
     assert images.shape == (2, 512)
     with pytest.raises(UserError, match="a pair of encoders meets in what is trained; give an adapter"):
         load_zero_shot(base.name, "cpu", base)
@@ -200,7 +200,7 @@ def test_photos_by_the_order_of_the_published_tensors(tmp_path: Path, monkeypatc
     trunk = fake_packages(tmp_path, monkeypatch)
     found = load_base("photos")
     trunk.reset_classifier(0)
-    pixels = tiny.pictures(1, 64)
+    pixels = tiny.images(1, 64)
     with torch.no_grad():
         torch.testing.assert_close(found.image(pixels), trunk(pixels))
     assert found.name == "photos" and found.preprocess.size == (224, 224)

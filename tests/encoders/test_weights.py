@@ -42,7 +42,7 @@ def traced(model: nn.Module, path: Path) -> Path:
     model.register_buffer("input_resolution", torch.tensor(32))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        module = torch.jit.trace(model, (tiny.pictures(), tiny.clip_ids()), check_trace=False, strict=False)
+        module = torch.jit.trace(model, (tiny.images(), tiny.clip_ids()), check_trace=False, strict=False)
         module.save(str(path))
     return path
 
@@ -51,7 +51,7 @@ def assert_same(base: ClipBase, model: nn.Module) -> None:
     """The base's towers give what ``model`` gives."""
     with torch.no_grad():
         for found, expected in (
-            (base.image(tiny.pictures()), model.encode_image(tiny.pictures())),
+            (base.image(tiny.images()), model.encode_image(tiny.images())),
             (base.text(tiny.clip_ids()), model.encode_text(tiny.clip_ids())),
         ):
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -63,7 +63,7 @@ def test_openai_archive_brings_quick_gelu_under_either_name(tmp_path: Path, arch
     base = load_base(f"{arch}:{traced(model, tmp_path / 'ViT-B-32.pt')}")
     assert_same(base, model)
     plain = model_of("small-clip")
-    assert not torch.allclose(plain.encode_image(tiny.pictures()), model.encode_image(tiny.pictures()), atol=1e-4)
+    assert not torch.allclose(plain.encode_image(tiny.images()), model.encode_image(tiny.images()), atol=1e-4)
 
 
 def test_archive_is_read_as_the_library_reads_it_in_half_precision(tmp_path: Path) -> None:

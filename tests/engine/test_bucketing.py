@@ -120,7 +120,7 @@ def test_captions_of_pairs(every_caption, tmp_path):
     lengths = pairs.lengths(lambda texts: torch.tensor([len(t.split()) for t in texts]))
 
     class Captions:
-        """The pairs without their pictures."""
+        """The pairs without their images."""
 
         def __len__(self) -> int:
             return len(pairs)

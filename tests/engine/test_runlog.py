@@ -75,11 +75,11 @@ def test_finite():
     }
 
 
-def test_curves_are_a_picture(folder):
+def test_curves_are_a_image(folder):
     folder.draw_curves("rsum")
-    with Image.open(folder.path / "curves.png") as picture:
-        assert picture.size[0] > picture.size[1] > 100
-        assert len(picture.convert("L").getcolors(256)) > 10
+    with Image.open(folder.path / "curves.png") as image:
+        assert image.size[0] > image.size[1] > 100
+        assert len(image.convert("L").getcolors(256)) > 10
 
 
 def test_curves_of_an_empty_log(tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 FPS = 10
 
 
-def picture(number: int, width: int, height: int) -> np.ndarray:
+def image(number: int, width: int, height: int) -> np.ndarray:
     """Frame ``number``: a ramp of colours that grows bluer, and a red square that moves; uint8 [H, W, 3]."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[..., 0] = np.linspace(0, 255, width).astype(np.uint8)
@@ -27,7 +27,7 @@ def picture(number: int, width: int, height: int) -> np.ndarray:
 def nearest(frame: np.ndarray, frames: int = 40) -> int:
     """Number of the drawn frame that a decoded frame is most like."""
     height, width = frame.shape[:2]
-    distances = [np.abs(frame.astype(int) - picture(number, width, height)).mean() for number in range(frames)]
+    distances = [np.abs(frame.astype(int) - image(number, width, height)).mean() for number in range(frames)]
     return int(np.argmin(distances))
 
 
@@ -61,7 +61,7 @@ def film(
         if stamps is not None:
             stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
         for number in range(frames):
-            frame = av.VideoFrame.from_ndarray(picture(number, width, height), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(image(number, width, height), format="rgb24")
             frame = frame.reformat(format=pixels, **{key: value for key, value in colours.items() if value is not None})
             if stamps is not None:
                 frame.pts, frame.time_base = stamps[number], Fraction(1, 1000)

@@ -1,6 +1,6 @@
 """Tiny random bases for tests: seeded, quick to build, nothing downloaded.
 
-Width 32, 3 or 4 blocks, 32 px pictures. Two calls with the same seed give the same weights.
+Width 32, 3 or 4 blocks, 32 px images. Two calls with the same seed give the same weights.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def tiny_clip(
 
 
 def tiny_resnet_clip(seed: int = 0) -> CLIP:
-    """A ``CLIP`` with a ResNet of 1, 2, 1 and 3 bottlenecks (widths 32 ... 256) on 64 px pictures."""
+    """A ``CLIP`` with a ResNet of 1, 2, 1 and 3 bottlenecks (widths 32 ... 256) on 64 px images."""
     return tiny_clip(seed, vision={"layers": (1, 2, 1, 3), "width": 8, "head_width": 16, "image_size": 64})
 
 
 def tiny_timm_clip(seed: int = 0, name: str = "test_vit", **vision: object) -> CustomTextCLIP:
-    """A ``CustomTextCLIP`` with a timm trunk for 160 px pictures: ``test_vit``, ``test_convnext``, ``test_resnet``."""
+    """A ``CustomTextCLIP`` with a timm trunk for 160 px images: ``test_vit``, ``test_convnext``, ``test_resnet``."""
     timm_vision = {"timm_model_name": name, "timm_pool": "", "timm_proj": "linear", "image_size": 160, **vision}
     return tiny_clip(seed, vision=timm_vision, custom_text=True)
 
@@ -159,7 +159,7 @@ def scatter_(model: torch.nn.Module) -> None:
             weight.add_(torch.randn_like(weight), alpha=0.05)
 
 
-def pictures(count: int = 2, size: int = IMAGE_SIZE, seed: int = 0) -> Tensor:
+def images(count: int = 2, size: int = IMAGE_SIZE, seed: int = 0) -> Tensor:
     """Random images [count, 3, size, size] float32."""
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 

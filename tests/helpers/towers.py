@@ -15,10 +15,10 @@ from vlkit.encoders.stage import stage_hf, stage_text, stage_vision
 from vlkit.encoders.staged import StagedEncoder
 
 TOWERS: dict[str, tuple[Callable[[], StagedEncoder], Callable[[], Tensor]]] = {
-    "vit": (lambda: stage_vision(tiny.tiny_clip()), lambda: tiny.pictures(3)),
-    "timm": (lambda: stage_vision(tiny.tiny_timm_clip()), lambda: tiny.pictures(2, 160)),
-    "convnext": (lambda: stage_vision(tiny.tiny_timm_clip(name="test_convnext")), lambda: tiny.pictures(2, 160)),
-    "resnet": (lambda: stage_vision(tiny.tiny_resnet_clip()), lambda: tiny.pictures(3, 64)),
+    "vit": (lambda: stage_vision(tiny.tiny_clip()), lambda: tiny.images(3)),
+    "timm": (lambda: stage_vision(tiny.tiny_timm_clip()), lambda: tiny.images(2, 160)),
+    "convnext": (lambda: stage_vision(tiny.tiny_timm_clip(name="test_convnext")), lambda: tiny.images(2, 160)),
+    "resnet": (lambda: stage_vision(tiny.tiny_resnet_clip()), lambda: tiny.images(3, 64)),
     "clip_text": (lambda: stage_text(tiny.tiny_clip()), lambda: tiny.clip_ids((5, 9, 12))),
     "bert": (lambda: stage_hf(tiny.tiny_bert()), lambda: tiny.padded_ids((5, 9, 12))),
     "t5": (lambda: stage_hf(tiny.tiny_t5()), lambda: tiny.padded_ids((5, 9, 12))),

@@ -105,7 +105,7 @@ def test_the_last_file_is_deleted_and_an_empty_index_is_searched(media, tmp_path
     assert len(VectorIndex.open(to)) == 1
     folder.mkdir()
     words = (f"--{media}", folder, "--index", tmp_path / "new", "--base", "tiny")
-    assert f"no {media}" in refuse(f"{SCRIPTS[media]}/index.py", *words).replace("pictures", "images")
+    assert f"no {media}" in refuse(f"{SCRIPTS[media]}/index.py", *words).replace("images", "images")
 
 
 @MEDIA

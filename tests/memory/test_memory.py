@@ -218,7 +218,7 @@ def kept(model: CLIP, options: Any) -> int:
     """Bytes that a contrastive step of both towers keeps."""
     torch.manual_seed(0)
     towers = nn.ModuleList([options.build(stage_vision(model)), options.build(stage_text(model))]).train()
-    pixels, ids, groups = tiny.pictures(4, 56), tiny.clip_ids((40, 77, 9, 20), 77), torch.arange(4)
+    pixels, ids, groups = tiny.images(4, 56), tiny.clip_ids((40, 77, 9, 20), 77), torch.arange(4)
 
     def forward() -> Tensor:
         images, texts = (tower(x).pooled for tower, x in zip(towers, (pixels, ids), strict=True))
@@ -245,12 +245,12 @@ def peak(options: Any, size: int = 12) -> int:
     torch.manual_seed(0)  # how many scores are above zero depends on the initial weights
     model = options.build(stage_vision(like_vit_b_32())).train()
     optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
-    pixels = tiny.pictures(size, 56)
+    pixels = tiny.images(size, 56)
     return measure_step(model, lambda: model(pixels).pooled.square().sum(), optimizer).peak_bytes
 
 
 def test_lean_steps_peak_below_plain_ones():
-    tower, pixels = stage_vision(like_vit_b_32()), tiny.pictures(12, 56)
+    tower, pixels = stage_vision(like_vit_b_32()), tiny.images(12, 56)
     with torch.no_grad():
         inference = peak_bytes(lambda _: tower(pixels), CPU)
     plain, lean, least = (peak(SherlOptions(**how)) for how in ({"lean": False}, {"early_chunk": 4}, INT8))
@@ -278,7 +278,7 @@ def test_steps_of_vit_b_32_stay_near_the_memory_of_inference():
 
 
 def test_a_frozen_block_takes_less_than_the_library():
-    tower, pixels = freeze(stage_vision(like_vit_b_32())), tiny.pictures(4, 56)
+    tower, pixels = freeze(stage_vision(like_vit_b_32())), tiny.images(4, 56)
     with torch.no_grad():
         library, own = (peak_bytes(lambda _, run=run: run(pixels), CPU) for run in (tower.model, tower))
     assert own <= 0.72 * library
@@ -305,7 +305,7 @@ TOWERS: dict[str, Callable[[], StagedEncoder]] = {
     "bert": lambda: stage_text(tiny.tiny_bert()),
     "t5": lambda: stage_text(tiny.tiny_t5()),
 }
-PICTURE_SIZE = {"vit": 32, "resnet": 64, "convnext": 160}
+IMAGE_SIZE = {"vit": 32, "resnet": 64, "convnext": 160}
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ PICTURE_SIZE = {"vit": 32, "resnet": 64, "convnext": 160}
 def test_predicted_equals_measured_in_every_family(tower: str, options: Any):
     model = options.build(TOWERS[tower]()).train()
     # Padded: a mask that hides nothing may be left out when it is computed, but not when it is predicted.
-    x = tiny.pictures(3, PICTURE_SIZE[tower]) if tower in PICTURE_SIZE else tiny.padded_ids((5, 9, 12))
+    x = tiny.images(3, IMAGE_SIZE[tower]) if tower in IMAGE_SIZE else tiny.padded_ids((5, 9, 12))
 
     def step(model: nn.Module) -> StepMemory:
         optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
@@ -381,7 +381,7 @@ def kept_share(model: Any, batch: tuple[Tensor, Tensor]) -> float:
     kept = total = 0
     for tower, x in zip((model.image, model.text), batch, strict=True):
         stream, taps = tower.read(x)
-        parts = tower.adapter.collect(
+        parts = tower.adapter.merge(
             [tower.adapter.reduce(i, tap) for i, tap in enumerate(taps)], tower.base.pool(stream), stream
         )
         kept += sum(layer.tokens._rows._values.numel() for part in parts for layer in part.layers)

@@ -22,15 +22,15 @@ from vlkit.engine.checkpoint import save_adapter
 from vlkit.errors import UserError
 from vlkit.memory import tensor_budget
 from vlkit.serving import (
-    AddedPictures,
+    AddedImages,
     Library,
     check_count,
     check_text,
+    images_in,
     load_models,
     open_upload,
-    pictures_in,
     rank_texts,
-    search_pictures,
+    search_images,
     shipped_adapters,
 )
 from vlkit.serving import library as library_module
@@ -47,17 +47,17 @@ COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220)}
 
 
 class ColourPipeline:
-    """Embeds a picture as its mean colour; counts what it embeds."""
+    """Embeds an image as its mean colour; counts what it embeds."""
 
     dim, identity = 3, "mean colour"
 
     def __init__(self, identity: str = "mean colour", wait: float = 0.0) -> None:
         self.identity, self.wait, self.embedded = identity, wait, 0
 
-    def embed_images(self, pictures) -> np.ndarray:
+    def embed_images(self, images) -> np.ndarray:
         time.sleep(self.wait)
-        self.embedded += len(pictures)
-        means = np.array([np.asarray(picture, dtype=np.float32).mean((0, 1)) for picture in pictures])
+        self.embedded += len(images)
+        means = np.array([np.asarray(image, dtype=np.float32).mean((0, 1)) for image in images])
         return means / np.linalg.norm(means, axis=1, keepdims=True)
 
     def embed_texts(self, texts) -> np.ndarray:
@@ -66,14 +66,14 @@ class ColourPipeline:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch) -> Path:
-    """Three coloured pictures, one in a sub-folder, and a file that is none."""
+    """Three coloured images, one in a sub-folder, and a file that is none."""
     monkeypatch.setenv("VLKIT_CACHE", str(tmp_path / "cache"))
-    pictures = tmp_path / "pictures"
-    (pictures / "sub").mkdir(parents=True)
+    images = tmp_path / "images"
+    (images / "sub").mkdir(parents=True)
     for name, colour in COLOURS.items():
-        Image.new("RGB", (20, 20), colour).save(pictures / ("sub" if name == "blue" else "") / f"{name}.png")
-    (pictures / "note.jpg").write_text("not a picture")
-    return pictures
+        Image.new("RGB", (20, 20), colour).save(images / ("sub" if name == "blue" else "") / f"{name}.png")
+    (images / "note.jpg").write_text("not an image")
+    return images
 
 
 @pytest.fixture(scope="module")
@@ -171,24 +171,24 @@ def test_a_folder_without_adapter_is_named(tmp_path: Path):
 
 def test_library_finds_is_kept_and_notices_changes(folder: Path):
     pipeline = ColourPipeline()
-    library = Library(pictures_in(folder), {"colour": pipeline})
+    library = Library(images_in(folder), {"colour": pipeline})
     with pytest.raises(UserError, match="still being indexed"):
         library.search("colour", pipeline.embed_texts(["red"]), 1)
     assert library and len(library) == 0
     library.update()
     assert library.finished and len(library) == 3 and library.progress() == (4, 4)
     assert len(library.left_out) == 1 and "note.jpg: not an image" in library.left_out[0]
-    found = search_pictures(library, "colour", pipeline.embed_texts(["blue", "red"]), 2)
+    found = search_images(library, "colour", pipeline.embed_texts(["blue", "red"]), 2)
     assert [row[0].name for row in found] == ["sub/blue.png", "red.png"]
     assert found[0][0].thumbnail().size == (20, 20)
 
     again = ColourPipeline()
     (folder / "red.png").unlink()
     Image.new("RGB", (30, 20), (200, 200, 200)).save(folder / "grey.png")
-    library = Library(pictures_in(folder), {"colour": again})
+    library = Library(images_in(folder), {"colour": again})
     library.update()
     assert again.embedded == 1 and len(library) == 3
-    names = [hit.name for hit in search_pictures(library, "colour", again.embed_texts(["red"]), 9)[0]]
+    names = [hit.name for hit in search_images(library, "colour", again.embed_texts(["red"]), 9)[0]]
     assert "red.png" not in names and "grey.png" in names
 
 
@@ -199,17 +199,17 @@ def test_library_is_searched_while_it_is_indexed_and_stops_in_between(folder: Pa
     for n in range(30):
         Image.new("RGB", (20, 20), (n, 200, n)).save(folder / f"z{n}.png")
     slow = ColourPipeline(wait=0.05)
-    library = Library(pictures_in(folder), {"colour": slow})
+    library = Library(images_in(folder), {"colour": slow})
     library.start()
     deadline = time.monotonic() + 20
     while not len(library) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert search_pictures(library, "colour", slow.embed_texts(["green"]), 1)[0]
+    assert search_images(library, "colour", slow.embed_texts(["green"]), 1)[0]
     assert not library.finished
     library.stop()
     assert 0 < slow.embedded < 33 and library.error is None
     rest = ColourPipeline()
-    library = Library(pictures_in(folder), {"colour": rest})
+    library = Library(images_in(folder), {"colour": rest})
     library.update()
     assert rest.embedded == 33 - slow.embedded and len(library) == 33
 
@@ -217,26 +217,26 @@ def test_library_is_searched_while_it_is_indexed_and_stops_in_between(folder: Pa
 def test_what_goes_wrong_in_the_background_is_told_to_who_searches(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("VLKIT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "empty").mkdir()
-    library = Library(pictures_in(tmp_path / "empty"), {"colour": ColourPipeline()})
+    library = Library(images_in(tmp_path / "empty"), {"colour": ColourPipeline()})
     library.start()
     library._thread.join()
     with pytest.raises(UserError, match="no images there"):
         library.search("colour", np.ones((1, 3), dtype=np.float32), 1)
 
 
-def test_added_pictures_are_found_by_those_who_added_them_alone(folder: Path):
+def test_added_images_are_found_by_those_who_added_them_alone(folder: Path):
     pipeline = ColourPipeline()
-    library = Library(pictures_in(folder), {"colour": pipeline})
+    library = Library(images_in(folder), {"colour": pipeline})
     library.update()
-    added = AddedPictures().plus("crimson", Image.new("RGB", (900, 600), (230, 0, 0)), {"colour": pipeline})
+    added = AddedImages().plus("crimson", Image.new("RGB", (900, 600), (230, 0, 0)), {"colour": pipeline})
     added = added.plus("navy", Image.new("RGB", (8, 8), (0, 0, 128)), {"colour": pipeline})
     query = np.array([[1, 0, 0]], dtype=np.float32)
-    assert [hit.name for hit in search_pictures(library, "colour", query, 2, added)[0]] == ["crimson", "red.png"]
-    assert search_pictures(library, "colour", query, 2, added)[0][0].thumbnail().size == (512, 341)
-    assert [hit.name for hit in search_pictures(library, "colour", query, 1)[0]] == ["red.png"]
+    assert [hit.name for hit in search_images(library, "colour", query, 2, added)[0]] == ["crimson", "red.png"]
+    assert search_images(library, "colour", query, 2, added)[0][0].thumbnail().size == (512, 341)
+    assert [hit.name for hit in search_images(library, "colour", query, 1)[0]] == ["red.png"]
 
 
-def test_texts_are_ranked_for_a_picture():
+def test_texts_are_ranked_for_a_image():
     ranked = rank_texts(ColourPipeline(), Image.new("RGB", (9, 9), (10, 250, 10)), ["blue", "green", "red"])
     assert ranked[0][0] == "green" and ranked[0][1] > ranked[1][1]
 
@@ -267,7 +267,7 @@ def test_uploads_are_judged_by_their_content(tmp_path: Path):
     for name, reason in reasons.items():
         with pytest.raises(UserError, match=f"^{name}: .*{reason}"):
             open_upload(tmp_path / name)
-    with pytest.raises(UserError, match="no picture yet"):
+    with pytest.raises(UserError, match="no image yet"):
         open_upload(None)
 
 
@@ -285,7 +285,7 @@ def test_a_moment_is_cut_out_to_play(tmp_path: Path):
     with av.open(str(path)) as film, av.open(str(tmp_path / "cut.mp4")) as part:
         wanted = next(f for f in film.decode(video=0) if f.time >= 1.0 - 1e-3).to_ndarray(format="rgb24")
         first = next(part.decode(video=0)).to_ndarray(format="rgb24")
-    assert np.abs(wanted.astype(int) - first).mean() < 6  # lossy, but the same picture
+    assert np.abs(wanted.astype(int) - first).mean() < 6  # lossy, but the same image
     assert still_of(clip).size == (64, 64)
     (tmp_path / "bad.mp4").write_bytes(path.read_bytes()[:200])
     with pytest.raises(MediaError):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from helpers.scripts import load_script
-from helpers.tiny import clip_ids, padded_ids, pictures, tiny_bert, tiny_clip, tiny_resnet_clip, tiny_t5, tiny_timm_clip
+from helpers.tiny import clip_ids, images, padded_ids, tiny_bert, tiny_clip, tiny_resnet_clip, tiny_t5, tiny_timm_clip
 from vlkit.adapters import ADAPTERS
 from vlkit.cli.config import parse
 from vlkit.encoders.bases import Preprocess, clip_base
@@ -63,10 +63,10 @@ def through(cache: TapCache, rows: list[int]) -> TapBatch:
 
 
 TOWERS = {
-    "vit": lambda: (stage_vision(tiny_clip()), pictures(7)),
-    "resnet": lambda: (stage_vision(tiny_resnet_clip()), pictures(7, 64)),
-    "timm vit": lambda: (stage_vision(tiny_timm_clip()), pictures(7, 160)),
-    "eva": lambda: (stage_vision(tiny_timm_clip(name="test_eva" if _has_eva() else "test_vit")), pictures(7, 160)),
+    "vit": lambda: (stage_vision(tiny_clip()), images(7)),
+    "resnet": lambda: (stage_vision(tiny_resnet_clip()), images(7, 64)),
+    "timm vit": lambda: (stage_vision(tiny_timm_clip()), images(7, 160)),
+    "eva": lambda: (stage_vision(tiny_timm_clip(name="test_eva" if _has_eva() else "test_vit")), images(7, 160)),
     "clip text": lambda: (stage_text(tiny_clip()), clip_ids(LENGTHS)),
     "text that sees padding": lambda: (stage_text(tiny_clip(text={"no_causal_mask": True})), clip_ids(LENGTHS)),
     "bert": lambda: (stage_hf(tiny_bert()), padded_ids(LENGTHS)),
@@ -156,10 +156,10 @@ def test_error_of_each_format(stored, variable):
 
 
 class DrawnPairs:
-    """26 pictures with two captions each, one drawn for each epoch."""
+    """26 images with two captions each, one drawn for each epoch."""
 
     def __init__(self, count: int = 26) -> None:
-        self.images, self.decoded = pictures(count, seed=3), 0
+        self.images, self.decoded = images(count, seed=3), 0
         self.captions = [f"{i % 7} " * (1 + i % 5) + str(i) for i in range(2 * count)]
         self.captions_of = [range(2 * i, 2 * i + 2) for i in range(count)]
 
@@ -232,7 +232,7 @@ def test_losses_are_those_without_a_cache(options, tmp_path):
             assert training(tmp_path, stored, **options)[2](0, 9) == pytest.approx(expected, abs=tolerance)
 
 
-def test_filled_cache_needs_no_pictures_and_no_backbone(tmp_path, monkeypatch):
+def test_filled_cache_needs_no_images_and_no_backbone(tmp_path, monkeypatch):
     first, pairs = training(tmp_path, "bf16"), DrawnPairs()
     expected = first[2](0, 9)
     assert {name: len(cache.store) for name, cache in first[1].caches.items()} == {"image": 26, "text": 52}
@@ -421,7 +421,7 @@ def test_large_caches_are_several_shards(tmp_path, monkeypatch):
 
 
 def test_another_key_is_another_folder(tmp_path, caplog):
-    """Frames, picture size, base, taps, number format: any change starts anew, and says so; nothing is deleted."""
+    """Frames, image size, base, taps, number format: any change starts anew, and says so; nothing is deleted."""
     caplog.set_level(logging.INFO)
     base, inputs = TOWERS["vit"]()
     encoder = ADAPTERS["sherl"]().build(base)
@@ -493,7 +493,7 @@ def test_disk_that_fills_up_while_training(tmp_path, monkeypatch):
 def test_methods_without_an_early_route_are_refused(kind, tmp_path):
     encoder = ADAPTERS[kind]().build(stage_vision(tiny_clip()))
     with pytest.raises(UserError, match=r"--cache: this --adapter\.kind"):
-        cache_of(encoder, pictures(), tmp_path)
+        cache_of(encoder, images(), tmp_path)
 
 
 def test_flags_of_video():

@@ -36,10 +36,10 @@ def test_cold_places_and_count_zero_give_none():
 def test_the_shipped_model_offers_other_things_after_its_answer():
     (model,) = load_models(device="cpu").by_task["grounding"].values()
     album, first_right, any_right, asked, several = demo_album(), 0, 0, 0, 0
-    for entry in album.about_pictures[:40]:
+    for entry in album.about_images[:40]:
         for phrase, truth in entry.phrases[:1]:
-            found = model.ground(album.pictures / entry.name, phrase, candidates=5)
-            best = model.ground(album.pictures / entry.name, phrase)
+            found = model.ground(album.images / entry.name, phrase, candidates=5)
+            best = model.ground(album.images / entry.name, phrase)
             assert found[0].box == pytest.approx(best.box, abs=1e-3) and found[0].score == pytest.approx(best.score)
             scores = [candidate.score for candidate in found]
             assert scores == sorted(scores, reverse=True) and scores[-1] >= 0.99 * LEAST * scores[0]

@@ -15,7 +15,7 @@ from torchvision.ops import box_convert, box_iou, generalized_box_iou
 from vlkit.data.manifest import Dataset, write_dataset
 from vlkit.encoders.bases import Preprocess
 from vlkit.tasks.grounding.baseline import blind_boxes, blind_metrics
-from vlkit.tasks.grounding.data import BoxCollate, BoxedPictures, BoxTransform, Fit, crop_around, flip, with_boxes
+from vlkit.tasks.grounding.data import BoxCollate, BoxedImages, BoxTransform, Fit, crop_around, flip, with_boxes
 from vlkit.tasks.grounding.head import BoxPrediction
 from vlkit.tasks.grounding.losses import BoxLoss, cell_shares, grounding_loss, match_queries
 from vlkit.tasks.grounding.mirror import mirrored
@@ -26,7 +26,7 @@ BOXES = [[20.0, 10.0, 50.0, 40.0], [70.0, 50.0, 110.0, 70.0]]
 
 
 def drawn(boxes: list[list[float]] = BOXES, size: tuple[int, int] = (120, 80)) -> Image.Image:
-    """A black picture whose boxes are white."""
+    """A black image whose boxes are white."""
     image = Image.new("RGB", size)
     pen = ImageDraw.Draw(image)
     for x1, y1, x2, y2 in boxes:
@@ -67,11 +67,11 @@ def test_the_way_back_is_exact(shape: str, size: tuple[int, int]):
     boxes = torch.rand(20, 2, 2, generator=generator).sort(1).values.reshape(20, 4) * torch.tensor([*size, *size])
     transform = BoxTransform(PLAIN, shape)
     _, inside = transform(Image.new("RGB", size), boxes)
-    back = transform.fit.to_picture(inside, *size)
+    back = transform.fit.to_image(inside, *size)
     torch.testing.assert_close(back, boxes, rtol=1e-5, atol=1e-5 * max(size))
 
 
-def test_the_whole_picture_gets_in():
+def test_the_whole_image_gets_in():
     whole = torch.tensor([[0.0, 0.0, 120.0, 80.0]])
     assert BoxTransform(PLAIN, "squash")(drawn(), whole)[1].tolist() == [[0, 0, 1, 1]]
     left, top, right, bottom = BoxTransform(PLAIN, "letterbox")(drawn(), whole)[1][0].tolist()
@@ -79,12 +79,12 @@ def test_the_whole_picture_gets_in():
     assert Fit((64, 48), "letterbox").inner(120, 80) == (0, 16, 48, 32)
 
 
-def test_pictures_without_boxes_pass():
+def test_images_without_boxes_pass():
     pixels, boxes = BoxTransform(PLAIN, augment="crop")(drawn(), torch.empty(0, 4))
     assert pixels.shape == (3, 64, 48) and boxes.shape == (0, 4)
 
 
-def test_crops_hold_every_box_and_most_of_the_picture():
+def test_crops_hold_every_box_and_most_of_the_image():
     sizes = set()
     for seed in range(60):
         random.seed(seed)
@@ -138,24 +138,24 @@ def test_mirrored_texts(text: str, expected: str | None):
 @pytest.fixture()
 def dataset(tmp_path) -> Dataset:
     records = []
-    for picture in range(3):
-        drawn().save(tmp_path / f"{picture}.png")
-        for number in range(5 if picture == 0 else 2):
+    for image in range(3):
+        drawn().save(tmp_path / f"{image}.png")
+        for number in range(5 if image == 0 else 2):
             box = BOXES[number % 2]
-            record = {"id": f"{picture}/{number}", "image": f"{picture}.png", "text": f"left {number}", "box": box}
+            record = {"id": f"{image}/{number}", "image": f"{image}.png", "text": f"left {number}", "box": box}
             records.append(record if number else {**record, "boxes": BOXES, "box": [20.0, 10.0, 110.0, 70.0]})
     return write_dataset(
         tmp_path, name="x", task="grounding", splits={"train": records}, media_root=tmp_path, source=None
     )
 
 
-def test_texts_of_a_picture_share_it(dataset: Dataset):
+def test_texts_of_a_image_share_it(dataset: Dataset):
     transform = BoxTransform(PLAIN)
-    single = BoxedPictures(dataset, "train", transform, texts=4)
+    single = BoxedImages(dataset, "train", transform, texts=4)
     assert len(single) == 4 and single.count == 9
     assert [len(single[i].texts) for i in range(4)] == [4, 1, 2, 2]
     assert [len(boxes) for boxes in single[0].boxes] == [1, 1, 1, 1]
-    several = BoxedPictures(dataset, "train", transform, texts=4, several=True)
+    several = BoxedImages(dataset, "train", transform, texts=4, several=True)
     batch = BoxCollate(lambda texts: torch.tensor([[len(text)] for text in texts]))([several[0], several[2]])
     assert batch.owner.tolist() == [0, 0, 0, 0, 1, 1] and batch.ids.shape == (6, 1)
     assert batch.valid.all(1).tolist() == [True, False, False, False, True, False] and batch.valid[:, 0].all()
@@ -165,7 +165,7 @@ def test_texts_of_a_picture_share_it(dataset: Dataset):
 
 
 def test_flipped_examples_stay_true(dataset: Dataset):
-    examples = BoxedPictures(dataset, "train", BoxTransform(PLAIN), flip=True)
+    examples = BoxedImages(dataset, "train", BoxTransform(PLAIN), flip=True)
     seen = set()
     for seed in range(20):
         random.seed(seed)

@@ -1,4 +1,4 @@
-"""The fusion transformer: positions of picture cells, masked text, shared pictures, memory, resized towers."""
+"""The fusion transformer: positions of image cells, masked text, shared images, memory, resized towers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def encode(image, text, pixels: Tensor, ids: Tensor) -> tuple[Encoded, Encoded]:
 def test_states_of_every_layer_and_gradients_to_every_weight(update_image: bool):
     image, text = encoders(SherlOptions())
     fusion = fusion_of(image, text, 3, update_image=update_image, dropout=0.0, neck=1).train()
-    states = fusion(*encode(image, text, tiny.pictures(2), tiny.padded_ids()))
+    states = fusion(*encode(image, text, tiny.images(2), tiny.padded_ids()))
     assert [tuple(state.shape) for state in states] == [(2, 3, 24)] * 2
     states[-1].square().mul(torch.arange(1.0, 25)).sum().backward()
     unused = ("to_seen.weight", "to_seen.bias", "image_norm.weight", "image_norm.bias")
@@ -55,23 +55,23 @@ def test_padding_changes_nothing(update_image: bool):
     image, text = encoders()
     fusion = fusion_of(image, text, update_image=update_image)
     ids = tiny.padded_ids((5, 9))
-    both = fusion(*encode(image, text, tiny.pictures(2), ids))[-1]
-    short = fusion(*encode(image, text, tiny.pictures(2)[:1], ids[:1, :5]))[-1]
+    both = fusion(*encode(image, text, tiny.images(2), ids))[-1]
+    short = fusion(*encode(image, text, tiny.images(2)[:1], ids[:1, :5]))[-1]
     torch.testing.assert_close(both[:1], short, atol=1e-5, rtol=1e-5)
 
 
-def test_shared_pictures_equal_repeated_ones():
+def test_shared_images_equal_repeated_ones():
     image, text = encoders()
     fusion = fusion_of(image, text)
-    pixels, ids, owner = tiny.pictures(2), tiny.padded_ids((5, 9, 4)), torch.tensor([1, 0, 1])
+    pixels, ids, owner = tiny.images(2), tiny.padded_ids((5, 9, 4)), torch.tensor([1, 0, 1])
     shared = fusion(image(pixels), text(ids), owner)[-1]
     torch.testing.assert_close(shared, fusion(image(pixels[owner]), text(ids))[-1])
 
 
-def test_where_a_cell_lies_matters_and_picture_and_text_do():
+def test_where_a_cell_lies_matters_and_image_and_text_do():
     image, text = encoders()
     fusion = fusion_of(image, text)
-    pixels, ids = tiny.pictures(2), tiny.padded_ids((5, 5))
+    pixels, ids = tiny.images(2), tiny.padded_ids((5, 5))
     encoded, words = encode(image, text, pixels, ids)
     state = fusion(encoded, words)[-1]
 
@@ -105,7 +105,7 @@ def test_codes_of_cells_are_the_same_at_every_resolution():
 )
 def test_every_kind_of_tower_says_its_grid(clip, size: int, grid: tuple[int, int], others: int):
     image, text = encoders(vision=stage_vision(clip()))
-    encoded = image(tiny.pictures(2, size))
+    encoded = image(tiny.images(2, size))
     assert encoded.grid == grid and encoded.tokens.shape[1] == grid[0] * grid[1] + others
     assert fusion_of(image, text)(encoded, text(tiny.padded_ids()))[-1].shape == (2, 1, 24)
     assert text(tiny.padded_ids()).grid is None
@@ -113,7 +113,7 @@ def test_every_kind_of_tower_says_its_grid(clip, size: int, grid: tuple[int, int
 
 def test_a_step_keeps_little_and_less_with_checkpointing():
     image, text = encoders()
-    pixels, ids = tiny.pictures(8), tiny.padded_ids((12,) * 8)
+    pixels, ids = tiny.images(8), tiny.padded_ids((12,) * 8)
     kept = {}
     for name, changes in {"": {}, "checkpointing": {"checkpointing": True}, "joint": {"update_image": True}}.items():
         fusion = fusion_of(image, text, dropout=0.0, **changes).train()
@@ -123,7 +123,7 @@ def test_a_step_keeps_little_and_less_with_checkpointing():
 
 def test_checkpointing_changes_no_gradient():
     image, text = encoders()
-    encoded = encode(image, text, tiny.pictures(2), tiny.padded_ids())
+    encoded = encode(image, text, tiny.images(2), tiny.padded_ids())
     gradients = []
     for checkpointing in (False, True):
         fusion = fusion_of(image, text, dropout=0.1, checkpointing=checkpointing).train()
@@ -144,7 +144,7 @@ def test_tiny_base_at_another_resolution():
     base = load_base("tiny", image_size=144)
     assert base.preprocess.size == (144, 144) and base.identity["image"]["image_size"] == 144
     assert base.identity["image"]["fingerprint"] != load_base("tiny").identity["image"]["fingerprint"]
-    stream = base.image.embed(tiny.pictures(1, 144))
+    stream = base.image.embed(tiny.images(1, 144))
     assert base.image.grid(stream) == (12, 12) and stream.hidden.shape[1] == 145
 
 
@@ -153,6 +153,6 @@ def test_open_clip_base_at_another_resolution(monkeypatch):
     monkeypatch.setitem(factory._MODEL_CONFIGS, "small-clip", config)
     base = load_base("small-clip", image_size=24)
     assert base.preprocess.size == (24, 24)
-    assert base.image.grid(base.image.embed(tiny.pictures(1, 24))) == (3, 3)
+    assert base.image.grid(base.image.embed(tiny.images(1, 24))) == (3, 3)
     with pytest.raises(UserError, match="image size 0"):
         load_base("tiny", image_size=0)

@@ -1,4 +1,4 @@
-"""Grounding, from official files to boxes on pictures: model, scripts, pipeline, wrong input."""
+"""Grounding, from official files to boxes on images: model, scripts, pipeline, wrong input."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ COLORS = ("red", "blue", "green", "yellow")
 QUICK = ("--epochs", 2, "--batch_size", 4, "--device", "cpu", "--fusion.width", 48, "--fusion.heads", 2)
 
 
-def square_picture(rng: np.random.Generator) -> tuple[Image.Image, dict[str, list[float]]]:
+def square_image(rng: np.random.Generator) -> tuple[Image.Image, dict[str, list[float]]]:
     """Two coloured blocks on grey, one on the left and one on the right, and their boxes by colour."""
     image = Image.new("RGB", SIZE, "grey")
     pen, boxes = ImageDraw.Draw(image), {}
@@ -55,12 +55,12 @@ def square_picture(rng: np.random.Generator) -> tuple[Image.Image, dict[str, lis
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Path:
-    """Blocks in 12 + 3 + 3 + 3 pictures; half of the training texts have both boxes."""
+    """Blocks in 12 + 3 + 3 + 3 images; half of the training texts have both boxes."""
     root, rng = tmp_path_factory.mktemp("blocks"), np.random.default_rng(0)
     splits: dict[str, list[dict]] = {}
     for split, count in {"train": 12, "val": 3, "testA": 3, "testB": 3}.items():
         for i in range(count):
-            image, boxes = square_picture(rng)
+            image, boxes = square_image(rng)
             image.save(root / f"{split}{i}.png")
             for color, box in boxes.items():
                 record = {"id": f"{split}/{i}/{color}", "image": f"{split}{i}.png", "text": f"{color} block"}
@@ -119,20 +119,20 @@ def test_texts_are_read_by_any_tower_without_their_padding(tower: str):
     )()
     model = small_model(vision=stage_vision(clip), text=text).eval()
     ids = tiny.clip_ids((5, 9)) if tower == "clip" else tiny.padded_ids((5, 9))
-    both = model(tiny.pictures(2), ids, torch.tensor([0, 1]))[-1]
-    alone = model(tiny.pictures(2)[:1], ids[:1, :5], torch.tensor([0]))[-1]
+    both = model(tiny.images(2), ids, torch.tensor([0, 1]))[-1]
+    alone = model(tiny.images(2)[:1], ids[:1, :5], torch.tensor([0]))[-1]
     torch.testing.assert_close(both.boxes[:1], alone.boxes, atol=1e-5, rtol=1e-5)
 
 
 def test_boxes_start_at_the_cells_and_everything_trains():
     model = small_model(options=SherlOptions())
-    found = model(tiny.pictures(2), tiny.padded_ids(), torch.tensor([0, 1]))
+    found = model(tiny.images(2), tiny.padded_ids(), torch.tensor([0, 1]))
     torch.testing.assert_close(found[-1].boxes, agreed_boxes(found[-1].heat, found[-1].cells)[0])
     target = torch.tensor([[[0.1, 0.1, 0.6, 0.5]], [[0.5, 0.4, 0.9, 0.8]]])
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     for _ in range(2):  # what comes before a zero weight has a gradient from the second step on
         optimizer.zero_grad()
-        found = model(tiny.pictures(2), tiny.padded_ids(), torch.tensor([0, 1]))
+        found = model(tiny.images(2), tiny.padded_ids(), torch.tensor([0, 1]))
         grounding_loss(found, target, torch.ones(2, 1, dtype=torch.bool), BoxLoss())["loss"].backward()
         optimizer.step()
     idle = {name for name, p in model.named_parameters() if p.requires_grad and not (p.grad.abs().sum() > 0)}
@@ -246,7 +246,7 @@ def test_options_train_save_and_load(options: tuple, dataset: Path, tmp_path: Pa
     assert len(several) == queries if queries > 1 else 1 <= len(several) <= 5
 
 
-def test_pipeline_gives_a_box_in_the_picture(trained: Path, dataset: Path):
+def test_pipeline_gives_a_box_in_the_image(trained: Path, dataset: Path):
     model = vlkit.load(trained, device="cpu")
     box, score = model.ground(dataset / "val0.png", "the red block")
     x1, y1, x2, y2 = box

@@ -34,7 +34,7 @@ QUICK = ("--epochs", 2, "--batch_size", 8, "--device", "cpu", "--data.every_capt
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory) -> Path:
-    """A prepared dataset of drawn scenes: 16 + 6 + 8 pictures with three captions each."""
+    """A prepared dataset of drawn scenes: 16 + 6 + 8 images with three captions each."""
     root = tmp_path_factory.mktemp("drawn")
     rng = np.random.default_rng(0)
     splits: dict[str, list[dict]] = {}
@@ -144,19 +144,19 @@ def test_adapter_refuses_another_base(trained: Path, tmp_path: Path):
 
 
 def test_index_is_incremental_and_search_finds(trained: Path, dataset: Path, tmp_path: Path, capsys):
-    pictures, index = tmp_path / "pictures", tmp_path / "idx"
-    pictures.mkdir()
+    images, index = tmp_path / "images", tmp_path / "idx"
+    images.mkdir()
     for i in range(8):
-        (pictures / f"{i}.png").write_bytes((dataset / f"test{i}.png").read_bytes())
-    (pictures / "broken.jpg").write_bytes(b"no picture")
-    call(INDEX, "--model", trained, "--images", pictures, "--index", index)
+        (images / f"{i}.png").write_bytes((dataset / f"test{i}.png").read_bytes())
+    (images / "broken.jpg").write_bytes(b"no image")
+    call(INDEX, "--model", trained, "--images", images, "--index", index)
     out = capsys.readouterr()
     assert "8 new" in out.out and "1 unreadable" in out.out and "broken.jpg" in out.err
-    (pictures / "0.png").unlink()
-    (pictures / "1.png").write_bytes((dataset / "train0.png").read_bytes())
-    (pictures / "sub").mkdir()
-    (pictures / "sub" / "new.png").write_bytes((dataset / "train1.png").read_bytes())
-    call(INDEX, "--model", trained, "--images", pictures, "--index", index)
+    (images / "0.png").unlink()
+    (images / "1.png").write_bytes((dataset / "train0.png").read_bytes())
+    (images / "sub").mkdir()
+    (images / "sub" / "new.png").write_bytes((dataset / "train1.png").read_bytes())
+    call(INDEX, "--model", trained, "--images", images, "--index", index)
     assert "1 new, 1 changed, 6 unchanged, 1 removed" in capsys.readouterr().out
     call(SEARCH, "--index", index, "--image", dataset / "train1.png", "--k", 3, "--json", tmp_path / "hits.json")
     hits = json.loads((tmp_path / "hits.json").read_text())["results"]
@@ -167,7 +167,7 @@ def test_index_is_incremental_and_search_finds(trained: Path, dataset: Path, tmp
     hits = json.loads((tmp_path / "hits.json").read_text())["results"]
     assert len(hits) == 8 and [h["score"] for h in hits] == sorted((h["score"] for h in hits), reverse=True)
     with pytest.raises(UserError, match="idx"):
-        call(INDEX, "--base", "tiny", "--images", pictures, "--index", index)
+        call(INDEX, "--base", "tiny", "--images", images, "--index", index)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_index_is_incremental_and_search_finds(trained: Path, dataset: Path, tmp
         (EVALUATE, ("--model", "no/such/run"), "no/such/run"),
         (EVALUATE, (), "--model"),
         (SEARCH, ("--index", "no/such/index", "--text", "x"), "no/such/index"),
-        (INDEX, ("--images", "no/such/pictures", "--index", "i", "--base", "tiny"), "no/such/pictures"),
+        (INDEX, ("--images", "no/such/images", "--index", "i", "--base", "tiny"), "no/such/images"),
     ],
 )
 def test_wrong_input_is_one_line(script: str, words: tuple, named: str, dataset: Path, tmp_path: Path, monkeypatch):

@@ -16,7 +16,7 @@ from vlkit.data.video.frame_batch import Frames
 from vlkit.encoders.bases import ClipBase, Preprocess, clip_base
 from vlkit.memory import measure_step
 from vlkit.tasks.contrastive import gather_pairs, info_nce, symmetric_cross_entropy
-from vlkit.tasks.retrieval.model import build_model as build_pictures
+from vlkit.tasks.retrieval.model import build_model as build_images
 from vlkit.tasks.video_retrieval.model import VideoHeadOptions, VideoText, build_model, zero_shot
 
 KINDS = [pytest.param(kind(), id=name) for name, kind in ADAPTERS.items()]
@@ -70,12 +70,12 @@ def test_frames_are_flat_and_masked():
     assert [len(part) for part in frames.chunks(4)] == [4, 2] and len(frames.chunks(0)) == 1
 
 
-def test_a_video_is_the_mean_of_its_frames_as_pictures():
-    plain, pictures = zero_shot(base()), build_pictures(base(), ADAPTERS["linear"](), VideoHeadOptions()).eval()
+def test_a_video_is_the_mean_of_its_frames_as_images():
+    plain, images = zero_shot(base()), build_images(base(), ADAPTERS["linear"](), VideoHeadOptions()).eval()
     frames = videos((3, 1, 2))
     values = (frames.pixels.float() / 255 - plain.mean) / plain.std
     with torch.no_grad():
-        single = pictures.embed_images(values)  # unit norm
+        single = images.embed_images(values)  # unit norm
         found = plain.embed_videos(frames, chunk=2)
         again = plain.embed_images(frames.pixels)
     for video, rows in enumerate(([0, 1, 2], [3], [4, 5])):

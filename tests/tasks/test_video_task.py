@@ -92,10 +92,10 @@ def test_every_kind_trains_saves_and_loads(kind: str, dataset: Path, tmp_path: P
     texts = pipeline.embed_texts(["a red ball rolls", "a fish"])
     path = dataset / "videos" / "video0.mp4"
     videos = pipeline.embed_videos([path, (path, 0.5, 1.0)])
-    pictures = pipeline.embed_images([Image.new("RGB", (50, 40), "red")])
+    images = pipeline.embed_images([Image.new("RGB", (50, 40), "red")])
     assert texts.shape == videos.shape == (2, pipeline.dim) and texts.dtype == videos.dtype == np.float32
     assert not np.allclose(videos[0], videos[1], atol=1e-4)
-    np.testing.assert_allclose(np.linalg.norm(np.concatenate([texts, videos, pictures]), axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(np.concatenate([texts, videos, images]), axis=1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from vlkit.drawn.questions import questions
 from vlkit.drawn.scenes import sample_scene
 from vlkit.errors import UserError
 from vlkit.metrics.vqa import vqa_metrics
-from vlkit.tasks.vqa.data import PictureQuestions, SoftTargets, answer_vocabulary, read_vocabulary
+from vlkit.tasks.vqa.data import ImageQuestions, SoftTargets, answer_vocabulary, read_vocabulary
 from vlkit.tasks.vqa.heads import beam_search
 from vlkit.tasks.vqa.losses import answer_bce, answer_softmax
 
@@ -255,14 +255,14 @@ def test_vocabulary_is_counted_or_read(dataset: Path, tmp_path: Path):
             read_vocabulary(path)
 
 
-def test_a_picture_is_an_example_with_its_questions(dataset: Path):
+def test_a_image_is_an_example_with_its_questions(dataset: Path):
     opened = Dataset.open(dataset, "vqa")
-    examples = PictureQuestions(opened, "train", lambda image: torch.zeros(3, 4, 4))
+    examples = ImageQuestions(opened, "train", lambda image: torch.zeros(3, 4, 4))
     assert len(examples) == SPLITS["train"] and sum(map(len, examples.groups)) == len(opened.records("train"))
-    _, group = PictureQuestions(opened, "train", lambda image: torch.zeros(3, 4, 4), per_picture=2)[0]
+    _, group = ImageQuestions(opened, "train", lambda image: torch.zeros(3, 4, 4), per_picture=2)[0]
     assert len(group) == 2 and {record["image"] for record in group} == {"train0.png"}
     with pytest.raises(UserError, match="has no answers"):
-        PictureQuestions(opened, "hidden", lambda image: image)
+        ImageQuestions(opened, "hidden", lambda image: image)
 
 
 @pytest.mark.parametrize(

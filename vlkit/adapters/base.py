@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -30,8 +30,9 @@ Chunk = int | Literal["auto"]
 Route = Iterable[tuple[int | None, Stream]]
 """The early route of a chunk as it comes: (number of the tap or None, stream); the last stream is the hand-off."""
 
-# Values of a chunk's hidden state that keep a processor busy: 16 samples of a ViT-B-32 on a CPU, 150 on a GPU.
-BUSY = {"cpu": 640_000, "cuda": 6_000_000}
+# Values of a chunk's hidden state that keep a processor busy: 16 samples of a ViT-B-32 on a CPU, 128 of a ViT-L-14 on a
+# GPU, where half as many take 1.2 times as long and an eighth four times (docs/results/early_chunk_gpu.json).
+BUSY = {"cpu": 640_000, "cuda": 34_000_000}
 FEWEST = 4
 
 
@@ -91,11 +92,11 @@ class Runner(Protocol):
 
     Attributes:
         chunk: samples at once.
-        share: of the samples that keep a processor busy, for automatic chunks.
+        busy: device type -> values of a chunk's hidden state, for automatic chunks.
     """
 
     chunk: Chunk
-    share: float
+    busy: Mapping[str, int]
 
     def run(self, routes: Iterable[Route], model: AdaptedEncoder) -> list[Stream]:
         """Reduce the taps of each chunk and go through ``model.rest``; the streams behind it, one for each chunk."""
@@ -108,7 +109,7 @@ class Plain:
         chunk: samples at once, of a pooled adapter; the frozen tokens of chunks are let go of.
     """
 
-    share = 1.0
+    busy = BUSY
 
     def __init__(self, chunk: Chunk = 0) -> None:
         self.chunk = checked(chunk)
@@ -230,7 +231,8 @@ class AdaptedEncoder(nn.Module):
         if size == "auto":
             # What was read before has no early route: its chunks need not be smaller for the late one.
             read = isinstance(x, ReadAhead)
-            size = busy_samples(x.values if read else self._values_of(x), x.device, 1.0 if read else self.runner.share)
+            busy = BUSY if read else self.runner.busy
+            size = busy_samples(x.values if read else self._values_of(x), x.device, busy)
         return list(x.split(even(len(x), size)))
 
     @torch.no_grad()
@@ -253,9 +255,9 @@ def checked(chunk: Chunk) -> Chunk:
     return chunk
 
 
-def busy_samples(values: int, device: torch.device, share: float = 1.0) -> int:
-    """Samples with ``values`` numbers each in their hidden state that keep ``device`` busy, or a share of those."""
-    return max(FEWEST, int(BUSY.get(device.type, BUSY["cuda"]) * share) // max(1, values))
+def busy_samples(values: int, device: torch.device, busy: Mapping[str, int] = BUSY) -> int:
+    """Samples with ``values`` numbers each in their hidden state that make up ``busy`` values on ``device``."""
+    return max(FEWEST, busy.get(device.type, busy["cuda"]) // max(1, values))
 
 
 def even(count: int, size: int) -> int:

@@ -1,4 +1,4 @@
-"""A small album of the demo world for the web demo: test pictures and clips, drawn large enough to look at."""
+"""A small album of the demo world for the web demo: test images and clips, drawn large enough to look at."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from vlkit.drawn.make import VERSION
 from vlkit.drawn.refcoco import referred
 from vlkit.drawn.videos import FOLDER, draw_videos
 from vlkit.drawn.vqa import ask
-from vlkit.drawn.world import Box, Picture, Style, draw_world, split_folder
+from vlkit.drawn.world import Box, Image, Style, draw_world, split_folder
 from vlkit.errors import UserError
 from vlkit.files import cache_folder, read_json, write_json
 
-PICTURES, CLIPS, PLAIN = 80, 16, 24
-PICTURE_SIDE, CLIP_SIDE = 256, 192
+IMAGES, CLIPS, PLAIN = 80, 16, 24
+IMAGE_SIDE, CLIP_SIDE = 256, 192
 """Pixels. The models scale what they get to their own size; the datasets they train on have 96."""
 TRAINED_SIDE = 96
 _FILE = "album.json"
 
 
 @dataclass(frozen=True)
-class AlbumPicture:
-    """A picture and what is known of it.
+class AlbumImage:
+    """An image and what is known of it.
 
     Attributes:
-        name: file in :attr:`Album.pictures`.
+        name: file in :attr:`Album.images`.
         captions: sentences that describe it.
         questions: (question, true answer).
         phrases: (phrase, box of the one thing it means, xyxy in pixels).
@@ -55,14 +55,14 @@ class AlbumClip:
 
 @dataclass(frozen=True)
 class Album:
-    """The album on disk: folders of pictures, of clips and of plain drawings to ask about, and what is in them."""
+    """The album on disk: folders of images, of clips and of plain drawings to ask about, and what is in them."""
 
-    pictures: Path
+    images: Path
     clips: Path
     plain: Path
-    about_pictures: list[AlbumPicture] = field(default_factory=list)
+    about_images: list[AlbumImage] = field(default_factory=list)
     about_clips: list[AlbumClip] = field(default_factory=list)
-    about_plain: list[AlbumPicture] = field(default_factory=list)
+    about_plain: list[AlbumImage] = field(default_factory=list)
 
 
 def demo_album() -> Album:
@@ -86,9 +86,9 @@ def demo_album() -> Album:
         home / "pictures",
         home / FOLDER,
         home / "plain",
-        [AlbumPicture(**entry) for entry in known["pictures"]],
+        [AlbumImage(**entry) for entry in known["pictures"]],
         [AlbumClip(**entry) for entry in known["clips"]],
-        [AlbumPicture(**entry) for entry in known["plain"]],
+        [AlbumImage(**entry) for entry in known["plain"]],
     )
 
 
@@ -114,37 +114,37 @@ def _home() -> Path:
 
 
 def _draw(folder: Path) -> None:
-    pictures = _draw_pictures(folder, "pictures", PICTURES, "drawn")
-    plain = _draw_pictures(folder, "plain", PLAIN, "plain")
+    images = _draw_images(folder, "pictures", IMAGES, "drawn")
+    plain = _draw_images(folder, "plain", PLAIN, "plain")
     videos = draw_videos(0, {"train": 0, "test": CLIPS}, folder, CLIP_SIDE)
     clips = [
         asdict(AlbumClip(Path(video.file_name).name, video.clip.seconds, list(video.sentences))) for video in videos
     ]
-    write_json(folder / _FILE, json.loads(json.dumps({"pictures": pictures, "clips": clips, "plain": plain})))
+    write_json(folder / _FILE, json.loads(json.dumps({"pictures": images, "clips": clips, "plain": plain})))
 
 
-def _draw_pictures(folder: Path, name: str, count: int, style: Style) -> list[dict[str, Any]]:
-    """Draw the first ``count`` test pictures of a style into ``folder / name`` and describe them."""
-    world = draw_world(0, {"test": count}, folder, PICTURE_SIDE, style=style)
+def _draw_images(folder: Path, name: str, count: int, style: Style) -> list[dict[str, Any]]:
+    """Draw the first ``count`` test images of a style into ``folder / name`` and describe them."""
+    world = draw_world(0, {"test": count}, folder, IMAGE_SIDE, style=style)
     (folder / split_folder("test")).rename(folder / name)
-    for number, picture in enumerate(world.pictures["test"]):
-        (folder / name / picture.file_name).rename(folder / name / _name(number))
-    return [asdict(_describe(number, p, world.seed)) for number, p in enumerate(world.pictures["test"])]
+    for number, image in enumerate(world.images["test"]):
+        (folder / name / image.file_name).rename(folder / name / _name(number))
+    return [asdict(_describe(number, p, world.seed)) for number, p in enumerate(world.images["test"])]
 
 
 def _name(number: int) -> str:
     return f"picture{number + 1:02d}.jpg"
 
 
-def _describe(number: int, picture: Picture, seed: int) -> AlbumPicture:
+def _describe(number: int, image: Image, seed: int) -> AlbumImage:
     # What counts as hardly seen was set for the size that datasets have.
-    scale = (TRAINED_SIDE / PICTURE_SIDE) ** 2
-    small = replace(picture, areas=tuple(area * scale for area in picture.areas))
+    scale = (TRAINED_SIDE / IMAGE_SIDE) ** 2
+    small = replace(image, areas=tuple(area * scale for area in image.areas))
     questions = [
         (question["question"], annotation["multiple_choice_answer"]) for question, annotation in ask(small, seed)
     ]
-    phrases = [(phrase.words, picture.boxes[thing]) for thing, called in referred(small, seed) for phrase in called[:1]]
-    return AlbumPicture(_name(number), list(picture.captions), questions, phrases)
+    phrases = [(phrase.words, image.boxes[thing]) for thing, called in referred(small, seed) for phrase in called[:1]]
+    return AlbumImage(_name(number), list(image.captions), questions, phrases)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ MARKS: tuple[Colour, ...] = ((120, 120, 128), (170, 140, 110), (110, 140, 170), 
 
 @lru_cache(maxsize=16)
 def background_image(background: Background, side: int) -> Image.Image:
-    """RGB picture [side, side] of a background. It is shared: copy before drawing on it."""
+    """RGB image [side, side] of a background. It is shared: copy before drawing on it."""
     if background.style == "flat":
         return Image.new("RGB", (side, side), FLAT_COLOURS[background.colour])
     rng = np.random.Generator(np.random.PCG64(background.seed))

@@ -48,7 +48,7 @@ def caption_pretrain(scene: Scene, rng: np.random.Generator, detail: int) -> str
         phrases.append(f"{phrase} {PLACES[place(thing)]}" if detail >= 2 else phrase)
     text = _counted(scene, detail) if detail < 2 else None
     text = text or _join(phrases)
-    if detail < 3 and rng.random() < 0.12:
+    if detail < 3 and scene.background.colour and rng.random() < 0.12:
         text += f" on {with_article(scene.background.colour)} background"
     return choose(rng, OPENINGS) + text
 

@@ -12,7 +12,7 @@ import numpy as np
 from vlkit.drawn.draw import place_points
 from vlkit.drawn.graph import Thing
 from vlkit.drawn.kinds import KINDS
-from vlkit.drawn.world import Picture, World, split_folder
+from vlkit.drawn.world import Image, World, split_folder
 from vlkit.files import write_text
 
 INFO = {
@@ -32,26 +32,26 @@ CATEGORY_IDS: dict[str, int] = {category["name"]: category["id"] for category in
 
 def write_coco(world: World, folder: Path) -> None:
     """Write ``annotations/captions_*2024.json``, ``annotations/instances_*2024.json`` and ``dataset_coco.json``."""
-    for split, pictures in world.pictures.items():
+    for split, images in world.images.items():
         name = split_folder(split)
-        head = {"info": INFO, "licenses": LICENSES, "images": [image_record(p, world.side) for p in pictures]}
+        head = {"info": INFO, "licenses": LICENSES, "images": [image_record(p, world.side) for p in images]}
         sentences = [
-            {"image_id": picture.image_id, "id": caption_id(picture, k), "caption": text}
-            for picture in pictures
-            for k, text in enumerate(picture.captions)
+            {"image_id": image.image_id, "id": caption_id(image, k), "caption": text}
+            for image in images
+            for k, text in enumerate(image.captions)
         ]
         _write(folder / "annotations" / f"captions_{name}.json", {**head, "annotations": sentences})
-        objects = [record for picture in pictures for record in instance_records(picture, world.side)]
+        objects = [record for image in images for record in instance_records(image, world.side)]
         instances = {**head, "annotations": objects, "categories": CATEGORIES}
         _write(folder / "annotations" / f"instances_{name}.json", instances)
     _write(folder / "dataset_coco.json", karpathy(world))
 
 
 def write_scenes(world: World, folder: Path) -> None:
-    """Write ``scenes_<split>.jsonl``: a line a picture with its scene graph, boxes (xyxy pixels) and areas."""
-    for split, pictures in world.pictures.items():
+    """Write ``scenes_<split>.jsonl``: a line an image with its scene graph, boxes (xyxy pixels) and areas."""
+    for split, images in world.images.items():
         lines = []
-        for p in pictures:
+        for p in images:
             record = {"image_id": p.image_id, "file_name": f"{split_folder(split)}/{p.file_name}"}
             lines.append(json.dumps({**record, "boxes": p.boxes, "areas": p.areas, "scene": p.scene.to_json()}))
         write_text(folder / f"scenes_{split}.jsonl", "".join(line + "\n" for line in lines))
@@ -62,37 +62,37 @@ def _write(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value) + "\n")
 
 
-def image_record(picture: Picture, side: int) -> dict[str, Any]:
-    """The ``images`` entry of a picture."""
+def image_record(image: Image, side: int) -> dict[str, Any]:
+    """The ``images`` entry of an image."""
     return {
         "license": 1,
-        "file_name": picture.file_name,
+        "file_name": image.file_name,
         "coco_url": "",
         "height": side,
         "width": side,
         "date_captured": "2024-01-01 00:00:00",
         "flickr_url": "",
-        "id": picture.image_id,
+        "id": image.image_id,
     }
 
 
-def caption_id(picture: Picture, number: int) -> int:
+def caption_id(image: Image, number: int) -> int:
     """Id of a caption, unique over all splits."""
-    return picture.image_id * 10 + number
+    return image.image_id * 10 + number
 
 
-def annotation_id(picture: Picture, number: int) -> int:
+def annotation_id(image: Image, number: int) -> int:
     """Id of the instance of thing ``number``, unique over all splits."""
-    return picture.image_id * 10 + number
+    return image.image_id * 10 + number
 
 
-def instance_records(picture: Picture, side: int) -> list[dict[str, Any]]:
-    """The ``annotations`` entries of the things seen in a picture.
+def instance_records(image: Image, side: int) -> list[dict[str, Any]]:
+    """The ``annotations`` entries of the things seen in an image.
 
     ``bbox`` (xywh) and ``area`` are of what is seen; ``segmentation`` is the whole form without its outline.
     """
     records = []
-    for number, (thing, box, area) in enumerate(zip(picture.scene.things, picture.boxes, picture.areas, strict=True)):
+    for number, (thing, box, area) in enumerate(zip(image.scene.things, image.boxes, image.areas, strict=True)):
         if box is None:
             continue
         left, top, right, bottom = box
@@ -101,10 +101,10 @@ def instance_records(picture: Picture, side: int) -> list[dict[str, Any]]:
                 "segmentation": polygons(thing, side),
                 "area": area,
                 "iscrowd": 0,
-                "image_id": picture.image_id,
+                "image_id": image.image_id,
                 "bbox": [left, top, right - left, bottom - top],
                 "category_id": CATEGORY_IDS[thing.kind],
-                "id": annotation_id(picture, number),
+                "id": annotation_id(image, number),
             }
         )
     return records
@@ -120,24 +120,24 @@ def polygons(thing: Thing, side: int) -> list[list[float]]:
 
 
 def karpathy(world: World) -> dict[str, Any]:
-    """The value of ``dataset_coco.json``: every picture with its split and sentences."""
+    """The value of ``dataset_coco.json``: every image with its split and sentences."""
     images: list[dict[str, Any]] = []
-    for split, pictures in world.pictures.items():
-        for picture in pictures:
+    for split, own in world.images.items():
+        for image in own:
             number = len(images)
-            ids = [caption_id(picture, k) for k in range(len(picture.captions))]
+            ids = [caption_id(image, k) for k in range(len(image.captions))]
             sentences = [
                 {"tokens": tokens(text), "raw": text, "imgid": number, "sentid": sentence_id}
-                for sentence_id, text in zip(ids, picture.captions, strict=True)
+                for sentence_id, text in zip(ids, image.captions, strict=True)
             ]
             images.append(
                 {
                     "filepath": split_folder(split),
                     "sentids": ids,
-                    "filename": picture.file_name,
+                    "filename": image.file_name,
                     "imgid": number,
                     "split": split,
-                    "cocoid": picture.image_id,
+                    "cocoid": image.image_id,
                     "sentences": sentences,
                 }
             )

@@ -1,7 +1,7 @@
-"""Scenes to pictures, exact boxes and outlines.
+"""Scenes to images, exact boxes and outlines.
 
-Everything is drawn twice as large and reduced, so edges are smooth. Beside the picture a second image keeps, for
-each pixel, the number of the thing seen there; boxes and areas are read from it and so agree with the picture.
+Everything is drawn twice as large and reduced, so edges are smooth. Beside the image a second image keeps, for
+each pixel, the number of the thing seen there; boxes and areas are read from it and so agree with the image.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BLACKISH = 170
 
 @dataclass
 class Canvas:
-    """A picture being drawn, ``SUPERSAMPLE`` times as large as the result.
+    """An image being drawn, ``SUPERSAMPLE`` times as large as the result.
 
     Attributes:
         image: RGB.
@@ -54,17 +54,17 @@ def new_canvas(scene: Scene, size: int) -> Canvas:
 
 
 def draw(scene: Scene, size: int = 96) -> Image.Image:
-    """The scene as an RGB picture of ``size`` x ``size`` pixels."""
+    """The scene as an RGB image of ``size`` x ``size`` pixels."""
     return render(scene, size)[0]
 
 
 def boxes(scene: Scene, size: int = 96) -> list[tuple[float, float, float, float] | None]:
-    """Box of what is seen of each thing, xyxy in pixels of a picture of that size; None for a thing wholly hidden."""
+    """Box of what is seen of each thing, xyxy in pixels of an image of that size; None for a thing wholly hidden."""
     return mask_boxes(render(scene, size)[1], len(scene.things))
 
 
 def render(scene: Scene, size: int = 96) -> tuple[Image.Image, np.ndarray]:
-    """Picture and, twice as fine, which thing is seen where.
+    """Image and, twice as fine, which thing is seen where.
 
     Returns:
         RGB image [size, size] and uint8 [2 * size, 2 * size]: 0 = background, i + 1 = thing i.
@@ -92,7 +92,7 @@ def mask_boxes(ids: np.ndarray, count: int) -> list[tuple[float, float, float, f
 
 
 def place_points(points: np.ndarray, thing: Thing, side: float) -> np.ndarray:
-    """Local points [n, 2] of a thing's kind to picture coordinates, ``side`` pixels wide."""
+    """Local points [n, 2] of a thing's kind to image coordinates, ``side`` pixels wide."""
     radius, angle = thing.scale / 2 * side, np.radians(thing.angle)
     cos, sin = np.cos(angle) * radius, np.sin(angle) * radius
     turn = np.array([[cos, sin], [-sin, cos]])
@@ -123,7 +123,7 @@ def mix(a: tuple[int, int, int], b: tuple[int, int, int], weight: float) -> tupl
 
 
 def draw_thing(canvas: Canvas, thing: Thing, number: int) -> None:
-    """Draw one thing over what is there, at its own place, size and turn; it may reach past the picture's edge."""
+    """Draw one thing over what is there, at its own place, size and turn; it may reach past the image's edge."""
     pen, ids = ImageDraw.Draw(canvas.image), ImageDraw.Draw(canvas.ids)
     colours = tones(thing)
     side = canvas.side
@@ -133,7 +133,7 @@ def draw_thing(canvas: Canvas, thing: Thing, number: int) -> None:
         pen.polygon(points, fill=fill)
         ids.polygon(points, fill=number + 1)
         if part.tone == "body" and thing.pattern != "plain":
-            _paint_pattern(canvas, thing, points)
+            paint_pattern(canvas, thing, points)
         if canvas.line == "edge" and part.tone in ("dark", "white"):
             continue
         for contour in part.contours:
@@ -150,7 +150,7 @@ def _line(
         return [*map(tuple, contour), tuple(contour[0])], mix(fill, (0, 0, 0), 0.35), max(1, canvas.side // 96)
     width = max(2, round(thing.scale * canvas.side / 18))
     if canvas.line == "sketch":
-        contour = contour + _wobble(len(contour), thing.seed) * thing.scale * canvas.side
+        contour = contour + wobble(len(contour), thing.seed) * thing.scale * canvas.side
         width = max(2, round(thing.scale * canvas.side / 26))
     colour = CHALK if canvas.chalk else DARK
     if not canvas.chalk and sum(tones(thing)["body"]) < BLACKISH:
@@ -159,7 +159,7 @@ def _line(
 
 
 @lru_cache(maxsize=1024)
-def _wobble(count: int, seed: int) -> np.ndarray:
+def wobble(count: int, seed: int) -> np.ndarray:
     """Shifts [count, 2] of a contour's points, fractions of the thing's width, smooth along round contours."""
     noise = np.random.Generator(np.random.PCG64(seed)).normal(0, 0.022, (count, 2))
     if count > 12:
@@ -167,7 +167,7 @@ def _wobble(count: int, seed: int) -> np.ndarray:
     return noise
 
 
-def _paint_pattern(canvas: Canvas, thing: Thing, points: list[tuple[float, ...]]) -> None:
+def paint_pattern(canvas: Canvas, thing: Thing, points: list[tuple[float, ...]]) -> None:
     """Stripes, dots or checks over one coloured part."""
     array = np.asarray(points)
     left, top = np.floor(array.min(axis=0)).astype(int) - 1

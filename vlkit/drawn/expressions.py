@@ -1,4 +1,4 @@
-"""Referring expressions of the demo world: short phrases, each of which fits exactly one thing of its picture."""
+"""Referring expressions of the demo world: short phrases, each of which fits exactly one thing of its image."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Scene graphs of the demo world: things, their places and relations, before anything is drawn or said.
 
-Coordinates are fractions of the picture's side: (0, 0) top left, (1, 1) bottom right. Pictures are square.
+Coordinates are fractions of the image's side: (0, 0) top left, (1, 1) bottom right. Images are square.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Relation = Literal["left of", "right of", "above", "below", "on"]
 Line = Literal["edge", "outline", "sketch"]
 
 SIZES: dict[str, float] = {"small": 0.2, "medium": 0.29, "large": 0.42}
-"""Width of a thing as a fraction of the picture: 19, 28 and 40 px of 96."""
+"""Width of a thing as a fraction of the image: 19, 28 and 40 px of 96."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Thing:
         colour: a key of :data:`vlkit.drawn.words.COLOURS`.
         size: the word for its size; what is drawn follows ``scale``.
         pattern: what is on its coloured parts.
-        x, y: centre, fractions of the picture.
-        scale: nominal width, fraction of the picture.
+        x, y: centre, fractions of the image.
+        scale: nominal width, fraction of the image.
         angle: turn in degrees, clockwise.
         shade: -1 (darkest) to 1 (lightest) version of the colour; 0 is the basic colour.
         seed: fixes the wobble of hand-drawn lines.
@@ -67,7 +67,7 @@ class Background:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture before it is drawn.
+    """An image before it is drawn.
 
     Attributes:
         domain: which of the two domains it was made for.

@@ -24,7 +24,7 @@ MARKER = "world.json"
 
 Writer = Callable[[World, Path], None]
 WRITERS: tuple[Writer, ...] = (write_scenes, write_coco)
-"""What every world holds beside its pictures, each given (world, folder)."""
+"""What every world holds beside its images, each given (world, folder)."""
 PARTS: dict[str, Writer] = {"vqa": write_vqa, "refcoco": write_refcoco, "msrvtt": write_msrvtt}
 """What a world may hold besides: a part is a sub-folder of that name, written by (world, sub-folder)."""
 
@@ -44,9 +44,9 @@ def make_world(
         output: folder to make. It appears at the end, whole; a part that is added later does so too.
         seed: not negative; the same seed gives the same files, another one other scenes of the same statistics.
         size: number of scenes (:data:`vlkit.drawn.world.COUNTS`).
-        side: width and height of the pictures in pixels.
+        side: width and height of the images in pixels.
         workers: processes to draw with; 0 = this one alone. More need a main module that can be imported.
-        parts: keys of :data:`PARTS` to have besides pictures, captions and instances; None = all.
+        parts: keys of :data:`PARTS` to have besides images, captions and instances; None = all.
         style: how things are drawn (:data:`vlkit.drawn.world.DOMAINS`).
 
     Returns:
@@ -60,7 +60,7 @@ def make_world(
     if seed < 0:
         raise UserError(f"seed {seed}: is negative; use 0 or more")
     if not 32 <= side <= 512:
-        raise UserError(f"side {side}: pictures have 32 to 512 pixels a side")
+        raise UserError(f"side {side}: images have 32 to 512 pixels a side")
     settings = {"format": "vlkit-demo-world", "version": VERSION, "seed": seed, "size": size, "side": side}
     settings["style"] = style
     if not is_complete(output, settings):

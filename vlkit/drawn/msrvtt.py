@@ -23,8 +23,8 @@ INFO = {
 }
 ANIMATION = 8
 """MSR-VTT's category of cartoons."""
-PER_PICTURE = {"train": 0.15, "test": 0.2}
-"""Clips a picture of the split: 60 + 20 in a small world, 300 + 100 in a medium one, 1,500 + 200 in a large one."""
+PER_IMAGE = {"train": 0.15, "test": 0.2}
+"""Clips an image of the split: 60 + 20 in a small world, 300 + 100 in a medium one, 1,500 + 200 in a large one."""
 SEVEN_OF_NINE = 7010 / 9000
 """Share of the 9k list that is in the 7k list, as in MSR-VTT; the rest of it is official test."""
 VALIDATE = 497 / 7010
@@ -49,9 +49,9 @@ def write_msrvtt(world: World, folder: Path) -> None:
 
 
 def clip_counts(world: World) -> dict[str, int]:
-    """Clips of ``train`` and ``test`` for a world with that many pictures."""
+    """Clips of ``train`` and ``test`` for a world with that many images."""
     least = {"train": 3, "test": 2}
-    return {split: max(least[split], round(share * len(world.pictures[split]))) for split, share in PER_PICTURE.items()}
+    return {split: max(least[split], round(share * len(world.images[split]))) for split, share in PER_IMAGE.items()}
 
 
 def seven(train: list[Video]) -> int:

@@ -26,7 +26,7 @@ class Recipe:
     """How a task's dataset comes from the demo world.
 
     Attributes:
-        parts: what the world must hold besides pictures and captions (:data:`vlkit.drawn.make.PARTS`).
+        parts: what the world must hold besides images and captions (:data:`vlkit.drawn.make.PARTS`).
         read: the converter, given the folder of the world.
         media: folder in the world that media paths start from.
     """
@@ -50,14 +50,14 @@ RECIPES: dict[str, Recipe] = {
 def demo_dataset(task: str, size: WorldSize = "medium", seed: int = 0, style: Style = "drawn") -> Path:
     """The prepared demo dataset of a task, below ``cache_folder()/demo``; made on first use, then reused.
 
-    The tasks share the pictures of one world a style. A killed run leaves nothing that a later one would take for
+    The tasks share the images of one world a style. A killed run leaves nothing that a later one would take for
     complete, and of several processes at once one does the work.
 
     Args:
         task: what the dataset is for, one of :data:`RECIPES`.
         size: number of scenes (:data:`vlkit.drawn.world.COUNTS`).
         seed: of the world.
-        style: of its pictures (:data:`vlkit.drawn.world.DOMAINS`).
+        style: of its images (:data:`vlkit.drawn.world.DOMAINS`).
 
     Returns:
         The folder with ``dataset.json``.

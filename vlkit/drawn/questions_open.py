@@ -72,7 +72,7 @@ def what_is_outermost(scene: Scene, rng: np.random.Generator) -> Question | None
 
 
 def what_of_group(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """What animal is in the picture?"""
+    """What animal is in the image?"""
     groups: dict[str, set[str]] = {}
     for thing in scene.things:
         groups.setdefault(KINDS[thing.kind].group, set()).add(thing.kind)

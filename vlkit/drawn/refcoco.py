@@ -12,65 +12,65 @@ from vlkit.drawn.coco import CATEGORIES, CATEGORY_IDS, INFO, LICENSES, annotatio
 from vlkit.drawn.expressions import expressions
 from vlkit.drawn.kinds import KINDS
 from vlkit.drawn.refer import Phrase
-from vlkit.drawn.world import Picture, World, generator, mapped
+from vlkit.drawn.world import Image, World, generator, mapped
 from vlkit.files import whole_file, write_text
 
 STREAM = 4
-"""Number of this use of a picture's generators (:func:`vlkit.drawn.world.generator`)."""
+"""Number of this use of an image's generators (:func:`vlkit.drawn.world.generator`)."""
 TARGETS, SENTENCES = 3, 2
-"""Most things referred to in a picture, and most sentences for each."""
+"""Most things referred to in an image, and most sentences for each."""
 SMALLEST = 40
 """Pixels that must be seen of a thing that is referred to."""
 LIVING = frozenset(name for name, kind in KINDS.items() if kind.group in ("animal", "plant")) | {"snowman"}
-"""Kinds that testA asks for; testB has the pictures without any (RefCOCO: people, and pictures of others)."""
+"""Kinds that testA asks for; testB has the images without any (RefCOCO: people, and images of others)."""
 SPLITS = ("train", "val", "testA", "testB")
 
 Named = list[tuple[int, list[Phrase]]]
-"""Things of one picture (their numbers in the scene) with what they are called."""
+"""Things of one image (their numbers in the scene) with what they are called."""
 
 
 def write_refcoco(world: World, folder: Path) -> None:
     """Write ``refs(unc).p``, ``instances.json`` and ``finetune_refcoco_*.json`` into ``folder``.
 
-    Pictures are named as in RefCOCO, without a folder: ``COCO_train2024_000000100001.jpg``.
+    Images are named as in RefCOCO, without a folder: ``COCO_train2024_000000100001.jpg``.
     """
-    pictures = [picture for split in world.pictures.values() for picture in split]
-    found: list[Named] = list(mapped(partial(referred, seed=world.seed), pictures, world.workers, "refer to things"))
+    images = [image for split in world.images.values() for image in split]
+    found: list[Named] = list(mapped(partial(referred, seed=world.seed), images, world.workers, "refer to things"))
     instances = {
         "info": {**INFO, "description": "vlkit demo world: referring expressions"},
         "licenses": LICENSES,
-        "images": [image_record(picture, world.side) for picture in pictures],
-        "annotations": [record for picture in pictures for record in instance_records(picture, world.side)],
+        "images": [image_record(image, world.side) for image in images],
+        "annotations": [record for image in images for record in instance_records(image, world.side)],
         "categories": CATEGORIES,
     }
     write_text(folder / "instances.json", json.dumps(instances) + "\n")
     # Fresh texts and numbers: pickle writes an object that occurs twice as a reference, so its bytes would depend on
     # which equal values happen to be one object.
-    refs = json.loads(json.dumps(official_refs(pictures, found)))
+    refs = json.loads(json.dumps(official_refs(images, found)))
     with whole_file(folder / "refs(unc).p") as temporary:
         temporary.write_bytes(pickle.dumps(refs, protocol=2))
-    for split, content in finetune_files(pictures, found, instances).items():
+    for split, content in finetune_files(images, found, instances).items():
         write_text(folder / f"finetune_refcoco_{split}.json", json.dumps(content) + "\n")
 
 
-def split_of(picture: Picture) -> str:
-    """Split of RefCOCO that a picture's references are in."""
-    if picture.split != "test":
-        return picture.split
-    return "testA" if any(thing.kind in LIVING for thing in picture.scene.things) else "testB"
+def split_of(image: Image) -> str:
+    """Split of RefCOCO that an image's references are in."""
+    if image.split != "test":
+        return image.split
+    return "testA" if any(thing.kind in LIVING for thing in image.scene.things) else "testB"
 
 
-def referred(picture: Picture, seed: int) -> Named:
-    """Things of a picture and what they are called; none that is hardly seen or cannot be told apart."""
-    rng = generator(seed, picture.split, picture.image_id, STREAM)
-    things = picture.scene.things
-    living = split_of(picture) == "testA"
+def referred(image: Image, seed: int) -> Named:
+    """Things of an image and what they are called; none that is hardly seen or cannot be told apart."""
+    rng = generator(seed, image.split, image.image_id, STREAM)
+    things = image.scene.things
+    living = split_of(image) == "testA"
     found = []
     for number in rng.permutation(len(things)):
         i = int(number)
-        if picture.areas[i] < SMALLEST or (living and things[i].kind not in LIVING):
+        if image.areas[i] < SMALLEST or (living and things[i].kind not in LIVING):
             continue
-        phrases = expressions(picture.scene, i, rng, SENTENCES)
+        phrases = expressions(image.scene, i, rng, SENTENCES)
         if phrases:
             found.append((i, phrases))
         if len(found) == TARGETS:
@@ -78,11 +78,11 @@ def referred(picture: Picture, seed: int) -> Named:
     return found
 
 
-def official_refs(pictures: list[Picture], found: list[Named]) -> list[dict[str, Any]]:
+def official_refs(images: list[Image], found: list[Named]) -> list[dict[str, Any]]:
     """The list that ``refs(unc).p`` holds, a record a thing; ids run on from 0."""
     refs: list[dict[str, Any]] = []
     sent_id = 0
-    for picture, things in zip(pictures, found, strict=True):
+    for image, things in zip(images, found, strict=True):
         for i, phrases in things:
             sentences = []
             for phrase in phrases:
@@ -92,13 +92,13 @@ def official_refs(pictures: list[Picture], found: list[Named]) -> list[dict[str,
             refs.append(
                 {
                     "sent_ids": [sentence["sent_id"] for sentence in sentences],
-                    "file_name": picture.file_name.replace(".jpg", f"_{i}.jpg"),
-                    "ann_id": annotation_id(picture, i),
+                    "file_name": image.file_name.replace(".jpg", f"_{i}.jpg"),
+                    "ann_id": annotation_id(image, i),
                     "ref_id": len(refs),
-                    "image_id": picture.image_id,
-                    "split": split_of(picture),
+                    "image_id": image.image_id,
+                    "split": split_of(image),
                     "sentences": sentences,
-                    "category_id": CATEGORY_IDS[picture.scene.things[i].kind],
+                    "category_id": CATEGORY_IDS[image.scene.things[i].kind],
                 }
             )
     return refs
@@ -109,41 +109,41 @@ def raw_form(words: str, number: int) -> str:
     return (words, words, words.capitalize(), f"{words.capitalize()}.")[number % 4]
 
 
-def finetune_files(pictures: list[Picture], found: list[Named], instances: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def finetune_files(images: list[Image], found: list[Named], instances: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Split -> content of MDETR's file: an image record and an annotation an expression; ids run on over the splits."""
     boxes = {record["id"]: record for record in instances["annotations"]}
     head = {key: instances[key] for key in ("info", "licenses", "categories")}
     files: dict[str, dict[str, Any]] = {split: {**head, "images": [], "annotations": []} for split in SPLITS}
     side, number = instances["images"][0]["width"], 0
     for split in SPLITS:
-        for picture, things in zip(pictures, found, strict=True):
-            if split_of(picture) != split:
+        for image, things in zip(images, found, strict=True):
+            if split_of(image) != split:
                 continue
             for i, phrases in things:
                 for phrase in phrases:
-                    image, annotation = _finetune_pair(picture, phrase, boxes[annotation_id(picture, i)], number, side)
-                    files[split]["images"].append(image)
+                    record, annotation = _finetune_pair(image, phrase, boxes[annotation_id(image, i)], number, side)
+                    files[split]["images"].append(record)
                     files[split]["annotations"].append(annotation)
                     number += 1
     return files
 
 
 def _finetune_pair(
-    picture: Picture, phrase: Phrase, instance: dict[str, Any], number: int, side: int
+    image: Image, phrase: Phrase, instance: dict[str, Any], number: int, side: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     begin = phrase.words.index(phrase.head)
     spans = [[begin, begin + len(phrase.head)]]
     others = [[len(phrase.words) - len(phrase.other), len(phrase.words)]] if phrase.other else []
-    image = {
-        "file_name": picture.file_name,
+    record = {
+        "file_name": image.file_name,
         "height": side,
         "width": side,
         "id": number,
-        "original_id": picture.image_id,
+        "original_id": image.image_id,
         "caption": phrase.words,
         "dataset_name": "refcoco",
         "tokens_negative": others,
     }
     copied = {key: instance[key] for key in ("area", "iscrowd", "category_id", "bbox")}
     annotation = {**copied, "image_id": number, "id": number, "original_id": instance["id"], "tokens_positive": spans}
-    return image, annotation
+    return record, annotation

@@ -42,7 +42,7 @@ BROAD = frozenset(
 BASIC = 0.7
 """How often a thing or colour is called by its basic name."""
 ARGUABLE = 0.04
-"""Sideways or up-down shift (fraction of the picture) below which nobody would say "left of" or "above"."""
+"""Sideways or up-down shift (fraction of the image) below which nobody would say "left of" or "above"."""
 APART = 0.1
 """Shift from which on things in a row have a clear order."""
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big")}

@@ -21,7 +21,7 @@ def scene_and_rng(seed: int, split: int, index: int) -> tuple[Scene, np.random.G
 
 
 class PretrainingPairs(Dataset[tuple[Tensor, str]]):
-    """Pictures with one caption each.
+    """Images with one caption each.
 
     Args:
         seed: of the world.
@@ -38,7 +38,7 @@ class PretrainingPairs(Dataset[tuple[Tensor, str]]):
         return self.count - self.first
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        """Picture [3, 96, 96] uint8 and its caption."""
+        """Image [3, 96, 96] uint8 and its caption."""
         scene, rng = scene_and_rng(self.seed, self.split, self.first + index)
         text = caption(scene, rng, self.detail)
         return torch.from_numpy(np.asarray(draw(scene)).copy()).permute(2, 0, 1), text

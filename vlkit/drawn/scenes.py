@@ -46,7 +46,7 @@ __all__ = [
 
 PATTERNS: tuple[Pattern, ...] = ("plain", "striped", "dotted", "checkered")
 MARGIN = 1.08
-"""Room a thing needs at the picture's edge, in its own width: outlines and turned corners reach a bit past it."""
+"""Room a thing needs at the image's edge, in its own width: outlines and turned corners reach a bit past it."""
 
 
 def sample_scene(rng: np.random.Generator, domain: Domain) -> Scene:
@@ -64,7 +64,7 @@ def choose(rng: np.random.Generator, options: Iterable[Any], weights: Sequence[f
 
 
 def fits(thing: Thing, others: Sequence[Thing], gap: float = 0.9) -> bool:
-    """Whether a thing lies inside the picture and keeps clear of the others (``gap`` < 1 lets boxes overlap a bit)."""
+    """Whether a thing lies inside the image and keeps clear of the others (``gap`` < 1 lets boxes overlap a bit)."""
     half = thing.scale / 2 * MARGIN
     if not (half <= thing.x <= 1 - half and half <= thing.y <= 1 - half):
         return False
@@ -163,7 +163,7 @@ def _demo_things(
     if rng.random() < 0.3:
         things = _demo_stack(rng, background)
         on = [(1, 0)] if things else []
-    # At least one thing differs from the rest: "two red hats" alone would fit too many pictures.
+    # At least one thing differs from the rest: "two red hats" alone would fit too many images.
     alike = min(choose(rng, (1, 2, 3), (0.55, 0.3, 0.15)), count - 1)
     while len(things) < count:
         thing = _demo_thing(rng, background, count)

@@ -11,11 +11,11 @@ from vlkit.drawn.answers import ten_answers
 from vlkit.drawn.coco import INFO, LICENSES
 from vlkit.drawn.questions import questions
 from vlkit.drawn.refcoco import SMALLEST
-from vlkit.drawn.world import Picture, World, generator, mapped, split_folder
+from vlkit.drawn.world import Image, World, generator, mapped, split_folder
 from vlkit.files import write_text
 
 STREAM = 3
-"""Number of this use of a picture's generators (:func:`vlkit.drawn.world.generator`)."""
+"""Number of this use of an image's generators (:func:`vlkit.drawn.world.generator`)."""
 QUESTION_TYPES = (
     "how many",
     "what is the",
@@ -41,10 +41,10 @@ Entry = dict[str, Any]
 
 def write_vqa(world: World, folder: Path) -> None:
     """Write the questions and the annotations of every split into ``folder``."""
-    for split, pictures in world.pictures.items():
+    for split, images in world.images.items():
         name = split_folder(split)
         asked = partial(ask, seed=world.seed)
-        pairs = [pair for found in mapped(asked, pictures, world.workers, f"ask about {split}") for pair in found]
+        pairs = [pair for found in mapped(asked, images, world.workers, f"ask about {split}") for pair in found]
         head = {
             "info": {**INFO, "description": "vlkit demo world: questions", "version": "2.0"},
             "license": {"url": LICENSES[0]["url"], "name": LICENSES[0]["name"]},
@@ -57,14 +57,14 @@ def write_vqa(world: World, folder: Path) -> None:
         write_text(folder / f"v2_mscoco_{name}_annotations.json", json.dumps(answered_file) + "\n")
 
 
-def ask(picture: Picture, seed: int) -> list[tuple[Entry, Entry]]:
-    """Questions about a picture with their annotations; none where a thing is hardly seen."""
-    if min(picture.areas) < SMALLEST:
+def ask(image: Image, seed: int) -> list[tuple[Entry, Entry]]:
+    """Questions about an image with their annotations; none where a thing is hardly seen."""
+    if min(image.areas) < SMALLEST:
         return []
-    rng = generator(seed, picture.split, picture.image_id, STREAM)
+    rng = generator(seed, image.split, image.image_id, STREAM)
     pairs = []
-    for number, question in enumerate(questions(picture.scene, rng)):
-        ids = {"image_id": picture.image_id, "question_id": picture.image_id * 1000 + number}
+    for number, question in enumerate(questions(image.scene, rng)):
+        ids = {"image_id": image.image_id, "question_id": image.image_id * 1000 + number}
         annotation = {
             "question_type": question_type(question.text),
             "multiple_choice_answer": question.answer,

@@ -1,7 +1,7 @@
-"""The demo world in memory: scenes of three splits, then their pictures on disk with what is seen in each.
+"""The demo world in memory: scenes of three splits, then their images on disk with what is seen in each.
 
 Every random choice comes from a generator fixed by (seed, split, index, stream), so the world does not depend on how
-many processes draw it, and any one picture can be made again alone.
+many processes draw it, and any one image can be made again alone.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ DOMAINS: dict[str, Domain] = {"drawn": "demo", "plain": "pretrain"}
 """Styles of a world: drawn by hand on textured grounds, which the embedded bases have never seen, or the plain drawings
 that they were pre-trained on (other scenes of them)."""
 CAPTIONS = 5
-"""Captions a picture."""
+"""Captions an image."""
 SCENE_STREAM, CAPTION_STREAM = 0, 1
 JPEG_QUALITY = 92
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture on disk.
+class Image:
+    """One image on disk.
 
     Attributes:
         split: which split it is in.
@@ -75,15 +75,15 @@ class World:
 
     Attributes:
         seed: what it was made from.
-        side: width and height of every picture in pixels.
+        side: width and height of every image in pixels.
         workers: processes that writers may use; 0 = none besides this one.
-        pictures: by split, in order of image id.
+        images: by split, in order of image id.
     """
 
     seed: int
     side: int
     workers: int
-    pictures: dict[str, list[Picture]]
+    images: dict[str, list[Image]]
 
 
 def generator(seed: int, split: str, index: int, *stream: int) -> np.random.Generator:
@@ -92,12 +92,12 @@ def generator(seed: int, split: str, index: int, *stream: int) -> np.random.Gene
 
 
 def image_id(split: str, index: int) -> int:
-    """Id of picture ``index`` (from 0) of a split: train 100001..., val 200001..., test 300001..."""
+    """Id of image ``index`` (from 0) of a split: train 100001..., val 200001..., test 300001..."""
     return SPLITS[split] * 100_000 + index + 1
 
 
 def split_folder(split: str) -> str:
-    """Folder of a split's pictures, named as in COCO: ``train2024``."""
+    """Folder of a split's images, named as in COCO: ``train2024``."""
     return f"{split}2024"
 
 
@@ -132,22 +132,22 @@ def draw_world(
     """Sample the scenes, write one JPEG each below ``folder``, and say what is seen where."""
     found = sample_scenes(seed, counts, style)
     items = [(split, i, scene) for split, scenes in found.items() for i, scene in enumerate(scenes)]
-    pictures: dict[str, list[Picture]] = {split: [] for split in counts}
+    images: dict[str, list[Image]] = {split: [] for split in counts}
     for split in counts:
         (folder / split_folder(split)).mkdir(parents=True)
-    for picture in mapped(partial(_draw_picture, seed=seed, folder=folder, side=side), items, workers, "draw pictures"):
-        pictures[picture.split].append(picture)
-    return World(seed, side, workers, pictures)
+    for image in mapped(partial(_draw_image, seed=seed, folder=folder, side=side), items, workers, "draw images"):
+        images[image.split].append(image)
+    return World(seed, side, workers, images)
 
 
-def _draw_picture(item: tuple[str, int, Scene], seed: int, folder: Path, side: int) -> Picture:
+def _draw_image(item: tuple[str, int, Scene], seed: int, folder: Path, side: int) -> Image:
     split, index, scene = item
     image, ids = render(scene, side)
     name = file_name(split, index)
     image.save(folder / split_folder(split) / name, quality=JPEG_QUALITY, subsampling=0)
     areas = np.bincount(ids.ravel(), minlength=len(scene.things) + 1)[1:] / 4
     sentences = captions(scene, generator(seed, split, index, CAPTION_STREAM), CAPTIONS)
-    return Picture(
+    return Image(
         split=split,
         image_id=image_id(split, index),
         file_name=name,
@@ -160,18 +160,18 @@ def _draw_picture(item: tuple[str, int, Scene], seed: int, folder: Path, side: i
 
 def read_world(folder: Path, seed: int, side: int, workers: int = 0) -> World:
     """The world that was drawn into ``folder``, read back from its scene and caption files."""
-    pictures: dict[str, list[Picture]] = {}
+    images: dict[str, list[Image]] = {}
     for split in read_json(folder / "world.json")["counts"]:
         sentences: dict[int, list[str]] = {}
         for entry in read_json(folder / "annotations" / f"captions_{split_folder(split)}.json")["annotations"]:
             sentences.setdefault(entry["image_id"], []).append(entry["caption"])
         lines = (folder / f"scenes_{split}.jsonl").read_text(encoding="utf-8").splitlines()
-        pictures[split] = [_read_picture(json.loads(line), split, sentences) for line in lines]
-    return World(seed, side, workers, pictures)
+        images[split] = [_read_image(json.loads(line), split, sentences) for line in lines]
+    return World(seed, side, workers, images)
 
 
-def _read_picture(record: dict[str, Any], split: str, sentences: dict[int, list[str]]) -> Picture:
-    return Picture(
+def _read_image(record: dict[str, Any], split: str, sentences: dict[int, list[str]]) -> Image:
+    return Image(
         split=split,
         image_id=record["image_id"],
         file_name=record["file_name"].rpartition("/")[2],

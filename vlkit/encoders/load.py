@@ -26,8 +26,9 @@ __all__ = ["load_base", "load_text_base"]
 
 logger = logging.getLogger(__name__)
 
+EMBEDDED = ("tiny", "tiny2")
 FORMS = (
-    "tiny, ARCH (random weights), ARCH:TAG, ARCH:FILE, hf-hub:ORG/NAME, local-dir:FOLDER, "
+    "tiny, tiny2, ARCH (random weights), ARCH:TAG, ARCH:FILE, hf-hub:ORG/NAME, local-dir:FOLDER, "
     f"photos, or a pair of encoders: {PAIR_FORM}"
 )
 # Padding ids of tokenizers whose text towers do not record them (the towers attend to padding).
@@ -38,7 +39,7 @@ def load_base(name: str, tokenizer: str | Path | None = None, image_size: int | 
     """Load a contrastive base by name.
 
     Args:
-        name: ``tiny``, ``ARCH`` (random but always the same weights), ``ARCH:TAG``, ``ARCH:FILE`` (what
+        name: ``tiny``, ``tiny2``, ``ARCH`` (random but always the same weights), ``ARCH:TAG``, ``ARCH:FILE`` (what
             :func:`vlkit.encoders.weights.read_weights` reads), ``hf-hub:ORG/NAME`` or ``local-dir:FOLDER``;
             ``photos`` or another pair of encoders (:func:`vlkit.encoders.pair.load_pair`).
         tokenizer: folder with the files of a transformers tokenizer, for architectures that do not use CLIP's own;
@@ -62,10 +63,10 @@ def load_base(name: str, tokenizer: str | Path | None = None, image_size: int | 
 
 
 def _load(name: str, tokenizer: str | Path | None, image_size: int | None) -> ClipBase:
-    if name == "tiny":
+    if name in EMBEDDED:
         from vlkit.encoders.tiny import load_tiny_clip
 
-        return load_tiny_clip(image_size)
+        return load_tiny_clip(image_size, name)
     if is_pair(name):
         return load_pair(name, tokenizer, image_size)
     scheme, _, rest = name.partition(":")

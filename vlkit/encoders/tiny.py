@@ -23,6 +23,8 @@ from vlkit.encoders.bases import ClipBase, Preprocess, TextBase, clip_base, text
 from vlkit.encoders.tokenizer import readable
 
 ASSETS = Path(__file__).with_name("assets")
+CLIP_FILES = {"tiny": "clip.safetensors", "tiny2": "clip2.safetensors"}
+"""Embedded CLIP bases: one pre-trained on plain drawings, one on many drawing styles."""
 IMAGE_SIZE = 96
 CONTEXT = 48
 SENTINELS = 32
@@ -110,16 +112,21 @@ def tiny_t5_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def load_tiny_clip(image_size: int | None = None) -> ClipBase:
-    """The pre-trained tiny CLIP, its position embeddings resized where ``image_size`` (pixels) is not its own."""
+def load_tiny_clip(image_size: int | None = None, name: str = "tiny") -> ClipBase:
+    """A pre-trained tiny CLIP, its position embeddings resized where ``image_size`` (pixels) is not its own.
+
+    Args:
+        image_size: of other images than 96 pixels a side.
+        name: a key of :data:`CLIP_FILES`.
+    """
     size = image_size or IMAGE_SIZE
     tokenizer = TinyTokenizer(vocabulary())
     model = new_tiny_clip(tokenizer, size)
-    weights = _weights("clip.safetensors")
+    weights = _weights(CLIP_FILES[name])
     resize_pos_embed(weights, model)
     model.load_state_dict(weights)
     preprocess = replace(PREPROCESS, size=(size, size))
-    return clip_base(model, "tiny", tokenizer, preprocess, {"library": "vlkit", "name": "tiny", "weights": "embedded"})
+    return clip_base(model, name, tokenizer, preprocess, {"library": "vlkit", "name": name, "weights": "embedded"})
 
 
 def load_tiny_t5() -> TextBase:

@@ -151,6 +151,8 @@ def load_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
     if version != ADAPTER_VERSION:
         mend = "install the vlkit that wrote it"
         raise UserError(f"{folder / CONFIG_FILE}: format_version {version!r}, known is {ADAPTER_VERSION}; {mend}")
+    if "task" in config and config["task"] is None:
+        raise UserError(f"{folder}: holds published blocks that stand on no base; convert them again with --base")
     wrong = config_problem(config)
     if wrong:
         raise UserError(f"{folder / CONFIG_FILE}: field {wrong!r} makes no sense; copy the adapter again")

@@ -1,4 +1,4 @@
-"""What a stranger may send: limits on texts, numbers and pictures, each refused with a sentence."""
+"""What a stranger may send: limits on texts, numbers and images, each refused with a sentence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vlkit.errors import UserError
 UPLOAD_BYTES = 20 * 2**20
 """Largest file that may be uploaded."""
 UPLOAD_PIXELS = 40_000_000
-"""Most pixels of an uploaded picture: what a good camera takes, and 120 MB once decoded."""
+"""Most pixels of an uploaded image: what a good camera takes, and 120 MB once decoded."""
 TEXT_CHARACTERS = 500
 """Longest query, question or phrase; CLIP reads about 77 tokens of it."""
 
@@ -46,17 +46,17 @@ def check_count(count: float | None, what: str, most: int) -> int:
 
 
 def open_upload(path: str | Path | None, name: str = "") -> Image.Image:
-    """The uploaded picture as RGB; what it is shows in its content, whatever it is called.
+    """The uploaded image as RGB; what it is shows in its content, whatever it is called.
 
     Args:
         path: the file, or None if none was sent.
         name: what the user calls it.
 
     Raises:
-        UserError: none sent, too large a file, too many pixels, damaged, or no picture.
+        UserError: none sent, too large a file, too many pixels, damaged, or no image.
     """
     if path is None:
-        raise UserError("There is no picture yet; upload one or click an example.")
+        raise UserError("There is no image yet; upload one or click an example.")
     name = name or Path(path).name
     try:
         size = Path(path).stat().st_size
@@ -67,4 +67,4 @@ def open_upload(path: str | Path | None, name: str = "") -> Image.Image:
     try:
         return open_image(path, max_pixels=UPLOAD_PIXELS)
     except MediaError as error:
-        raise UserError(f"{name}: cannot be used as a picture ({error.reason}).") from None
+        raise UserError(f"{name}: cannot be used as an image ({error.reason}).") from None

@@ -43,7 +43,7 @@ class Models:
 
     @property
     def retrieval(self) -> dict[str, RetrievalPipeline]:
-        """Everything that embeds pictures and texts: the adapters, then the bases without one."""
+        """Everything that embeds images and texts: the adapters, then the bases without one."""
         return {**self.adapters, **self.zero_shot}
 
 
@@ -95,7 +95,7 @@ class _Bases:
         return {name for name, _ in self._clips} | {f"{name} text" for name in self._texts}
 
     def clip(self, name: str, image_size: Any = None) -> ClipBase:
-        """The contrastive base of that name, for pictures of its own or another size."""
+        """The contrastive base of that name, for images of its own or another size."""
         key = name, str(image_size)
         if key not in self._clips:
             self._clips[key] = load_base(name, image_size=image_size)

@@ -1,4 +1,4 @@
-"""Pictures with texts about them, through the cache of taps: what VQA and grounding need to train with ``--cache``."""
+"""Images with texts about them, through the cache of taps: what VQA and grounding need to train with ``--cache``."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from vlkit.tap_cache.rows import TapBatch
 from vlkit.tap_cache.store import digest
 
 
-class PicturesWithTexts(Protocol):
-    """A dataset whose examples are a picture with some texts, and that can make them without opening the picture.
+class ImagesWithTexts(Protocol):
+    """A dataset whose examples are an image with some texts, and that can make them without opening the image.
 
     Attributes:
         texts: every text of it; one that occurs twice may be there twice.
@@ -36,30 +36,30 @@ class PicturesWithTexts(Protocol):
         ...
 
     def identify(self, index: int) -> Any:
-        """JSON value that changes when the picture of an example does; examples of one picture have the same."""
+        """JSON value that changes when the image of an example does; examples of one image have the same."""
         ...
 
     def load(self, indices: list[int]) -> Tensor:
-        """Pictures of examples as the tower takes them, [n, 3, H, W]."""
+        """Images of examples as the tower takes them, [n, 3, H, W]."""
         ...
 
 
 @dataclass
-class CachedPictures:
-    """A dataset of pictures with texts whose batches come out of the caches of both towers.
+class CachedImages:
+    """A dataset of images with texts whose batches come out of the caches of both towers.
 
-    Use as the dataset of an :class:`vlkit.engine.loader.EpochLoader` whose collate takes the pictures of a batch with
+    Use as the dataset of an :class:`vlkit.engine.loader.EpochLoader` whose collate takes the images of a batch with
     :meth:`stack` and its texts with :meth:`read`, and wrap that with :meth:`loader`.
 
     Attributes:
         examples: the dataset.
-        pictures: the cache of the examples' pictures; None for a model that does not look.
+        images: the cache of the examples' images; None for a model that does not look.
         texts: the cache of the different texts.
         rows: text -> its row.
     """
 
-    examples: PicturesWithTexts
-    pictures: TapCache | None
+    examples: ImagesWithTexts
+    images: TapCache | None
     texts: TapCache
     rows: dict[str, int] = field(repr=False)
 
@@ -71,8 +71,8 @@ class CachedPictures:
         return self.examples.unopened(index)
 
     def stack(self, numbers: list[int]) -> TapBatch | Tensor:
-        """Numbers of P examples -> the rows of their pictures, or [P, 0] for a model that does not look."""
-        return torch.empty(len(numbers), 0) if self.pictures is None else self.pictures.look_up(numbers)
+        """Numbers of P examples -> the rows of their images, or [P, 0] for a model that does not look."""
+        return torch.empty(len(numbers), 0) if self.images is None else self.images.look_up(numbers)
 
     def read(self, texts: list[str]) -> TapBatch:
         """B texts -> their rows."""
@@ -80,21 +80,21 @@ class CachedPictures:
 
     def loader(self, loader: EpochLoader) -> CachedLoader:
         """Put the caches behind a loader of this dataset."""
-        caches = [cache for cache in (self.pictures, self.texts) if cache is not None]
+        caches = [cache for cache in (self.images, self.texts) if cache is not None]
         return CachedLoader(loader, caches, self.texts.fabric)
 
 
-def cached_pictures(
+def cached_images(
     where: Path | Literal[True],
     stored: NumberFormat,
-    examples: PicturesWithTexts,
+    examples: ImagesWithTexts,
     model: nn.Module,
     base: ClipBase,
     text: TextSide,
     fabric: Fabric,
     *,
     preprocess: Mapping[str, Any],
-) -> CachedPictures:
+) -> CachedImages:
     """Open the caches of both towers for a training set, say how large they are and check that the disk has room.
 
     Args:
@@ -102,18 +102,18 @@ def cached_pictures(
         stored: ``--cache_dtype``.
         examples: the training set, without augmentation.
         model: has the adapted towers as ``image`` (None: it does not look) and ``text``, on the device.
-        base: the contrastive base its pictures go through.
+        base: the contrastive base its images go through.
         text: what reads its texts.
         fabric: the run's Fabric.
-        preprocess: how pictures are prepared, as JSON values.
+        preprocess: how images are prepared, as JSON values.
 
     Raises:
         UserError: the method has no early route, the folder cannot be written, or the disk lacks room.
     """
     options = {"folder": None if where is True else where, "stored": stored, "fabric": fabric}
-    pictures = None
+    images = None
     if model.image is not None:
-        pictures = TapCache(
+        images = TapCache(
             "image",
             model.image,
             [digest(examples.identify(index)) for index in range(len(examples))],
@@ -132,5 +132,5 @@ def cached_pictures(
         {"base": identity, "tokens": digest(text.tokenize(TOKENIZER_PROBE).tolist()).hex()},
         **options,
     )
-    check_room([texts] if pictures is None else [pictures, texts])
-    return CachedPictures(examples, pictures, texts, {one: row for row, one in enumerate(different)})
+    check_room([texts] if images is None else [images, texts])
+    return CachedImages(examples, images, texts, {one: row for row, one in enumerate(different)})

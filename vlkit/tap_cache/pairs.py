@@ -43,7 +43,7 @@ class Pairs(Protocol):
         ...
 
     def load(self, media: list[int]) -> Any:
-        """What the cache of the media takes: of pictures [n, 3, H, W], of clips a list of [t, 3, H, W]."""
+        """What the cache of the media takes: of images [n, 3, H, W], of clips a list of [t, 3, H, W]."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""A small trainable transformer in which learned queries read a picture and a text; heads stand on the queries."""
+"""A small trainable transformer in which learned queries read an image and a text; heads stand on the queries."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from vlkit.encoders.staged import StagedEncoder
 from vlkit.errors import UserError
 
 FREQUENCIES = 6
-"""Of the position codes of picture cells: pi, 2 pi, 4 pi ... a picture's side."""
+"""Of the position codes of image cells: pi, 2 pi, 4 pi ... an image's side."""
 
 
 @dataclass
 class FusionOptions:
-    """The transformer that brings picture and text together."""
+    """The transformer that brings image and text together."""
 
     width: int = 128
     """Width of its tokens."""
@@ -29,11 +29,11 @@ class FusionOptions:
     heads: int = 4
     """Attention heads; must divide the width."""
     neck: int = 0
-    """Convolutional blocks on the picture's cells in front of the layers."""
+    """Convolutional blocks on the image's cells in front of the layers."""
     dropout: float = 0.1
     """On attention and feed-forward outputs, and on attention weights."""
     update_image: bool = False
-    """Let picture cells change from layer to layer too; else they are read only, which takes a fraction of the time
+    """Let image cells change from layer to layer too; else they are read only, which takes a fraction of the time
     and memory."""
     checkpointing: bool = False
     """Run layers again in backward instead of keeping their activations."""
@@ -53,8 +53,8 @@ class FusionOptions:
 class Fusion(nn.Module):
     """Small trainable transformer over adapted visual tokens (with 2-D positions), text tokens and learned queries.
 
-    Queries and text tokens attend to each other and to the picture's cells, layer by layer. Positions of cells are
-    functions of where a cell's centre lies in the picture (0..1), so any grid fits. Masked text tokens are never read.
+    Queries and text tokens attend to each other and to the image's cells, layer by layer. Positions of cells are
+    functions of where a cell's centre lies in the image (0..1), so any grid fits. Masked text tokens are never read.
 
     Args:
         image, text: the towers in front (their widths).
@@ -74,7 +74,7 @@ class Fusion(nn.Module):
         self.positions = nn.Linear(4 * FREQUENCIES + 2, width)
         self.neck = nn.ModuleList(NeckBlock(width) for _ in range(options.neck))
         self.queries = nn.Parameter(torch.randn(queries, width) * 0.02)
-        # What kind of token it is: cell, other picture token (class, registers), text.
+        # What kind of token it is: cell, other image token (class, registers), text.
         self.kinds = nn.Parameter(torch.randn(3, width) * 0.02)
         self.image_norm = nn.LayerNorm(width)
         self.layers = nn.ModuleList(FusionLayer(width, options.heads, options.dropout) for _ in range(options.layers))
@@ -84,9 +84,9 @@ class Fusion(nn.Module):
         """Query states after each layer.
 
         Args:
-            image: of P pictures; None = none is looked at.
+            image: of P images; None = none is looked at.
             text: of B texts.
-            owner: [B] int64, the picture of each text, where pictures are shared; None: P = B, in the same order.
+            owner: [B] int64, the image of each text, where images are shared; None: P = B, in the same order.
 
         Returns:
             One [B, Q, width] for each layer, normed.
@@ -113,7 +113,7 @@ class Fusion(nn.Module):
         return found
 
     def image_tokens(self, image: Encoded) -> Tensor:
-        """[P, L, width]: the picture's tokens, those that are cells with the code of their position."""
+        """[P, L, width]: the image's tokens, those that are cells with the code of their position."""
         tokens = self.image_in(image.tokens)
         if image.grid is None:
             return tokens + self.kinds[1]

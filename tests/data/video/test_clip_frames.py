@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from helpers.films import cut, film, nearest, picture, scrambled, sound, turned, written
+from helpers.films import cut, film, image, nearest, scrambled, sound, turned, written
 from vlkit.data.images import MediaError
 from vlkit.data.video import decode as decoding
 from vlkit.data.video import frame_table as tables
@@ -221,7 +221,7 @@ def test_every_frame_is_the_right_one(name: str, tmp_path: Path) -> None:
         (frame,) = decoding.decode(path, table, np.array([index]))
         upright = np.rot90(frame) if name == "rotated" else frame
         assert nearest(upright) == index
-        assert np.abs(upright.astype(int) - picture(index, upright.shape[1], upright.shape[0])).mean() < 10
+        assert np.abs(upright.astype(int) - image(index, upright.shape[1], upright.shape[0])).mean() < 10
 
 
 def test_rotated_video_is_upright(tmp_path: Path) -> None:

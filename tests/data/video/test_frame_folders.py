@@ -225,8 +225,8 @@ def test_source_chooses_among_sizes(dataset: Dataset) -> None:
 def test_stale_and_damaged_folders_are_named(dataset: Dataset) -> None:
     layout = make_frames(dataset, 4, 72, 1, 60).layout
     assert check_dataset(dataset, workers=1).problems == []
-    picture = layout.path / "x%2Fb" / "01.jpg"
-    picture.write_bytes(bytes(picture.stat().st_size))
+    image = layout.path / "x%2Fb" / "01.jpg"
+    image.write_bytes(bytes(image.stat().st_size))
     film(dataset.root / "videos" / "a.mp4", 28)
     source = FrameSource(dataset, "train", 4, 72)
     with pytest.raises(UserError, match=r"x%2Fa: a.mp4 has changed since; .*frames.py .* --frames 4 --size 72"):

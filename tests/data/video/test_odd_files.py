@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from helpers.films import cut, edited, film, nearest, picture, turned, written
+from helpers.films import cut, edited, film, image, nearest, turned, written
 from vlkit.data.images import MediaError
 from vlkit.data.video.clip_frames import duration_of, read_frames, shown_frames
 from vlkit.data.video.probe import probe
@@ -33,7 +33,7 @@ def numbers(path: Path, count: int = 5, start: float | None = None, end: float |
 def test_all_eight_orientations_are_upright(matrix: tuple[int, int, int, int], tmp_path: Path) -> None:
     path = turned(film(tmp_path / "a.mp4", 3), matrix)
     a, b, c, d = matrix
-    coded, (height, width) = picture(2, 160, 144), (144, 160)
+    coded, (height, width) = image(2, 160, 144), (144, 160)
     expected = np.zeros((width, height, 3) if a == 0 else (height, width, 3), int)
     for y, x in itertools.product(range(height), range(width)):
         # Negative places count from the far side, so the translation of the matrix is left out.
@@ -56,7 +56,7 @@ def test_orientation_in_the_codec_is_taken(tmp_path: Path) -> None:
             for changed in metadata.filter(packet if packet.size else None):
                 changed.stream = stream
                 new.mux(changed)
-    frame, coded = read_frames(path, 3).frames[2], picture(2, 160, 144)
+    frame, coded = read_frames(path, 3).frames[2], image(2, 160, 144)
     options = [coded.swapaxes(0, 1), coded.swapaxes(0, 1)[::-1, ::-1]]
     assert min(np.abs(frame.astype(int) - option).mean() for option in options if option.shape == frame.shape) < 10
 
@@ -115,7 +115,7 @@ def test_still_images_and_sound_beside_the_video(suffix: str, tmp_path: Path) ->
         video.width, video.height, video.pix_fmt = 160, 144, "yuv420p"
         for stream, frames in ((still, 1), (video, 30)):
             for number in range(frames):
-                frame = av.VideoFrame.from_ndarray(picture(number, stream.width, stream.height), format="rgb24")
+                frame = av.VideoFrame.from_ndarray(image(number, stream.width, stream.height), format="rgb24")
                 frame.pts, frame.time_base = number, Fraction(1, 10)
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
@@ -173,7 +173,7 @@ def _is_fine(function: Callable[..., object], *arguments: object) -> bool:
 )
 def test_names_are_not_taken_for_protocols(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert write_mp4(name, ((number, picture(number, 160, 144)) for number in range(10)), 10) == 10
+    assert write_mp4(name, ((number, image(number, 160, 144)) for number in range(10)), 10) == 10
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
     path = Path(name)
     assert duration_of(path) == pytest.approx(1.0) and numbers(path, 3) == [0, 4, 9] and probe(path).frames == 10

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,9 @@ class Lean:
         tap_dtype: number format of the saved taps. The forward is exact with any.
     """
 
-    share = 0.5  # a chunk also goes through adapter and late route in backward, and takes more memory there
+    # A chunk also goes through adapter and late route in backward, and takes more memory there. On a GPU larger chunks
+    # would be faster and give the memory away (docs/results/early_chunk_gpu.json): who wants that sets ``chunk``.
+    busy: ClassVar[dict[str, int]] = {"cpu": 320_000, "cuda": 3_000_000}
 
     def __init__(self, chunk: int | Literal["auto"] = "auto", tap_dtype: NumberFormat = "fp32") -> None:
         if chunk != "auto" and chunk < 0:

@@ -55,7 +55,7 @@ class Rung(nn.Linear):
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def mix(self, side: Tensor, projected: Tensor) -> Tensor:
-        """Both [B, L, d]; a projection of fewer rows (texts beside pictures) counts as zero in the rows it lacks."""
+        """Both [B, L, d]; a projection of fewer rows (texts beside images) counts as zero in the rows it lacks."""
         missing = side.shape[1] - projected.shape[1]
         if missing:
             projected = F.pad(projected, (0, 0, 0, missing))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkit.data.sources.common import take, take_id
-from vlkit.data.sources.karpathy import is_karpathy, picture_id, read_karpathy
+from vlkit.data.sources.karpathy import image_id, is_karpathy, read_karpathy
 from vlkit.data.sources.prepare import Counts, Source, add_record, compare_counts
 from vlkit.errors import UserError
 from vlkit.files import read_json
@@ -130,4 +130,4 @@ def _read_flat(content: list[Any], path: Path, split: str, source: Source) -> No
             raise UserError(f'{where}: field "caption" holds other things than texts; is this the official file?')
         texts.setdefault(take(entry, "image", str, where), []).extend(captions)
     for image, captions in texts.items():
-        add_record(source, split, {"id": f"coco/{picture_id(image)}", "image": image}, captions)
+        add_record(source, split, {"id": f"coco/{image_id(image)}", "image": image}, captions)

@@ -7,7 +7,7 @@ import unicodedata
 from operator import itemgetter
 from pathlib import Path
 
-from vlkit.data.sources.karpathy import is_karpathy, picture_id, read_karpathy
+from vlkit.data.sources.karpathy import image_id, is_karpathy, read_karpathy
 from vlkit.data.sources.prepare import Counts, Source, add_record, compare_counts
 from vlkit.errors import UserError, some
 from vlkit.files import read_json, read_text
@@ -84,7 +84,7 @@ def _assign_splits(captions: dict[str, list[str]], source: Source, split: str, s
 
 
 def _record(image: str) -> dict:
-    return {"id": f"flickr30k/{picture_id(image)}", "image": image}
+    return {"id": f"flickr30k/{image_id(image)}", "image": image}
 
 
 def _read_lists(path: Path) -> dict[str, list[str]]:

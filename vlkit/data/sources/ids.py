@@ -10,7 +10,7 @@ from vlkit.data.sources import coco
 _NAMED = re.compile(r"(?:COCO_([a-z]+\d+)_)?(\d{12})\.\w+")
 
 
-def picture_path(folder: str, image_id: int) -> str:
+def image_path(folder: str, image_id: int) -> str:
     """Path of image ``image_id`` of a COCO folder: ``val2014/COCO_val2014_000000000123.jpg``; from 2017 on the names
     are plain numbers, ``val2017/000000000123.jpg``.
     """

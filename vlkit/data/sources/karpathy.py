@@ -45,7 +45,7 @@ def read_karpathy(content: dict[str, Any], path: Path) -> Source:
             raise UserError(f'{where}: field "split" is "{split}"; known are {", ".join(_SPLITS)}')
         filename = take(image, "filename", str, where)
         folder = take(image, "filepath", str, where) if "filepath" in image else ""
-        number = whole_number(image.get("cocoid")) or image.get("cocoid") or picture_id(filename)
+        number = whole_number(image.get("cocoid")) or image.get("cocoid") or image_id(filename)
         record = {"id": f"{name}/{number}", "image": posixpath.join(folder, filename)}
         sentences = take(image, "sentences", list, where)
         texts = [_raw(sentence, f"{where}.sentences[{i}]") for i, sentence in enumerate(sentences)]
@@ -53,7 +53,7 @@ def read_karpathy(content: dict[str, Any], path: Path) -> Source:
     return source
 
 
-def picture_id(filename: str) -> str:
+def image_id(filename: str) -> str:
     """COCO's number for ``COCO_val2014_000000000123.jpg`` and ``000000000123.jpg``; else the name without ending."""
     stem = posixpath.splitext(posixpath.basename(filename))[0]
     number = re.fullmatch(r"(?:COCO_[a-z]+\d+_)?(\d{12})", stem)

@@ -10,7 +10,7 @@ from typing import Any
 
 from vlkit.data.records import ANSWERS, Record
 from vlkit.data.sources.common import take, take_id
-from vlkit.data.sources.ids import other_places, picture_path
+from vlkit.data.sources.ids import image_path, other_places
 from vlkit.data.sources.prepare import Counts, Source, compare_counts
 from vlkit.errors import UserError
 from vlkit.files import read_json
@@ -132,7 +132,7 @@ def _join(questions: _File, annotations: _File | None) -> tuple[list[Record], st
         text = take(entry, "question", str, where).encode("utf-8", "replace").decode("utf-8").strip()
         if not text:
             raise UserError(f'{where}: field "question" is blank; remove the record or ask something')
-        image = picture_path(questions.folder, image_id)
+        image = image_path(questions.folder, image_id)
         record = {"id": f"vqa/{question_id}", "question_id": question_id, "image": image, "question": text}
         if annotations:
             record.update(_take_answers(answers, question_id, image_id, where, annotations))

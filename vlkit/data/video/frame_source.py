@@ -115,7 +115,7 @@ def _fitting(dataset: Dataset, frames: int, size: int | None) -> Layout | None:
 def folder_problems(dataset: Dataset, records: list[Record]) -> list[tuple[str, str]]:
     """(folder, what is wrong) for the frame folders of ``records``: other frames than they should be, or damaged.
 
-    Pictures are decoded completely. A record without a folder is no problem.
+    Images are decoded completely. A record without a folder is no problem.
     """
     problems = []
     for layout in layouts(dataset.root):

@@ -32,7 +32,7 @@ def blind_boxes(dataset: Dataset, records: Sequence[dict[str, Any]], seed: int =
         ``constant`` (the best of the median box and :data:`CANDIDATES` training boxes) and ``centre``: float32 [4].
         The best has most training boxes at IoU >= 0.5, then the highest mean IoU.
     """
-    boxes = _targets(records) / picture_sides(dataset, records)
+    boxes = _targets(records) / image_sides(dataset, records)
     rng = np.random.default_rng(seed)
     sample = boxes[rng.permutation(len(boxes))[:SAMPLE]]
     tried = np.concatenate([np.median(boxes, axis=0, keepdims=True), sample[:CANDIDATES]])
@@ -51,7 +51,7 @@ def blind_metrics(
         ``acc@0.5``, ``mean_iou`` and ``acc@0.5_giou`` of the better one, and ``constant_box_acc@0.5`` and
         ``centre_box_acc@0.5`` of each.
     """
-    target, pixels = _targets(records), picture_sides(dataset, records)
+    target, pixels = _targets(records), image_sides(dataset, records)
     scored = {}
     for name, box in blind.items():
         predicted = box * pixels
@@ -62,7 +62,7 @@ def blind_metrics(
     return {**best, **{f"{name}_box_acc@0.5": metrics["acc@0.5"] for name, metrics in scored.items()}}
 
 
-def picture_sides(dataset: Dataset, records: Sequence[dict[str, Any]]) -> np.ndarray:
+def image_sides(dataset: Dataset, records: Sequence[dict[str, Any]]) -> np.ndarray:
     """Width, height, width, height in pixels of the image that each record's box was drawn on, float32 [n, 4]: the
     stated size, else that of the file. Shares of a resized copy are the same.
     """

@@ -26,7 +26,7 @@ def runners_up(heat: Tensor, cells: Tensor, best: Tensor, count: int) -> tuple[T
 
     Returns:
         Boxes [n, 4] in the same form and their shares [n], hottest first: how hot a runner-up's hottest cell is beside
-        the hottest of all (0..1), after a softmax over the picture.
+        the hottest of all (0..1), after a softmax over the image.
     """
     corners = box_convert(cells, "cxcywh", "xyxy")
     shares = (heat - heat.max()).exp()

@@ -74,7 +74,7 @@ class Fit:
             return x
         return VF.pad(x, [left, top, self.size[1] - width - left, self.size[0] - height - top], self.fill)
 
-    def to_picture(self, boxes: Tensor, width: int, height: int) -> Tensor:
+    def to_image(self, boxes: Tensor, width: int, height: int) -> Tensor:
         """The exact inverse for boxes: shares of the input [..., 4] corners -> pixels of a ``width`` x ``height``
         image, not clipped to it.
         """
@@ -155,11 +155,11 @@ def flip(image: Image.Image, boxes: Tensor, texts: Sequence[str]) -> tuple[Image
 
 
 @dataclass(frozen=True)
-class BoxedPicture:
+class BoxedImage:
     """An example: one image with some of the texts about it.
 
     Attributes:
-        pixels: [3, H, W] float32, or the example's number (:meth:`BoxedPictures.unopened`).
+        pixels: [3, H, W] float32, or the example's number (:meth:`BoxedImages.unopened`).
         texts: what is asked for.
         boxes: for each text [g, 4] float32, x1, y1, x2, y2 in 0..1 of the input.
     """
@@ -169,7 +169,7 @@ class BoxedPicture:
     boxes: list[Tensor]
 
 
-class BoxedPictures:
+class BoxedImages:
     """Images with up to ``texts`` expressions each; an image with more of them is several examples.
 
     Args:
@@ -201,7 +201,7 @@ class BoxedPictures:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> BoxedPicture:
+    def __getitem__(self, index: int) -> BoxedImage:
         """The image with its texts and boxes; draws augmentation from the global generators."""
         records = self.examples[index]
         image = read_image(self.dataset, records[0])
@@ -212,11 +212,11 @@ class BoxedPictures:
         if self.flip and random.random() < 0.5:
             image, joined, texts = flip(image, joined, texts) or (image, joined, texts)
         pixels, joined = self.transform(image, joined)
-        return BoxedPicture(pixels, texts, list(joined.split(counts)))
+        return BoxedImage(pixels, texts, list(joined.split(counts)))
 
-    # --- for training with --cache: see vlkit.tap_cache.images.PicturesWithTexts ---
+    # --- for training with --cache: see vlkit.tap_cache.images.ImagesWithTexts ---
 
-    def unopened(self, index: int) -> BoxedPicture:
+    def unopened(self, index: int) -> BoxedImage:
         """The example with its number in place of pixels; not augmented, not mirrored."""
         records = self.examples[index]
         name = records[0]["image"]
@@ -225,7 +225,7 @@ class BoxedPictures:
         size = self._sizes[name]
         records = [in_file_pixels(record, size) for record in records]
         boxes = [self.transform.boxes_alone(size, boxes_of(record, self.several)) for record in records]
-        return BoxedPicture(index, [record["text"] for record in records], boxes)
+        return BoxedImage(index, [record["text"] for record in records], boxes)
 
     @property
     def texts(self) -> list[str]:
@@ -277,7 +277,7 @@ class BoxBatch(NamedTuple):
 
 
 class BoxCollate:
-    """Examples of :class:`BoxedPictures` -> :class:`BoxBatch`.
+    """Examples of :class:`BoxedImages` -> :class:`BoxBatch`.
 
     Args:
         tokenize: texts -> ids [B, L], without columns of padding only.
@@ -291,7 +291,7 @@ class BoxCollate:
     ) -> None:
         self.tokenize, self.stack = tokenize, stack
 
-    def __call__(self, examples: list[BoxedPicture]) -> BoxBatch:
+    def __call__(self, examples: list[BoxedImage]) -> BoxBatch:
         owner = [i for i, example in enumerate(examples) for _ in example.texts]
         own = [boxes for example in examples for boxes in example.boxes]
         return BoxBatch(

@@ -36,7 +36,7 @@ class Found:
     """Boxes of one text, best first.
 
     Attributes:
-        boxes: float32 [Q, 4], x1, y1, x2, y2 in pixels of the original picture, not clipped to it.
+        boxes: float32 [Q, 4], x1, y1, x2, y2 in pixels of the original image, not clipped to it.
         scores: float32 [Q], the IoU with a right box that the model expects, 0..1; of runners-up (see
             :meth:`Locator.find`) an estimate that was not learned.
     """
@@ -46,15 +46,15 @@ class Found:
 
 
 class Locator:
-    """Finds texts in pictures with a grounding model, in batches, without gradient.
+    """Finds texts in images with a grounding model, in batches, without gradient.
 
     Args:
         model: on its device; called in eval mode, left in the mode it had.
-        base: the picture's base (preprocessing).
+        base: the image's base (preprocessing).
         text: the text's tower (tokenizer).
         fabric: device and precision.
-        shape: how pictures are fitted in (:class:`vlkit.tasks.grounding.data.Fit`).
-        batch_size: pictures at once.
+        shape: how images are fitted in (:class:`vlkit.tasks.grounding.data.Fit`).
+        batch_size: images at once.
         texts: texts at once, at most.
     """
 
@@ -77,10 +77,10 @@ class Locator:
         sources: Sequence[Any],
         texts: Sequence[Sequence[str]],
         open_one: Callable[[Any], Image.Image],
-        label: str = "pictures",
+        label: str = "images",
         candidates: int = 1,
     ) -> Iterator[list[Found]]:
-        """For each source the boxes of its texts; ``open_one`` turns a source into an RGB picture. Pictures are read a
+        """For each source the boxes of its texts; ``open_one`` turns a source into an RGB image. Images are read a
         batch ahead.
 
         A model with one query has one answer. With more ``candidates``, what else its heat map points at follows as
@@ -102,7 +102,7 @@ class Locator:
                 yield from self._boxes(torch.stack(pixels), sizes, [texts[row] for row in rows], candidates)
 
     def _parts(self, texts: Sequence[Sequence[str]]) -> Iterator[range]:
-        """Neighbouring pictures whose number and texts fit in one batch."""
+        """Neighbouring images whose number and texts fit in one batch."""
         start = count = 0
         for row, own in enumerate(texts):
             if row > start and (row - start == self.batch_size or count + len(own) > self.texts):
@@ -137,7 +137,7 @@ class Locator:
                     pair = _with_runners_up(*pair, last.heat[row, 0].cpu(), last.cells[row].cpu(), candidates)
                 order = pair[1].argsort(descending=True, stable=True)
                 corners = box_convert(pair[0][order], "cxcywh", "xyxy")
-                placed = self.transform.fit.to_picture(corners, width, height)
+                placed = self.transform.fit.to_image(corners, width, height)
                 found.append(Found(placed.numpy(), pair[1][order].numpy()))
                 row += 1
             yield found
@@ -177,12 +177,12 @@ def find_split(locator: Locator, dataset: Dataset, split: str) -> tuple[list[dic
     groups: dict[str, list[int]] = {}
     for row, record in enumerate(records):
         groups.setdefault(record["image"], []).append(row)
-    pictures = [list(groups.values())[i] for i in my_share(locator.fabric, len(groups))]
-    texts = [[records[row]["text"] for row in rows] for rows in pictures]
-    firsts = [records[rows[0]] for rows in pictures]
+    images = [list(groups.values())[i] for i in my_share(locator.fabric, len(groups))]
+    texts = [[records[row]["text"] for row in rows] for rows in images]
+    firsts = [records[rows[0]] for rows in images]
     found = torch.zeros(len(records), locator.model.fusion.queries.shape[0], 5)
-    answers = locator.find(firsts, texts, lambda record: read_image(dataset, record), f"{split} pictures")
-    for rows, own in zip(pictures, answers, strict=True):
+    answers = locator.find(firsts, texts, lambda record: read_image(dataset, record), f"{split} images")
+    for rows, own in zip(images, answers, strict=True):
         for row, answer in zip(rows, own, strict=True):
             found[row, :, :4], found[row, :, 4] = torch.from_numpy(answer.boxes), torch.from_numpy(answer.scores)
     if locator.fabric.world_size > 1:

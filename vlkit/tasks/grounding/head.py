@@ -1,4 +1,4 @@
-"""The grounding head: from fused query states to boxes in the picture.
+"""The grounding head: from fused query states to boxes in the image.
 
 A frozen tower's cells say little about where things end, and a query that regresses coordinates learns slowly. So the
 way from cells to a box is cut into steps, easy to hard:
@@ -8,7 +8,7 @@ way from cells to a box is cut into steps, easy to hard:
    and learns it from all texts at once.
 3. *Which cells?* A heat map. A cell knows whether it is a thing at all; every word votes for cells on its own, so that
    "red star" is where the votes of "red" and of "star" meet; and the fused query adds what takes the whole text and the
-   whole picture.
+   whole image.
 4. *Which box?* That of the hottest cell, averaged with those of hot cells that agree with it. The mean over the whole
    heat map would lie between two things where the text is not understood for sure, and be wrong for both.
 5. *What is left?* The query refines that box a little. Only this step learns from the box's L1 and GIoU: heat map and
@@ -34,7 +34,7 @@ from vlkit.tasks.fusion import FREQUENCIES, Fusion, NeckBlock, cell_codes
 from vlkit.tasks.grounding.overlap import pairwise_iou
 
 _REACH = 0.2
-"""Unit, as a share of the picture, in which a cell tells how far away the sides of its box are."""
+"""Unit, as a share of the image, in which a cell tells how far away the sides of its box are."""
 _MOST_CHANGE = 0.5
 """Bound on refinement: of the centre as a share of the sides, and of the logarithm of the sides."""
 
@@ -54,7 +54,7 @@ class GroundingOptions:
 
 @dataclass(frozen=True)
 class Cells:
-    """Cells of P pictures, as :class:`vlkit.tasks.fusion.Fusion` reads them.
+    """Cells of P images, as :class:`vlkit.tasks.fusion.Fusion` reads them.
 
     Attributes:
         tokens: [P, rows * columns, width], row by row.
@@ -84,13 +84,13 @@ class Neck(nn.Module):
         self.blocks = nn.ModuleList(NeckBlock(width) for _ in range(blocks))
 
     def forward(self, image: Encoded) -> Cells:
-        """Cells of P pictures; other tokens (class, registers) are left out.
+        """Cells of P images; other tokens (class, registers) are left out.
 
         Raises:
-            UserError: the tower's tokens are no cells of the picture.
+            UserError: the tower's tokens are no cells of the image.
         """
         if image.grid is None:
-            raise UserError("this base hands out no picture cells, so it cannot ground; choose another --base")
+            raise UserError("this base hands out no image cells, so it cannot ground; choose another --base")
         rows, columns = image.grid
         tokens = image.tokens[:, -rows * columns :]
         codes = cell_codes(rows, columns, tokens.device).to(self.positions.weight.dtype)
@@ -103,7 +103,7 @@ class Neck(nn.Module):
 class BoxPrediction(NamedTuple):
     """Boxes of B texts, all float32; a box is centre x, centre y, width, height as shares of the model's input.
 
-    Sides are positive; a box may reach out of the picture.
+    Sides are positive; a box may reach out of the image.
     """
 
     boxes: Tensor
@@ -119,7 +119,7 @@ class BoxPrediction(NamedTuple):
 
 
 class BoxHead(nn.Module):
-    """Query states, words and picture cells -> boxes.
+    """Query states, words and image cells -> boxes.
 
     Args:
         text: the text's tower (the width of its tokens).
@@ -144,9 +144,9 @@ class BoxHead(nn.Module):
 
         Args:
             states: a [B, Q, width] for each layer.
-            image: of P pictures, from :class:`Neck`.
+            image: of P images, from :class:`Neck`.
             text: of B texts.
-            owner: [B] int64, the picture of each text.
+            owner: [B] int64, the image of each text.
         """
         keys = self.key(image.tokens)
         cells = self._cell_boxes(keys, image.grid)[owner]
@@ -209,7 +209,7 @@ class Grounder(nn.Module):
 
     Args:
         image, text: adapted encoders (``forward(x) -> Encoded``).
-        neck: on the picture's cells.
+        neck: on the image's cells.
         fusion: over those and the text, with Q queries.
         head: on its query states.
     """
@@ -219,12 +219,12 @@ class Grounder(nn.Module):
         self.image, self.text, self.neck, self.fusion, self.head = image, text, neck, fusion, head
 
     def forward(self, pixels: Tensor, ids: Tensor, owner: Tensor) -> list[BoxPrediction]:
-        """Boxes of B texts about P pictures; each picture is encoded once.
+        """Boxes of B texts about P images; each image is encoded once.
 
         Args:
             pixels: [P, 3, H, W].
             ids: [B, L] int64.
-            owner: [B] int64, the picture of each text.
+            owner: [B] int64, the image of each text.
 
         Returns:
             A prediction for each fusion layer; the last one is the answer, the others are for auxiliary losses.

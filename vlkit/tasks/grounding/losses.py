@@ -25,7 +25,7 @@ class BoxLoss:
     """Weights of what is minimised (MDETR: 5 x L1 + 2 x GIoU)."""
 
     l1: float = 5.0
-    """Distance of centre and sides, as shares of the picture."""
+    """Distance of centre and sides, as shares of the image."""
     giou: float = 2.0
     """1 - generalised IoU."""
     heat: float = 1.0
@@ -110,7 +110,7 @@ def cell_loss(found: BoxPrediction, target: Tensor, valid: Tensor, weights: BoxL
 
 
 def _without_padding(target: Tensor, valid: Tensor) -> Tensor:
-    """``target`` with the whole picture for padding: the gradient of an empty box's GIoU is not a number."""
+    """``target`` with the whole image for padding: the gradient of an empty box's GIoU is not a number."""
     return torch.where(valid.unsqueeze(-1), target, target.new_tensor([0.0, 0.0, 1.0, 1.0]))
 
 
@@ -155,7 +155,7 @@ def cell_shares(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
         grid: rows and columns.
 
     Returns:
-        [..., rows * columns], sums to 1 (a box wholly outside the picture: zeros).
+        [..., rows * columns], sums to 1 (a box wholly outside the image: zeros).
     """
     x1, y1, x2, y2 = boxes.unsqueeze(-1).unbind(-2)
     along = []

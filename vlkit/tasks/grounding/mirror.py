@@ -1,4 +1,4 @@
-"""What a referring expression says after its picture was mirrored."""
+"""What a referring expression says after its image was mirrored."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _UNCLEAR = re.compile(
 
 
 def mirrored(text: str) -> str | None:
-    """The text of a picture that is mirrored left to right: "left" and "right" (east and west, their short forms and
+    """The text of an image that is mirrored left to right: "left" and "right" (east and west, their short forms and
     compounds) change places, with the case they had.
 
     Returns:
-        The new text, the same one if it names no side; None where a mirrored picture cannot be told: "right" that may
+        The new text, the same one if it names no side; None where a mirrored image cannot be told: "right" that may
         mean "just" or "correct", "left" that may mean "remaining", and clock positions.
     """
     if _UNCLEAR.search(text):

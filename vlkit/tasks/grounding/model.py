@@ -63,7 +63,7 @@ def adapter_config(
 
 
 def load_shape(preprocess: dict[str, Any]) -> Shape:
-    """The shape that a saved adapter's pictures were fitted in with.
+    """The shape that a saved adapter's images were fitted in with.
 
     Raises:
         UserError: one that this vlkit does not know.

@@ -1,4 +1,4 @@
-"""Visual grounding as a pipeline: a picture and a text to boxes in the picture."""
+"""Visual grounding as a pipeline: an image and a text to boxes in the image."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from vlkit.tasks.grounding.evaluate import Found, Locator
 from vlkit.tasks.grounding.head import GroundingOptions
 from vlkit.tasks.grounding.model import build_model, identities, load_shape
 
-Picture = str | Path | Image.Image
-PICTURES_AT_ONCE = 32
-"""Most pictures, of several callers, that are looked at together."""
+ImageInput = str | Path | Image.Image
+IMAGES_AT_ONCE = 32
+"""Most images, of several callers, that are looked at together."""
 
 
 class Candidate(NamedTuple):
     """A box that a text may speak of."""
 
     box: tuple[float, float, float, float]
-    """x1, y1, x2, y2 in pixels of the original picture, inside it."""
+    """x1, y1, x2, y2 in pixels of the original image, inside it."""
     score: float
     """0..1. Of the best candidate, and of every one of a model with several queries: the IoU with the right box that
     the model expects. Of a runner-up of a model with one query: the best one's score times the share of heat at its
@@ -42,7 +42,7 @@ class Candidate(NamedTuple):
 
 
 class GroundingPipeline:
-    """An adapted grounding model: finds in a picture what a text speaks of.
+    """An adapted grounding model: finds in an image what a text speaks of.
 
     Safe to call from several threads; what is asked while the model is busy is found together.
 
@@ -54,45 +54,45 @@ class GroundingPipeline:
 
     def __init__(self, locator: Locator, name: str, metrics: dict[str, float]) -> None:
         self.locator, self.name, self.metrics = locator, name, metrics
-        self._together = Batching(self._find, PICTURES_AT_ONCE)
+        self._together = Batching(self._find, IMAGES_AT_ONCE)
 
-    def ground(self, image: Picture, text: str, candidates: int = 1) -> Candidate | list[Candidate]:
+    def ground(self, image: ImageInput, text: str, candidates: int = 1) -> Candidate | list[Candidate]:
         """The box that ``text`` speaks of, with its score: ``box, score = model.ground("dogs.jpg", "the left dog")``.
 
         Args:
-            image: path or PIL picture.
+            image: path or PIL image.
             text: what to find.
             candidates: with more than 1, a list of at most as many, best first; the first is the single answer.
 
         Raises:
             UserError: the text is blank, or ``candidates`` is below 1.
-            vlkit.data.images.MediaError: the file is no readable picture; names it and the reason.
+            vlkit.data.images.MediaError: the file is no readable image; names it and the reason.
         """
         found = self.candidates(image, text, candidates)
         return found[0] if candidates == 1 else found
 
-    def candidates(self, image: Picture, text: str, k: int = 1) -> list[Candidate]:
+    def candidates(self, image: ImageInput, text: str, k: int = 1) -> list[Candidate]:
         """The k best candidates, or all there are; see :meth:`ground`.
 
         A model with several queries (``--head.queries``) has as many. One with a single query offers its answer and
         the other places that its heat map points at, which do not overlap (IoU below 0.5).
         """
         if not text.strip():
-            raise UserError("the text is blank; say what to find in the picture")
+            raise UserError("the text is blank; say what to find in the image")
         if k < 1:
             raise UserError(f"candidates={k}: must be at least 1")
         warn_of_cut_texts(self.locator.text, [text], "texts")
-        picture = to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
-        (found,) = self._together([(picture, text, k)])
-        inside = np.clip(found.boxes, 0, np.array([picture.width, picture.height] * 2, dtype=np.float32))
+        opened = to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
+        (found,) = self._together([(opened, text, k)])
+        inside = np.clip(found.boxes, 0, np.array([opened.width, opened.height] * 2, dtype=np.float32))
         pairs = zip(inside[:k].tolist(), found.scores[:k].tolist(), strict=True)
         return [Candidate(tuple(box), score) for box, score in pairs]
 
     def _find(self, asked: list[tuple[Image.Image, str, int]]) -> list[Found]:
-        """What is found for each picture and its text; as many candidates as any of the callers wants."""
-        pictures, texts, counts = zip(*asked, strict=True)
+        """What is found for each image and its text; as many candidates as any of the callers wants."""
+        images, texts, counts = zip(*asked, strict=True)
         each = [[text] for text in texts]
-        found = self.locator.find(pictures, each, lambda picture: picture, candidates=max(counts))
+        found = self.locator.find(images, each, lambda image: image, candidates=max(counts))
         return [own[0] for own in found]
 
 

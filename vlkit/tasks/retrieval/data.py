@@ -66,13 +66,13 @@ class CaptionedRecords:
 
 
 class ImageTextPairs(CaptionedRecords):
-    """(picture, caption) examples; the group number marks captions of one picture.
+    """(image, caption) examples; the group number marks captions of one image.
 
     Args:
         dataset: a prepared dataset.
         split: which split.
-        transform: picture -> [3, H, W].
-        every_caption: each caption is an example of its own; else each picture is one, with a caption drawn anew
+        transform: image -> [3, H, W].
+        every_caption: each caption is an example of its own; else each image is one, with a caption drawn anew
             whenever it is asked for.
     """
 
@@ -86,11 +86,11 @@ class ImageTextPairs(CaptionedRecords):
         return self.transform(read_image(self.dataset, self.records[group])), self.captions[caption], group
 
     def identify(self, group: int) -> list[Any]:
-        """What changes when the picture does: its path, size and time of the last change."""
+        """What changes when the image does: its path, size and time of the last change."""
         return identify_file(self.dataset.path(self.records[group]))
 
     def load(self, groups: list[int]) -> Tensor:
-        """Pictures as the tower takes them, [n, 3, H, W]; without augmentation always the same."""
+        """Images as the tower takes them, [n, 3, H, W]; without augmentation always the same."""
         return torch.stack([self.transform(read_image(self.dataset, self.records[group])) for group in groups])
 
 

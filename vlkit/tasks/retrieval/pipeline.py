@@ -1,4 +1,4 @@
-"""Image-text retrieval as a pipeline: pictures and texts to unit vectors in one space."""
+"""Image-text retrieval as a pipeline: images and texts to unit vectors in one space."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from vlkit.tasks.retrieval.evaluate import Embedder
 from vlkit.tasks.retrieval.model import build_model, zero_shot
 from vlkit.tasks.two_tower import HeadOptions
 
-Picture = str | Path | Image.Image
+ImageInput = str | Path | Image.Image
 BATCH = 64
-"""Pictures, or texts, that go through the model at once."""
+"""Images, or texts, that go through the model at once."""
 
 
 class RetrievalPipeline:
-    """An adapted two-tower model: pictures and texts to unit vectors in one space.
+    """An adapted two-tower model: images and texts to unit vectors in one space.
 
     Safe to call from several threads; calls that come in while the model is busy are embedded together.
 
@@ -49,7 +49,7 @@ class RetrievalPipeline:
         self.embedder, self.name, self.identity, self.metrics = embedder, name, identity, metrics
         self._lock = threading.Lock()  # of what other media a pipeline adds
         # Opened here and not in the batch, so that a bad file stops its own call alone.
-        self._images = Batching(lambda pictures: embedder.images(pictures, lambda picture: picture).numpy(), BATCH)
+        self._images = Batching(lambda images: embedder.images(images, lambda image: image).numpy(), BATCH)
         self._texts = Batching(lambda texts: embedder.texts(texts).numpy(), BATCH)
 
     @property
@@ -57,16 +57,16 @@ class RetrievalPipeline:
         """Width E of the joint space."""
         return self.embedder.model.out_dim
 
-    def embed_images(self, images: Sequence[Picture]) -> np.ndarray:
-        """Paths or PIL pictures -> float32 [n, E], unit norm.
+    def embed_images(self, images: Sequence[ImageInput]) -> np.ndarray:
+        """Paths or PIL images -> float32 [n, E], unit norm.
 
         Raises:
-            vlkit.data.images.MediaError: a file is no readable picture; names it and the reason.
+            vlkit.data.images.MediaError: a file is no readable image; names it and the reason.
         """
         vectors = np.empty((len(images), self.dim), dtype=np.float32)
         for start in range(0, len(images), BATCH):
             part = slice(start, start + BATCH)
-            vectors[part] = self._images([_as_rgb(picture) for picture in images[part]])
+            vectors[part] = self._images([_as_rgb(image) for image in images[part]])
         return vectors
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -77,8 +77,8 @@ class RetrievalPipeline:
         return np.stack(self._texts(texts))
 
 
-def _as_rgb(picture: Picture) -> Image.Image:
-    return to_rgb(picture) if isinstance(picture, Image.Image) else open_image(picture)
+def _as_rgb(image: ImageInput) -> Image.Image:
+    return to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
 
 
 def open_adapter(

@@ -1,6 +1,6 @@
 """A contrastive training step of two adapted towers on a made-up batch: what ``tasks/memory.py`` measures.
 
-Pictures are noise and texts random words, the same in every run. To memory that matters only where a method keeps some
+Images are noise and texts random words, the same in every run. To memory that matters only where a method keeps some
 values of a tap and leaves others out (SHERL in the joint space). This file alone in this folder knows models; it is
 imported on its own.
 """
@@ -147,7 +147,7 @@ class ContrastiveBench:
         return infer
 
     def batch(self, batch_size: int, text_length: int | None = None) -> tuple[Tensor, Tensor]:
-        """The made-up batch: pictures [B, 3, H, W] and token ids [B, L]; default L: that of the steps."""
+        """The made-up batch: images [B, 3, H, W] and token ids [B, L]; default L: that of the steps."""
         pixels = self._pixels
         if pixels is None or len(pixels) != batch_size:
             size, generator = (batch_size, 3, *self.base.preprocess.size), torch.Generator().manual_seed(0)
@@ -169,7 +169,7 @@ class Inference(nn.Module):
         self.eval()
 
     def forward(self, pixels: Tensor, ids: Tensor) -> tuple[Any, Any]:
-        """What the towers return for pictures [B, 3, H, W] and token ids [B, L]."""
+        """What the towers return for images [B, 3, H, W] and token ids [B, L]."""
         return self.image(pixels), self.text(ids)
 
 

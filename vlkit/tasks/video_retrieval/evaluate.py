@@ -27,7 +27,7 @@ COLUMNS = {f"{way} R@{k}": f"{way}_r{k}" for way in ("t2v", "v2t") for k in (1, 
 
 
 class VideoEmbedder(retrieval.Embedder):
-    """Embeds videos, pictures and texts in batches, without gradient.
+    """Embeds videos, images and texts in batches, without gradient.
 
     Args:
         model: on its device; called in eval mode, left in the mode it had.

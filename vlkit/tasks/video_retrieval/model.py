@@ -105,8 +105,8 @@ class VideoText(nn.Module):
         return self.temporal(grid, mask).float()
 
     def embed_images(self, pixels: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] uint8, each a video of one frame -> [B, E] float32, unit norm."""
-        return self.embed_videos(Frames.of([picture.unsqueeze(0) for picture in pixels]))
+        """Images [B, 3, H, W] uint8, each a video of one frame -> [B, E] float32, unit norm."""
+        return self.embed_videos(Frames.of([image.unsqueeze(0) for image in pixels]))
 
     def embed_texts(self, ids: Tensor) -> Tensor:
         """Token ids [B, L] int64 -> [B, E] float32, unit norm."""
@@ -130,7 +130,7 @@ def build_model(base: ClipBase, adapter: Any, head: VideoHeadOptions) -> VideoTe
 
 
 def zero_shot(base: ClipBase) -> VideoText:
-    """The base as it is: frames are embedded as pictures and averaged, nothing trained."""
+    """The base as it is: frames are embedded as images and averaged, nothing trained."""
     return (
         build_model(base, LinearOptions(), VideoHeadOptions(projection=base.joint_dim is not None))
         .requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Text-video retrieval as a pipeline: videos, pictures and texts to unit vectors in one space."""
+"""Text-video retrieval as a pipeline: videos, images and texts to unit vectors in one space."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Video = str | Path | tuple[str | Path, float | None, float | None]
 class VideoRetrievalPipeline(RetrievalPipeline):
     """An adapted video-text model. Safe to call from several threads.
 
-    A picture is embedded as a video of one frame. See :class:`vlkit.tasks.retrieval.pipeline.RetrievalPipeline` for the
+    An image is embedded as a video of one frame. See :class:`vlkit.tasks.retrieval.pipeline.RetrievalPipeline` for the
     arguments; ``embedder`` is a :class:`vlkit.tasks.video_retrieval.evaluate.VideoEmbedder`.
     """
 
@@ -83,7 +83,7 @@ def open_adapter(
 def load_zero_shot(
     base_name: str, device: str = "auto", frames: int = 12, sampling: Sampling = "uniform"
 ) -> VideoRetrievalPipeline:
-    """The base alone, unadapted: frames are embedded as pictures and averaged."""
+    """The base alone, unadapted: frames are embedded as images and averaged."""
     base = load_base(base_name)
     check_joint_space(base)
     reader = ClipReader(base.preprocess, frames, sampling)

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 Example = tuple[Tensor, list[Record]]
 
 
-class PictureQuestions:
+class ImageQuestions:
     """Examples of one image and its questions: the image is encoded once for all of them.
 
     Args:
@@ -43,7 +43,7 @@ class PictureQuestions:
 
     def __init__(self, dataset: Dataset, split: str, transform: Transform, per_picture: int = 0) -> None:
         self.dataset, self.transform, self.per_picture = dataset, transform, per_picture
-        self.groups = by_picture(answered(dataset, split))
+        self.groups = by_image(answered(dataset, split))
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -53,7 +53,7 @@ class PictureQuestions:
         _, group = self.unopened(index)
         return self.transform(read_image(self.dataset, group[0])), group
 
-    # --- for training with --cache: see vlkit.tap_cache.images.PicturesWithTexts ---
+    # --- for training with --cache: see vlkit.tap_cache.images.ImagesWithTexts ---
 
     def unopened(self, index: int) -> tuple[int, list[Record]]:
         """The example with its number in place of pixels."""
@@ -105,7 +105,7 @@ def answered_split(dataset: Dataset, data: Splits) -> str:
     return test if all("answers" in record for record in dataset.records(test)) else data.validation
 
 
-def by_picture(records: Sequence[Record]) -> list[list[Record]]:
+def by_image(records: Sequence[Record]) -> list[list[Record]]:
     """Records that ask about one image, together; images in the order of their first question."""
     groups: dict[str, list[Record]] = {}
     for record in records:
@@ -127,7 +127,7 @@ class Batch(NamedTuple):
 
 
 class QuestionCollate:
-    """Examples of :class:`PictureQuestions` -> :class:`Batch`.
+    """Examples of :class:`ImageQuestions` -> :class:`Batch`.
 
     Args:
         tokenize: questions -> ids [B, L].
@@ -144,7 +144,7 @@ class QuestionCollate:
         self.tokenize, self.targets, self.stack = tokenize, targets, stack
 
     def __call__(self, examples: list[Example]) -> Batch:
-        pixels = self.stack([picture for picture, _ in examples])
+        pixels = self.stack([image for image, _ in examples])
         owner = torch.tensor([place for place, (_, group) in enumerate(examples) for _ in group])
         records = [record for _, group in examples for record in group]
         ids = self.tokenize([record["question"] for record in records])

@@ -24,7 +24,7 @@ from vlkit.engine.distributed import gather_objects, my_share
 from vlkit.metrics.gqa import binary_and_open
 from vlkit.metrics.vqa import Form, answer_scores, vqa_metrics
 from vlkit.metrics.vqa_text import answer_form
-from vlkit.tasks.vqa.data import answered, by_picture, form_of, main_answer
+from vlkit.tasks.vqa.data import answered, by_image, form_of, main_answer
 from vlkit.tasks.vqa.heads import AnswerGenerator, beam_search
 from vlkit.tasks.vqa.model import HeadOptions, Model
 
@@ -83,10 +83,10 @@ class Answerer:
         training = self.model.training
         self.model.eval()
         hidden = not self.fabric.is_global_zero or not sys.stderr.isatty()
-        pictures = image_batches(list(sources), lambda source: self.transform(open_one(source)), self.batch_size)
+        images = image_batches(list(sources), lambda source: self.transform(open_one(source)), self.batch_size)
         total = -(-len(sources) // self.batch_size)
         found: list[list[Answers]] = []
-        for pixels in track(pictures, label, total, console=Console(stderr=True), transient=True, disable=hidden):
+        for pixels in track(images, label, total, console=Console(stderr=True), transient=True, disable=hidden):
             groups = questions[len(found) : len(found) + len(pixels)]
             found += self._answer_batch(pixels, groups, k)
         self.model.train(training)
@@ -134,7 +134,7 @@ class Answerer:
 def predict_records(answerer: Answerer, dataset: Dataset, records: Sequence[Record], label: str) -> dict[Any, str]:
     """Question id -> answer for every record, in their order; processes share the images."""
     warn_of_cut_texts(answerer.text, [record["question"] for record in records], label)
-    groups = by_picture(records)
+    groups = by_image(records)
     mine = [groups[i] for i in my_share(answerer.fabric, len(groups))]
     texts = [[record["question"] for record in group] for group in mine]
     found = answerer.answer([group[0] for group in mine], texts, lambda r: read_image(dataset, r), label=label)

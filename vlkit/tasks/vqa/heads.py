@@ -22,7 +22,7 @@ class ClassifyOptions:
 
     kind: Literal["classify"] = "classify"
     blind: bool = False
-    """Leave the picture out: the question-only control."""
+    """Leave the image out: the question-only control."""
     dropout: float = 0.1
     """In front of the last layer."""
     loss: Literal["bce", "softmax"] = "bce"
@@ -39,7 +39,7 @@ class GenerateOptions:
 
     kind: Literal["generate"] = "generate"
     blind: bool = False
-    """Leave the picture out: the question-only control."""
+    """Leave the image out: the question-only control."""
     queries: int = 8
     """Fused states that the decoder attends to beside the question."""
     beams: int = 3
@@ -61,7 +61,7 @@ class AnswerClassifier(nn.Module):
     """Adapted towers, fusion and a two-layer classifier on what the fusion found.
 
     Beside the fusion's query the classifier reads the product of both pooled embeddings (low-rank bilinear pooling, Kim
-    et al., ICLR 2017): what a picture holds as a whole is learned from it long before attention finds the right cells.
+    et al., ICLR 2017): what an image holds as a whole is learned from it long before attention finds the right cells.
 
     Args:
         image: adapted vision tower; None = blind.
@@ -90,7 +90,7 @@ class AnswerClassifier(nn.Module):
         nn.init.constant_(self.classifier[-1].bias, -math.log(max(1, answers)))
 
     def forward(self, pixels: Tensor, ids: Tensor, owner: Tensor) -> Tensor:
-        """Logits [B, A] float32 of pictures [P, 3, H, W], questions [B, L] int64 and each one's picture [B] int64."""
+        """Logits [B, A] float32 of images [P, 3, H, W], questions [B, L] int64 and each one's image [B] int64."""
         image = None if self.image is None else self.image(pixels)
         text = self.text(ids)
         whole = self.whole_text(text.pooled)
@@ -115,7 +115,7 @@ class AnswerGenerator(nn.Module):
     """Adapted towers and fusion, whose queries join the memory of T5's decoder, which writes the answer.
 
     With SHERL (flavour T5) the encoder's side memory, extended by the fused states, feeds the last decoder block; the
-    blocks before it run without gradient on the frozen memory of the question. (Picture tokens in front of the
+    blocks before it run without gradient on the frozen memory of the question. (Image tokens in front of the
     question would need a gradient through all of the frozen encoder.) With methods that tune the base itself all
     decoder blocks attend to the question and the fused states.
 

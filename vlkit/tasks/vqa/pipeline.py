@@ -1,4 +1,4 @@
-"""Visual question answering as a pipeline: a picture and a question to answers with probabilities."""
+"""Visual question answering as a pipeline: an image and a question to answers with probabilities."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from vlkit.tasks.batching import Batching
 from vlkit.tasks.vqa.evaluate import Answerer, Answers
 from vlkit.tasks.vqa.model import build_model, head_options, identity_of
 
-Picture = str | Path | Image.Image
-PICTURES_AT_ONCE = 32
-"""Most pictures, of several callers, that are answered about together."""
+ImageInput = str | Path | Image.Image
+IMAGES_AT_ONCE = 32
+"""Most images, of several callers, that are answered about together."""
 
 
 class VqaPipeline:
-    """Answers questions about pictures.
+    """Answers questions about images.
 
     Safe to call from several threads; what is asked while the model is busy is answered together.
 
@@ -44,54 +44,54 @@ class VqaPipeline:
 
     def __init__(self, answerer: Answerer, name: str, metrics: dict[str, float]) -> None:
         self.answerer, self.name, self.metrics = answerer, name, metrics
-        self._together = Batching(self._answer_groups, PICTURES_AT_ONCE)
+        self._together = Batching(self._answer_groups, IMAGES_AT_ONCE)
 
-    def answer(self, image: Picture, question: str, k: int = 5) -> Answers:
-        """The k best answers to a question about a picture, as (answer, probability), the best first.
+    def answer(self, image: ImageInput, question: str, k: int = 5) -> Answers:
+        """The k best answers to a question about an image, as (answer, probability), the best first.
 
         Raises:
-            vlkit.data.images.MediaError: a file is no readable picture; names it and the reason.
+            vlkit.data.images.MediaError: a file is no readable image; names it and the reason.
             UserError: the question is blank, or ``k`` is less than 1.
         """
         return self.answers([image], [question], k)[0]
 
-    def answers(self, images: Sequence[Picture], questions: Sequence[str], k: int = 5) -> list[Answers]:
-        """:meth:`answer` for pairs of a picture and a question.
+    def answers(self, images: Sequence[ImageInput], questions: Sequence[str], k: int = 5) -> list[Answers]:
+        """:meth:`answer` for pairs of an image and a question.
 
-        A picture that follows itself (the same object or path) is encoded once.
+        An image that follows itself (the same object or path) is encoded once.
 
         Raises:
-            ValueError: another number of pictures than of questions.
+            ValueError: another number of images than of questions.
         """
         if len(images) != len(questions):
-            raise ValueError(f"{len(images)} images and {len(questions)} questions; give one picture a question")
+            raise ValueError(f"{len(images)} images and {len(questions)} questions; give one image a question")
         if k < 1:
             raise UserError(f"k {k}: give the number of answers, 1 or more")
         if any(not question.strip() for question in questions):
             raise UserError("the question is blank; ask something")
         warn_of_cut_texts(self.answerer.text, questions, "questions")
-        pictures: list[Picture] = []
+        distinct: list[ImageInput] = []
         groups: list[list[str]] = []
         for image, question in zip(images, questions, strict=True):
-            if not pictures or not (pictures[-1] is image or (isinstance(image, str | Path) and pictures[-1] == image)):
-                pictures.append(image)
+            if not distinct or not (distinct[-1] is image or (isinstance(image, str | Path) and distinct[-1] == image)):
+                distinct.append(image)
                 groups.append([])
             groups[-1].append(question)
-        found = self._together([(picture, group, k) for picture, group in zip(pictures, groups, strict=True)])
+        found = self._together([(image, group, k) for image, group in zip(distinct, groups, strict=True)])
         return [answers for group in found for answers in group]
 
-    def _answer_groups(self, asked: list[tuple[Picture, list[str], int]]) -> list[list[Answers]]:
-        """Answers to the questions of each picture; how far a decoder looks depends on ``k``, so each has its run."""
+    def _answer_groups(self, asked: list[tuple[ImageInput, list[str], int]]) -> list[list[Answers]]:
+        """Answers to the questions of each image; how far a decoder looks depends on ``k``, so each has its run."""
         found: dict[int, list[Answers]] = {}
         for k in {k for *_, k in asked}:
             rows = [row for row, (*_, own) in enumerate(asked) if own == k]
-            pictures, groups = [asked[row][0] for row in rows], [asked[row][1] for row in rows]
-            found |= zip(rows, self.answerer.answer(pictures, groups, _as_rgb, k), strict=True)
+            images, groups = [asked[row][0] for row in rows], [asked[row][1] for row in rows]
+            found |= zip(rows, self.answerer.answer(images, groups, _as_rgb, k), strict=True)
         return [found[row] for row in range(len(asked))]
 
 
-def _as_rgb(picture: Picture) -> Image.Image:
-    return to_rgb(picture) if isinstance(picture, Image.Image) else open_image(picture)
+def _as_rgb(image: ImageInput) -> Image.Image:
+    return to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
 
 
 def open_adapter(
@@ -103,8 +103,8 @@ def open_adapter(
     text_base: TextBase | None = None,
 ) -> VqaPipeline:
     """Put a saved adapter on its bases; see :func:`vlkit.tasks.load.load`."""
-    picture = config["base"]["image"]
-    base = base or load_base(picture["load"], image_size=picture.get("image_size"))
+    image = config["base"]["image"]
+    base = base or load_base(image["load"], image_size=image.get("image_size"))
     text = text_side(config["base"]["text"]["load"], base, text_base)
     with built_for(tensors, folder):
         head, fusion, vocabulary = head_options(config["head"])

@@ -20,7 +20,7 @@ from vlkit.encoders.bases import Preprocess
 from vlkit.engine import fit
 from vlkit.errors import UserError
 from vlkit.tasks.grounding import data as boxes_module
-from vlkit.tasks.grounding.data import BoxedPictures, BoxTransform
+from vlkit.tasks.grounding.data import BoxedImages, BoxTransform
 from vlkit.tasks.vqa import data as questions_module
 
 VQA, GROUNDING = "tasks/vqa/train.py", "tasks/grounding/train.py"
@@ -33,9 +33,9 @@ AN_EPOCH = {VQA: 2, GROUNDING: 4}  # steps
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory) -> dict[str, Path]:
-    """Seven oblong pictures of three coloured blocks to train on; each colour is asked for and looked for.
+    """Seven oblong images of three coloured blocks to train on; each colour is asked for and looked for.
 
-    Batches of three leave some over: seven pictures, of which three texts each make 14 examples of up to two boxes.
+    Batches of three leave some over: seven images, of which three texts each make 14 examples of up to two boxes.
     Half of the records with boxes do not state the size.
     """
     rng, roots = np.random.default_rng(0), {}
@@ -120,7 +120,7 @@ def test_other_frozen_methods(kind, datasets, tmp_path):
     ("script", "words"),
     [(VQA, ()), (VQA, ("--head.blind", "true")), (GROUNDING, ()), (GROUNDING, ("--data.shape", "letterbox"))],
 )
-def test_full_cache_opens_no_picture_and_runs_no_backbone(script, words, datasets, tmp_path, monkeypatch):
+def test_full_cache_opens_no_image_and_runs_no_backbone(script, words, datasets, tmp_path, monkeypatch):
     cache = ("--cache", tmp_path / "store", "--cache_dtype", "fp32")
     expected, _ = trained(script, datasets, tmp_path / "plain", *words)
     assert trained(script, datasets, tmp_path / "first", *words, *cache)[0] == pytest.approx(expected, rel=1e-5)
@@ -138,7 +138,7 @@ def test_full_cache_opens_no_picture_and_runs_no_backbone(script, words, dataset
         monkeypatch.setattr(module, "read_image", note)
     monkeypatch.setattr(AdaptedEncoder, "forward", early)
     assert trained(script, datasets, tmp_path / "second", *words, *cache)[0] == pytest.approx(expected, rel=1e-5)
-    # One picture is opened to learn the shape of a row.
+    # One image is opened to learn the shape of a row.
     assert len(opened) == (0 if "--head.blind" in words else 1)
 
 
@@ -163,11 +163,11 @@ def test_stopped_run_goes_on(script, datasets, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", ["squash", "letterbox"])
-def test_boxes_need_no_picture(shape, datasets):
-    """They are the very numbers that come with the pixels, whether the record states the picture's size or not."""
+def test_boxes_need_no_image(shape, datasets):
+    """They are the very numbers that come with the pixels, whether the record states the image's size or not."""
     dataset = Dataset.open(datasets[GROUNDING], "grounding")
     transform = BoxTransform(Preprocess((32, 48), (0.5,) * 3, (0.5,) * 3), shape)
-    examples = BoxedPictures(dataset, "train", transform, texts=2)
+    examples = BoxedImages(dataset, "train", transform, texts=2)
     for index in range(len(examples)):
         with_pixels, without = examples[index], examples.unopened(index)
         assert without.pixels == index and without.texts == with_pixels.texts

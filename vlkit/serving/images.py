@@ -1,4 +1,4 @@
-"""Pictures that several models search, and the ones that a visitor adds."""
+"""Images that several models search, and the ones that a visitor adds."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from vlkit.tasks.retrieval.pipeline import RetrievalPipeline
 log = logging.getLogger(__name__)
 
 THUMBNAIL = 512
-"""Longer side of what is shown of a picture, in pixels."""
+"""Longer side of what is shown of an image, in pixels."""
 
 
-def pictures_in(folder: Path) -> Medium:
+def images_in(folder: Path) -> Medium:
     """The image files below ``folder``, as a library's medium."""
 
     def find() -> tuple[list[Item], list[MediaError]]:
@@ -39,7 +39,7 @@ def pictures_in(folder: Path) -> Medium:
         folder,
         find=find,
         read=lambda pipeline, item: open_image(folder / item.id),
-        embed=lambda pipeline, pictures: pipeline.embed_images(pictures),
+        embed=lambda pipeline, images: pipeline.embed_images(images),
         digest=lambda item: sha256_of(folder / item.id),
     )
 
@@ -53,7 +53,7 @@ class Found:
     source: Path | Image.Image
 
     def thumbnail(self) -> Image.Image:
-        """The picture, at most :data:`THUMBNAIL` pixels a side.
+        """The image, at most :data:`THUMBNAIL` pixels a side.
 
         Raises:
             MediaError: the file is gone or damaged meanwhile.
@@ -64,12 +64,12 @@ class Found:
 
 
 @dataclass(frozen=True)
-class AddedPictures:
-    """Pictures that one visitor added: they live in memory and are found by nobody else.
+class AddedImages:
+    """Images that one visitor added: they live in memory and are found by nobody else.
 
     Attributes:
         names: what the visitor calls them.
-        thumbnails: as many pictures.
+        thumbnails: as many images.
         vectors: by model, float32 [n, E].
     """
 
@@ -77,24 +77,24 @@ class AddedPictures:
     thumbnails: tuple[Image.Image, ...] = ()
     vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
 
-    def plus(self, name: str, picture: Image.Image, models: Mapping[str, RetrievalPipeline]) -> AddedPictures:
+    def plus(self, name: str, image: Image.Image, models: Mapping[str, RetrievalPipeline]) -> AddedImages:
         """These and one more, embedded by every model."""
-        new = {model: pipeline.embed_images([picture]) for model, pipeline in models.items()}
+        new = {model: pipeline.embed_images([image]) for model, pipeline in models.items()}
         vectors = {model: np.concatenate([self.vectors.get(model, row[:0]), row]) for model, row in new.items()}
-        return AddedPictures((*self.names, name), (*self.thumbnails, shrunk(picture)), vectors)
+        return AddedImages((*self.names, name), (*self.thumbnails, shrunk(image)), vectors)
 
 
-def search_pictures(
-    library: Library, model: str, queries: np.ndarray, k: int, added: AddedPictures | None = None
+def search_images(
+    library: Library, model: str, queries: np.ndarray, k: int, added: AddedImages | None = None
 ) -> list[list[Found]]:
-    """The k nearest pictures of each query, best first; among those that are indexed so far.
+    """The k nearest images of each query, best first; among those that are indexed so far.
 
     Args:
-        library: of pictures.
+        library: of images.
         model: whose index; its embeddings are the queries.
         queries: float32 [Q, E].
         k: at least 1.
-        added: a visitor's own pictures, searched as well.
+        added: a visitor's own images, searched as well.
 
     Raises:
         UserError: nothing is indexed yet, or the folder could not be indexed.
@@ -112,15 +112,15 @@ def search_pictures(
     return [sorted(hits + more, key=lambda found: -found.score)[:k] for hits, more in zip(rows, own, strict=True)]
 
 
-def rank_texts(pipeline: RetrievalPipeline, picture: Image.Image, texts: Sequence[str]) -> list[tuple[str, float]]:
-    """Texts with their cosine similarity to a picture, best first."""
-    scores = pipeline.embed_texts(texts) @ pipeline.embed_images([picture])[0]
+def rank_texts(pipeline: RetrievalPipeline, image: Image.Image, texts: Sequence[str]) -> list[tuple[str, float]]:
+    """Texts with their cosine similarity to an image, best first."""
+    scores = pipeline.embed_texts(texts) @ pipeline.embed_images([image])[0]
     return [(texts[i], float(scores[i])) for i in np.argsort(-scores, kind="stable")]
 
 
-def shrunk(picture: Image.Image) -> Image.Image:
+def shrunk(image: Image.Image) -> Image.Image:
     """A copy of at most :data:`THUMBNAIL` pixels a side."""
-    small = picture.copy()
+    small = image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     return small
 

@@ -1,0 +1,1 @@
+"""Pre-training of the embedded contrastive base on many drawing styles."""

@@ -1,0 +1,62 @@
+"""Files of a pre-training run: weights that ship, and what going on needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vlkit.errors import UserError
+from vlkit.files import whole_file
+
+
+def save_weights(folder: Path, model: nn.Module) -> None:
+    """``model.safetensors`` in half precision, written whole."""
+    half = {name: tensor.half().contiguous() for name, tensor in unique_state(model).items()}
+    with whole_file(folder / "model.safetensors") as path:
+        save_file(half, path)
+
+
+def save_resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, facts: dict[str, str]) -> None:
+    """``resume.safetensors``: weights and moments, with ``facts`` (``settings`` among them), written whole."""
+    state = {f"model.{name}": tensor.contiguous() for name, tensor in unique_state(model).items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        state |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+    with whole_file(folder / "resume.safetensors") as path:
+        save_file(state, path, metadata=facts)
+
+
+def load_resume(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: str
+) -> dict[str, str] | None:
+    """Load what :func:`save_resume` wrote and return its facts; None where there is nothing.
+
+    Raises:
+        UserError: the run was made with other settings.
+    """
+    path = folder / "resume.safetensors"
+    if not path.exists():
+        return None
+    with safe_open(path, "pt") as file:
+        facts = file.metadata()
+        if facts["settings"] != settings:
+            raise UserError(f"{path}: made with other settings ({facts['settings']}); give another --output")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    model.load_state_dict(weights, strict=False)
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            moments.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    return facts
+
+
+def unique_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict without second names of shared tensors (T5 ties its embeddings)."""
+    seen: dict[int, str] = {}
+    return {n: t for n, t in model.state_dict().items() if seen.setdefault(t.data_ptr(), n) == n}
