@@ -91,7 +91,7 @@ def test_a_turned_upload_is_seen_upright_by_every_endpoint(client: Client, tmp_p
     stored = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}[orientation]
     Image.open(demo_album().pictures / entry.name).transpose(stored).save(phone, exif=exif)
     hit = client.predict(handle_file(str(phone)), 1, api_name="/search_by_picture")["results"][0]
-    assert hit["picture"] == ITS_PICTURE and hit["score"] == pytest.approx(1, abs=1e-4)
+    assert hit["picture"] == ITS_IMAGE and hit["score"] == pytest.approx(1, abs=1e-4)
     tasks = {folder.name for folder in shipped_adapters()}
     for task, words in (("grounding", ("/ground", entry.phrases[0][0], 1)), ("vqa", ("/answer", "what is this?", 3))):
         if task in tasks:
