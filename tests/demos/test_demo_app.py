@@ -30,7 +30,7 @@ from vlkit.serving.limits import UPLOAD_BYTES
 
 pytestmark = pytest.mark.slow
 
-QUERY, ITS_IMAGE = "a yellow house and a black snowman", "image71.jpg"
+QUERY, ITS_IMAGE = "a yellow house and a black snowman", "picture71.jpg"
 
 
 @pytest.fixture(scope="module")
