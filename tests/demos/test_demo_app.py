@@ -85,18 +85,18 @@ def test_a_image_finds_itself_and_its_caption(client: Client):
 @pytest.mark.parametrize("orientation", [3, 6])
 def test_a_turned_upload_is_seen_upright_by_every_endpoint(client: Client, tmp_path: Path, orientation: int):
     """A phone stores the pixels as its sensor read them, and says in EXIF how to turn them."""
-    entry, phone = demo_album().about_pictures[70], tmp_path / "phone.png"
+    entry, phone = demo_album().about_images[70], tmp_path / "phone.png"
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}[orientation]
-    Image.open(demo_album().pictures / entry.name).transpose(stored).save(phone, exif=exif)
+    Image.open(demo_album().images / entry.name).transpose(stored).save(phone, exif=exif)
     hit = client.predict(handle_file(str(phone)), 1, api_name="/search_by_picture")["results"][0]
     assert hit["picture"] == ITS_IMAGE and hit["score"] == pytest.approx(1, abs=1e-4)
     tasks = {folder.name for folder in shipped_adapters()}
     for task, words in (("grounding", ("/ground", entry.phrases[0][0], 1)), ("vqa", ("/answer", "what is this?", 3))):
         if task in tasks:
             name, *rest = words
-            files = (phone, demo_album().pictures / entry.name)
+            files = (phone, demo_album().images / entry.name)
             turned, upright = (client.predict(handle_file(str(file)), *rest, api_name=name) for file in files)
             assert json.dumps(turned) == json.dumps(upright)
 
@@ -166,7 +166,7 @@ def test_uploads_have_a_size_limit(server: DemoServer, client: Client):
     "path",
     [
         *("../../etc/passwd", "/etc/passwd", "..%2f..%2f..%2f..%2f..%2fetc%2fpasswd", "%2e%2e/%2e%2e/etc/passwd"),
-        *("file:///etc/passwd", "pyproject.toml", "{album}/album.json", "{album}/images/image01.jpg"),
+        *("file:///etc/passwd", "pyproject.toml", "{album}/album.json", "{album}/pictures/picture01.jpg"),
     ],
 )
 def test_the_file_route_shows_nothing_but_what_the_demo_made(server: DemoServer, path: str):
