@@ -240,7 +240,7 @@ def test_memory(page, shots: Path):
     open_tab(page, "Memory")  # what stands there is predicted without a click
     page.locator("#memory-result li[data-method=full]").wait_for()
     page.click("#memory-button")
-    # The answer of the click takes the place of the first one bar by bar, so everything is waited for: three and the key.
+    # The answer of the click takes the place of the first one bar by bar: wait for three bars and the key.
     page.get_by_text("On a GPU of 8 GB this fits: SHERL, LoRA, full.").wait_for()
     widths = "[...document.querySelectorAll('#memory-result .part-1')].map(b => b.getBoundingClientRect().width)"
     page.wait_for_function(f"(all => all.length == 4 && 0 < all[0] && all[0] < 0.2 * all[2])({widths})")
