@@ -11,9 +11,8 @@ from torch import nn
 
 from vlkit.encoders.families import family_names, family_of_encoder
 from vlkit.encoders.staged import StagedEncoder
-from vlkit.encoders.towers.clip_text import ClipText, text_half
-from vlkit.encoders.towers.clip_vision import ClipVision
 from vlkit.encoders.towers.hf_text import ClipHfText, HfEncoder, trunk_of
+from vlkit.encoders.towers.open_clip import ClipText, ClipVision, text_half
 from vlkit.encoders.towers.resnet import ClipResNet
 from vlkit.encoders.towers.t5 import T5Decoder
 from vlkit.encoders.towers.text import TextEncoder
