@@ -22,8 +22,8 @@ class ClipVision(StagedEncoder):
     """open_clip ``VisionTransformer``: [B, 3, H, W] images -> tokens [B, 1 + patches, D], class token first.
 
     Args:
-        model: the tower. Towers without a single pooled vector (``pool_type="none"`` and no contrastive pooler) have
-            no :meth:`pool`; :func:`vlkit.encoders.stage.stage_vision` refuses them.
+        model: the tower. :func:`vlkit.encoders.stage.stage_vision` rejects towers without a single pooled vector
+            (``pool_type="none"`` and no contrastive pooler), which have no :meth:`pool`.
     """
 
     def __init__(self, model: VisionTransformer) -> None:
@@ -58,7 +58,7 @@ class ClipVision(StagedEncoder):
         pooled, _ = self.model._pool(stream.hidden)
         if self.model.proj is not None:
             pooled = pooled @ self.model.proj
-        # A contrastive pooler has one query and keeps its axis: [B, 1, out_dim].
+        # A contrastive pooler has one query and keeps that axis: [B, 1, out_dim].
         return pooled.squeeze(1) if pooled.ndim == 3 else pooled
 
     @property
@@ -70,7 +70,7 @@ class ClipVision(StagedEncoder):
         return self.model.attn_pool is None and self.model.pool_type == "tok"
 
     def tokens(self, stream: Stream) -> Tensor:
-        """[B, 1 + patches, D]: every token after the norm that stands before pooling."""
+        """[B, 1 + patches, D]: every token after the norm that precedes pooling."""
         pooler = self.model.attn_pool
         if pooler is not None and self.model.attn_pool_contrastive is None:
             return pooler.ln_k(stream.hidden)
@@ -83,15 +83,14 @@ class ClipVision(StagedEncoder):
 
 
 class ClipText(TextEncoder):
-    """open_clip ``TextTransformer``: ids [B, L] int64 -> tokens [B, L, D] (CoCa: one more,
-    its class token, at the end).
+    """open_clip ``TextTransformer``: ids [B, L] int64 -> tokens [B, L, D] (CoCa: [B, L + 1, D], class token last).
 
     ``L`` may be shorter than the context length: positions and the causal mask are cut to fit.
 
     Args:
-        model: the tower. Towers with ``pool_type="none"`` have no pooled embedding;
-            :func:`vlkit.encoders.stage.stage_text` refuses them.
-        pad_id: id of the tokenizer's padding; default: what the tower says. Only :meth:`real` uses it.
+        model: the tower. :func:`vlkit.encoders.stage.stage_text` rejects towers with ``pool_type="none"``, which have
+            no pooled embedding.
+        pad_id: padding id of the tokenizer; default: that of the tower. Only :meth:`real` uses it.
     """
 
     def __init__(self, model: TextTransformer, pad_id: int | None = None) -> None:
@@ -105,7 +104,7 @@ class ClipText(TextEncoder):
         self.out_dim = _projected_width(model)
         self.causal = model.attn_mask is not None
         padding_unseen = self.causal or model.use_pad_mask
-        # A class token at the end, or pooling the last position, reads the position itself: cutting would move it.
+        # A class token at the end, or pooling of the last position, depends on the length: trimming would move it.
         self.trimmable = padding_unseen and model.cls_emb is None and model.pool_type != "last"
 
     def embed(self, x: Tensor) -> Stream:
@@ -131,7 +130,7 @@ class ClipText(TextEncoder):
         return self.model.transformer.resblocks[i]
 
     def pool(self, stream: Stream) -> Tensor:
-        """State at the summary position, normed and projected, [B, out_dim]."""
+        """State at the summary position, normalised and projected, [B, out_dim]."""
         rows = torch.arange(len(stream.hidden), device=stream.hidden.device)
         pooled = self.model.ln_final(stream.hidden[rows, stream.summary])
         projection = self.model.text_projection
@@ -141,7 +140,7 @@ class ClipText(TextEncoder):
 
     @property
     def pools_one_token(self) -> bool:
-        """True for causal towers that pool the end of text: it sees the tokens up to itself, as the mask says."""
+        """True for causal towers that pool the end-of-text token, which sees exactly the tokens of the mask."""
         at_end = self.model.cls_emb is None and self.model.pool_type in ("argmax", "eos")
         plain = self.causal and not self.model.use_pad_mask
         return at_end and plain and is_plain(self.model.transformer.resblocks[-1])
@@ -151,9 +150,9 @@ class ClipText(TextEncoder):
         return self.model.ln_final(stream.hidden)
 
     def real(self, ids: Tensor) -> Tensor:
-        """[B, L] bool: up to the end-of-text token where the tower pools it, else all that is not padding.
+        """[B, L] bool: tokens up to the end-of-text token if the tower pools it, otherwise all tokens but padding.
 
-        A tower that pools its last position sees padding there and sums the text up in it, so that one counts as real.
+        A tower that pools its last position uses it as summary token even if it is padding, so it counts as real.
         """
         if self.model.cls_emb is None and self.model.pool_type in ("argmax", "eos"):
             return up_to(self._summary(ids, ids.shape[1]), ids.shape[1])
@@ -175,8 +174,8 @@ class ClipText(TextEncoder):
 def text_half(model: CLIP) -> TextTransformer:
     """The text half of a plain ``CLIP`` as a ``TextTransformer`` that shares its weights.
 
-    A plain ``CLIP`` keeps its text modules on itself, beside the vision tower; this gathers them in the module
-    open_clip itself uses for text, so that a text tower can live without the vision tower.
+    A plain ``CLIP`` holds its text modules directly, beside the vision tower. This function collects them in the
+    module that open_clip uses for text, so that the text tower does not need the vision tower.
     """
     with torch.device("meta"):
         text = TextTransformer(
@@ -212,20 +211,21 @@ def _projected_width(model: TextTransformer) -> int:
 
 
 def is_plain(block: nn.Module) -> bool:
-    """Whether a block is self-attention and MLP of open_clip's usual kind; a subclass may do anything."""
+    """Whether a block is open_clip's standard self-attention block; subclasses may differ."""
     return type(block) is ResidualAttentionBlock and not hasattr(block, "ln_1_kv")
 
 
 def run_resblock(block: nn.Module, hidden: Tensor, batch_first: bool, attn_mask: Tensor | None = None) -> Tensor:
-    """Run one open_clip residual block on [B, L, D], whichever order of axes the block was built for.
+    """Run one open_clip residual block on batch-first tokens [B, L, D].
 
-    A plain block whose weights are frozen runs as :func:`_run_frozen`, in less time and memory; the result is the same.
+    A plain block with frozen weights runs through :func:`_run_frozen`, which needs less time and memory for the same
+    result.
 
     Args:
         block: the block.
         hidden: [B, L, D].
-        batch_first: what the block was built for.
-        attn_mask: float, added to the scores of attention: [L, L], open_clip's causal mask, or [B * heads, L, L], any
+        batch_first: whether the block itself expects [B, L, D] (otherwise [L, B, D]).
+        attn_mask: float, added to the attention scores: [L, L], open_clip's causal mask, or [B * heads, L, L], any
             mask; None = no mask.
     """
     causal = attn_mask is not None and attn_mask.ndim == 2
@@ -237,12 +237,12 @@ def run_resblock(block: nn.Module, hidden: Tensor, batch_first: bool, attn_mask:
 
 
 def _is_frozen(block: ResidualAttentionBlock) -> bool:
-    # An exact type: LoRA puts a module of its own in this place.
+    # Compares the exact type, because LoRA replaces this module by its own.
     return type(block.attn) is nn.MultiheadAttention and not any(p.requires_grad for p in block.parameters())
 
 
 def _run_frozen(block: ResidualAttentionBlock, hidden: Tensor, causal: bool) -> Tensor:
-    """The block as it is; what is not needed any more is freed or, without gradient, written over at once."""
+    """Run the block; intermediate tensors are freed early or, without gradient, overwritten in place."""
     hidden = hidden + block.ls_1(_attend(block.attn, block.ln_1(hidden), causal))
     expand, activation, shrink = block.mlp
     inner = expand(block.ln_2(hidden))
@@ -253,8 +253,8 @@ def _run_frozen(block: ResidualAttentionBlock, hidden: Tensor, causal: bool) -> 
 def _attend(attention: nn.MultiheadAttention, x: Tensor, causal: bool) -> Tensor:
     """Self-attention, [B, L, D] in and out, equal to the module's own.
 
-    The module swaps the axes in front of its first product, which then runs as L small ones that each read the weights
-    anew: of the text tower of a ViT-B-32 with 11 texts that takes a third of the block's time.
+    The module transposes its input before the first product, which then runs as L small products that each read all
+    weights: in the text tower of a ViT-B-32 with 11 texts that takes a third of the block's time.
     """
     qkv = linear(x, attention.in_proj_weight, attention.in_proj_bias)
     query, key, value = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, L, width]
@@ -263,7 +263,7 @@ def _attend(attention: nn.MultiheadAttention, x: Tensor, causal: bool) -> Tensor
 
 
 def _activate_in_place(activation: nn.Module, x: Tensor) -> Tensor:
-    """``activation(x)``, in place of ``x`` where that can be done: it is the largest tensor of a block."""
+    """``activation(x)``, in place if possible, because ``x`` is the largest tensor of a block."""
     if type(activation) is nn.GELU:
         return torch.ops.aten.gelu_(x, approximate=activation.approximate)
     if type(activation) is QuickGELU:
