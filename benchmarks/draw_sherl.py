@@ -1,4 +1,4 @@
-"""Draw docs/results/sherl.png, the image of SHERL in the README.
+"""Draw docs/results/sherl.png, the diagram of SHERL in the README.
 
 python benchmarks/draw_sherl.py
 """
@@ -15,7 +15,7 @@ FROZEN, TRAINED, EDGE = "#cfe3f2", "#fbd9a8", "#333333"
 
 
 def box(axes, x: float, y: float, width: float, text: str, colour: str) -> None:
-    """A labelled block; (x, y) is its left middle."""
+    """A labelled block; (x, y) is the middle of its left edge."""
     shape = FancyBboxPatch((x, y - 0.35), width, 0.7, boxstyle="round,pad=0.02", facecolor=colour, edgecolor=EDGE)
     axes.add_patch(shape)
     axes.text(x + width / 2, y, text, ha="center", va="center", fontsize=9)

@@ -345,7 +345,8 @@ def test_lst_on_blocks_that_cannot_be_taken_apart() -> None:
     with pytest.raises(UserError) as raised:
         LstOptions(start="magnitude").build(stage_vision(deepcopy(clip)))
     assert str(raised.value) == (
-        "--adapter.start magnitude: block Block: its attention is not plain softmax attention; use --adapter.start random"
+        "--adapter.start magnitude: block Block: its attention is not plain softmax attention; "
+        "use --adapter.start random"
     )
     LstOptions().build(stage_vision(deepcopy(clip)))
     with pytest.raises(UserError, match=r"--adapter.kind vqt: block Block: its attention .*; use sherl, unipt, dtl"):
