@@ -3,7 +3,7 @@
     python benchmarks/estimator.py --json docs/results/estimator.json
 
 Every step is contrastive, as in ``tasks/memory.py``. The saved activations of SHERL on the pooled embedding depend on
-the data: the prediction is exact for rows that keep all values; for the others it is an upper bound, marked "from above".
+the data: the prediction is exact for rows that keep all values; for the others ("from above") it is an upper bound.
 """
 
 from __future__ import annotations
