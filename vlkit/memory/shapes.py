@@ -30,7 +30,7 @@ def shape_base(name: str) -> ClipBase:
     arch = arch.replace("/", "-")
     tags = open_clip.list_pretrained_tags_by_model(arch)
     if arch not in open_clip.list_models() or (weights and weights not in tags and not Path(weights).is_file()):
-        base = load_base(name)  # also says what is wrong with a wrong name
+        base = load_base(name)  # also raises the error for an unknown name
         base.image.to("meta")
         base.text.to("meta")
         return base
