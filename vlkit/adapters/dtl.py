@@ -173,7 +173,7 @@ class DtlOptions(MethodOptions):
             raise UserError(f"--adapter.late {late}: this tower has {depth} blocks; give 1..{depth}")
         collect = tuple(range(depth)) if self.collect is None else tuple(self.collect)
         if any(not 0 <= i < depth for i in collect) or list(collect) != sorted(set(collect)):
-            raise UserError(f"--adapter.collect {list(collect)}: give rising block numbers from 0..{depth - 1}")
+            raise UserError(f"--adapter.collect {list(collect)}: give ascending block numbers from 0..{depth - 1}")
         if not collect or collect[0] > depth - late:
             raise UserError(
                 f"--adapter.collect {list(collect)}: no block before block {depth - late}, the first late block, is "

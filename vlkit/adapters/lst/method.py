@@ -269,7 +269,7 @@ def make_ladder(
     kept = tuple(range(encoder.depth)) if keep is None else tuple(keep)
     if not kept or any(not 0 <= i < encoder.depth for i in kept) or list(kept) != sorted(set(kept)):
         raise UserError(
-            f"--adapter.keep {list(kept)}: give rising block numbers from 0..{encoder.depth - 1}, at least one"
+            f"--adapter.keep {list(kept)}: give ascending block numbers from 0..{encoder.depth - 1}, at least one"
         )
     blocks = encoder.narrow(kept, reduction)
     width = encoder.widths[0]

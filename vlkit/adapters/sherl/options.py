@@ -145,7 +145,7 @@ class SherlOptions(TwoHandoffs):
             return tuple(sorted({k for k in encoder.stages if k <= stop} | {stop}))
         if any(not 0 <= k <= stop for k in self.taps) or list(self.taps) != sorted(set(self.taps)):
             raise UserError(
-                f"--adapter.taps {list(self.taps)}: give rising depths from 0..{stop} "
+                f"--adapter.taps {list(self.taps)}: give ascending depths from 0..{stop} "
                 f"(the tower has {encoder.depth} blocks, 0 = embeddings, k = output of block k - 1)"
             )
         return tuple(self.taps)

@@ -69,7 +69,7 @@ class UniptOptions(TwoHandoffs):
         taps = tuple(self.taps)
         if not taps or any(not 0 <= k <= depth for k in taps) or list(taps) != sorted(set(taps)):
             raise UserError(
-                f"--adapter.taps {list(taps)}: give rising depths from 0..{depth} "
+                f"--adapter.taps {list(taps)}: give ascending depths from 0..{depth} "
                 f"(the tower has {depth} blocks, 0 = embeddings, k = output of block k - 1)"
             )
         return taps
