@@ -141,7 +141,8 @@ class VqtOptions(MethodOptions):
         layers = tuple(range(encoder.depth)) if self.layers is None else tuple(self.layers)
         if not layers or any(not 0 <= i < encoder.depth for i in layers) or list(layers) != sorted(set(layers)):
             raise UserError(
-                f"--adapter.layers {list(layers)}: give ascending block numbers from 0..{encoder.depth - 1}, at least one"
+                f"--adapter.layers {list(layers)}: give ascending block numbers from 0..{encoder.depth - 1}, "
+                "at least one"
             )
         try:
             for i in layers:
