@@ -91,7 +91,8 @@ class Run:
             split: the split that ``before`` and the metrics were measured on.
             before: metrics without the adapter.
             memory: memory of one step (:func:`step_memory`).
-            SKIP, first_row, note: see :func:`vlkit.engine.report.print_report`.
+            data: what the adapter was trained on, for the model card.
+            columns, first_row, note: see :func:`vlkit.engine.report.print_report`.
             more: further keys of ``metrics.json``.
         """
         if not self.fabric.is_global_zero:
