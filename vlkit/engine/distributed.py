@@ -81,9 +81,8 @@ def _separate_restarts(accelerator: str, nodes: int) -> None:
     """Let processes that torchrun restarted (``--max-restarts``) find each other.
 
     torchrun keeps one store over all restarts unless ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`` is set, and the keys in
-    it do not distinguish attempts: new processes read the addresses of dead ones and cannot connect. On one node a
-        prefix
-    with the number of the attempt separates the keys. Across nodes this fails, as each node counts its own attempts.
+    it do not distinguish attempts: new processes read the addresses of dead ones and cannot connect. On one node, a
+    prefix with the attempt's number separates the keys. Across nodes this fails: each node counts its own attempts.
 
     Raises:
         UserError: several nodes, restarts and a shared store: the first restart would fail, after hours.

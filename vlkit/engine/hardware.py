@@ -38,7 +38,5 @@ def machine(device: torch.device) -> str:
 
 
 def attention_for(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Attention kernel for training on many short sequences: on the CPU plain matrix products beat the fused
-    backward.
-    """
+    """Attention kernel for training on many short sequences: on the CPU, plain matrix products beat the fused one."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()

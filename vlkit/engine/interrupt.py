@@ -19,8 +19,7 @@ class StopRequest:
         signal: the signal received, SIGINT or SIGTERM; 0 if none.
     """
 
-    # A launcher forwards the terminal's Ctrl-C to processes that already received it; a second one this soon is the
-    # same.
+    # A launcher forwards Ctrl-C to processes that already received it; a second signal this soon is the same one.
     ECHO_SECONDS = 1.0
 
     def __init__(self, launched: bool = False) -> None:
@@ -31,9 +30,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Handle both signals until the block ends. Does nothing outside the main thread, where Python forbids
-        handlers.
-        """
+        """Handle both signals until the block ends. Does nothing outside the main thread, as Python requires."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return

@@ -16,9 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Peak memory in bytes: allocator peak since the last reset on CUDA, else the peak resident size of this
-    process.
-    """
+    """Peak memory in bytes: allocator peak since the last reset on CUDA, else peak resident size of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -48,8 +48,8 @@ class Run:
 
     @classmethod
     def open(cls, config: RunConfig, task: str, loggers: Sequence[Logger] = ()) -> Run:
-        """Set up device and processes, seed every generator, and open a new run folder or, with ``--resume``, an
-        existing one.
+        """Set up device and processes, seed every generator, and open the run folder (with ``--resume``, an existing
+        one).
 
         Raises:
             UserError: the device is not available; the folder already holds a run, or with ``--resume`` a run with

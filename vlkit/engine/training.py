@@ -191,9 +191,7 @@ class Training:
         self._reset_peak()
 
     def keep_best(self, metrics: dict[str, float]) -> None:
-        """Log an evaluation, and keep the weights if they are the best so far. Without metrics the last weights are
-        the best.
-        """
+        """Log an evaluation; keep the weights if they are the best so far, or always if there are no metrics."""
         state, epoch = self.state, self.state.step / self._steps_per_epoch
         state.evaluated = state.step
         if not metrics:

@@ -122,8 +122,7 @@ def symmetric_cross_entropy(logits: Tensor) -> Tensor:
 
 
 def require_negatives(batch_size: int, groups: int) -> None:
-    """Refuse a run without negatives, whose loss would be 0 in every step: negatives are the other examples of the
-    batch.
+    """Refuse a run without negatives (the other examples of the batch): its loss would be 0 in every step.
 
     Args:
         batch_size: examples per batch, all processes together; accumulated batches do not see each other.
@@ -147,8 +146,7 @@ def require_negatives(batch_size: int, groups: int) -> None:
 def example_losses(
     loss_of: Callable[..., Any], forward: Callable[..., tuple[Tensor, ...]], batch: Any
 ) -> Iterator[Tensor]:
-    """Split a contrastive loss over a batch into scalars, one per example, whose gradients sum to that of the batch's
-    loss.
+    """Split a batch's contrastive loss into one scalar per example; their gradients sum to that of the batch's loss.
 
     The scalar of an example runs the model on that example alone; the embeddings of all others are constants. Its
     gradient is that of this example in the batch, negatives included, at the memory of one example.

@@ -33,9 +33,7 @@ class FusionOptions:
     dropout: float = 0.1
     """Dropout rate on attention and feed-forward outputs, and on attention weights."""
     update_image: bool = False
-    """Update image cells in each layer too; false: cells are read-only, which takes a fraction of the time and
-    memory.
-    """
+    """Update image cells in each layer too; false: cells are read-only, at a fraction of the time and memory."""
     checkpointing: bool = False
     """Recompute layers in backward instead of saving their activations."""
 
@@ -128,9 +126,7 @@ class Fusion(nn.Module):
 
 
 class NeckBlock(nn.Module):
-    """Pre-norm 3 x 3 convolution with a residual: neighbouring cells exchange information about the object they
-    share.
-    """
+    """Pre-norm 3 x 3 convolution with a residual: neighbouring cells exchange information."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -80,8 +80,7 @@ class Locator:
         label: str = "images",
         candidates: int = 1,
     ) -> Iterator[list[Found]]:
-        """The boxes of each source's texts; ``open_one`` turns a source into an RGB image. Images are read one batch
-        ahead.
+        """Boxes of each source's texts; ``open_one`` turns a source into an RGB image. Images are read a batch ahead.
 
         A model with one query has one answer. With more ``candidates``, further peaks of its heat map follow as
         runners-up (:func:`vlkit.tasks.grounding.candidates.runners_up`), up to that number of boxes per text. A
