@@ -15,7 +15,7 @@ class Loss:
     """Options of the retrieval loss."""
 
     kind: Literal["infonce", "siglip", "triplet"] = "infonce"
-    """infonce: softmax contrastive (CLIP); siglip: pairwise sigmoid; triplet: hinge with hardest negatives (VSE-infinity)."""
+    """infonce: softmax (CLIP); siglip: pairwise sigmoid; triplet: hinge with hardest negatives (VSE-infinity)."""
     margin: float = 0.2
     """Margin of the triplet loss; the first epoch uses all negatives, the second ramps up the hardest-negative loss."""
     chunk: int = 0

@@ -109,9 +109,7 @@ def load_zero_shot(base_name: str, device: str = "auto", base: ClipBase | None =
 def check_joint_space(base: ClipBase) -> None:
     """Raise :class:`UserError` if images and texts have no joint space before an adapter is trained."""
     if base.joint_dim is not None:
-        raise UserError(
-            f"base {base.name}: a pair has no joint space before training; give an adapter folder"
-        )
+        raise UserError(f"base {base.name}: a pair has no joint space before training; give an adapter folder")
 
 
 def _pipeline(
