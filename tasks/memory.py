@@ -185,9 +185,9 @@ def show(table: dict[str, Any]) -> None:
     console = Console()
     console.print(grid)
     notes = [
-        "saved: activations saved for backward. peak: largest sum at once beyond parameters and optimizer state, with "
-        "gradients. inference: the forward of both towers in their own library, without gradient, on padded texts. all: "
-        "peak, parameters and optimizer state."
+        "saved: activations saved for backward. peak: largest sum beyond parameters and optimizer state, with "
+        "gradients. inference: the forward of both towers in their own library, without gradient, on padded texts. "
+        "all: peak, parameters and optimizer state."
     ]
     if table["estimated"]:
         notes += [

@@ -110,7 +110,7 @@ class Config(CachedRunConfig):
             self.refuse_cache(f"--data.augment {self.data.augment}", "each image is different")
         if self.cache and self.head.kind != "classify":
             raise UserError(
-                f"--cache: with --head.kind {self.head.kind} every step needs the encoder and decoder of T5; drop --cache "
+                f"--cache: with --head.kind {self.head.kind} every step needs T5's encoder and decoder; drop --cache "
                 "or use --head.kind classify"
             )
 
@@ -140,8 +140,7 @@ def main(config: Config) -> None:
         return loss(forward(batch.pixels, batch.ids, batch.owner), batch.targets)
 
     def evaluate(split: str = config.data.validation) -> dict[str, float]:
-        answerer = Answerer(answer_model, base, text, config.head, vocabulary, run.fabric)
-        return evaluate_split(answerer, dataset, split)
+        return evaluate_split(Answerer(answer_model, base, text, config.head, vocabulary, run.fabric), dataset, split)
 
     single = partial(ImageQuestions, dataset, config.data.train, transform, per_picture=1)
     prepare(run, config.adapter, answer_model, single, collate, loss_of)
@@ -149,7 +148,7 @@ def main(config: Config) -> None:
     identity = {"base": towers, **data_identity(dataset, config.data.train, config.data.validation, answers=vocabulary)}
     result = fit(run, model, loader, loss_of, evaluate, primary="accuracy", identity=identity)
     after = evaluate(test)
-    # No base answers questions untrained: what is beaten is the answer that is right most often.
+    # No base answers questions untrained, so the baseline is the most frequent answer.
     most, before = prior_metrics(answered(dataset, config.data.train), answered(dataset, test), form_of(dataset))
     run.finish(
         result,
@@ -163,7 +162,7 @@ def main(config: Config) -> None:
         first_row="most frequent answer",
         note="blind" if config.head.blind else "",
         more={
-            **{"before_is": f"the most frequent training answer, {most!r}, to every question"},
+            "before_is": f"the most frequent training answer, {most!r}, to every question",
             "head": asdict(config.head),
         },
     )
