@@ -18,7 +18,7 @@ from vlkit.errors import UserError
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem: the manifest file and line (0 = the whole file), the media file if it concerns one, and the reason."""
+    """One problem: manifest file and line (0 = the whole file), the media file if it concerns one, and the reason."""
 
     file: str
     line: int
