@@ -30,8 +30,8 @@ def ranks_from_embeddings(
 
     Scores are compared as float64 dot products of the inputs; scores that differ by no more than float64 rounding are
     tied, so duplicates tie at any position and with any block size. A float32 product decides every pair outside its
-    error bound; only the rest are computed again. The cost is about one float32 product ``image_embeddings @
-    text_embeddings.T``, with one block of it in memory.
+    error bound; only the rest are computed again. The cost is about one float32 product of the two matrices, with one
+    block of it in memory.
 
     Args:
         image_embeddings: [N, D], any floating dtype, on the CPU. Unit norm for cosine similarity.

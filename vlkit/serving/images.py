@@ -53,7 +53,7 @@ class Found:
     source: Path | Image.Image
 
     def thumbnail(self) -> Image.Image:
-        """The image, at most :data:`THUMBNAIL` pixels a side.
+        """The image, at most :data:`THUMBNAIL` pixels per side.
 
         Raises:
             MediaError: the file was deleted or damaged meanwhile.

@@ -36,7 +36,7 @@ predicted at the requested batch size.
 """
 POINTS = 16, 32
 
-# A prediction temporarily replaces real tensors: one at a time, to limit the memory of a busy demo.
+# Predictions run in a fake-tensor mode: one at a time, to limit the memory of a busy demo.
 _one_at_a_time = threading.Lock()
 
 

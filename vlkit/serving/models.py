@@ -28,7 +28,7 @@ class Models:
 
     Attributes:
         by_task: pipelines in the order in which their folders were given.
-        zero_shot: the bases of the retrieval adapters without an adapter, by name; also in :attr:`searchers`.
+        zero_shot: the bases of the retrieval adapters without an adapter, by name; also in :attr:`retrieval`.
         bases: loaded bases, by their ``--base`` name.
     """
 

@@ -79,7 +79,7 @@ def read(
 
 
 def split_of(path: str, *, val: float, test: float, seed: int) -> str:
-    """The split of an image, from a hash of its path below the folder: stable when other images are added or removed."""
+    """The split of an image, from a hash of its path below the folder: stable when others are added or removed."""
     digest = hashlib.sha256(f"{seed}:{path}".encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
     return "test" if place < test else "val" if place < test + val else "train"
