@@ -29,9 +29,7 @@ MOST_ANSWERS = 10
 def build(studio: Studio) -> None:
     """Lay out the tab; call it within a ``gr.Tab``."""
     models = studio.models.by_task.get("vqa", {})
-    lead(
-        "Ask a question about an image. Each bar is the model's probability of one answer; the answers are scored independently."
-    )
+    lead("Ask a question about an image. Each bar is the model's probability of one answer, scored independently.")
     if not models:
         no_model("vqa", "questions")
         return

@@ -121,6 +121,6 @@ def table(found: Scored) -> str:
     return (
         '<table class="boxes"><caption>Candidates, best first</caption><thead><tr><th scope="col">No.</th>'
         '<th scope="col">Score</th><th scope="col">x in pixels</th><th scope="col">y in pixels</th></tr></thead>'
-        f'<tbody>{rows}</tbody></table><p class="lead">The first score is the overlap (IoU) with the correct box that the '
-        "model predicts. The others are scaled by their value in the heat map, relative to its maximum.</p>"
+        f'<tbody>{rows}</tbody></table><p class="lead">The first score is the overlap (IoU) with the correct box '
+        "that the model predicts. The others are scaled by their value in the heat map, relative to its maximum.</p>"
     )

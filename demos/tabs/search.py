@@ -64,7 +64,7 @@ def build(studio: Studio) -> None:
             with gr.Column():
                 image_examples = gr.Examples(_images(studio), image, api_visibility="private", label="Try")
                 by_image = gr.Button("Search", variant="primary", elem_id="search-image-button")
-        with gr.Tab("Image to words") as captions_tab:
+        with gr.Tab("Image to text") as captions_tab:
             _build_words(studio)
     with gr.Column() as results:
         before = gr.Checkbox(

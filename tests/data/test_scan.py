@@ -33,7 +33,7 @@ def test_every_other_ending_is_counted_by_name(tmp_path):
     touch(tmp_path, "a.jpg", "b.HEIC", "c.heic", "d.avi", "e.txt", "README", "f.CR2", "x.jpg.part")
     note = find_media(tmp_path, "images", beside=(".txt",)).note()
     assert note == (
-        "passed over: 1 .cr2 (not supported; convert to JPEG or PNG), 2 .heic (not supported; convert to JPEG or PNG), "
+        "skipped: 1 .cr2 (not supported; convert to JPEG or PNG), 2 .heic (not supported; convert to JPEG or PNG), "
         "1 without an ending, 1 .avi, 1 .part"
     )
     assert find_media(tmp_path, "videos").names == ["d.avi"]
@@ -125,5 +125,5 @@ def test_own_folders_follow_the_same_rule(tmp_path):
     (tmp_path / "a.txt").write_text("a dog\n")
     source = own_folder.read(tmp_path, val=0, test=0)
     assert [record["image"] for record in source.splits["train"]] == ["a.jpg"]
-    (note,) = [note for note in source.notes if note.startswith("passed over")]
+    (note,) = [note for note in source.notes if note.startswith("skipped: ")]
     assert "1 .heic (not supported" in note and "@eaDir" in note and ".hidden" in note and ".txt" not in note

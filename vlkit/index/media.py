@@ -19,7 +19,7 @@ from vlkit.index.files import Item
 
 
 def image_items(found: Scan) -> list[Item]:
-    """The images of a folder: each with its path in the folder as name, and with size and modification time as stamp."""
+    """The images of a folder, each named by its path in it and stamped with size and modification time."""
     items = []
     for name, path in zip(found.names, found.paths, strict=True):
         try:

@@ -84,6 +84,6 @@ def normalize_punctuation(text: str) -> str:
 
 
 def normalize_words(text: str) -> str:
-    """Apply only the word step: lower case, number words to digits, articles out, apostrophes of contractions restored."""
+    """Apply only the word step: lower case, number words to digits, no articles, contractions with apostrophe."""
     words = (_NUMBERS.get(word, word) for word in text.lower().split())
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
