@@ -19,7 +19,7 @@ PARTS = ["parameters and optimizer", "saved activations", "everything else at th
 
 
 def build(studio: Studio, tab: gr.Tab) -> None:
-    """Lay out the tab; call it within ``tab``, which shows the needs of the first base when it is opened."""
+    """Lay out the tab; call it within ``tab``, which shows the prediction for the first base when it is opened."""
     lead("Memory of one training step, predicted without loading the model (contrastive loss, both towers, float32).")
     with gr.Row():
         base = gr.Dropdown(list(BASES), value=BASES[0], label="Base", elem_id="memory-base")

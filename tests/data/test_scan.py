@@ -55,7 +55,7 @@ def test_hidden_files_and_thumbnail_folders_are_passed_over_and_named(tmp_path):
     assert found.names == ["a.jpg", "x/c.jpg"]
     assert found.causes == {
         "hidden": ["._a.jpg", ".cache"],
-        "folders of thumbnails or copies": ["#recycle", "@eaDir", "__MACOSX", "x/Thumbnails"],
+        "thumbnail or system folders": ["#recycle", "@eaDir", "__MACOSX", "x/Thumbnails"],
     }
     assert "2 hidden (._a.jpg, .cache)" in found.note()
     # The given folder may have any name.
@@ -80,7 +80,7 @@ def test_links_are_followed_once_and_loops_end(tmp_path):
     found = find_media(root, "images")
     assert found.names == ["far/b.jpg", "far/c/d.jpg", "file.jpg", "kept/s.jpg", "own/a.jpg"]
     assert found.causes["broken links"] == ["gone.jpg", "self.jpg"]
-    assert found.causes["links to a folder that holds this one"] == ["up"]
+    assert found.causes["links to a parent folder"] == ["up"]
     linked = tmp_path / "link"
     linked.symlink_to(root)
     assert find_media(linked, "images").names == found.names
@@ -117,7 +117,7 @@ def test_what_is_no_file_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "folder.jpg").mkdir()
     found = find_media(tmp_path, "images")
-    assert found.names == ["a.jpg"] and found.causes == {"that are no files": ["pipe.jpg"]}
+    assert found.names == ["a.jpg"] and found.causes == {"that are not regular files": ["pipe.jpg"]}
 
 
 def test_own_folders_follow_the_same_rule(tmp_path):

@@ -58,7 +58,7 @@ def write_scenes(world: World, folder: Path) -> None:
 
 
 def _write(path: Path, value: Any) -> None:
-    """JSON on one line, as the official files are: with one number per line, polygons would take ten times the space."""
+    """JSON on one line, as the official files are: with one number per line, polygons would be ten times as long."""
     write_text(path, json.dumps(value) + "\n")
 
 

@@ -102,7 +102,7 @@ def is_complete(output: Path, settings: dict[str, Any]) -> bool:
         return False
     marker = output / MARKER
     if not marker.is_file():
-        raise UserError(f"{output}: exists and is no demo world; choose another --output or remove it")
+        raise UserError(f"{output}: exists and is not a demo world; choose another --output or remove it")
     found = {"style": "drawn", **read_json(marker)}  # worlds of earlier versions do not state it
     other = [key for key in settings if found.get(key) != settings[key]]
     if other:

@@ -7,7 +7,7 @@ step, then files it no longer names are deleted. A process killed at any moment 
     000003.npy     float32 [rows, D], the vectors of segment 3
     000003.jsonl   first {"removed": id} of earlier items that no longer count, then its items in the order of rows
     000004.faiss   a trained FAISS index over the first rows (not for "Flat", where the vectors are the index); its
-                   hash stands in index.json
+                   hash is in index.json
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def pointer_problem(pointer: dict[str, Any]) -> str | None:
 
 @dataclass(frozen=True)
 class Item:
-    """What a vector stands for.
+    """What a vector represents.
 
     Attributes:
         id: unique name, e.g. the path of an image inside its folder.

@@ -37,7 +37,7 @@ def stamp_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Window:
-    """What an item stands for: a video of the folder, and seconds from start to end."""
+    """What an item represents: a video of the folder, and seconds from start to end."""
 
     video: str
     start: float
@@ -112,7 +112,7 @@ class VideoWindows:
         return f"{self._sha256(self.folder / item.metadata['video'])}-{self._cut}"
 
     def part(self, item: Item) -> tuple[Path, float | None, float | None]:
-        """File, start and end in seconds of what an item stands for; None and None: the whole file."""
+        """File, start and end in seconds of what an item represents; None and None: the whole file."""
         path = self.folder / item.metadata["video"]
         # A video that is one window is read to its end, regardless of how its length was rounded.
         if item.metadata["parts"] == 1:

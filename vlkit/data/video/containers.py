@@ -1,4 +1,4 @@
-"""Opening video files, or a :class:`~vlkit.data.images.MediaError` that says why they cannot be used."""
+"""Open video files; a :class:`~vlkit.data.images.MediaError` says why a file cannot be used."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Layout:
         return self.root / FOLDER / f"{self.frames}x{self.size}"
 
     def folder(self, record: Record) -> Path:
-        """Where the frames of a record lie."""
+        """Folder of a record's frames."""
         return self.path / folder_name(record["id"])
 
     def made(self) -> frozenset[str]:

@@ -109,7 +109,7 @@ def _make_one(job: _Job, parts: Path) -> str | None:
 
 
 def _jobs(dataset: Dataset, layout: Layout) -> list[_Job]:
-    """One for each record; a record in several splits is taken once."""
+    """One job per record; a record in several splits is taken once."""
     seen: dict[str, dict[str, Any]] = {}
     jobs: list[_Job] = []
     for split in dataset.splits:
@@ -117,8 +117,8 @@ def _jobs(dataset: Dataset, layout: Layout) -> list[_Job]:
             described = description(dataset, record, layout)
             if seen.setdefault(record["id"], described) != described:
                 raise UserError(
-                    f"{dataset.split_file(split)}: record {record['id']!r} is not the clip that has this id in "
-                    "another split; give it an id of its own"
+                    f"{dataset.split_file(split)}: record {record['id']!r} is another clip than the one with this id "
+                    "in another split; give it an id of its own"
                 )
             if seen[record["id"]] is described:
                 jobs.append(_Job(len(jobs), layout.folder(record), dataset.path(record), described))

@@ -43,7 +43,7 @@ def orientation_from(matrix: Sequence[int]) -> Orientation:
 
 
 def upright(pixels: np.ndarray, orientation: Orientation) -> np.ndarray:
-    """Turn and mirror [H, W, 3] pixels; with ``transpose`` the result is [W, H, 3]."""
+    """Rotate and mirror [H, W, 3] pixels; with ``transpose`` the result is [W, H, 3]."""
     if orientation.transpose:
         pixels = pixels.swapaxes(0, 1)
     if orientation.left_right:

@@ -48,7 +48,7 @@ class Packets:
 
     @property
     def step(self) -> int:
-        """The usual length of a frame; 0 = not stated."""
+        """The typical length of a frame; 0 = not stated."""
         return int(np.median(self.lengths)) if self.lengths else 0
 
     @property

@@ -1,4 +1,4 @@
-"""What is in a video file, or a :class:`~vlkit.data.images.MediaError` that says why it cannot be used."""
+"""Describe a video file; a :class:`~vlkit.data.images.MediaError` says why it cannot be used."""
 
 from __future__ import annotations
 

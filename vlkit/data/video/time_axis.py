@@ -70,5 +70,5 @@ def _joined(seconds: np.ndarray) -> np.ndarray:
 
 
 def ascends(stamps: Sequence[int | None]) -> bool:
-    """Whether all stamps are there and none is below the one before."""
+    """Whether no stamp is missing and none is below the one before."""
     return None not in stamps and all(a <= b for a, b in itertools.pairwise(stamps))

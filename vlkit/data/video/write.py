@@ -1,4 +1,4 @@
-"""Writing MP4 files."""
+"""Write MP4 files."""
 
 from __future__ import annotations
 
