@@ -80,7 +80,7 @@ def test_blocks_of_golden_files(name: str, tmp_path: Path) -> None:
     for options in config["adapters"].values():
         if options["kind"] in ADAPTERS:
             adapter_options(options)
-    with pytest.raises(UserError, match="holds published blocks that stand on no base; convert them again"):
+    with pytest.raises(UserError, match="holds published blocks without a base; convert them again"):
         load_adapter(out)
 
 
