@@ -180,7 +180,7 @@ def test_a_base_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 def test_a_finished_folder_is_not_written_over(tmp_path: Path) -> None:
     file = published_file("sherl_text", tmp_path)
     convert(file, "--output", tmp_path / "out")
-    assert "holds an adapter already" in refuse(file, "--output", tmp_path / "out")
+    assert "already holds an adapter" in refuse(file, "--output", tmp_path / "out")
 
 
 def test_golden_blocks_still_pass_parity() -> None:
