@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -64,7 +64,7 @@ class MethodOptions:
         """
         raise self.refusal("the decoder would not see what the head adds to the encoder's output", "feeds_decoder")
 
-    def for_cells(self) -> Self:
+    def for_cells(self) -> MethodOptions:
         """These options with defaults for a head that reads image patches; values the user set are kept."""
         return self
 
