@@ -134,13 +134,19 @@ def test_optimizer_goes_on_as_if_nothing_happened(tmp_path):
 # --- adapters --------------------------------------------------------------------------------------------------------
 
 
+CONFIG = {
+    "task": "toy",
+    "base": {"image": {"load": "tiny", "name": "tiny", "fingerprint": "f00"}},
+    "adapters": {"image": {"kind": "sherl"}},
+}
+
+
 def test_adapter_folder(tmp_path):
     model = Small()
-    config = {"task": "toy", "base": {"image": {"name": "tiny", "fingerprint": "f00"}}}
-    checkpoint.save_adapter(tmp_path, model, config)
+    checkpoint.save_adapter(tmp_path, model, CONFIG)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     read, tensors = checkpoint.load_adapter(tmp_path)
-    assert read == {"format": "vlkit-adapter", "format_version": 1, **config}
+    assert read == {"format": "vlkit-adapter", "format_version": 1, **CONFIG}
     assert set(tensors) == set(trained_state(model)) and not any("base" in name for name in tensors)
     other = Small()
     other.load_state_dict({**other.state_dict(), "base.weight": model.base.weight, "base.bias": model.base.bias})
@@ -154,7 +160,7 @@ def test_adapter_of_a_model_wrapped_by_fabric(tmp_path):
 
     fabric = Fabric(accelerator="cpu", devices=1)
     model = Small()
-    checkpoint.save_adapter(tmp_path, fabric.setup_module(model), {})
+    checkpoint.save_adapter(tmp_path, fabric.setup_module(model), CONFIG)
     assert set(checkpoint.load_adapter(tmp_path)[1]) == set(trained_state(model))
 
 
@@ -205,7 +211,7 @@ def test_config_of_another_format_is_refused(tmp_path, change, reason):
 def test_incomplete_adapter_folders(tmp_path):
     with pytest.raises(UserError, match=r"no adapter_config.json there"):
         checkpoint.load_adapter(tmp_path)
-    checkpoint.save_adapter(tmp_path, Small(), {})
+    checkpoint.save_adapter(tmp_path, Small(), CONFIG)
     weights = tmp_path / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:40])
     with pytest.raises(UserError, match=r"adapter_model.safetensors: cannot be read"):

@@ -145,7 +145,7 @@ class BoxHead(nn.Module):
         Args:
             states: a [B, Q, width] for each layer.
             image: cells of P images, from :class:`Neck`.
-            text: of B texts.
+            text: tokens of B texts.
             owner: [B] int64, the image of each text.
         """
         keys = self.key(image.tokens)
