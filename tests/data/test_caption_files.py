@@ -101,5 +101,5 @@ def test_large_tables_are_read_in_good_time(tmp_path: Path) -> None:
 
 
 def test_annotations_of_coco_are_sent_to_their_script(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"COCO's form.*data_prep/coco\.py"):
+    with pytest.raises(UserError, match=r"COCO annotations.*data_prep/coco\.py"):
         read(tmp_path, "c.json", json.dumps({"images": [], "annotations": []}))

@@ -318,7 +318,7 @@ def test_a_complete_world_is_left_alone_and_another_is_refused(
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="no demo world"):
+    with pytest.raises(UserError, match="not a demo world"):
         make.make_world(tmp_path, size="small")
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
