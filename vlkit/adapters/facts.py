@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -64,7 +64,7 @@ class MethodOptions:
         """
         raise self.refusal("the decoder would not see what the head adds to the encoder's output", "feeds_decoder")
 
-    def for_cells(self) -> Self:
+    def for_cells(self) -> MethodOptions:
         """These options for a head that reads what each image cell says; what the user gave stays."""
         return self
 
