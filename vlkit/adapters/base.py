@@ -68,8 +68,8 @@ class Encoded:
     @property
     def mask(self) -> Tensor | None:
         """[B, L] bool, True = real token; None = all real."""
-        masks = [stream.mask for stream in self.streams]
-        return None if masks[0] is None else _joined(masks)
+        masks = [stream.mask for stream in self.streams if stream.mask is not None]
+        return _joined(masks) if masks else None
 
     @property
     def grid(self) -> tuple[int, int] | None:
@@ -100,6 +100,7 @@ class Runner(Protocol):
 
     def run(self, routes: Iterable[Route], model: AdaptedEncoder) -> list[Stream]:
         """Reduce the taps of each chunk and go through ``model.rest``; the streams behind it, one for each chunk."""
+        ...
 
 
 class Plain:
@@ -139,6 +140,8 @@ class AdaptedEncoder(nn.Module):
         summary_only: the head reads the pooled embedding alone. Where the base pools one token, the last block of the
             late route then runs for that token (:meth:`StagedEncoder.finish_pooled`), and there are no other tokens.
     """
+
+    adapter: Any  # an Adapter that is a module, too: no type says both
 
     def __init__(
         self, base: StagedEncoder, adapter: Adapter, runner: Runner | None = None, summary_only: bool = False
@@ -233,7 +236,7 @@ class AdaptedEncoder(nn.Module):
             read = isinstance(x, ReadAhead)
             busy = BUSY if read else self.runner.busy
             size = busy_samples(x.values if read else self._values_of(x), x.device, busy)
-        return list(x.split(even(len(x), size)))
+        return list(x.split(even(len(x), int(size))))
 
     @torch.no_grad()
     def _values_of(self, x: Tensor) -> int:
@@ -268,7 +271,7 @@ def even(count: int, size: int) -> int:
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:
     """The tensors worth saving: parameters that train, and the buffers of modules that own such parameters."""
-    state = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    state: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for prefix, owner in module.named_modules():
         if any(p.requires_grad for p in owner.parameters(recurse=False)):
             for name, buffer in owner.named_buffers(recurse=False):

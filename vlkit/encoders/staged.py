@@ -65,7 +65,7 @@ class StagedEncoder(nn.Module):
             stage for convolutional towers.
     """
 
-    model: nn.Module
+    model: Any  # the library's class differs from tower to tower
     depth: int
     widths: tuple[int, ...]
     out_dim: int
@@ -148,7 +148,7 @@ class StagedEncoder(nn.Module):
         Where one token is pooled, the last block is run for that token alone: its keys, values and MLP at every other
         position are work that nobody reads.
         """
-        if not self.pools_one_token:
+        if not self.pools_one_token or stream.summary is None:
             return self.pool(self.block(self.depth - 1, stream))
         rows = torch.arange(len(stream.hidden), device=stream.hidden.device)
         token = stream.hidden[rows, stream.summary].unsqueeze(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
@@ -33,12 +35,12 @@ def run_resblock(block: nn.Module, hidden: Tensor, batch_first: bool, attn_mask:
     return block(hidden.transpose(0, 1), attn_mask=attn_mask).transpose(0, 1)
 
 
-def _is_frozen(block: ResidualAttentionBlock) -> bool:
+def _is_frozen(block: Any) -> bool:
     # An exact type: LoRA puts a module of its own in this place.
     return type(block.attn) is nn.MultiheadAttention and not any(p.requires_grad for p in block.parameters())
 
 
-def _run_frozen(block: ResidualAttentionBlock, hidden: Tensor, causal: bool) -> Tensor:
+def _run_frozen(block: Any, hidden: Tensor, causal: bool) -> Tensor:
     """The block as it is; what is not needed any more is freed or, without gradient, written over at once."""
     hidden = hidden + block.ls_1(_attend(block.attn, block.ln_1(hidden), causal))
     expand, activation, shrink = block.mlp

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from open_clip.model import CLIP
 from open_clip.transformer import TextTransformer
@@ -23,6 +25,8 @@ class ClipText(TextEncoder):
             :func:`vlkit.encoders.stage.stage_text` refuses them.
         pad_id: id of the tokenizer's padding; default: what the tower says. Only :meth:`real` uses it.
     """
+
+    pad_id: int
 
     def __init__(self, model: TextTransformer, pad_id: int | None = None) -> None:
         super().__init__()
@@ -115,18 +119,19 @@ def text_half(model: CLIP) -> TextTransformer:
             width=model.transformer.width,
             heads=1,
             layers=1,
-            pool_type=model.text_pool_type,
-            eos_id=model.text_eos_id,
+            pool_type=parts.text_pool_type,
+            eos_id=parts.text_eos_id,
             no_causal_mask=model.attn_mask is None,
         )
-    text.token_embedding = model.token_embedding
-    text.positional_embedding = model.positional_embedding
+    parts: Any = model
+    text.token_embedding = parts.token_embedding
+    text.positional_embedding = parts.positional_embedding
     text.transformer = model.transformer
-    text.ln_final = model.ln_final
+    text.ln_final = parts.ln_final
     text.text_projection = None
-    text.text_projection = model.text_projection
+    text.text_projection = parts.text_projection
     if model.attn_mask is not None:
-        text.attn_mask = model.attn_mask
+        text.attn_mask = parts.attn_mask
     text.output_dim = _projected_width(text)
     return text
 
