@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ class Runner(Protocol):
     """
 
     chunk: Chunk
-    busy: Mapping[str, int]
+    busy: ClassVar[Mapping[str, int]]
 
     def run(self, routes: Iterable[Route], model: AdaptedEncoder) -> list[Stream]:
         """Reduce the taps of each chunk and go through ``model.rest``; the streams behind it, one for each chunk."""
@@ -110,7 +110,8 @@ class Plain:
         chunk: samples at once, of a pooled adapter; the frozen tokens of chunks are let go of.
     """
 
-    busy = BUSY
+    busy: ClassVar[Mapping[str, int]] = BUSY
+    chunk: Chunk
 
     def __init__(self, chunk: Chunk = 0) -> None:
         self.chunk = checked(chunk)
@@ -141,7 +142,9 @@ class AdaptedEncoder(nn.Module):
             late route then runs for that token (:meth:`StagedEncoder.finish_pooled`), and there are no other tokens.
     """
 
-    adapter: Any  # an Adapter that is a module, too: no type says both
+    base: StagedEncoder
+    adapter: Any  # an Adapter; methods have more on theirs
+    runner: Runner
 
     def __init__(
         self, base: StagedEncoder, adapter: Adapter, runner: Runner | None = None, summary_only: bool = False
@@ -209,7 +212,7 @@ class AdaptedEncoder(nn.Module):
     def _run(self, routes: Iterable[Route]) -> Encoded:
         ends = self.runner.run(routes, self)
         if isinstance(self.adapter, Joins):
-            ends = [Stream(None, pooled=self.adapter.join([end.pooled for end in ends]))]
+            ends = [Stream(cast(Tensor, None), pooled=self.adapter.join([end.pooled for end in ends]))]
         return Encoded(self.base, ends)
 
     def _early(self, x: Any) -> Iterator[tuple[int | None, Stream]]:

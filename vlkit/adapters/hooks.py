@@ -59,6 +59,7 @@ class WritesLate(Protocol):
 
     def late_block(self, i: int, stream: Stream, block: Callable[[Stream], Stream]) -> Stream:
         """Run late block ``i`` (0-based): ``block(stream)``, and whatever the method adds."""
+        ...
 
 
 @runtime_checkable
@@ -67,3 +68,4 @@ class Joins(Protocol):
 
     def join(self, parts: list[Any]) -> Tensor:
         """[B, out_dim] from what ``merge`` returned for each chunk, in order."""
+        ...

@@ -12,7 +12,8 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from io import TextIOWrapper
+from typing import Any, TypeVar, cast
 
 import rich.console
 import rich.progress
@@ -71,7 +72,7 @@ def safe_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         # A stream that somebody put in its place, such as io.StringIO, has no encoding to fail.
         with contextlib.suppress(AttributeError, ValueError):
-            stream.reconfigure(errors=PLAIN)
+            cast(TextIOWrapper, stream).reconfigure(errors=PLAIN)
 
 
 def _stand_in(character: str) -> str:
@@ -110,7 +111,8 @@ class Console(rich.console.Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Every string that rich shows comes through here; widths are those of what will be written."""
-        return super().render_str(visible(text, self.encoding), **options | {"markup": False, "emoji": False})
+        options |= {"markup": False, "emoji": False}
+        return super().render_str(visible(text, self.encoding), **options)
 
     def status(self, status: Any, **options: Any) -> Any:
         """As of rich, whose spinner would parse a string by itself."""

@@ -61,7 +61,7 @@ def file_problem(record: Record, size: tuple[int, int]) -> str | None:
     if _same_shape(stated, size) and not turned:
         return None
     sizes = f"the record states {stated[0]} x {stated[1]} pixels, the file has {size[0]} x {size[1]}"
-    if turned or _same_shape(stated[::-1], size):
+    if turned or _same_shape((stated[1], stated[0]), size):
         return f"{sizes}: transposed; its boxes were drawn before the image was turned, turn them or the file"
     return f"{sizes}: not the same image at another scale; give the image that was annotated, or correct the size"
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from vlkit.encoders.blocks.anatomy import Opaque, anatomy_of, ask
 from vlkit.encoders.blocks.narrow import NarrowBlocks
+
+Tower = TypeVar("Tower", bound="StagedEncoder")
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ class ReadAhead:
         raise TypeError(f"{type(self).__name__} has no streams")
 
 
-def freeze(encoder: StagedEncoder) -> StagedEncoder:
+def freeze(encoder: Tower) -> Tower:
     """Freeze every parameter of ``encoder`` and hold it in eval mode through later ``.train()`` calls; returns it."""
     encoder.requires_grad_(False)
     encoder._frozen = True
@@ -207,7 +209,7 @@ def freeze(encoder: StagedEncoder) -> StagedEncoder:
     return encoder
 
 
-def unfreeze(encoder: StagedEncoder) -> StagedEncoder:
+def unfreeze(encoder: Tower) -> Tower:
     """Let every parameter train again (full fine-tuning); returns ``encoder``."""
     encoder.requires_grad_(True)
     encoder._frozen = False

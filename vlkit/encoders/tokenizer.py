@@ -33,9 +33,11 @@ class CountsTokens(Protocol):
     @property
     def limit(self) -> int:
         """Most tokens a text keeps, start and end included."""
+        ...
 
     def lengths(self, texts: list[str]) -> list[int]:
         """Tokens of each text as a whole, start and end included."""
+        ...
 
 
 @dataclass

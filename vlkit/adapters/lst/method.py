@@ -54,6 +54,8 @@ class Rung(nn.Linear):
         if gate in SCHEDULED:
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
+    steps: Tensor
+
     def mix(self, side: Tensor, projected: Tensor) -> Tensor:
         """Both [B, L, d]; a projection of fewer rows (texts beside images) counts as zero in the rows it lacks."""
         missing = side.shape[1] - projected.shape[1]
@@ -112,6 +114,8 @@ class Ladder(nn.Module):
         self.after = after
         for layer in (self.first, *self.rungs.values()):
             start_(layer)
+
+    rungs: Any  # nn.ModuleDict of Rung
 
     def reduce(self, index: int, hidden: Tensor) -> Tensor:
         """Tap number ``index``, [B, L, D] -> [B, L, d]."""

@@ -29,7 +29,7 @@ class Config:
 
     file: Path = positional()
     """Published checkpoint as safetensors: a block's weights alone, or a whole model."""
-    output: Path
+    output: Path  # pyright: ignore[reportGeneralTypeIssues]  # positional() gives no default
     """Folder to write: adapter_config.json and adapter_model.safetensors."""
     base: str | None = None
     """Base that the blocks stand on, such as ViT-B-32:openai."""

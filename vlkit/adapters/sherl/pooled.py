@@ -63,6 +63,9 @@ class PooledSherlAdapter(Adapter):
         if init == "identity":
             self.head.zero()
 
+    reducers: Any  # nn.ModuleList of nn.Linear
+    token_scores: Any  # the same
+
     def reduce(self, index: int, tap: Stream) -> Tensor:
         """``relu(tap)`` as [B, L, D]: the only form of the tap that forward and backward need."""
         return F.relu(tokens_of(tap))

@@ -112,6 +112,7 @@ def text_half(model: CLIP) -> TextTransformer:
     A plain ``CLIP`` keeps its text modules on itself, beside the vision tower; this gathers them in the module
     open_clip itself uses for text, so that a text tower can live without the vision tower.
     """
+    parts: Any = model
     with torch.device("meta"):
         text = TextTransformer(
             context_length=model.context_length,
@@ -123,7 +124,6 @@ def text_half(model: CLIP) -> TextTransformer:
             eos_id=parts.text_eos_id,
             no_causal_mask=model.attn_mask is None,
         )
-    parts: Any = model
     text.token_embedding = parts.token_embedding
     text.positional_embedding = parts.positional_embedding
     text.transformer = model.transformer

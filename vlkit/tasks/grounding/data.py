@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from PIL import Image
@@ -96,7 +96,8 @@ class BoxTransform:
     """
 
     def __init__(self, preprocess: Preprocess, shape: Shape = "squash", augment: Augment = "none") -> None:
-        self.fit = Fit(tuple(preprocess.size), shape, preprocess.fill_color)
+        height, width = preprocess.size
+        self.fit = Fit((height, width), shape, preprocess.fill_color)
         self.mode = InterpolationMode(preprocess.interpolation)
         self.augment = augment
         self.color = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)
@@ -124,9 +125,8 @@ class BoxTransform:
 
 def with_boxes(size: tuple[int, int], boxes: Tensor) -> tv_tensors.BoundingBoxes:
     """Boxes in an image of ``size`` (width, height) as torchvision's transforms know them."""
-    return tv_tensors.BoundingBoxes(
-        torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4), format="XYXY", canvas_size=size[::-1]
-    )
+    corners = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return cast(Any, tv_tensors.BoundingBoxes)(corners, format="XYXY", canvas_size=size[::-1])
 
 
 def crop_around(image: Image.Image, boxes: Tensor) -> Boxed:
@@ -148,8 +148,8 @@ def crop_around(image: Image.Image, boxes: Tensor) -> Boxed:
 
 def flip(image: Image.Image, boxes: Tensor, texts: Sequence[str]) -> tuple[Image.Image, Tensor, list[str]] | None:
     """Image, boxes and what the texts say, mirrored; None if one of the texts cannot be mirrored."""
-    swapped = [mirrored(text) for text in texts]
-    if any(text is None for text in swapped):
+    swapped = [other for text in texts if (other := mirrored(text)) is not None]
+    if len(swapped) < len(texts):
         return None
     return VF.horizontal_flip(image), VF.horizontal_flip(with_boxes(image.size, boxes)), swapped
 

@@ -49,8 +49,10 @@ class RetrievalPipeline:
         self.embedder, self.name, self.identity, self.metrics = embedder, name, identity, metrics
         self._lock = threading.Lock()  # of what other media a pipeline adds
         # Opened here and not in the batch, so that a bad file stops its own call alone.
-        self._images = Batching(lambda images: embedder.images(images, lambda image: image).numpy(), BATCH)
-        self._texts = Batching(lambda texts: embedder.texts(texts).numpy(), BATCH)
+        self._images: Batching[Any, Any] = Batching(
+            lambda images: embedder.images(images, lambda image: image).numpy(), BATCH
+        )
+        self._texts: Batching[Any, Any] = Batching(lambda texts: embedder.texts(texts).numpy(), BATCH)
 
     @property
     def dim(self) -> int:
