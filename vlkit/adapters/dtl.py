@@ -55,6 +55,8 @@ class DtlAdapter(Adapter):
 
     handoff = "tokens"
 
+    reads: Any  # nn.ModuleDict of LowRank
+
     def __init__(
         self,
         widths: tuple[int, ...],
@@ -84,8 +86,6 @@ class DtlAdapter(Adapter):
         self.fusions = nn.ModuleDict(
             {str(stage): nn.Conv2d(w, w, kernel, padding="same", groups=w, bias=False) for stage, w in width_of.items()}
         )
-
-    reads: Any  # nn.ModuleDict of LowRank
 
     def reduce(self, index: int, tap: Stream) -> Tensor:
         """``A x``: [B, L, D] -> [B, L, r] (grids row by row)."""

@@ -47,14 +47,14 @@ class Rung(nn.Linear):
         span: training steps of a schedule.
     """
 
+    steps: Tensor
+
     def __init__(self, width: int, narrow: int, bias: bool = True, gate: Gate = "learned", span: int = 1) -> None:
         super().__init__(width, narrow, bias=bias)
         self.kind, self.span = gate, span
         self.gate = nn.Parameter(torch.zeros(1)) if gate == "learned" else None
         if gate in SCHEDULED:
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-
-    steps: Tensor
 
     def mix(self, side: Tensor, projected: Tensor) -> Tensor:
         """Both [B, L, d]; a projection of fewer rows (texts beside images) counts as zero in the rows it lacks."""
@@ -92,6 +92,8 @@ class Ladder(nn.Module):
         layers: depths to tap: 0 and the outputs of the kept blocks.
     """
 
+    rungs: Any  # nn.ModuleDict of Rung
+
     def __init__(
         self,
         width: int,
@@ -114,8 +116,6 @@ class Ladder(nn.Module):
         self.after = after
         for layer in (self.first, *self.rungs.values()):
             start_(layer)
-
-    rungs: Any  # nn.ModuleDict of Rung
 
     def reduce(self, index: int, hidden: Tensor) -> Tensor:
         """Tap number ``index``, [B, L, D] -> [B, L, d]."""

@@ -39,6 +39,9 @@ class PooledSherlAdapter(Adapter):
     handoff = "pooled"
     late = 0
 
+    reducers: Any  # nn.ModuleList of nn.Linear
+    token_scores: Any  # the same
+
     def __init__(
         self,
         widths: tuple[int, ...],
@@ -62,9 +65,6 @@ class PooledSherlAdapter(Adapter):
         self.head = LinearHead(hidden, out_dim)
         if init == "identity":
             self.head.zero()
-
-    reducers: Any  # nn.ModuleList of nn.Linear
-    token_scores: Any  # the same
 
     def reduce(self, index: int, tap: Stream) -> Tensor:
         """``relu(tap)`` as [B, L, D]: the only form of the tap that forward and backward need."""

@@ -50,13 +50,13 @@ class LeanPooledSherlAdapter(PooledSherlAdapter):
         keep: which values of the taps are saved.
     """
 
+    tap_dtype: NumberFormat
+
     def __init__(
         self, *arguments: Any, tap_dtype: NumberFormat = "fp32", keep: Keep = "auto", **more_arguments: Any
     ) -> None:
         super().__init__(*arguments, **more_arguments)
         self.tap_dtype, self.keep = tap_dtype, keep
-
-    tap_dtype: NumberFormat
 
     @property
     def weights(self) -> Weights:

@@ -124,6 +124,8 @@ class AnswerGenerator(nn.Module):
         fusion: its queries become memory.
     """
 
+    decoder: Any  # SherlT5Decoder, or an adapted decoder
+
     def __init__(self, image: nn.Module | None, encoder: nn.Module, decoder: Any, fusion: Fusion) -> None:
         super().__init__()
         self.image, self.text, self.decoder, self.fusion = image, encoder, decoder, fusion
@@ -131,8 +133,6 @@ class AnswerGenerator(nn.Module):
         self.to_memory = nn.Linear(fusion.width, width)
         # The decoder is used to memories that an RMS norm has seen.
         self.memory_norm = nn.RMSNorm(width, eps=1e-6)
-
-    decoder: Any  # SherlT5Decoder, or an adapted decoder
 
     def memory(self, pixels: Tensor | None, ids: Tensor, owner: Tensor) -> Memory:
         """What the decoder attends to: ``side`` is [B, L + Q, D], the question's tokens and the fused states."""
