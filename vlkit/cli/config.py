@@ -162,7 +162,7 @@ def _build(cls: type[C], chosen: Mapping[str, str], values: Mapping[str, Any], p
         name = prefix + field.name
         nested: Any = field.metadata["kinds"][chosen[name]] if "kinds" in field.metadata else hints[field.name]
         is_nested = dataclasses.is_dataclass(nested)
-        arguments[field.name] = _build(nested, chosen, values, f"{name}.") if is_nested else values[name]
+        arguments[field.name] = _build(cast(type, nested), chosen, values, f"{name}.") if is_nested else values[name]
     try:
         return cls(**arguments)
     except ValueError as error:

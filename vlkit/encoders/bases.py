@@ -80,7 +80,7 @@ class ClipBase:
     tokenize: Callable[[list[str]], Tensor]
     logit_scale: float
     logit_bias: float | None
-    identity: dict[str, dict[str, str]]
+    identity: dict[str, dict[str, Any]]
     joint_dim: int | None = None
 
 
@@ -102,7 +102,7 @@ class TextBase:
     decoder: T5Decoder | None
     tokenizer: Any
     start_id: int | None
-    identity: dict[str, dict[str, str]]
+    identity: dict[str, dict[str, Any]]
 
     def tokenize(self, texts: list[str], max_length: int | None = None) -> Tensor:
         """Texts -> ids [B, L] int64, padded to the longest; longer ones are cut at ``max_length`` tokens."""

@@ -163,7 +163,7 @@ class IndexWriter:
             expected = (len(items), self._folder.pointer["dim"])
             raise ValueError(f"vectors have shape {vectors.shape}, expected {expected}")
         broken = [
-            item.id for item, finite in zip(items, np.isfinite(vectors).all(axis=1).tolist(), strict=True) if not finite
+            item.id for item, finite in zip(items, np.all(np.isfinite(vectors), axis=1), strict=True) if not finite
         ]
         if broken:
             raise UserError(f"{len(broken)} vectors are not finite ({some(broken)}); the model's output is broken")

@@ -116,7 +116,7 @@ def search_images(
 def rank_texts(pipeline: RetrievalPipeline, image: Image.Image, texts: Sequence[str]) -> list[tuple[str, float]]:
     """Texts with their cosine similarity to an image, best first."""
     scores = pipeline.embed_texts(texts) @ pipeline.embed_images([image])[0]
-    return [(texts[i], float(scores[i])) for i in np.argsort(-scores, kind="stable").tolist()]
+    return [(texts[int(i)], float(scores[i])) for i in np.argsort(-scores, kind="stable")]
 
 
 def shrunk(image: Image.Image) -> Image.Image:

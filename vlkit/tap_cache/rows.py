@@ -80,7 +80,7 @@ class RowLayout:
         parts, offset = [], 0
         for number, state in enumerate(tensors):
             shape, own = tuple(state.shape[2:]), FINER[stored] if number == numbers[-1] else stored
-            kind = "bool" if state.dtype == torch.bool else own
+            kind: Any = "bool" if state.dtype == torch.bool else own
             part = Part(shape, kind, str(state.dtype).removeprefix("torch."), offset, bytes_of(math.prod(shape), kind))
             parts.append(part)
             offset += part.size + -part.size % ALIGN

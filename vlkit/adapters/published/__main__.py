@@ -83,7 +83,7 @@ def _fitting(blocks: list[Block], encoder: StagedEncoder, where: str) -> Block:
     found = []
     for block in blocks:
         try:
-            adapter = adapter_options(block.options()).build(encoder, "pooled").adapter
+            adapter: Any = adapter_options(block.options()).build(encoder, "pooled").adapter
         except UserError as error:
             found.append(f"{block.flavour} ({error})")
             continue

@@ -64,7 +64,8 @@ class ConvSherlAdapter(Adapter):
     def gather(self, taps: list[Tensor], last: Tensor) -> list[Tensor]:
         """Grids [B, C, h, w] -> grids of the deepest size."""
         reducers = cast("Iterable[ConvReducer]", self.reducers)
-        return [r.pool(x, last.shape[-2:]) for r, x in zip(reducers, taps, strict=True)]
+        size = (last.shape[-2], last.shape[-1])
+        return [r.pool(x, size) for r, x in zip(reducers, taps, strict=True)]
 
     def merge_gathered(self, gathered: list[Tensor], last: Tensor) -> Tensor:
         """Grids [B, C, n, n] of the deepest size -> ``last`` merged with them."""

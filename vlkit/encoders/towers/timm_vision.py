@@ -202,7 +202,7 @@ class TimmStages(StagedEncoder):
         modules = [self.model.trunk.get_submodule(name) for name in self._layout.stages]
         return list(modules[0]) if len(modules) == 1 else modules
 
-    def _blocks(self, stage: nn.Module) -> Sequence[nn.Module]:
+    def _blocks(self, stage: Any) -> Sequence[nn.Module]:
         """The blocks of a stage: the stage as a whole, its list ``blocks``, or itself where it is but a list."""
         return [stage] if self._layout.whole else getattr(stage, "blocks", stage)
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2 import functional as VF
+from torchvision.transforms.v2 import functional
 
 from vlkit.data.boxes import in_file_pixels, stated_size
 from vlkit.data.images import identify_file, read_image, record_image_size
@@ -25,6 +25,8 @@ from vlkit.data.manifest import Dataset
 from vlkit.encoders.bases import Preprocess
 from vlkit.tap_cache.rows import TapBatch
 from vlkit.tasks.grounding.mirror import mirrored
+
+VF: Any = functional  # its annotations name tensors alone, but images come in and go out
 
 Shape = Literal["squash", "letterbox"]
 Augment = Literal["none", "color", "crop"]

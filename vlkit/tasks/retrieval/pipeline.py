@@ -6,7 +6,7 @@ import hashlib
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from lightning_fabric import Fabric
@@ -50,9 +50,11 @@ class RetrievalPipeline:
         self._lock = threading.Lock()  # of what other media a pipeline adds
         # Opened here and not in the batch, so that a bad file stops its own call alone.
         self._images: Batching[Any, Any] = Batching(
-            lambda images: embedder.images(images, lambda image: image).numpy(), BATCH
+            lambda images: cast(Any, embedder.images(images, lambda image: image).numpy()), BATCH
         )
-        self._texts: Batching[Any, Any] = Batching(lambda texts: embedder.texts(texts).numpy(), BATCH)
+        self._texts: Batching[Any, Any] = Batching(
+            lambda texts: cast(Any, embedder.texts(cast(Any, texts)).numpy()), BATCH
+        )
 
     @property
     def dim(self) -> int:
