@@ -77,10 +77,11 @@ class Packets:
         if self.first is None:
             return self
         kept = [index for index, stamp in enumerate(self.shown) if stamp is not None and stamp >= self.first]
-        lists: Any = (
-            [values[index] for index in kept] for values in (self.shown, self.decoded, self.key, self.lengths)
-        )
-        return Packets(*lists, self.stop, self.first, self.orientation) if kept else self
+        if not kept:
+            return self
+        columns: Any = (self.shown, self.decoded, self.key, self.lengths)
+        shown, decoded, key, lengths = ([values[index] for index in kept] for values in columns)
+        return Packets(shown, decoded, key, lengths, self.stop, self.first, self.orientation)
 
 
 def read_packets(path: str | Path, container: InputContainer, stream: VideoStream) -> Packets:
