@@ -1,9 +1,9 @@
-"""Many searches at once against a running demo: how long they take, and whether each gets its own answer.
+"""Load test of a running demo: time of concurrent searches, and whether each gets its own answer.
 
     python demos/app.py --port 7860 &
     python benchmarks/demo_load.py --url http://127.0.0.1:7860 --requests 50
 
-Every query is first asked alone; then all are asked at the same time and the answers compared. Prints JSON.
+Every query runs alone first; then all queries run at the same time, and the answers are compared. Prints JSON.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from vlkit.errors import UserError
 from vlkit.files import write_json
 
 TOLERANCE = 1e-4
-"""Largest difference of a score: a text that is embedded beside longer ones is padded, which moves the last bits."""
+"""Largest allowed difference of a score: padding of a text in a batch with longer texts changes the last bits."""
 
 
 @dataclass
 class Config:
-    """Load a running demo with searches."""
+    """Send concurrent searches to a running demo."""
 
     url: str = "http://127.0.0.1:7860"
-    """Where the demo listens."""
+    """URL of the demo."""
     requests: int = 50
-    """Searches at the same time."""
+    """Number of concurrent searches."""
     pid: int | None = None
-    """Process of the demo, to report its memory (Linux)."""
+    """Process id of the demo, to report its memory (Linux)."""
     json: Path | None = None
-    """Also write the figures there."""
+    """Also write the results to this JSON file."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.requests <= 500:
@@ -50,8 +50,8 @@ def main(config: Config) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         client = Client(config.url, verbose=False, max_workers=config.requests)
-    except Exception as error:  # the client raises what its libraries raise
-        raise UserError(f"--url {config.url}: no demo answers there ({error})") from None
+    except Exception as error:  # the client raises errors of several libraries
+        raise UserError(f"--url {config.url}: no demo answers at this URL ({error})") from None
     captions = [caption for image in demo_album().about_images for caption in image.captions]
     queries = [captions[i % len(captions)] for i in range(config.requests)]
     alone = [timed(client, query) for query in queries]
@@ -73,7 +73,7 @@ def main(config: Config) -> None:
 
 
 def timed(client: Client, query: str) -> tuple[float, Any]:
-    """Seconds and answer of a search; the exception if it fails."""
+    """Seconds and answer of a search; the answer is the exception if it fails."""
     start = time.perf_counter()
     try:
         answer = client.predict(query, 10, api_name="/search")
@@ -83,7 +83,7 @@ def timed(client: Client, query: str) -> tuple[float, Any]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two answers name the same images with the same scores; equal scores may change places."""
+    """Whether two answers list the same images with the same scores; images with equal scores may swap."""
     if isinstance(a, Exception) or isinstance(b, Exception):
         return False
     first, second = a["results"], b["results"]
@@ -95,7 +95,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def resident_mib(pid: int) -> float | None:
-    """Resident memory of a process."""
+    """Resident memory of a process in MiB; None if it cannot be read."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except OSError:

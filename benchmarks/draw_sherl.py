@@ -1,4 +1,4 @@
-"""Draw docs/results/sherl.png, the image of SHERL in the README.
+"""Draw docs/results/sherl.png, the diagram of SHERL in docs/architecture.md.
 
 python benchmarks/draw_sherl.py
 """
@@ -15,7 +15,7 @@ FROZEN, TRAINED, EDGE = "#cfe3f2", "#fbd9a8", "#333333"
 
 
 def box(axes, x: float, y: float, width: float, text: str, colour: str) -> None:
-    """A labelled block; (x, y) is its left middle."""
+    """A labelled block; (x, y) is the middle of its left edge."""
     shape = FancyBboxPatch((x, y - 0.35), width, 0.7, boxstyle="round,pad=0.02", facecolor=colour, edgecolor=EDGE)
     axes.add_patch(shape)
     axes.text(x + width / 2, y, text, ha="center", va="center", fontsize=9)
@@ -49,14 +49,14 @@ def main() -> None:
     arrow(axes, (10.83, 2.6), (11.65, 2.6), gradient=True)
     box(axes, 13.6, 2.6, 1.5, "head, loss", TRAINED)
     arrow(axes, (12.93, 2.6), (13.55, 2.6), gradient=True)
-    axes.text(4.0, 3.35, "early route: frozen, no gradient, nothing kept", ha="center", fontsize=10)
+    axes.text(4.0, 3.35, "early route: frozen, no gradient, no saved activations", ha="center", fontsize=10)
     axes.text(11.7, 3.35, "late route: frozen, gradient passes", ha="center", fontsize=10)
     axes.text(
         12.2, 0.6, "blue: frozen base\norange: trained\nthick: where gradient flows back", fontsize=9, va="center"
     )
     axes.set(xlim=(-0.3, 15.4), ylim=(-0.9, 3.7))
     axes.set_axis_off()
-    FigureCanvasAgg(figure).print_png(str(Path(__file__).with_name("sherl.png")))
+    FigureCanvasAgg(figure).print_png(str(Path(__file__).parents[1] / "docs" / "results" / "sherl.png"))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How far predicted memory is from that of real training steps.
+"""Compare predicted memory with the measured memory of real training steps.
 
     python benchmarks/estimator.py --json docs/results/estimator.json
 
-Every step is contrastive, as in ``tasks/memory.py``. What SHERL in the joint space keeps depends on the data: its rows
-with all values kept are predicted exactly, the others from above, and those are marked.
+Every step is contrastive, as in ``tasks/memory.py``. The saved activations of SHERL on the pooled embedding depend on
+the data: the prediction is exact for rows that keep all values; for the others ("from above") it is an upper bound.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ class Config:
     """Compare predicted with measured memory."""
 
     json: Path | None = None
-    """Write the numbers there."""
+    """Also write the results to this JSON file."""
     bases: list[str] = field(default_factory=lambda: ["ViT-B-32", "RN50"])
-    """Names of bases; a method that does not fit a tower is left out."""
+    """Names of bases; methods that do not fit a tower are skipped."""
     batch_size: int = 6
-    """Pairs a step."""
+    """Pairs per step."""
     text_length: int = 24
-    """Tokens a text."""
+    """Tokens per text."""
 
 
 def main(config: Config) -> None:
@@ -70,7 +70,7 @@ def main(config: Config) -> None:
             try:
                 measured, predicted = (bench.memory(bench.model(options), config.batch_size) for bench in (real, fake))
             except UserError as error:
-                console.print(f"{name}, {method}: left out ({error})", highlight=False)
+                console.print(f"{name}, {method}: skipped ({error})", highlight=False)
                 continue
             gc.collect()
             sizes = {
@@ -91,14 +91,14 @@ def main(config: Config) -> None:
 
 
 def off_by(row: dict[str, Any]) -> float:
-    """Predicted peak over measured, less 1."""
+    """Relative error of the predicted peak: predicted / measured - 1."""
     return row["predicted_peak_bytes"] / row["measured_peak_bytes"] - 1
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table."""
+    """The rows as a Markdown table."""
     lines = [
-        "| base | pairs | method | kept MiB: measured | predicted | peak MiB: measured | predicted | peak off by |",
+        "| base | pairs | method | saved MiB: measured | predicted | peak MiB: measured | predicted | peak error |",
         "|---|---:|---|---:|---:|---:|---:|---:|",
     ]
     for row in rows:

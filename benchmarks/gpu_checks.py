@@ -1,15 +1,16 @@
-"""Checks of the CUDA paths: no waiting inside a step, the same numbers as on the CPU, and where a step's time goes.
+"""Check the CUDA paths: no synchronisation inside a step, the same numbers as on the CPU, and a profile of a step.
 
     python benchmarks/gpu_checks.py --json gpu_checks.json
     python benchmarks/gpu_checks.py --json checks.json --device cpu --waits_base tiny --profile_base tiny --batch_size 4
 
-- Waits: how often the host waits for the device in one step of each method, as a profiler trace and CUDA's own debug
-  mode tell; SHERL as it is by default must not.
-- Profile: time of kernels by kind and by part of a step of SHERL, beside inference.
+- Waits: how often the host waits for the device in one step of each method, according to a profiler trace and CUDA's
+  own debug mode; SHERL with default options must not wait.
+- Profile: kernel time by kind and by part of a SHERL step, and for inference.
 - Parity: outputs and gradients of every method in float32 (without TF32) on the device and on the CPU, from the same
   weights; the error is the largest difference relative to the largest value.
 
-Exits with 1 if SHERL waits or a parity misses its limit. On the CPU the checks compare it with itself: a rehearsal.
+Exits with 1 if SHERL waits or a parity check exceeds its limit. With ``--device cpu`` the CPU is compared with itself,
+to test the script.
 """
 
 from __future__ import annotations
@@ -53,17 +54,17 @@ class Config:
     """Check the CUDA paths."""
 
     json: Path
-    """Where the figures go."""
+    """Output JSON file."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto = CUDA if there is a device."""
+    """Device; auto = CUDA if available."""
     waits_base: str = "ViT-B-32"
-    """Base of the steps that must not wait; random weights do."""
+    """Base for the check of waits; random weights are sufficient."""
     profile_base: str = "ViT-L-14"
-    """Base of the profiles."""
+    """Base for the profiles."""
     grid_base: str | None = "RN50"
-    """Convolutional base of the parity; null leaves it out."""
+    """Convolutional base for the parity check; null skips it."""
     batch_size: int = 128
-    """Pairs of a profiled step."""
+    """Pairs per profiled step."""
 
 
 def main(config: Config) -> None:
@@ -79,7 +80,7 @@ def main(config: Config) -> None:
                 table[name].append(row)
                 write_json(config.json, table)
                 console.print(f"{name}: {row['base']}, {row['method']}", highlight=False)
-        except Exception:  # one check that breaks must not take the others
+        except Exception:  # a failing check must not stop the others
             log.exception("%s", name)
             failed.append(name)
     print(markdown(table))
@@ -95,7 +96,7 @@ def main(config: Config) -> None:
 
 
 def waits(config: Config) -> Iterator[dict[str, Any]]:
-    """One row per method: calls and copies that the host waits for, and what CUDA's debug mode warns of, and where."""
+    """One row per method: blocking calls and copies, and the warnings of CUDA's debug mode with their places."""
     bench, size = ContrastiveBench(config.waits_base, False, None, config.device), min(32, config.batch_size)
     for name in WAITING:
         step = bench.step(bench.model(STEPS[name]), size)
@@ -111,7 +112,7 @@ def waits(config: Config) -> Iterator[dict[str, Any]]:
 
 
 def warned_places(step: Callable[[], Any]) -> Counter[str]:
-    """Lines of code that CUDA's debug mode says wait, and how often."""
+    """Lines of code for which CUDA's debug mode reports a synchronisation, with counts."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -123,11 +124,11 @@ def warned_places(step: Callable[[], Any]) -> Counter[str]:
     return Counter(f"{'/'.join(Path(w.filename).parts[-3:])}:{w.lineno}" for w in found)
 
 
-# --- where the time goes ---
+# --- profile ---
 
 
 def profiles(config: Config) -> Iterator[dict[str, Any]]:
-    """One row for inference and for each profiled method: milliseconds of kernels by kind and part."""
+    """One row for inference and one per profiled method: kernel milliseconds by kind and part."""
     bench = ContrastiveBench(config.profile_base, False, None, config.device)
     place = {"base": config.profile_base, "batch_size": config.batch_size}
     yield place | {"method": "inference"} | profiled(bench.inference(config.batch_size), bench.device)
@@ -137,7 +138,7 @@ def profiles(config: Config) -> Iterator[dict[str, Any]]:
 
 
 def profiled(run: Callable[[], Any], device: torch.device, repeats: int = 5) -> dict[str, Any]:
-    """Time without the profiler, and what ran with it."""
+    """Step time without the profiler, and the kernels of a run with it."""
     run()
     run()
     seconds = []
@@ -163,7 +164,7 @@ def profiled(run: Callable[[], Any], device: torch.device, repeats: int = 5) -> 
 
 
 def parity(config: Config) -> Iterator[dict[str, Any]]:
-    """One row per method and model: how far the device is from the CPU."""
+    """One row per method and model: error of the device relative to the CPU."""
     return parities(config.device, config.grid_base)
 
 
@@ -171,8 +172,8 @@ def parity(config: Config) -> Iterator[dict[str, Any]]:
 
 
 def markdown(table: dict[str, Any]) -> str:
-    """All rows as three tables."""
-    lines = ["| base | pairs | method | host waits | warned of |", "|---|---:|---|---|---|"]
+    """All rows as three Markdown tables."""
+    lines = ["| base | pairs | method | host waits | warnings |", "|---|---:|---|---|---|"]
     for row in table["waits"]:
         calls = ", ".join(f"{name} x {count}" for name, count in row["waits"].items()) or "none"
         warned = f"{row['warnings']} ({', '.join(row['places'])})" if row["warnings"] else "none"
@@ -189,7 +190,7 @@ def markdown(table: dict[str, Any]) -> str:
             lines.append(
                 f"{where} - {part} | | {count} | {found['ms']:.1f} | {shares(found['by_kind'], row['kernel_ms'])} |"
             )
-    lines += ["", "| base | method | outputs | all gradients | worst weight | float32 itself | passed |"]
+    lines += ["", "| base | method | outputs | all gradients | worst weight | float32 rounding | passed |"]
     lines += ["|---|---|---:|---:|---:|---:|---|"]
     for row in table["parity"]:
         errors = (row.get(key) for key in ("output_error", "gradient_error", "worst_gradient_error", "rounding_error"))
@@ -199,7 +200,7 @@ def markdown(table: dict[str, Any]) -> str:
 
 
 def shares(by_kind: dict[str, float], whole: float) -> str:
-    """Each kind's share of the step, in percent."""
+    """Time of each kind in percent of the step."""
     return " | ".join(f"{100 * by_kind.get(kind, 0) / max(whole, 1e-9):.1f}" for kind in [*KINDS, "other"])
 
 

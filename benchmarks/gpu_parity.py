@@ -1,8 +1,8 @@
-"""How far outputs and gradients on a device are from those on the CPU, for every method; used by ``gpu_checks.py``.
+"""Compare outputs and gradients of every method on a device with those on the CPU; used by ``gpu_checks.py``.
 
-Both get the same weights, off their start so that every weight has a gradient, and the same batch, in float32. What
-float32 itself loses is measured, too, against float64 on the CPU: where a unit of a ReLU hardly knows whether it is on,
-gradients are only so exact on any device.
+Both get the same weights, moved off their initial values so that every weight has a gradient, and the same batch, in
+float32. The rounding error of float32 itself is measured against float64 on the CPU: near the kink of a ReLU, gradients
+have limited precision on any device.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ PAIRS = {name: options() for name, options in ADAPTERS.items()} | {
     "sherl on tokens, mdetr": SherlOptions(handoff="tokens", flavour="mdetr"),
     "sherl on tokens, plain autograd": SherlOptions(handoff="tokens", lean=False),
 }
-"""Of a contrastive step on the tiny base."""
+"""Methods to compare in a contrastive step on the tiny base."""
 GRIDS = ("sherl", "sherl, chunks of 2", "sherl on tokens", "unipt", "dtl", "lora")
-"""Of a contrastive step on a convolutional base."""
+"""Methods to compare in a contrastive step on a convolutional base."""
 ANSWERS = ("sherl", "lora", "full")
-"""Of writing answers with the tiny T5."""
+"""Methods to compare in a step of answer generation with the tiny T5."""
 OUTPUTS, EXACT, ROUNDED = 1e-4, 1e-3, 2e-2
-"""Largest errors of outputs and of all gradients; where taps are rounded, codes that flip move the gradients."""
+"""Largest errors of outputs, of all gradients, and of all gradients with rounded taps, whose codes may flip."""
 SLACK = 10
-"""Gradients may also be off by this many times what float32 loses on the CPU."""
+"""The gradient error may also be this many times the rounding error of float32 on the CPU."""
 
 Outcome = tuple[dict[str, Tensor], dict[str, Tensor]]
-"""Outputs, and gradients of what trains."""
+"""Outputs, and gradients of the trainable weights."""
 
 
 def parities(device: str, grid_base: str | None) -> Iterator[dict[str, Any]]:
-    """One row per method and model; ``grid_base``: name of a convolutional base, None leaves it out."""
+    """One row per method and model; ``grid_base``: name of a convolutional base, None skips it."""
     for base, names in (("tiny", PAIRS), (grid_base, GRIDS)):
         if base is not None:
             benches = [ContrastiveBench(base, False, None, kind, "32-true") for kind in ("cpu", device)]
@@ -77,7 +77,7 @@ def parities(device: str, grid_base: str | None) -> Iterator[dict[str, Any]]:
 
 
 def pairs_outcome(bench: ContrastiveBench, dtype: torch.dtype, options: Any, size: int = 4) -> Outcome:
-    """Of a contrastive step."""
+    """Outputs and gradients of a contrastive step."""
     pixels, ids = bench.batch(size)
 
     def loss_of(images: Tensor, texts: Tensor, scale: Tensor, *_: Any) -> Tensor:
@@ -87,7 +87,7 @@ def pairs_outcome(bench: ContrastiveBench, dtype: torch.dtype, options: Any, siz
 
 
 def answers_outcome(device: torch.device, dtype: torch.dtype, options: Any) -> Outcome:
-    """Of a step that teaches a T5 to answer questions on images."""
+    """Outputs and gradients of a step that trains a T5 to answer questions about images."""
     base = load_base("tiny")
     text = text_side("tiny", base)
     with torch.random.fork_rng(devices=[]):
@@ -102,15 +102,15 @@ def answers_outcome(device: torch.device, dtype: torch.dtype, options: Any) -> O
 
 
 def outcome(model: nn.Module, dtype: torch.dtype, batch: tuple[Tensor, ...], loss_of: Callable[..., Tensor]) -> Outcome:
-    """Outputs and gradients of a step in ``dtype``, as float64 on the CPU; ``loss_of`` takes what the model returns."""
+    """Outputs and gradients of a step in ``dtype``, as float64 on the CPU; ``loss_of`` maps model outputs to a loss."""
     model.train()
     generator = torch.Generator().manual_seed(0)
-    for weight in trained_state(model).values():  # off their start, where many gradients are exactly 0
+    for weight in trained_state(model).values():  # many gradients are exactly 0 at the initial values
         if weight.is_floating_point() and weight.ndim:
             weight.add_(torch.randn(weight.shape, generator=generator).to(weight), alpha=0.02)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
-            module.p = 0.0  # devices draw different numbers
+            module.p = 0.0  # devices draw different random numbers
     returned = model.to(dtype)(*(x.to(dtype) if x.is_floating_point() else x for x in batch))
     returned = returned if isinstance(returned, tuple) else (returned,)
     loss_of(*returned).backward()
@@ -120,11 +120,11 @@ def outcome(model: nn.Module, dtype: torch.dtype, batch: tuple[Tensor, ...], los
 
 
 def compared(name: str, outcome_of: Callable[..., Outcome], places: Sequence[Any]) -> dict[str, Any]:
-    """Errors of outputs and gradients at the second place, and whether they keep to the limits."""
+    """Errors of outputs and gradients at the second place, and whether they are within the limits."""
     try:
         expected, found = (outcome_of(place, torch.float32) for place in places)
         exact = outcome_of(places[0], torch.float64)
-    except Exception as problem:  # one method that fails must not take the rows of the others
+    except Exception as problem:  # a failing method must not stop the others
         log.exception("%s", name)
         return {"passed": False, "failed": type(problem).__name__}
     rounding = together(expected[1], exact[1])
@@ -142,7 +142,7 @@ def compared(name: str, outcome_of: Callable[..., Outcome], places: Sequence[Any
 
 
 def error(found: Tensor, expected: Tensor, floor: float = 0.0) -> float:
-    """Largest difference relative to the largest value, which counts as ``floor`` at least."""
+    """Largest difference relative to the largest value, or to ``floor`` if that is larger."""
     return float((found - expected).abs().max() / max(float(expected.abs().max()), floor, 1e-30))
 
 
@@ -150,7 +150,7 @@ def worst(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """Error of the worst weight's gradient."""
     if found.keys() != expected.keys():
         return float("inf")
-    floor = max(float(g.abs().max()) for g in expected.values()) / 1000  # what is next to nothing has none of its own
+    floor = max(float(g.abs().max()) for g in expected.values()) / 1000  # ignores tiny gradients
     return max(error(found[name], gradient, floor) for name, gradient in expected.items())
 
 

@@ -1,6 +1,6 @@
-"""What a device did in one step: kernels by kind and by part of the step, and where the host had to wait.
+"""Trace one step on a device: kernels by kind and by part of the step, and calls for which the host waits.
 
-Used by ``gpu_checks.py``. On the CPU operators stand for kernels, so that the code runs there, too.
+Used by ``gpu_checks.py``. On the CPU it traces operators instead of kernels, so that the code also runs there.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ KINDS = {
     "reduction": r"reduce|softmax|::sum|::amax|::mean",
     "elementwise": r"elementwise|relu|gelu|::(add|mul|div|clamp|exp|round|fill)",
 }
-"""Kind of a kernel -> what its name contains; the first that fits counts."""
+"""Kind of kernel -> pattern of its name; the first match counts."""
 PARTS: dict[str, tuple[Any, str]] = {
     "pool the taps": (pooled_lean, "collect"),
     "merge the layers": (pooled_lean, "attach"),
@@ -41,14 +41,14 @@ PARTS: dict[str, tuple[Any, str]] = {
     "merge the taps": (tokens.SherlAdapter, "merge"),
     "second run": (recompute._Again, "backward"),
 }
-"""Part of a step of SHERL -> the function that does it; inside another part it goes under both names."""
+"""Part of a SHERL step -> its function; a part inside another one is listed under both names."""
 LABELS = {STEP, *PARTS}
 WAITS = re.compile(r"cuda(Stream|Device|Event)Synchronize|cu(Stream|Ctx|Event)Synchronize|Memcpy DtoH|cudaMemcpy$")
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel (on the CPU: one operator, without those it calls)."""
+    """One kernel (on the CPU: one operator, without the operators it calls)."""
 
     name: str
     part: str
@@ -56,7 +56,7 @@ class Kernel:
 
     @property
     def kind(self) -> str:
-        """One of :data:`KINDS`, or other."""
+        """One of :data:`KINDS`, or ``other``."""
         found = (kind for kind, pattern in KINDS.items() if re.search(pattern, self.name, re.IGNORECASE))
         return next(found, "other")
 
@@ -66,9 +66,9 @@ class Trace:
     """One run under the profiler.
 
     Attributes:
-        kernels: what ran.
-        waits: name of a call or copy for which the host waits -> how many there were.
-        device_milliseconds: of everything that ran on the device, whether or not its caller is known; 0 on the CPU.
+        kernels: all kernels with a known caller.
+        waits: name of a blocking call or copy -> count.
+        device_milliseconds: time of everything on the device, with or without a known caller; 0 on the CPU.
     """
 
     kernels: list[Kernel]
@@ -76,15 +76,15 @@ class Trace:
     device_milliseconds: float
 
     def by_kind(self, part: str | None = None) -> dict[str, float]:
-        """Milliseconds of each kind of kernel, the largest first; of one part or of all."""
+        """Milliseconds per kind of kernel, largest first, for one part or all parts."""
         return _sums((k.kind, k.milliseconds) for k in self.kernels if part in (None, k.part))
 
     def by_part(self) -> dict[str, float]:
-        """Milliseconds of each part of the step, the largest first."""
+        """Milliseconds per part of the step, largest first."""
         return _sums((k.part, k.milliseconds) for k in self.kernels)
 
     def top(self, count: int) -> list[dict[str, Any]]:
-        """The kernels that take the most time in all."""
+        """The kernels with the largest total time."""
         calls, times = Counter(k.name for k in self.kernels), _sums((k.name, k.milliseconds) for k in self.kernels)
         kinds = {k.name: k.kind for k in self.kernels}
         return [
@@ -94,14 +94,14 @@ class Trace:
 
 
 def trace(run: Callable[[], Any], device: torch.device) -> Trace:
-    """Run once under the profiler; run it before, so that nothing is set up in it."""
+    """Run once under the profiler; warm up before, so that the trace contains no set-up."""
     on_cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_cuda else [])
     wait_for(device)
     with profile(activities=activities) as profiler, _named_parts():
         with record_function(STEP):
             run()
-        wait_for(device)  # outside the step, where it does not count as the step's own
+        wait_for(device)  # outside the step, so that it does not count as a wait of the step
     events = profiler.events()
     step = next(event for event in events if event.name == STEP and event.device_type == DeviceType.CPU)
     inside = [e for e in events if _is_host(e) and step.time_range.start <= e.time_range.start < step.time_range.end]
@@ -122,7 +122,7 @@ def _is_host(event: Any) -> bool:
 
 
 def _part_of(event: Any) -> str:
-    """The parts that an event stands in, the outer one first."""
+    """The parts that contain an event, outermost first."""
     names: list[str] = []
     while event is not None:
         names += [event.name] if event.name in PARTS else []
@@ -132,7 +132,7 @@ def _part_of(event: Any) -> str:
 
 @contextlib.contextmanager
 def _named_parts() -> Iterator[None]:
-    """Within it, the functions of :data:`PARTS` stand in traces under their names."""
+    """Inside the context, the functions of :data:`PARTS` appear in traces under these names."""
 
     def named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
@@ -151,7 +151,7 @@ def _named_parts() -> Iterator[None]:
 
 
 def _sums(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Key -> sum of its values, the largest first."""
+    """Key -> sum of its values, largest first."""
     sums: dict[str, float] = defaultdict(float)
     for key, value in pairs:
         sums[key] += value
@@ -159,6 +159,6 @@ def _sums(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
 
 
 def wait_for(device: torch.device) -> None:
-    """Until it has done all that it was asked to."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

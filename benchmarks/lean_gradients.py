@@ -1,10 +1,10 @@
-"""How far the lean backward of SHERL is from that of the plain code, per format of the taps.
+"""Compare the gradients of memory-efficient (lean) SHERL with those of plain autograd, per tap format.
 
     python benchmarks/lean_gradients.py --json docs/results/lean_gradients.json
 
-Both implementations get the same weights, off their start so that every weight has a gradient, and the same batch. A
-weight's error is its largest difference relative to its largest gradient; the table has the worst weight and the error
-of all gradients as one vector.
+Both implementations get the same weights, moved off their initial values so that every weight has a gradient, and the
+same batch. The error of a weight is its largest difference relative to its largest gradient; the table lists the worst
+weight and the error of all gradients as one vector.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from vlkit.tasks.retrieval.step_bench import ContrastiveBench
 
 FLAVOURS = {"SHERL": SherlOptions(), "SHERL on tokens": SherlOptions(handoff="tokens", dropout=0.0)}
 ROWS = [(torch.float64, "fp32"), (torch.float32, "fp32"), (torch.float32, "bf16"), (torch.float32, "int8")]
-"""Number format of the weights, and of the taps (``fp32`` leaves them as they are)."""
+"""dtype of the weights, and number format of the taps (``fp32`` keeps their dtype)."""
 
 
 @dataclass
 class Config:
-    """Compare gradients of the lean and the plain code."""
+    """Compare the gradients of memory-efficient SHERL with those of plain autograd."""
 
     json: Path | None = None
-    """Write the numbers there."""
+    """Also write the results to this JSON file."""
     bases: list[str] = field(default_factory=lambda: ["ViT-B-32"])
-    """Names of bases; random weights do."""
+    """Names of bases; random weights are sufficient."""
     batch_size: int = 8
-    """Pairs."""
+    """Pairs per batch."""
     device: str = "auto"
-    """Where to compute."""
+    """Device: auto, cpu or cuda."""
 
 
 def main(config: Config) -> None:
@@ -63,7 +63,7 @@ def main(config: Config) -> None:
 
 
 def woken(bench: ContrastiveBench, options: SherlOptions, dtype: torch.dtype) -> nn.Module:
-    """A model whose trained weights are not where they start: at the start many gradients are exactly 0."""
+    """A model with perturbed trainable weights: at the initial values many gradients are exactly 0."""
     model = bench.model(options).to(dtype)
     generator = torch.Generator().manual_seed(0)
     for weight in trained_state(model).values():
@@ -73,7 +73,7 @@ def woken(bench: ContrastiveBench, options: SherlOptions, dtype: torch.dtype) ->
 
 
 def gradients(bench: ContrastiveBench, model: nn.Module, size: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a batch, and the gradients of what trains."""
+    """The loss of a batch, and the gradients of the trainable weights."""
     pixels, ids = bench.batch(size)
     images, texts, scale, _ = model(pixels.to(next(model.parameters()).dtype), ids)
     loss = info_nce(gather_pairs(images, texts, torch.arange(size, device=bench.device)), scale)
@@ -84,7 +84,7 @@ def gradients(bench: ContrastiveBench, model: nn.Module, size: int) -> tuple[Ten
 def errors(found: tuple[Tensor, dict[str, Tensor]], expected: tuple[Tensor, dict[str, Tensor]]) -> dict[str, float]:
     """Relative errors of the loss, of the worst weight's gradient, and of all gradients together."""
     (loss, ours), (plain_loss, theirs) = found, expected
-    floor = max(float(g.abs().max()) for g in theirs.values()) / 1000  # what is next to nothing has no error of its own
+    floor = max(float(g.abs().max()) for g in theirs.values()) / 1000  # ignores tiny gradients
     apart = {name: (ours[name] - g).double() for name, g in theirs.items()}
     worst = max(float(apart[n].abs().max()) / max(float(g.abs().max()), floor) for n, g in theirs.items())
     norms = [torch.stack([g.double().norm() for g in group.values()]).norm() for group in (apart, theirs)]
@@ -96,7 +96,7 @@ def errors(found: tuple[Tensor, dict[str, Tensor]], expected: tuple[Tensor, dict
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table."""
+    """The rows as a Markdown table."""
     lines = [
         "| base | method | weights | taps | loss | worst weight | all gradients |",
         "|---|---|---|---|---:|---:|---:|",

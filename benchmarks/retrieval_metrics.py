@@ -1,8 +1,8 @@
-"""Time and memory of the retrieval metrics at COCO-5K size, against one bare matrix product of the same embeddings.
+"""Time and memory of the retrieval metrics at COCO-5K size, compared with one matrix product of the same embeddings.
 
     python benchmarks/retrieval_metrics.py
 
-Runs take turns and medians are compared, so that a machine that slows down slows both.
+Both alternate and their medians are compared, so that a slower machine affects both.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Config:
     """Time and memory of the retrieval metrics."""
 
     images: int = 5000
-    """Number of images, five captions each."""
+    """Number of images, with five captions each."""
     width: int = 512
     """Width of the embeddings."""
     repeats: int = 7
-    """Runs of each."""
+    """Number of runs of each."""
     json: Path | None = None
-    """Write the numbers there."""
+    """Also write the results to this JSON file."""
 
 
 def main(config: Config) -> None:
@@ -48,7 +48,7 @@ def main(config: Config) -> None:
     metrics = image_text_metrics(images, texts, owner)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    # The metrics compare float64 dot products; so does this slow way, which holds the whole matrix.
+    # The metrics compare float64 dot products; so does this slow reference, which holds the whole matrix.
     whole = image_text_metrics_of_similarity(images.astype(np.float64) @ texts.astype(np.float64).T, owner)
     found = {
         "time over one matrix product": round(statistics.median(ratios), 2),
@@ -61,7 +61,7 @@ def main(config: Config) -> None:
 
 
 def unit(x: np.ndarray) -> np.ndarray:
-    """Rows as float32 unit vectors."""
+    """Normalise rows to float32 unit vectors."""
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 

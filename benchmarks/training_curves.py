@@ -1,13 +1,13 @@
-"""Whether the lean code trains like the plain one: loss and accuracy over the steps of runs with several seeds.
+"""Compare training with memory-efficient (lean) SHERL and with plain autograd: loss and rsum curves for several seeds.
 
     python tasks/compare.py --kinds sherl:lean=false,sherl --seeds 3 --jobs 2 --output runs/curves \\
         --flags epochs=2 evaluate_every=1 log_every=1
     python benchmarks/training_curves.py --runs runs/curves --json docs/results/training_curves.json \\
         --chart docs/results/training_curves.png
 
-Seeds decide start and order of the data, so a run of one implementation has a twin of the other, which rounding alone
-sets apart. The table has the distance between twins beside that between seeds: the largest of a step, and of the steps
-the median.
+The seed decides initialisation and data order, so two runs with the same seed differ only by rounding. The table lists
+the distance between such runs and the distance between seeds: the largest distance at each step, then the median over
+the steps.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LOOKS = {
     "sherl-lean-false": ("SHERL, plain autograd", "#000000"),
     "sherl": ("SHERL", "#0072B2"),
 }
-"""Folder of a method as ``tasks/compare.py`` names it: name and colour. The first is what the others are held to."""
+"""Folder of a method from ``tasks/compare.py`` -> name and colour. The first method is the reference."""
 
 Curves = dict[int, dict[int, float]]  # seed -> step -> value
 
@@ -44,9 +44,9 @@ class Config:
     runs: Path
     """Output folder of the comparison."""
     json: Path | None = None
-    """Write the numbers there."""
+    """Also write the results to this JSON file."""
     chart: Path | None = None
-    """Draw the curves to this PNG."""
+    """Also draw the curves to this PNG file."""
 
 
 def main(config: Config) -> None:
@@ -75,7 +75,7 @@ def main(config: Config) -> None:
 
 
 def curves(runs: Path, folder: str, point: Callable[[dict[str, Any]], float | None]) -> Curves:
-    """What ``point`` reads from each line of the logs of a method."""
+    """The values that ``point`` extracts from each log line of a method."""
     found: Curves = {}
     for path in sorted(runs.glob(f"{folder}-seed*")):
         if path.is_dir():
@@ -83,22 +83,22 @@ def curves(runs: Path, folder: str, point: Callable[[dict[str, Any]], float | No
             values = {line["step"]: value for line in lines if (value := point(line)) is not None}
             found[int(path.name.rpartition("seed")[2])] = values
     if not found:
-        raise UserError(f"{runs}: holds no runs {folder}-seed*; this file begins with the command that makes them")
+        raise UserError(f"{runs}: holds no runs {folder}-seed*; create them with the command at the top of this script")
     return found
 
 
 def loss(line: dict[str, Any]) -> float | None:
-    """Of a training step."""
+    """Loss of a training step."""
     return None if "split" in line else line.get("loss")
 
 
 def rsum(line: dict[str, Any]) -> float | None:
-    """Of an evaluation on the validation split."""
+    """rsum of an evaluation on the validation split."""
     return line.get("rsum") if line.get("split") == "val" else None
 
 
 def apart(one: Curves, other: Curves) -> float:
-    """Median over the steps of the largest distance of two curves of the same seed."""
+    """Median over the steps of the largest distance between two curves with the same seed."""
     steps = next(iter(one.values()))
     return statistics.median(max(abs(one[seed][step] - other[seed][step]) for seed in one) for step in steps)
 
@@ -111,7 +111,7 @@ def between_seeds(curves: Curves) -> float:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table."""
+    """The rows as a Markdown table."""
     lines = [
         "| method | loss: from plain | between seeds | val rsum: from plain | between seeds | last |",
         "|---|---:|---:|---:|---:|---:|",
@@ -125,7 +125,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def draw(path: Path, losses: dict[str, Curves], scores: dict[str, Curves]) -> None:
-    """Loss and accuracy over steps: the mean over seeds, and the range between them as a band."""
+    """Plot loss and rsum over steps: the mean over seeds, and their range as a band."""
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     for axes, title, found in zip(figure.subplots(1, 2), ("loss", "val rsum"), (losses, scores), strict=True):
         for number, (folder, (name, color)) in enumerate(LOOKS.items()):
@@ -133,7 +133,7 @@ def draw(path: Path, losses: dict[str, Curves], scores: dict[str, Curves]) -> No
             steps = list(runs[0])
             columns = [[curve[step] for curve in runs] for step in steps]
             mean = [statistics.fmean(column) for column in columns]
-            # Curves that coincide would hide each other.
+            # Different styles, so that curves that coincide stay visible.
             axes.plot(steps, mean, color=color, linestyle=("-", "--")[number], linewidth=3 - number, label=name)
             axes.fill_between(steps, [min(c) for c in columns], [max(c) for c in columns], color=color, alpha=0.12)
         axes.set(xlabel="step", title=f"{title}: mean and range of {len(runs)} seeds")

@@ -1,12 +1,13 @@
-"""What a training step of SHERL takes beside LoRA, LoRA with checkpointing and full fine-tuning: bytes and time.
+"""Memory and time of a training step of SHERL, LoRA, LoRA with checkpointing and full fine-tuning.
 
     python benchmarks/training_step.py --bases ViT-B-32 --batch_sizes 32 --json step.json --chart step.png
     python benchmarks/training_step.py --bases ViT-B-16 ViT-L-14 --batch_sizes 32 128 --json gpu.json      # on a GPU
 
-A step is contrastive: both towers, InfoNCE, AdamW. Every timed step stands between two forwards of open_clip's own
-without gradient, on texts padded to the base's longest, and the median ratio counts. On a GPU peaks come from the
-allocator and steps run in bf16 autocast. Rows that are in the JSON file already are kept, so that a broken run goes on;
-rows come in the order of ``--bases``, ``--batch_sizes`` and ``--methods``, and none begins after ``--seconds``.
+A step is contrastive: both towers, InfoNCE, AdamW. Each timed step runs between two forwards of open_clip's own model
+without gradient, with texts padded to the context length, and the result is the median ratio. On a GPU, peaks come from
+the allocator and steps run in bf16 autocast. Rows that the JSON file already holds are not measured again, so an
+interrupted run can continue; rows follow the order of ``--bases``, ``--batch_sizes`` and ``--methods``, and none starts
+after ``--seconds``.
 """
 
 from __future__ import annotations
@@ -65,9 +66,9 @@ VARIANTS = {
         for count in (16, 32, 64, 128)
     },
 }
-"""Measured if named: what the defaults choose on one kind of device, and leave on another."""
+"""Variants that are only measured if named: values that the defaults choose on one device but not on another."""
 MARKERS = "s^>ov<D*PXh12348pdH+x|_.,"
-"""Of the methods and variants, in this order."""
+"""Plot markers of the methods and variants, in this order."""
 
 
 @dataclass
@@ -75,30 +76,30 @@ class Config:
     """Measure training steps."""
 
     json: Path
-    """Where the figures go; rows that are there already are not measured again."""
+    """Output JSON file; rows that it already holds are not measured again."""
     bases: list[str] = field(default_factory=lambda: ["ViT-B-32"])
-    """Names of bases; random weights do."""
+    """Names of bases; random weights are sufficient."""
     batch_sizes: list[int] = field(default_factory=lambda: [32])
-    """Pairs a step."""
+    """Pairs per step."""
     text_lengths: list[int] = field(default_factory=lambda: [77])
-    """Tokens a text: 77 is what CLIP reads at most, captions are trimmed to about 20."""
+    """Tokens per text: 77 is CLIP's context length; captions are trimmed to about 20."""
     methods: list[str] = field(default_factory=lambda: list(METHODS))
-    """Which methods; default: all, without the variants of SHERL."""
+    """Methods to measure; default: all, without the variants of SHERL."""
     repeats: int = 5
-    """Timed steps of each."""
+    """Number of timed steps per row."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto = CUDA if there is a device."""
+    """Device; auto = CUDA if available."""
     seconds: float = math.inf
-    """No new row begins after that time."""
+    """Time limit: no new row starts after this many seconds."""
     chart: Path | None = None
-    """Also draw the rows to this PNG."""
+    """Also draw the rows to this PNG file."""
 
 
 def main(config: Config) -> None:
     keep_freed_memory()
     began = time.monotonic()
     table = read_json(config.json) if config.json.exists() else {"rows": []}
-    # What failed is tried again, but for what does not fit.
+    # Failed rows are tried again, except those that ran out of memory.
     table["rows"] = [row for row in table["rows"] if row.get("error") in (None, TOO_LARGE)]
     console = Console(stderr=True, soft_wrap=True)
     bench, made_for = None, None
@@ -108,14 +109,14 @@ def main(config: Config) -> None:
             console.print(f"time is up: {len(wanted) - number} rows were not measured")
             break
         if made_for != (place["base"], place["text_length"]):
-            bench = None  # frees the last one's base before the next is made
+            bench = None  # frees the previous base before the next one is built
             bench = ContrastiveBench(place["base"], False, place["text_length"], config.device)
             made_for = place["base"], place["text_length"]
         table |= {"machine": machine(bench.device), "versions": versions(), "cuda": torch.version.cuda}
         row = place | {"precision": bench.precision}
         row |= measure(bench, place["method"], place["batch_size"], config.repeats)
         table["rows"].append(row)
-        write_json(config.json, table)  # after each row: one that does not fit must not take the others
+        write_json(config.json, table)  # after each row, so that a crash does not lose earlier rows
         console.print(line(row), highlight=False)
     if config.chart:
         draw(config.chart, table)
@@ -125,7 +126,7 @@ def main(config: Config) -> None:
 
 
 def missing(config: Config, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What to measure that is not in ``rows``: the keys that tell rows apart."""
+    """The requested measurements that are not in ``rows``, as the keys that identify a row."""
     names = ("base", "text_length", "batch_size", "method")
     values = itertools.product(config.bases, config.text_lengths, config.batch_sizes, config.methods)
     places = [dict(zip(names, each, strict=True)) for each in values]
@@ -133,7 +134,7 @@ def missing(config: Config, rows: Sequence[dict[str, Any]]) -> list[dict[str, An
 
 
 def measure(bench: ContrastiveBench, name: str, size: int, repeats: int) -> dict[str, Any]:
-    """One row: bytes of a step, its time over that of inference, and both in milliseconds; ``error`` if it failed."""
+    """One row: bytes of a step, its time relative to inference, and both times in ms; ``error`` if it failed."""
     options = (METHODS | VARIANTS)[name]
     try:
         inference, model = bench.inference_peak(size), bench.model(options)
@@ -141,7 +142,7 @@ def measure(bench: ContrastiveBench, name: str, size: int, repeats: int) -> dict
         times = bench.times(model, size, repeats)
     except torch.cuda.OutOfMemoryError:
         return {"error": TOO_LARGE}
-    except Exception as error:  # one method that fails must not take the figures of the others
+    except Exception as error:  # a failing method must not stop the others
         log.exception("%s", name)
         return {"error": f"failed: {type(error).__name__}"}
     finally:
@@ -155,19 +156,19 @@ def measure(bench: ContrastiveBench, name: str, size: int, repeats: int) -> dict
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row in one line."""
+    """A row as one line of text."""
     where = f"{row['base']}, {row['batch_size']} pairs of {row['text_length']} tokens, {row['method']}"
     if "error" in row:
         return f"{where}: {row['error']}"
     peak = row["peak_bytes"] / row["inference_peak_bytes"]
     time_taken = f"time {row['time_over_inference']:.2f} x, {row['step_ms']:.1f} ms"
-    return f"{where}: kept {row['saved_bytes'] / MIB:.1f} MiB, peak {peak:.2f} x, {time_taken}"
+    return f"{where}: saved {row['saved_bytes'] / MIB:.1f} MiB, peak {peak:.2f} x, {time_taken}"
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a table."""
+    """The rows as a Markdown table."""
     lines = [
-        "| base | pairs | tokens | method | kept MiB | peak MiB | peak / inference | time / inference | ms per step |",
+        "| base | pairs | tokens | method | saved MiB | peak MiB | peak / inference | time / inference | ms per step |",
         "|---|---:|---:|---|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
@@ -177,13 +178,13 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             continue
         kept, peak = row["saved_bytes"] / MIB, row["peak_bytes"] / MIB
         times = f"{row['peak_bytes'] / row['inference_peak_bytes']:.2f} | {row['time_over_inference']:.2f}"
-        step = f"{row['step_ms']:.1f}" if "step_ms" in row else ""  # older rows have the ratio alone
+        step = f"{row['step_ms']:.1f}" if "step_ms" in row else ""  # older rows only have the ratio
         lines.append(f"{where}| {kept:.1f} | {peak:.1f} | {times} | {step} |")
     return "\n".join(lines)
 
 
 def draw(path: Path, table: dict[str, Any]) -> None:
-    """Time over peak, both relative to inference, a panel for each base, batch and text length."""
+    """Plot time over peak, both relative to inference, with a panel per base, batch size and text length."""
     rows = [row for row in table["rows"] if "error" not in row]
     keys = list(dict.fromkeys((row["base"], row["batch_size"], row["text_length"]) for row in rows))
     figure = Figure(figsize=(7.5, 4.2 * len(keys)), layout="constrained")
@@ -201,7 +202,7 @@ def draw(path: Path, table: dict[str, Any]) -> None:
         axes.set_title(f"{key[0]}, {key[1]} pairs of {key[2]} tokens\n{table['machine']}", fontsize=10)
         axes.margins(x=0.25, y=0.15)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)  # labels beside the points would cover each other
+        axes.legend(fontsize=8)  # labels next to the points would overlap
     with whole_file(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))
 

@@ -15,7 +15,7 @@ from vlkit.files import write_json
 
 @dataclass
 class Config:
-    """Open every medium of a prepared dataset and report what is wrong by file and line."""
+    """Open every image or video of a prepared dataset and report problems by file and line."""
 
     dataset: Path = positional()
     """The prepared dataset (the folder with dataset.json)."""
@@ -24,7 +24,7 @@ class Config:
     write_clean: Path | None = None
     """Write a copy of the dataset without the bad records to this folder; then the exit code is 0."""
     workers: int = os.cpu_count() or 1
-    """Files opened at a time."""
+    """Files opened at the same time."""
 
 
 def main(config: Config) -> None:
@@ -41,7 +41,7 @@ def main(config: Config) -> None:
         kept = sum(entry["records"] for entry in clean.splits.values())
         print(f"{kept} good records written to {clean.root}")
     elif report.problems:
-        fix = "fix them, or write a copy without them by --write_clean DIR"
+        fix = "fix them, or write a copy without them with --write_clean DIR"
         raise UserError(f"{config.dataset}: {len(report.problems)} problems, listed on standard output; {fix}")
 
 

@@ -22,7 +22,7 @@ class Config:
     output: Path
     """Folder to write the prepared dataset to."""
     partial: bool = False
-    """Leave out images that are not there, and list them in missing.txt, instead of stopping."""
+    """Skip missing images, and list them in missing.txt, instead of stopping."""
 
 
 def main(config: Config) -> None:

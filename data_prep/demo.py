@@ -21,23 +21,25 @@ class Config:
     """Write the demo world in the official formats of COCO, VQA v2, RefCOCO and MSR-VTT."""
 
     output: Path
-    """Folder to make; it appears at the end, complete."""
+    """Folder to write; it is created only when complete."""
     seed: int = 0
-    """The same seed writes the same files; another one, other scenes of the same statistics."""
+    """Seed: the same seed writes the same files; another seed draws other scenes with the same statistics."""
     size: Literal["small", "medium", "large"] = "medium"
     """Scenes (train/val/test): small 400/50/100, medium 2,000/200/500, large 10,000/500/1,000."""
     side: int = 96
     """Width and height of the images in pixels."""
     style: Style = "drawn"
-    """drawn: by hand on textured grounds, new to the embedded bases; plain: as in their pre-training, other scenes."""
+    """drawn: hand-drawn on textured backgrounds, new to the embedded bases; plain: as in their pre-training, other
+    scenes.
+    """
     workers: int = os.cpu_count() or 1
-    """Processes that draw; 0 = no other than this one. The result does not depend on it."""
+    """Processes that draw; 0 = only the main process. The result does not depend on it."""
     preview: Path | None = None
     """Also write a contact sheet of both domains to this PNG."""
 
 
 def main(config: Config) -> None:
-    """Make the world, then say what is there."""
+    """Write the world, then print its contents."""
     if config.preview is not None:
         write_contact_sheet(config.preview, config.seed)
         log.info("contact sheet: %s", config.preview)

@@ -22,11 +22,13 @@ class Config:
     output: Path
     """Folder to write the prepared dataset to."""
     split: str = "train"
-    """Token file and CSV, which state no splits: the split for all images when --split_lists is not given."""
+    """Split for all images of a token file or CSV (which name no splits) if --split_lists is not given."""
     split_lists: Path | None = None
-    """Token file and CSV: folder with train.txt, val.txt, test.txt (an image a line), or a Karpathy file."""
+    """Splits for a token file or CSV: folder with train.txt, val.txt, test.txt (one image per line), or a Karpathy
+    file.
+    """
     partial: bool = False
-    """Leave out images that are not there, and list them in missing.txt, instead of stopping."""
+    """Skip missing images, and list them in missing.txt, instead of stopping."""
 
 
 def main(config: Config) -> None:

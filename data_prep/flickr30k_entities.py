@@ -22,8 +22,8 @@ class Config:
     output: Path
     """Folder to write the prepared dataset to."""
     partial: bool = False
-    """Leave out phrases whose image is not there (listed in missing.txt) or whose box cannot be right (listed in
-    wrong.txt), instead of stopping."""
+    """Skip phrases whose image is missing (listed in missing.txt) or whose box is impossible (listed in wrong.txt),
+    instead of stopping."""
 
 
 def main(config: Config) -> None:

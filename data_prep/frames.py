@@ -14,18 +14,18 @@ from vlkit.errors import UserError
 
 @dataclass
 class Config:
-    """Decode every clip once. A run that was stopped goes on where it was; exit code 2 when clips fail."""
+    """Decode every clip once. An interrupted run continues; exit code 2 if clips fail."""
 
     dataset: Path = positional()
     """The prepared dataset (the folder with dataset.json), of the task video_retrieval."""
     frames: int = 12
-    """Frames a clip, evenly spaced over it."""
+    """Frames per clip, evenly spaced."""
     size: int = 224
     """Short side of the frames in pixels; smaller clips keep their size."""
     workers: int = os.cpu_count() or 1
     """Processes that decode."""
     seconds: float = 180.0
-    """Longest time for one clip; it fails if it takes more."""
+    """Time limit per clip in seconds; a clip that takes longer fails."""
 
 
 def main(config: Config) -> None:
@@ -36,8 +36,8 @@ def main(config: Config) -> None:
     made = make_frames(dataset, config.frames, config.size, config.workers, config.seconds)
     print(made.summary())
     if made.failed:
-        mend = "mend them, or write a copy of the dataset without them by data_prep/check.py DIR --write_clean OTHER"
-        raise UserError(f"{config.dataset}: {len(made.failed)} clips failed, listed in {made.failures_file}; {mend}")
+        fix = "fix them, or write a copy of the dataset without them by data_prep/check.py DIR --write_clean OTHER"
+        raise UserError(f"{config.dataset}: {len(made.failed)} clips failed, listed in {made.failures_file}; {fix}")
 
 
 if __name__ == "__main__":

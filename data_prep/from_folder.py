@@ -15,21 +15,21 @@ class Config:
     """Prepare a folder of captioned images for retrieval."""
 
     folder: Path
-    """Folder with the images; sub-folders are searched too."""
+    """Folder with the images, including sub-folders."""
     output: Path
     """Folder to write the prepared dataset to."""
     captions: Path | None = None
-    """CSV, TSV, JSONL or JSON with image and captions (and split, if you have your own); every column that is named as
-    captions are (caption, caption2, text, title, ...) is read, the others are named; default: captions.* or
-    metadata.* in the folder, else a .txt beside each image with a caption a line."""
+    """CSV, TSV, JSONL or JSON with image, captions and optionally split. Every column with a caption name (caption,
+    caption2, text, title, ...) is read, the others are reported. Default: captions.* or metadata.* in the folder, else
+    a .txt beside each image with one caption per line."""
     val: float = 0.1
     """Share of the images for validation."""
     test: float = 0.1
     """Share of the images for testing."""
     seed: int = 0
-    """Another seed draws other splits."""
+    """Seed of the random splits."""
     partial: bool = False
-    """Leave out images that are not there, and list them in missing.txt, instead of stopping."""
+    """Skip missing images, and list them in missing.txt, instead of stopping."""
 
 
 def main(config: Config) -> None:

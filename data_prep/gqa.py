@@ -16,13 +16,13 @@ class Config:
     """Prepare GQA for visual question answering."""
 
     questions: list[Path]
-    """*_balanced_questions.json, one file a split; of a split in several files (train_all) their folder."""
+    """*_balanced_questions.json, one file per split; for a split in several files (train_all) their folder."""
     images: Path
     """Folder with the images (<imageId>.jpg, or images/ below it)."""
     output: Path
     """Folder to write the prepared dataset to."""
     partial: bool = False
-    """Leave out questions whose image is not there, and list the images in missing.txt, instead of stopping."""
+    """Skip questions whose image is missing, and list the images in missing.txt, instead of stopping."""
 
 
 def main(config: Config) -> None:

@@ -25,9 +25,9 @@ class Config:
     csv: Path | None = None
     """Folder with MSRVTT_train.9k.csv, MSRVTT_train.7k.csv and MSRVTT_JSFUSION_test.csv; default: beside the JSON."""
     split: Literal["9k", "7k", "full"] = "9k"
-    """9k, 7k: that training list, and the 1k-A test with one sentence a clip; full: the official splits."""
+    """9k, 7k: that training list, and the 1k-A test split with one sentence per clip; full: the official splits."""
     partial: bool = False
-    """Leave out clips that are not there, and list them in missing.txt, instead of stopping."""
+    """Skip missing clips, and list them in missing.txt, instead of stopping."""
 
 
 def main(config: Config) -> None:

@@ -24,7 +24,7 @@ class Config:
     lists: Path | None = None
     """Folder with train_list.txt, val_list.txt and test_list.txt; default: beside the captions."""
     partial: bool = False
-    """Leave out clips that are not there, and list them in missing.txt, instead of stopping."""
+    """Skip missing clips, and list them in missing.txt, instead of stopping."""
 
 
 def main(config: Config) -> None:

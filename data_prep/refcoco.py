@@ -25,12 +25,12 @@ class Config:
     instances: Path | None = None
     """instances.json; default: beside the refs file."""
     split_by: str | None = None
-    """Whose split to take when a folder holds several: unc, umd or google."""
+    """Author of the split, if a folder holds several: unc, umd or google."""
     mdetr: list[Path] = field(default_factory=list)
-    """MDETR's finetune_refcoco*_*.json, one file a split; instead of --refs."""
+    """MDETR's finetune_refcoco*_*.json, one file per split; instead of --refs."""
     partial: bool = False
-    """Leave out expressions whose image is not there (listed in missing.txt) or whose box cannot be right (listed in
-    wrong.txt), instead of stopping."""
+    """Skip expressions whose image is missing (listed in missing.txt) or whose box is impossible (listed in wrong.txt),
+    instead of stopping."""
 
 
 def main(config: Config) -> None:

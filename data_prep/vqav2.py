@@ -16,7 +16,7 @@ class Config:
     """Prepare VQA v2 for visual question answering."""
 
     questions: list[Path]
-    """v2_OpenEnded_mscoco_*_questions.json, one file a split."""
+    """v2_OpenEnded_mscoco_*_questions.json, one file per split."""
     images: Path
     """Folder that holds train2014/, val2014/ and test2015/ (or all images)."""
     output: Path
@@ -24,7 +24,7 @@ class Config:
     annotations: list[Path] = field(default_factory=list)
     """v2_mscoco_*_annotations.json of the same splits; the test splits have none."""
     partial: bool = False
-    """Leave out questions whose image is not there, and list the images in missing.txt, instead of stopping."""
+    """Skip questions whose image is missing, and list the images in missing.txt, instead of stopping."""
 
 
 def main(config: Config) -> None:

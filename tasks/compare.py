@@ -3,9 +3,9 @@
     python tasks/compare.py --task retrieval --kinds sherl,linear,lora,full --seeds 3 --output runs/compare
     python tasks/compare.py --task vqa --kinds sherl,lora:rank=16:checkpointing=true --output runs/vqa
 
-A method is a kind and, after colons, its options. Cells that are done are kept: the same command goes on after a crash,
-and a cell that was under way goes on at its last checkpoint. A method that fails does not stop the others.
-Writes results.csv (a row a run), results.md (mean and deviation) and pareto.png (accuracy over memory).
+A method is a kind, with options after colons. Finished runs are kept: after a crash the same command continues, and an
+interrupted run resumes from its last checkpoint. A method that fails does not stop the others.
+Writes results.csv (one row per run), results.md (mean and deviation) and pareto.png (accuracy over memory).
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from vlkit.tasks.registry import TASKS
 SCRIPTS = Path(__file__).parent
 MIB = 2**20
 COSTS = {
-    "kept for backward MiB": lambda m: m["saved_activation_bytes"] / MIB,
+    "saved activations MiB": lambda m: m["saved_activation_bytes"] / MIB,
     "peak MiB": lambda m: m["peak_memory_bytes"] / MIB,
     "step / forward": lambda m: m.get("step_time_over_forward"),
     "trained parameters": lambda m: m["trainable_parameters"],
 }
 # Chosen on demo retrieval, where the script's default is not the best: methods that change the base's own weights need
-# smaller steps than what is trained from scratch beside it.
+# a lower learning rate than modules trained from scratch.
 LEARNING_RATES = {"lora": 1e-3, "full": 3e-4, "vqt": 1e-2}
-# Okabe and Ito's palette, told apart by colour-blind readers too.
+# Okabe and Ito's palette, readable with colour blindness.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 MARKERS = "osD^vPX*<>hd"
 
@@ -58,16 +58,16 @@ class Config:
     output: Path
     """Folder of the comparison; each run gets a folder in it."""
     task: str = "retrieval"
-    """Which task: retrieval, video_retrieval, vqa, grounding."""
+    """Task: retrieval, video_retrieval, vqa, grounding."""
     kinds: str = "sherl,sherl:handoff=tokens,linear,bitfit,lora,full"
-    """Methods, separated by commas; options behind colons: lora:rank=16:checkpointing=true; or all: every method."""
+    """Methods, separated by commas, with options after colons (lora:rank=16:checkpointing=true); all = every method."""
     seeds: int = 3
     """Number of seeds: 0, 1, …"""
     jobs: int = 1
-    """Runs side by side; the cores are shared between them."""
+    """Runs at the same time; they share the CPU cores."""
     flags: list[str] = field(default_factory=list)
-    """Further flags for every run as name=value, e.g. epochs=8 data.root=DIR. Methods that train inside the base
-    (bitfit, lora, full) cannot be cached: cache=true and cache_dtype are left out of their runs."""
+    """Further flags for every run as name=value, e.g. epochs=8 data.root=DIR. cache and cache_dtype are omitted for
+    methods that train inside the base (bitfit, lora, full), which cannot use the cache."""
     learning_rates: list[str] = field(default_factory=list)
     """Learning rates as method=value; default: the script's; lora 1e-3, full 3e-4, vqt 1e-2."""
 
@@ -121,10 +121,10 @@ def main(config: Config) -> None:
 
 
 def train(config: Config, method: str, seed: int, folder: Path) -> None:
-    """Run the task's training script for one cell; it goes on where a broken run stopped.
+    """Run the task's training script for one cell; an interrupted run is resumed.
 
     Raises:
-        UserError: the run failed; names its log and the last line in it.
+        UserError: the run failed; names its log and the last line of it.
     """
     kind, *options = method.split(":")
     rates: dict[str, Any] = {**LEARNING_RATES, **dict(pair.rsplit("=", 1) for pair in config.learning_rates)}
@@ -138,7 +138,7 @@ def train(config: Config, method: str, seed: int, folder: Path) -> None:
         f"--output={folder}",
         f"--seed={seed}",
     ]
-    # No more than asked for: on a machine that does other work, too many threads wait for each other.
+    # Not more threads than requested: on a busy machine too many threads wait for each other.
     threads = max(1, min(int(os.environ.get("OMP_NUM_THREADS", "") or 2**16), (os.cpu_count() or 1) // config.jobs))
     log = folder.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -147,17 +147,19 @@ def train(config: Config, method: str, seed: int, folder: Path) -> None:
         code = subprocess.run([*script, *flags], stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
     if code:
         last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"])[-1]
-        raise UserError(f"{method} seed {seed}: exit code {code} ({last}); its output is in {log}; run again to go on")
+        raise UserError(
+            f"{method} seed {seed}: exit code {code} ({last}); its output is in {log}; run again to continue"
+        )
 
 
 def flags_for(kind: str, flags: Sequence[str]) -> list[str]:
-    """The further flags of a run; those of the cache only for methods that can be cached."""
+    """The further flags of a run; cache flags only for methods that support the cache."""
     left_out = () if ADAPTERS[kind].has_early_route else ("cache", "cache_dtype")
     return [f"--{flag}" for flag in flags if flag.partition("=")[0] not in left_out]
 
 
 def write_csv(path: Path, task: str, metrics: Mapping[Cell, Metrics]) -> None:
-    """One row a run: method, seed, the table's columns and every metric before and after."""
+    """One row per run: method, seed, the table's columns and every metric before and after."""
     rows = []
     for (method, seed), m in metrics.items():
         scores = {name: m["after"][key] for name, key in TASKS[task].scores.items()}
@@ -173,7 +175,9 @@ def write_csv(path: Path, task: str, metrics: Mapping[Cell, Metrics]) -> None:
 
 
 def markdown(task: str, methods: Sequence[str], metrics: Mapping[Cell, Metrics]) -> str:
-    """The table: scores as mean and standard deviation over seeds, costs as means; first what there was before."""
+    """The table: scores as mean and standard deviation over seeds, costs as means; the first row shows the scores
+    before.
+    """
     columns = [*TASKS[task].scores, *COSTS]
     lines = ["| method | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
     before = next(iter(metrics.values()))["before"]
@@ -194,14 +198,14 @@ def markdown(task: str, methods: Sequence[str], metrics: Mapping[Cell, Metrics])
 
 
 def draw(path: Path, task: str, methods: Sequence[str], metrics: Mapping[Cell, Metrics]) -> None:
-    """The task's main score over bytes kept for backward, a point a run, on a logarithmic axis."""
+    """The task's main score over saved activations (logarithmic axis), one point per run."""
     name, key = next(iter(TASKS[task].scores.items()))
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     axes = figure.subplots()
     for number, method in enumerate(methods):
         runs = [m for (cell, _), m in metrics.items() if cell == method]
-        # A log axis has no zero: what keeps next to nothing is drawn at its left end.
-        x = [max(COSTS["kept for backward MiB"](m), 0.01) for m in runs]
+        # A log axis has no zero: methods that save almost nothing are drawn at its left end.
+        x = [max(COSTS["saved activations MiB"](m), 0.01) for m in runs]
         y = [m["after"][key] for m in runs]
         look = {"color": PALETTE[number % len(PALETTE)], "marker": MARKERS[number % len(MARKERS)]}
         axes.scatter(x, y, label=method, s=45, **look)
@@ -209,11 +213,11 @@ def draw(path: Path, task: str, methods: Sequence[str], metrics: Mapping[Cell, M
     if key in before:
         axes.axhline(before[key], color="grey", linestyle="--", linewidth=1)
         axes.text(0.99, 0.02, "dashed: before", transform=axes.transAxes, ha="right", color="grey")
-    axes.set(xscale="log", xlabel="kept for backward in one step, MiB (log)", ylabel=name)
+    axes.set(xscale="log", xlabel="saved activations per step, MiB (log)", ylabel=name)
     axes.set_title(f"{task.replace('_', ' ')}: accuracy over memory")
     axes.margins(0.12)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)  # labels beside the points would cover each other
+    axes.legend(fontsize=8)  # labels beside the points would overlap
     with whole_file(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))
 

@@ -1,9 +1,9 @@
-"""What a training step of each method keeps for backward and peaks at, measured or predicted.
+"""Memory of a training step of each method (saved activations and peak), measured or predicted.
 
     python tasks/memory.py --adapter.kind all
     python tasks/memory.py --base ViT-L-14 --adapter.kind all --batch_size 256 --gpu_memory 24GB
 
-A step is contrastive: both towers, InfoNCE, AdamW, on a made-up batch (:mod:`vlkit.tasks.retrieval.step_bench`).
+The step is contrastive: both towers, InfoNCE, AdamW, on a synthetic batch (:mod:`vlkit.tasks.retrieval.step_bench`).
 """
 
 from __future__ import annotations
@@ -40,26 +40,28 @@ class AllOptions:
 
 @dataclass
 class Config:
-    """Show what one training step of a method keeps for backward and peaks at, beside inference and full tuning."""
+    """Show saved activations and peak memory of one training step, compared with inference and full fine-tuning."""
 
     base: str = "tiny"
-    """tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
+    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
     adapter: Any = kinds({**ADAPTERS, "all": AllOptions}, "sherl")
     batch_size: int = 32
-    """Pairs a step."""
+    """Pairs per step."""
     text_length: int | None = None
-    """Tokens a text; default: the most the base reads (training cuts texts at the longest of the batch)."""
+    """Tokens per text; default: the base's context length (training pads only to the longest text of the batch)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto = CUDA if there is a device."""
+    """Device to compute on; auto = CUDA if available."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """Number format; auto = mixed on CUDA, 32-true on the CPU."""
     estimate: bool = False
-    """Predict without weights and without computing; there are no times then."""
+    """Predict without weights and computation, so without times."""
     active_share: float = 1.0
-    """Predicting SHERL in the joint space: share of the taps' values to count as kept. It depends on the data: about
-    0.25 with untrained weights; 1 = upper bound, as on CUDA, where all are kept."""
+    """For predictions of SHERL in the joint space: share of the taps' values that are saved. It depends on the data:
+    about 0.25 with untrained weights; 1 = upper bound, as on CUDA, where all are saved."""
     gpu_memory: str | None = None
-    """Also predict the largest batch that a GPU of this size holds, such as 8GB (= 2**33 bytes); implies estimate."""
+    """Also predict the largest batch that fits on a GPU of this size, such as 8GB (= 2**33 bytes); implies
+    --estimate.
+    """
     repeats: int = 3
     """Timed steps of each method; 0 = no times."""
     json: Path | None = None
@@ -97,7 +99,7 @@ def main(config: Config) -> None:
                 raise
             errors.print(f"{label(options)}: left out ({error})", highlight=False)
         compare(table["rows"])
-        if config.json:  # after every row: a method that does not fit must not take the others with it
+        if config.json:  # after every row: a method that does not fit must not lose the others
             write_json(config.json, table)
     show(table)
 
@@ -118,7 +120,7 @@ def methods(adapter: Any) -> list[Any]:
 
 
 def label(options: Any) -> str:
-    """Name of a row: the kind, and every option that is not at its default."""
+    """Name of a row: the kind, and every option that differs from its default."""
     fields = [field for field in dataclasses.fields(options) if getattr(options, field.name) != field.default]
     return " ".join([options.kind, *(f"{field.name}={getattr(options, field.name)}" for field in fields)])
 
@@ -132,7 +134,7 @@ def row_of(bench: ContrastiveBench, options: Any, config: Config) -> dict[str, A
         ratio = bench.time_over_inference(model, size, config.repeats) if timed else None
     except torch.cuda.OutOfMemoryError:
         raise UserError(
-            f"--batch_size {size}: {label(options)} does not fit on this GPU; take a smaller batch, or --estimate"
+            f"--batch_size {size}: {label(options)} does not fit on this GPU; use a smaller batch, or --estimate"
         ) from None
     row = {
         **{"method": label(options), "options": dataclasses.asdict(options)},
@@ -148,7 +150,7 @@ def row_of(bench: ContrastiveBench, options: Any, config: Config) -> dict[str, A
 
 
 def compare(rows: list[dict[str, Any]]) -> None:
-    """Put every row's share of full fine-tuning into it, once that is known."""
+    """Add each row's share of full fine-tuning, once that is known."""
     full = next((row for row in rows if row["method"] == "full"), None)
     for row in rows if full else ():
         row["saved_of_full"] = row["saved_activation_bytes"] / full["saved_activation_bytes"]
@@ -156,17 +158,17 @@ def compare(rows: list[dict[str, Any]]) -> None:
 
 
 def show(table: dict[str, Any]) -> None:
-    """Print the rows and what the columns mean."""
+    """Print the rows and the meaning of the columns."""
     rows, gpu = table["rows"], table["gpu_memory"]
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "trained": lambda row: f"{row['trainable_parameters'] / 1e6:.2f} M",
-        "kept\nMiB": lambda row: mib(row["saved_activation_bytes"]),
+        "saved\nMiB": lambda row: mib(row["saved_activation_bytes"]),
         "peak\nMiB": lambda row: mib(row["peak_bytes"]),
         "all\nMiB": lambda row: mib(row["total_bytes"]),
         "peak of\ninference": lambda row: f"{row['peak_over_inference']:.2f} x",
     }
     if any("peak_of_full" in row for row in rows):
-        columns["kept of\nfull"] = lambda row: f"{row['saved_of_full']:.1%}"
+        columns["saved of\nfull"] = lambda row: f"{row['saved_of_full']:.1%}"
         columns["peak of\nfull"] = lambda row: f"{row['peak_of_full']:.1%}"
     if any(row["time_over_inference"] for row in rows):
         columns["time of\ninference"] = lambda row: f"{row['time_over_inference']:.2f} x"
@@ -183,27 +185,27 @@ def show(table: dict[str, Any]) -> None:
     console = Console()
     console.print(grid)
     notes = [
-        "kept: activations held for backward. peak: most at once beyond parameters and optimizer state, gradients "
-        "included; inference: both towers' own forward in their library, without gradient, on padded texts. all: peak, "
-        "parameters and optimizer state."
+        "saved: activations saved for backward. peak: largest sum beyond parameters and optimizer state, with "
+        "gradients. inference: the forward of both towers in their own library, without gradient, on padded texts. "
+        "all: peak, parameters and optimizer state."
     ]
     if table["estimated"]:
         notes += [
-            f"what SHERL in the joint space keeps depends on the data: predicted for {table['active_share']:g} of the "
+            f"what SHERL in the joint space saves depends on the data: predicted for {table['active_share']:g} of the "
             "values of its taps (--active_share; 1 = upper bound)"
         ]
     if gpu:
         notes += [
             f"{table['batch_size']} pairs fit in {gpu}: {fitting(rows, table['batch_size'], True)}",
             f"they do not fit: {fitting(rows, table['batch_size'], False)}",
-            f"of the GPU, {CUDA_CONTEXT_BYTES // MIB} MiB are left to CUDA itself and {CUDA_GAPS:.0%} to gaps",
+            f"of the GPU, {CUDA_CONTEXT_BYTES // MIB} MiB are reserved for CUDA and {CUDA_GAPS:.0%} for fragmentation",
         ]
     for note in notes:
         console.print(note, highlight=False)
 
 
 def mib(size: int) -> str:
-    """Bytes in MiB, with as many digits as mean something."""
+    """Bytes in MiB, with significant digits only."""
     return f"{size / MIB:.0f}" if size >= 100 * MIB else f"{size / MIB:.1f}"
 
 

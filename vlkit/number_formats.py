@@ -1,6 +1,6 @@
-"""The number formats that tensors are packed in: fp32, bf16 and int8, and positive ones without their zeros.
+"""Pack tensors as fp32, bf16 or int8, and non-negative tensors also without their zeros.
 
-Two users: taps saved for backward (:class:`Packed`, in memory) and cached taps (:func:`to_bytes`, on the disk).
+Used for taps saved for backward (:class:`Packed`, in memory) and for cached taps (:func:`to_bytes`, on disk).
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 NumberFormat = Literal["fp32", "bf16", "int8"]
 Stored = NumberFormat
-"""What cached taps are stored in."""
+"""Number format of cached taps."""
 
-GROUP = 64  # neighbouring values that share one scale of int8
+GROUP = 64  # neighbouring values that share one int8 scale
 
 # --- int8 -------------------------------------------------------------------------------------------------------------
 
 
 def quantise(x: Tensor, group: int, positive: bool = False) -> tuple[Tensor, Tensor]:
-    """Steps of 1/127 (1/255, if nothing is negative) of the largest magnitude among ``group`` neighbours.
+    """Quantise to 1/127 (1/255 if ``positive``) of the largest magnitude among ``group`` neighbours.
 
     Args:
-        x: [..., D] floating point; ``group`` divides D.
+        x: [..., D] floating point; D is a multiple of ``group``.
         group: neighbouring values that share a scale.
-        positive: ``x`` has no negative value.
+        positive: ``x`` has no negative values.
 
     Returns:
         Codes [..., D], int8 or (positive) uint8, and scales [..., D / group], float32 or wider.
@@ -50,18 +50,18 @@ def dequantise(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     return grouped.mul_(scales.to(dtype).unsqueeze(-1)).flatten(-2)
 
 
-# --- bytes for the disk -----------------------------------------------------------------------------------------------
+# --- bytes on disk ----------------------------------------------------------------------------------------------------
 
 
 def bytes_of(count: int, stored: NumberFormat | Literal["bool"]) -> int:
-    """How many bytes :func:`to_bytes` makes of ``count`` values."""
+    """Number of bytes that :func:`to_bytes` needs for ``count`` values."""
     if stored == "int8":
         return -(-count // GROUP) * (GROUP + 4)
     return count * {"bool": 1, "bf16": 2, "fp32": 4}[stored]
 
 
 def to_bytes(x: Tensor, stored: NumberFormat | Literal["bool"]) -> Tensor:
-    """Values [..., N] -> bytes [..., size] uint8; int8 is padded to whole groups, the codes before the scales."""
+    """Values [..., N] -> bytes [..., size] uint8; int8 is padded to whole groups and stores codes, then scales."""
     if stored == "bool":
         return x.to(torch.uint8)
     if stored != "int8":
@@ -88,9 +88,10 @@ _share: ContextVar[float] = ContextVar("share of values saved of a tensor withou
 
 @contextlib.contextmanager
 def assume_share(share: float) -> Iterator[None]:
-    """Within it, predictions assume that ``share`` of a tap's values is saved where that depends on the values.
+    """Inside the context, memory predictions assume that the fraction ``share`` of a tap's values is saved.
 
-    Half of the values of a saved row are above zero then, unless ``share`` asks for more. Default: 1, the upper bound.
+    It applies where the number of saved values depends on the data. Half of the values of a saved row are then above
+    zero, or more if ``share`` requires it. Default: 1, the upper bound.
     """
     token = _share.set(share)
     try:
@@ -100,22 +101,22 @@ def assume_share(share: float) -> Iterator[None]:
 
 
 class Packed:
-    """One tensor [..., D], packed. Only the gradient sees it: the forward is done with the tensor itself.
+    """One packed tensor [..., D]. Only the gradient uses it: the forward uses the original tensor.
 
     Args:
-        x: what to pack; not changed. With ``fp32`` and ``sparse`` off it is held itself, without a copy.
-        number_format: ``fp32`` is the tensor's own format: nothing is lost. ``bf16`` rounds to 8 significant bits,
-            ``int8`` see :func:`quantise`: 64 neighbours share a scale.
-        positive: ``x`` has no negative value (it comes out of a ReLU).
-        sparse: leave zeros out and save one bit per value instead, if that is smaller. Exact, but on CUDA the host
-            waits for the device. Needs ``positive``.
+        x: the tensor; it is not modified. With ``fp32`` and without ``sparse`` it is stored without a copy.
+        number_format: ``fp32`` keeps the tensor's own dtype without loss. ``bf16`` rounds to 8 significant bits;
+            ``int8`` quantises with one scale per 64 neighbours (:func:`quantise`).
+        positive: ``x`` has no negative values (it is the output of a ReLU).
+        sparse: drop zeros and save one bit per value instead, if that is smaller. Exact, but on CUDA the host waits
+            for the device. Needs ``positive``.
     """
 
     def __init__(
         self, x: Tensor, number_format: NumberFormat = "fp32", positive: bool = False, sparse: bool = False
     ) -> None:
         self._shape, self._dtype, self._scale, self._bits = x.shape, x.dtype, None, None
-        x = x.flatten(2) if x.dim() == 4 else x  # of a grid, places of one channel share a scale
+        x = x.flatten(2) if x.dim() == 4 else x  # in a grid, positions of one channel share a scale
         self._flat = x.shape
         if number_format == "int8":
             x, self._scale = quantise(x, _group(x.shape[-1]), positive)
@@ -126,7 +127,7 @@ class Packed:
         self._values = x
 
     def open(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor again, in ``dtype`` (default: the one it had)."""
+        """Unpack the tensor in ``dtype`` (default: its original dtype)."""
         x = self._values if self._bits is None else _with_zeros(self._values, self._bits, math.prod(self._shape))
         dtype = dtype or self._dtype
         if self._scale is None:
@@ -135,26 +136,26 @@ class Packed:
 
 
 def _group(width: int) -> int:
-    """Values of a row that share a scale: 64, or what divides both; the whole row if that is fewer than 16."""
+    """Values per scale: the common divisor of the width and 64, or the whole row if that is below 16."""
     group = math.gcd(width, GROUP)
     return group if group >= 16 else width
 
 
 def has_values(x: Tensor) -> bool:
-    """Whether ``x`` holds numbers: the fake tensors that memory is predicted with do not, and cannot be searched."""
+    """Whether ``x`` holds data: the fake tensors of memory predictions do not and cannot be searched."""
     return not isinstance(x, FakeTensor)
 
 
 def assumed_rows(count: int) -> int:
-    """How many of ``count`` rows predictions count as saved."""
+    """Number of saved rows out of ``count`` that memory predictions assume."""
     return math.ceil(count * min(1.0, 2 * _share.get()))
 
 
 def _without_zeros(x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The values above zero in a row, and a bit for each value; ``x`` and None if that would be larger."""
+    """The flattened values above zero and one bit per value; ``x`` and None if that would be larger."""
     flat = x.reshape(-1)
     mask = flat > 0
-    # On the CPU numpy finds and packs bits several times faster than torch.
+    # On the CPU, numpy finds and packs bits several times faster than torch.
     index = _numpy(np.flatnonzero, mask) if x.device.type == "cpu" else mask.nonzero().squeeze(1)
     if len(index) * x.element_size() + len(flat) // 8 >= len(flat) * x.element_size():
         return x, None

@@ -19,7 +19,7 @@ from vlkit.tasks.load import load
 
 @dataclass
 class Data:
-    """What to measure on."""
+    """Dataset to evaluate on."""
 
     root: Path | None = None
     """Prepared dataset; default: the demo dataset."""
@@ -33,11 +33,11 @@ class Config:
     """Run or adapter folder."""
     data: Data = field(default_factory=Data)
     split: str = "test"
-    """Which split; test stands for testA and testB together where there is no split of that name."""
+    """Split to evaluate; test means testA and testB together if there is no split of that name."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    """Device to compute on."""
     json: Path | None = None
-    """Write the metrics there."""
+    """Write the metrics to this file."""
 
 
 def main(config: Config) -> None:

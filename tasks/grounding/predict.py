@@ -1,4 +1,4 @@
-"""Find what a text speaks of: boxes in an image, or for every text of a split.
+"""Find what a text refers to: boxes in one image, or for every text of a split.
 
     python tasks/grounding/predict.py --model runs/grounding/… --image FILE --text "the left dog" --draw boxes.png
     python tasks/grounding/predict.py --model runs/grounding/… --data.root DIR --split val --json boxes.json
@@ -24,12 +24,12 @@ from vlkit.tasks.grounding.task import TASK
 from vlkit.tasks.load import load
 
 SHEET = 12
-"""Images of a split that are drawn, at most."""
+"""Most images of a split that are drawn."""
 
 
 @dataclass
 class Data:
-    """What to look at with --split."""
+    """Dataset for --split."""
 
     root: Path | None = None
     """Prepared dataset; default: the demo dataset."""
@@ -37,25 +37,25 @@ class Data:
 
 @dataclass
 class Config:
-    """Find what a text speaks of, in one image or in a split."""
+    """Find what a text refers to, in one image or in a split."""
 
     model: Path
     """Run or adapter folder."""
     image: Path | None = None
-    """An image file."""
+    """Image file."""
     text: str | None = None
-    """What to find in it."""
+    """Text to find in the image."""
     split: str | None = None
-    """Predict for a whole split instead; test stands for testA and testB where there is no split of that name."""
+    """Predict for a whole split instead; test means testA and testB if there is no split of that name."""
     data: Data = field(default_factory=Data)
     k: int = 1
-    """Boxes per text, at most. For --split a model has --head.queries of them; for one image there may be more."""
+    """Most boxes per text. With --split a model gives at most --head.queries boxes; for one image there may be more."""
     draw: Path | None = None
     """Write a PNG: the image with its boxes, or a sheet of images of the split (annotated boxes in white)."""
     json: Path | None = None
     """Write the boxes and their scores to this file."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    """Device to compute on."""
 
 
 def main(config: Config) -> None:
@@ -86,7 +86,7 @@ def one_image(pipeline: GroundingPipeline, config: Config) -> dict[str, Any]:
 
 
 def whole_split(pipeline: GroundingPipeline, config: Config) -> list[dict[str, Any]]:
-    """Boxes of every text of a split, as the metric sees them: not clipped to the image."""
+    """Boxes of every text of a split, as used by the metric: not clipped to the image."""
     dataset = TASK.dataset(config.data.root)
     records, found = find_split(pipeline.locator, dataset, config.split)
     predictions = []

@@ -46,7 +46,7 @@ from vlkit.tasks.splits import data_identity
 
 @dataclass
 class Data:
-    """What to train on."""
+    """Dataset to train on."""
 
     root: Path | None = None
     """Prepared dataset (data_prep/*); default: the demo dataset, made on first use."""
@@ -55,16 +55,18 @@ class Data:
     validation: str = "val"
     """Split that chooses the best checkpoint."""
     test: str = "test"
-    """Split that is reported; without one of that name testA and testB together, without those the validation split."""
+    """Split to report on; if missing, testA and testB together; if those are missing, the validation split."""
     texts: int = 8
-    """Most texts that share an image per step; the image is encoded once for all of them."""
+    """Most texts per image in a step; the image is encoded once for all of them."""
     shape: Shape = "squash"
-    """How the whole image gets into the square input: squash scales each side on its own, letterbox keeps the aspect
-    and fills the rest."""
+    """How the whole image is fitted into the square input: squash scales each side separately, letterbox keeps the
+    aspect ratio and pads the rest."""
     augment: Augment = "none"
-    """Random changes of training images: color; crop (color, and a crop around all boxes, 3/4 of each side or more)."""
+    """Augmentation of training images: color; or crop (color, and a crop around all boxes, at least 3/4 of each
+    side).
+    """
     flip: bool = False
-    """Mirror half of the training images and swap left and right in their texts."""
+    """Mirror half of the training images, and swap left and right in their texts."""
 
     def __post_init__(self) -> None:
         if self.texts < 1:
@@ -76,11 +78,13 @@ class Config(CachedRunConfig):
     """Adapt a CLIP base and a text base to visual grounding."""
 
     base: str = "tiny"
-    """Sees the image: tiny, ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
+    """Image base: tiny, ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
     text_base: str = "tiny"
-    """Reads the text: tiny (embedded T5), a T5, BERT or alike of the hub, a folder, or clip (the base's own)."""
+    """Text base: tiny (embedded T5), a T5, BERT or similar model of the hub, a folder, or clip (the image base's text
+    tower).
+    """
     image_size: int | None = None
-    """Side of the input in pixels; default: the base's own."""
+    """Side of the input in pixels; default: that of the base."""
     data: Data = field(default_factory=Data)
     adapter: Any = kinds(ADAPTERS, "sherl")
     fusion: FusionOptions = field(default_factory=lambda: FusionOptions(layers=2, neck=2))
@@ -88,15 +92,15 @@ class Config(CachedRunConfig):
     loss: BoxLoss = field(default_factory=BoxLoss)
     epochs: int = 12
     batch_size: int = 16
-    """Images per step, all processes together; each comes with its texts."""
+    """Images per step with their texts, all processes together."""
     lr: float = 1.5e-3
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.data.augment != "none":
-            self.refuse_cache(f"--data.augment {self.data.augment}", "an image is another one")
+            self.refuse_cache(f"--data.augment {self.data.augment}", "each image is different")
         if self.data.flip:
-            self.refuse_cache("--data.flip true", "an image is another one")
+            self.refuse_cache("--data.flip true", "each image is different")
 
 
 def main(config: Config) -> None:
@@ -158,7 +162,7 @@ def reported_split(dataset: Dataset, data: Data) -> str:
 
 
 def before_training(dataset: Dataset, train: str, test: str) -> dict[str, float]:
-    """What the best blind box of the training split scores on the test split."""
+    """Score of the best blind box of the training split on the test split."""
     records = records_of(dataset, train)
     return blind_metrics(blind_boxes(dataset, records), dataset, records_of(dataset, test))
 
@@ -166,7 +170,7 @@ def before_training(dataset: Dataset, train: str, test: str) -> dict[str, float]
 def training_batches(
     run: Run, config: Config, examples: BoxedImages, model: Grounder, base: ClipBase, text: TextSide
 ) -> EpochLoader | CachedLoader:
-    """Batches of images and texts, or of what the frozen part of the model gave for them (``--cache``)."""
+    """Batches of images and texts, or of their cached taps (``--cache``)."""
     if not config.cache:
         return make_loader(examples, config, run.fabric, BoxCollate(text.tokenize))
     preprocess = {**base.preprocess.to_dict(), "shape": config.data.shape}

@@ -1,4 +1,4 @@
-"""Measure what an embedded CLIP base knows of each drawing style: R@1 and a linear probe on patch tokens.
+"""Evaluate an embedded CLIP base on each drawing style: R@1 and a linear probe on patch tokens.
 
 python tasks/pretrain/evaluate.py --base tiny2
 python tasks/pretrain/evaluate.py --weights runs/pretrain/clip2/model.safetensors --scenes 200
@@ -23,20 +23,20 @@ from vlkit.tasks.pretrain.styles_eval import draw_styles, style_metrics
 
 @dataclass
 class Config:
-    """Measure a base on every style."""
+    """Evaluate a base on every style."""
 
     base: Literal["tiny", "tiny2"] = "tiny2"
-    """Which embedded base."""
+    """Embedded base."""
     weights: Path | None = None
-    """Weights of a pre-training run, instead."""
+    """Weights of a pre-training run, to use instead."""
     scenes: int = 1000
     """Held-out scenes of each style; the probe takes three times as many."""
     seed: int = 2024
-    """Seed of the world."""
+    """Seed of the drawn scenes."""
     workers: int = 0
-    """Processes that draw."""
+    """Processes that draw scenes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    """Device to compute on."""
 
 
 def main(config: Config) -> None:

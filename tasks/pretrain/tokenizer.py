@@ -18,14 +18,14 @@ from vlkit.drawn.words import COLOURS, FAMILIAR, PLURALS, SYNONYMS
 from vlkit.encoders.tiny import SENTINELS
 from vlkit.files import whole_file
 
-# Words that questions, expressions and plain English need, beside those of the captions.
+# Words of questions, expressions and plain English, in addition to those of the captions.
 COMMON = """
 the of and to in is are was were be been it this that these those he she they we you his her their its our
 for with as at by from on off over under into onto near next beside between behind front above below left
 right top bottom upper lower middle centre center corner side edge first second third last leftmost
 rightmost biggest smallest nearest what which who where when how why many much does do did has have there
 here not no yes none any some all every each other another same different one two three four five six seven
-eight nine ten number count colour color kind shape size pattern object objects thing things image image
+eight nine ten number count colour color kind shape size pattern object objects thing things picture image
 photo drawing scene video clip frame background night day room sky ground wall floor small tiny little large
 big huge medium tall short wide striped stripes dotted dots spotted checked checkered plain solid bright
 dark light pale deep crimson scarlet navy lime emerald violet magenta gold golden silver moves moving
@@ -64,7 +64,7 @@ def corpus(config: Config) -> list[str]:
 def main(config: Config) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    # A blank is put in front so that a word has one token wherever it stands.
+    # A space is prepended so that a word has the same token everywhere.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

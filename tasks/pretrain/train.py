@@ -4,12 +4,12 @@
     python tasks/pretrain/train.py --model t5 --output runs/pretrain/t5 --steps 4000 --batch_size 128 --lr 0.003
     python tasks/pretrain/train.py --world styles --minutes 5 --batch_size 1024 --pool 1500000 --workers 15
 
-The same command again goes on from the last checkpoint. Sample n depends on seed and n alone, so a run that was stopped
-sees what an unbroken one sees. With ``--minutes`` the schedule follows the clock: such a run ends in time, and how much
-it has drawn by then depends on the machine.
+The same command resumes from the last checkpoint. Sample n depends only on seed and n, so an interrupted run sees the
+same samples as an uninterrupted one. With ``--minutes`` the schedule follows the clock: the run ends in time, and the
+number of samples depends on the machine.
 
-The loop is its own: it counts steps of an endless stream and saves a whole base; ``vlkit.engine.fit`` counts epochs of
-a dataset and saves an adapter.
+It has its own loop, which counts steps of an endless stream and saves a whole base; ``vlkit.engine.fit`` counts epochs
+of a dataset and saves an adapter.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from vlkit.tasks.pretrain.state import load_resume, save_resume, save_weights
 from vlkit.tasks.pretrain.styles_eval import draw_styles, recalls, style_metrics
 
 PLACE = ("output", "device", "workers", "evaluate_every", "scenes")
-"""Settings that decide no weight."""
+"""Settings that do not affect the weights."""
 
 
 @dataclass
@@ -58,11 +58,11 @@ class Config:
     """Pre-train a tiny base."""
 
     model: Literal["clip", "t5"] = "clip"
-    """Which base."""
+    """Base to pre-train."""
     output: Path = Path("runs/pretrain/clip")
     """Run folder: weights, log, resume state."""
     steps: int = 3600
-    """Optimizer steps in all."""
+    """Total number of optimizer steps."""
     batch_size: int = 128
     """Samples per step."""
     lr: float = 1e-3
@@ -70,25 +70,27 @@ class Config:
     weight_decay: float = 0.05
     """Weight decay on matrices."""
     seed: int = 2024
-    """Seed of world, order and initial weights."""
+    """Seed of scenes, order and initial weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; bf16 autocast on both."""
+    """Device to train on; bf16 autocast on both."""
     evaluate_every: int = 200
     """Steps between evaluations, each with a checkpoint; with `minutes`, seconds."""
     workers: int = 1
-    """Processes that draw."""
+    """Processes that draw scenes."""
     world: Literal["plain", "styles"] = "plain"
-    """Plain drawings (frozen: the base `tiny` saw them) or many drawing styles (`tiny2`; clip only)."""
+    """Plain drawings (as for the base `tiny`, unchanged) or many drawing styles (`tiny2`; clip only)."""
     minutes: float = 0
-    """Train for so long instead of `steps`, with `world styles`: the learning rate follows the clock."""
+    """Minutes to train instead of `steps`, with `world styles`; the learning rate follows the clock."""
     reuse: int = 1
-    """Uses of each drawn scene, each varied, with `world styles` and `steps`; with `minutes`, the machine decides."""
+    """Uses of each drawn scene, each augmented, with `world styles` and `steps`; with `minutes` it depends on the
+    machine.
+    """
     pool: int = 0
     """Drawn scenes kept on the device for reuse; 0 = one batch."""
     regions: Literal["none", "mean", "part"] = "part"
-    """Which patch tokens must name the thing they show, with `world styles`."""
+    """Patch tokens that are trained to match the object they show, with `world styles`."""
     region_weight: float = 1.0
-    """Weight of that loss."""
+    """Weight of the loss of these patch tokens."""
     scenes: int = 1000
     """Held-out scenes of each style in the last evaluation."""
 
@@ -99,7 +101,7 @@ class Config:
 
 @dataclass
 class Job:
-    """What differs between the two bases."""
+    """Parts that differ between the two bases."""
 
     model: nn.Module
     loss: Callable[[Any], Tensor]
@@ -111,7 +113,7 @@ class Job:
 
 
 def clip_job(config: Config, device: torch.device) -> Job:
-    """Contrastive pre-training on (image, caption); every caption of the batch is a candidate."""
+    """Contrastive pre-training on (image, caption); all captions of the batch are candidates."""
     tokenizer = TinyTokenizer(vocabulary())
     model = new_tiny_clip(tokenizer).to(device)
     text_tower = stage_text(model)
@@ -144,7 +146,7 @@ def clip_job(config: Config, device: torch.device) -> Job:
         images, texts = (torch.cat(parts) for parts in zip(*(embed(*b) for b in loader(held_out, 0)), strict=True))
         scores, captions = images @ texts.T, [text for _, text in (held_out[i] for i in range(1000))]
         partner = scores.diagonal()
-        # Scenes whose full captions are equal cannot be told apart: one of each such set is the best that can be found.
+        # Scenes with equal full captions cannot be told apart: at best one of each such set is found.
         ceiling = 100 * len(set(captions)) / len(captions)
         return {
             "i2t_r1": 100 * ((scores >= partner.unsqueeze(1)).sum(1) == 1).float().mean().item(),
@@ -159,7 +161,7 @@ def clip_job(config: Config, device: torch.device) -> Job:
 
 
 def styles_job(config: Config, device: torch.device) -> Job:
-    """Images against captions, and patch tokens against phrases, on scenes of many styles."""
+    """Contrastive losses of images with captions and of patch tokens with phrases, on scenes of many styles."""
     tokenizer = TinyTokenizer(vocabulary())
     model = new_tiny_clip(tokenizer).to(device)
     objective = Objective(model, tokenizer, device, config.regions, config.region_weight)
@@ -179,7 +181,7 @@ def styles_job(config: Config, device: torch.device) -> Job:
 
 
 def t5_job(config: Config, device: torch.device) -> Job:
-    """Denoising: the model fills in what span corruption took out."""
+    """Denoising: the model predicts the spans that were removed by span corruption."""
     tokenizer = tiny_t5_tokenizer()
     model = new_tiny_t5(tokenizer).to(device)
     collate = Denoising(tokenizer)
@@ -223,10 +225,10 @@ def main(config: Config) -> None:
 
 
 def check(config: Config) -> None:
-    """Settings that contradict each other."""
+    """Refuse settings that contradict each other."""
     styles = config.world == "styles"
     if styles and config.model == "t5":
-        raise UserError("--world styles: only the clip base can be pre-trained on it; leave --model clip")
+        raise UserError("--world styles: only the clip base can be pre-trained on it; use --model clip")
     if not styles and (config.minutes or config.reuse != 1 or config.pool):
         raise UserError("--minutes, --reuse and --pool need --world styles")
     if config.reuse < 1 or config.batch_size % config.reuse:
@@ -236,7 +238,7 @@ def check(config: Config) -> None:
 def train(
     config: Config, job: Job, optimizer: torch.optim.Optimizer, device: torch.device, done: int, seconds: float
 ) -> None:
-    """Steps until their number or the time is reached; evaluations and checkpoints on the way."""
+    """Train until the number of steps or the time is reached, with evaluations and checkpoints."""
     console, start = Console(stderr=True), time.perf_counter() - seconds
     limit, every = 60 * config.minutes, 200 if config.minutes else 20
     step, batch_stream, due = done, iter(job.train(done * config.batch_size)), seconds + config.evaluate_every
@@ -270,7 +272,7 @@ def train(
             console.print(f"step {step}: {metrics}", highlight=False)
             save(config, job, optimizer, step, time.perf_counter() - start, metrics)
     if isinstance(batch_stream, Generator):
-        batch_stream.close()  # processes that draw ahead stop here
+        batch_stream.close()  # stops the processes that draw ahead
 
 
 def schedule(step: int, steps: int, warmup: float = 0.05) -> float:
@@ -284,7 +286,7 @@ def schedule(step: int, steps: int, warmup: float = 0.05) -> float:
 def save(
     config: Config, job: Job, optimizer: torch.optim.Optimizer, step: int, seconds: float, metrics: dict[str, Any]
 ) -> None:
-    """Write weights, resume state and metrics, each whole."""
+    """Write weights, resume state and metrics, each file atomically."""
     drawn = {"drawn": job.pool.drawn} if job.pool else {}
     save_weights(config.output, job.model)
     facts = {"step": step, "seconds": seconds} | drawn
@@ -295,12 +297,12 @@ def save(
 
 
 def settings(config: Config) -> str:
-    """The settings that decide the weights, as JSON; where and how fast they are made is left out."""
+    """The settings that affect the weights, as JSON, without device and speed settings."""
     return json.dumps({k: v for k, v in asdict(config).items() if k not in PLACE})
 
 
 def resume(config: Config, job: Job, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    """Go on from the resume state if there is one; returns the steps done and the seconds they took."""
+    """Resume if there is a resume state; returns the steps done and the seconds they took."""
     facts = load_resume(config.output, job.model, optimizer, settings(config))
     if facts is None:
         return 0, 0.0

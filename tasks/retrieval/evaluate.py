@@ -22,7 +22,7 @@ from vlkit.tasks.retrieval.task import TASK
 
 @dataclass
 class Data:
-    """What to measure on."""
+    """Dataset to evaluate on."""
 
     root: Path | None = None
     """Prepared dataset; default: the demo dataset."""
@@ -38,15 +38,15 @@ class Config:
     """Measure this base without an adapter instead."""
     data: Data = field(default_factory=Data)
     split: str = "test"
-    """Split to measure."""
+    """Split to evaluate."""
     folds: int = 1
     """Also report the mean over this many folds of images (5 on the COCO test split: "COCO 1K")."""
     index: str | None = None
-    """Also report recalls through a FAISS index of this factory string (Flat, HNSW32, IVF256,Flat, …)."""
+    """Also report recalls with a FAISS index of this factory string (Flat, HNSW32, IVF256,Flat, …)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to compute on."""
     json: Path | None = None
-    """Write the metrics there."""
+    """Write the metrics to this file."""
 
     def __post_init__(self) -> None:
         if self.folds < 1:

@@ -2,7 +2,7 @@
 
     python tasks/retrieval/index.py --model runs/retrieval/… --images FOLDER --index IDX
 
-Unchanged images are skipped, removed ones dropped; what was embedded before a crash or Ctrl-C is kept.
+Unchanged images are skipped, removed ones dropped; embeddings made before a crash or Ctrl-C are kept.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Config:
     """Index a folder of images for search."""
 
     images: Path
-    """Folder of images, searched with all its sub-folders."""
+    """Folder of images, including sub-folders."""
     index: Path
-    """Index folder, made if missing."""
+    """Index folder, created if missing."""
     model: Path | None = None
     """Run or adapter folder."""
     base: str | None = None
@@ -40,9 +40,9 @@ class Config:
     factory: str | None = None
     """FAISS factory string: Flat (exact, the default of a new index), HNSW32, IVF256,Flat, IVF1024,PQ32, …"""
     strict: bool = False
-    """Stop at an image that cannot be read, instead of leaving it out and listing it."""
+    """Stop at an image that cannot be read, instead of skipping and listing it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    """Device to compute on."""
 
 
 def main(config: Config) -> None:

@@ -25,11 +25,11 @@ class Config:
     """Search an indexed folder by text or by image."""
 
     index: Path
-    """Index folder made by index.py."""
+    """Index folder written by index.py."""
     text: str | None = None
-    """What to look for, in words."""
+    """Search by this text."""
     image: Path | None = None
-    """What to look for, as an image file."""
+    """Search by this image file."""
     k: int = 5
     """Number of results."""
     model: Path | None = None
@@ -37,7 +37,7 @@ class Config:
     json: Path | None = None
     """Write the results to this file."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    """Device to compute on."""
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.image is None):

@@ -40,7 +40,7 @@ from vlkit.tasks.two_tower import HeadOptions, TwoTower
 
 @dataclass
 class Data:
-    """What to train on."""
+    """Dataset to train on."""
 
     root: Path | None = None
     """Prepared dataset (data_prep/*); default: the demo dataset, made on first use."""
@@ -49,12 +49,12 @@ class Data:
     validation: str = "val"
     """Split that chooses the best checkpoint."""
     test: str = "test"
-    """Split that is reported; a dataset without a test split reports on its validation split."""
+    """Split to report on; if missing, the validation split."""
     every_caption: bool = False
-    """Each caption is an example of its own (an epoch is all pairs); else each image is one, with another caption
-    in each epoch."""
+    """Make each caption a separate example (an epoch is all pairs); false: one example per image, with a random
+    caption in each epoch."""
     augment: Literal["none", "crop", "flip"] = "none"
-    """Random changes of training images; flip mirrors half of them: not for captions that say left or right."""
+    """Augmentation of training images; flip mirrors half of them (not for captions that say left or right)."""
 
 
 @dataclass
@@ -62,14 +62,14 @@ class Config(CachedRunConfig):
     """Adapt a CLIP base to image-text retrieval."""
 
     base: str = "tiny"
-    """tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
+    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
     data: Data = field(default_factory=Data)
     adapter: Any = kinds(ADAPTERS, "sherl")
     head: HeadOptions = field(default_factory=HeadOptions)
     loss: Loss = field(default_factory=Loss)
     bucket: bool = False
-    """Batches of captions of similar length, so that less of a batch is padding: worth it where the text tower takes
-    much of the time. The negatives of a caption are then about as long as it is."""
+    """Fill batches with captions of similar length to reduce padding: useful if the text tower takes much of the time.
+    The negatives of a caption then have about the same length."""
     epochs: int = 16
     batch_size: int = 128
     lr: float = 3e-3
@@ -78,7 +78,7 @@ class Config(CachedRunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.data.augment != "none":
-            self.refuse_cache(f"--data.augment {self.data.augment}", "an image is another one")
+            self.refuse_cache(f"--data.augment {self.data.augment}", "each image is different")
 
 
 def main(config: Config) -> None:
@@ -128,7 +128,7 @@ def main(config: Config) -> None:
 def training_batches(
     run: Run, config: Config, pairs: ImageTextPairs, collate: PairCollate, model: TwoTower, base: ClipBase
 ) -> EpochLoader | CachedLoader:
-    """Batches of images and captions, or of what the frozen part of the model gave for them (``--cache``)."""
+    """Batches of images and captions, or of their cached taps (``--cache``)."""
     lengths = pairs.lengths(lambda texts: base.text.real(base.tokenize(texts)).sum(1)) if config.bucket else None
     if not config.cache:
         return make_loader(pairs, config, run.fabric, collate, lengths)

@@ -3,7 +3,7 @@
 python tasks/video_retrieval/evaluate.py --model runs/video_retrieval/… --data.root DIR --split test --json metrics.json
 python tasks/video_retrieval/evaluate.py --base ViT-B-32:openai --data.root DIR          # zero-shot
 
-One sentence a video (MSR-VTT 1k-A) or several (MSVD, full MSR-VTT): the protocol follows the data and is printed.
+With one sentence per video (MSR-VTT 1k-A) or several (MSVD, full MSR-VTT), the matching protocol is used and printed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RERANK_NOTES = {
 
 @dataclass
 class Data:
-    """What to measure on."""
+    """Dataset to evaluate on."""
 
     root: Path | None = None
     """Prepared dataset; default: the demo dataset."""
@@ -52,22 +52,22 @@ class Config:
     """Measure this base without an adapter instead."""
     data: Data = field(default_factory=Data)
     split: str = "test"
-    """Split to measure on."""
+    """Split to evaluate."""
     frames: int | None = None
-    """Frames a video; default: as in training, 12 for a base alone."""
+    """Frames per video; default: as in training, 12 for a base alone."""
     sampling: Sampling | None = None
     """How frames are chosen; default: as in training, uniform for a base alone."""
     rerank: Literal["none", "dsl", "qbnorm"] = "none"
     """Also report recalls after re-ranking: dsl (dual softmax; uses all test queries at once), qbnorm (query-bank
     normalisation; uses training queries)."""
     bank: str = "train"
-    """Split whose queries make the bank of qbnorm."""
+    """Split whose queries form the bank of qbnorm."""
     bank_size: int = 1000
-    """Videos of that split in the bank, at most; all their sentences are."""
+    """Most videos of that split in the bank, with all their sentences."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to compute on."""
     json: Path | None = None
-    """Write the metrics there."""
+    """Write the metrics to this file."""
 
     def __post_init__(self) -> None:
         if self.bank_size < 1:
@@ -109,7 +109,7 @@ def main(config: Config) -> None:
 
 
 def with_frames(embedder: VideoEmbedder, config: Config) -> VideoEmbedder:
-    """The embedder with the number of frames and the sampling that were asked for."""
+    """The embedder with the requested number of frames and sampling."""
     reader = embedder.reader
     count = reader.count if config.frames is None else config.frames
     embedder.reader = ClipReader(embedder.base.preprocess, count, config.sampling or reader.sampling)

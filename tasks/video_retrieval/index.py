@@ -3,7 +3,7 @@
     python tasks/video_retrieval/index.py --model runs/video_retrieval/… --videos FOLDER --index IDX
     python tasks/video_retrieval/index.py --model … --videos FOLDER --index IDX --window 10 --stride 5   # long videos
 
-Unchanged videos are skipped, removed ones dropped; what was embedded before a crash or Ctrl-C is kept.
+Unchanged videos are skipped, removed ones dropped; embeddings made before a crash or Ctrl-C are kept.
 """
 
 from __future__ import annotations
@@ -36,23 +36,25 @@ class Config:
     """Index a folder of videos for search."""
 
     videos: Path
-    """Folder of videos, searched with all its sub-folders."""
+    """Folder of videos, including sub-folders."""
     index: Path
-    """Index folder, made if missing."""
+    """Index folder, created if missing."""
     model: Path | None = None
     """Run or adapter folder."""
     base: str | None = None
     """Base to embed with, without an adapter."""
     window: float | None = None
-    """Seconds of the windows that long videos are cut into; each is found on its own. Default: whole videos."""
+    """Length in seconds of the windows that long videos are split into, each a separate result; default: whole
+    videos.
+    """
     stride: float | None = None
-    """Seconds between the starts of two windows; default: the window, so that none overlap."""
+    """Seconds between the starts of windows; default: the window length, without overlap."""
     factory: str | None = None
     """FAISS factory string: Flat (exact, the default of a new index), HNSW32, IVF256,Flat, IVF1024,PQ32, …"""
     strict: bool = False
-    """Stop at a video that cannot be read, instead of leaving it out and listing it."""
+    """Stop at a video that cannot be read, instead of skipping and listing it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    """Device to compute on."""
 
     def __post_init__(self) -> None:
         if self.stride is not None and self.window is None:
@@ -62,7 +64,7 @@ class Config:
             if value is not None and not 0 < value < float("inf"):
                 raise UserError(f"--{name} {value}: must be a number of seconds above 0")
         if self.window is not None and self.stride is not None and self.stride > self.window:
-            raise UserError(f"--stride {self.stride}: longer than --window {self.window}; parts would be left out")
+            raise UserError(f"--stride {self.stride}: longer than --window {self.window}; frames would be skipped")
 
 
 def main(config: Config) -> None:
@@ -78,7 +80,7 @@ def main(config: Config) -> None:
     with IndexWriter.open(config.index, pipeline.dim, pipeline.identity, config.factory) as writer:
         IndexSource("videos", config.videos, config.model, config.base).write(config.index)
         cut = VideoWindows(config.videos, config.window, config.stride, writer.items)
-        for path in track(found.paths, "look at videos", console=console):
+        for path in track(found.paths, "read video headers", console=console):
             try:
                 items += cut.items_of(path)
             except MediaError as error:
@@ -97,7 +99,7 @@ def main(config: Config) -> None:
                         good.append((replace(item, digest=cut.digest(item)), frames))
                 if good:
                     writer.add([item for item, _ in good], pipeline.embed_frames([frames for _, frames in good]))
-        # A video that was fine and no longer is must not stay in the index with its old vectors, nor in part.
+        # A video that has become unreadable must not keep any of its old vectors in the index.
         writer.remove([item.id for item in items if item.metadata["video"] in bad])
     for error in bad.values():
         console.print(f"left out: {error}")
@@ -114,7 +116,7 @@ def main(config: Config) -> None:
 
 
 def reader_of(pipeline: VideoRetrievalPipeline) -> Callable[[Clip], Tensor | MediaError]:
-    """Reads a clip's frames, or says why they cannot be read."""
+    """Reads a clip's frames, or reports why they cannot be read."""
 
     def read(clip: Clip) -> Tensor | MediaError:
         try:
@@ -126,9 +128,9 @@ def reader_of(pipeline: VideoRetrievalPipeline) -> Callable[[Clip], Tensor | Med
 
 
 def leave_out(error: MediaError, bad: dict[str, MediaError], config: Config) -> None:
-    """Remember a bad video by its path in the folder, or stop at it if that is asked for."""
+    """Record an unreadable video by its path in the folder, or stop at it with ``--strict``."""
     if config.strict:
-        raise UserError(f"{error}; fix or remove it, or leave --strict out")
+        raise UserError(f"{error}; fix or remove it, or run without --strict")
     bad[Path(error.path).relative_to(config.videos).as_posix()] = error
 
 

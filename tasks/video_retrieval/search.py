@@ -30,13 +30,13 @@ class Config:
     """Search an indexed folder of videos by text, by image or by another video."""
 
     index: Path
-    """Index folder made by index.py."""
+    """Index folder written by index.py."""
     text: str | None = None
-    """What to look for, in words."""
+    """Search by this text."""
     image: Path | None = None
-    """What to look for, as an image file."""
+    """Search by this image file."""
     video: Path | None = None
-    """What to look for, as a video file."""
+    """Search by this video file."""
     k: int = 5
     """Number of results."""
     model: Path | None = None
@@ -44,7 +44,7 @@ class Config:
     json: Path | None = None
     """Write the results to this file."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    """Device to compute on."""
 
     def __post_init__(self) -> None:
         if sum(getattr(self, name) is not None for name in QUERIES) != 1:

@@ -44,28 +44,28 @@ from vlkit.tasks.video_retrieval.task import TASK
 
 log = logging.getLogger(__name__)
 
-LEAST_CHUNK = 32  # frames; smaller lots waste time and save little
+LEAST_CHUNK = 32  # frames; smaller chunks waste time and save little
 
 
 @dataclass
 class Data:
-    """What to train on."""
+    """Dataset to train on."""
 
     root: Path | None = None
     """Prepared dataset (data_prep/*); default: the demo dataset, made on first use."""
     train: str = "train"
     """Split to train on."""
     validation: str = "val"
-    """Split that chooses the best checkpoint; without a split val, a part of the training videos is held out."""
+    """Split that chooses the best checkpoint; if missing, a part of the training videos is held out."""
     test: str = "test"
-    """Split that is reported; a dataset without a test split reports on its validation split."""
+    """Split to report on; if missing, the validation split."""
     hold_out: float = 0.1
-    """Share of the training videos that is held out where there is no validation split."""
+    """Share of the training videos to hold out if there is no validation split."""
     every_caption: bool = False
-    """Each sentence is an example of its own (an epoch is all pairs; CLIP4Clip's sentence expansion); else each video
-    is one, with another sentence each epoch."""
+    """Make each sentence a separate example (an epoch is all pairs; CLIP4Clip's sentence expansion); false: one
+    example per video, with a random sentence in each epoch."""
     keep: float = 2.0
-    """GiB of decoded frames kept in memory, in each worker; what does not fit is decoded each time. 0 = none."""
+    """GiB of decoded frames cached in memory per worker; the rest is decoded in every epoch. 0 = none."""
 
     def __post_init__(self) -> None:
         if not 0 < self.hold_out < 1:
@@ -79,15 +79,15 @@ class Config(CachedRunConfig):
     """Adapt a CLIP base to text-video retrieval."""
 
     base: str = "tiny"
-    """tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
+    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
     data: Data = field(default_factory=Data)
     frames: int = 12
-    """Frames per video; shorter videos give all they have."""
+    """Frames per video; shorter videos give all their frames."""
     sampling: Sampling = "uniform"
-    """uniform: evenly spread; segment: one of each of as many equal parts, at random in training."""
+    """uniform: evenly spaced; segment: one frame from each of equal segments, at random in training."""
     frame_chunk: Literal["auto"] | int = "auto"
-    """Frames through the image tower at once; memory does not grow with --frames, and frames beyond one chunk are
-    encoded twice. auto: as many as a batch has videos, 32 at least; 0 = all, each once."""
+    """Frames per pass through the image tower; memory does not grow with --frames, and frames beyond one chunk are
+    encoded twice. auto: number of videos in a batch, at least 32; 0 = all at once, each encoded once."""
     adapter: Any = kinds(ADAPTERS, "sherl")
     head: VideoHeadOptions = field(default_factory=VideoHeadOptions)
     loss: Loss = field(default_factory=Loss)
@@ -102,7 +102,7 @@ class Config(CachedRunConfig):
             raise UserError(f"--frame_chunk {self.frame_chunk}: give auto, a number of frames, or 0 for all")
         self.head.check_frames(self.frames)
         if self.sampling != "uniform":
-            self.refuse_cache(f"--sampling {self.sampling}", "a clip gives other frames")
+            self.refuse_cache(f"--sampling {self.sampling}", "a clip gives different frames")
 
 
 def main(config: Config) -> None:
@@ -156,7 +156,7 @@ def main(config: Config) -> None:
 
 
 def splits_of(dataset: Dataset, data: Data, reader: ClipReader) -> tuple[Clips, Clips, Clips]:
-    """The clips to train on, to choose the best checkpoint by, and to report on."""
+    """The clips for training, for choosing the best checkpoint, and for the report."""
     keep = int(data.keep * 2**30)
     test = reported_split(dataset, data, held_out=True)
     train = Clips(data.train, RecordFrames(dataset, data.train, reader, keep))
@@ -173,14 +173,14 @@ def splits_of(dataset: Dataset, data: Data, reader: ClipReader) -> tuple[Clips, 
 
 
 def chunk_of(config: Config, frames: Frames) -> int:
-    """Frames through the image tower at once."""
+    """Frames per pass through the image tower."""
     return max(len(frames.mask), LEAST_CHUNK) if config.frame_chunk == "auto" else config.frame_chunk
 
 
 def training_batches(
     run: Run, config: Config, pairs: VideoTextPairs, collate: VideoCollate, model: VideoText, base: ClipBase
 ) -> EpochLoader | CachedLoader:
-    """Batches of frames and sentences, or of what the frozen part of the model gave for them (``--cache``)."""
+    """Batches of frames and sentences, or of their cached taps (``--cache``)."""
     if not config.cache:
         return make_loader(pairs, config, run.fabric, collate)
     options = {"name": "clip", "sampling": pairs.frames.source.key(), "cache": ClipTapCache}

@@ -1,4 +1,4 @@
-"""Measure a saved question answerer on a split of a prepared dataset.
+"""Measure a saved VQA adapter on a split of a prepared dataset.
 
 python tasks/vqa/evaluate.py --model runs/vqa/… --data.root DIR --split val --json metrics.json
 """
@@ -20,29 +20,29 @@ from vlkit.tasks.vqa.task import TASK
 
 @dataclass
 class Data:
-    """What to measure on."""
+    """Dataset to evaluate on."""
 
     root: Path | None = None
     """Prepared dataset; default: the demo dataset."""
     size: Literal["small", "medium", "large"] = "large"
     """Size of the demo dataset."""
     style: Literal["plain", "drawn"] = "plain"
-    """Style of the demo dataset: plain drawings, which the embedded bases know, or hand-drawn ones, new to them."""
+    """Style of the demo dataset: plain drawings, known to the embedded bases, or hand-drawn ones, new to them."""
 
 
 @dataclass
 class Config:
-    """Measure a saved question answerer."""
+    """Measure a saved VQA adapter."""
 
     model: Path
     """Run or adapter folder."""
     data: Data = field(default_factory=Data)
     split: str = "test"
-    """Split to measure; its answers must be known."""
+    """Split to evaluate; it must have answers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to compute on."""
     json: Path | None = None
-    """Write the metrics there."""
+    """Write the metrics to this file."""
 
 
 def main(config: Config) -> None:

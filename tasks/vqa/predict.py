@@ -1,4 +1,4 @@
-"""Answer every question of a split (its answers may be hidden), in the form the leaderboards take, or a single one.
+"""Answer a single question, or every question of a split (which may have no answers), in the format of leaderboards.
 
 python tasks/vqa/predict.py --model runs/vqa/… --data.root DIR --split test --json answers.json
 python tasks/vqa/predict.py --model runs/vqa/… --image FILE --question "How many dogs are there?"
@@ -24,14 +24,14 @@ KEYS = {"vqa": ("question_id", "answer"), "gqa": ("questionId", "prediction")}
 
 @dataclass
 class Data:
-    """What to answer."""
+    """Dataset to answer."""
 
     root: Path | None = None
     """Prepared dataset; default: the demo dataset."""
     size: Literal["small", "medium", "large"] = "large"
     """Size of the demo dataset."""
     style: Literal["plain", "drawn"] = "plain"
-    """Style of the demo dataset: the plain drawings that the embedded bases know, or hand-drawn ones new to them."""
+    """Style of the demo dataset: plain drawings, known to the embedded bases, or hand-drawn ones, new to them."""
 
 
 @dataclass
@@ -46,15 +46,17 @@ class Config:
     json: Path = Path("answers.json")
     """Write the answers to this file."""
     format: Literal["auto", "vqa", "gqa"] = "auto"
-    """Keys of the file: question_id and answer (vqa), questionId and prediction (gqa); auto: as the dataset's name."""
+    """Keys of the file: question_id and answer (vqa), questionId and prediction (gqa); auto: from the dataset's
+    name.
+    """
     image: Path | None = None
     """Answer --question about this image instead."""
     question: str | None = None
-    """What to ask about --image."""
+    """Question about --image."""
     k: int = 5
     """Answers to show for --question."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    """Device to compute on."""
 
 
 def main(config: Config) -> None:

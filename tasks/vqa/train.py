@@ -57,29 +57,29 @@ from vlkit.tasks.vqa.task import TASK
 
 @dataclass
 class Data:
-    """What to train on."""
+    """Dataset to train on."""
 
     root: Path | None = None
     """Prepared dataset (data_prep/*); default: the demo dataset, made on first use."""
     size: Literal["small", "medium", "large"] = "large"
     """Size of the demo dataset: 400, 2,000 or 10,000 training images with four or five questions each."""
     style: Literal["plain", "drawn"] = "plain"
-    """Style of the demo dataset: plain drawings, which the embedded bases know, or hand-drawn ones, new to them."""
+    """Style of the demo dataset: plain drawings, known to the embedded bases, or hand-drawn ones, new to them."""
     train: str = "train"
     """Split to train on."""
     validation: str = "val"
     """Split that chooses the best checkpoint."""
     test: str = "test"
-    """Split that is reported; without a test split, or without its answers, the validation split is."""
+    """Split to report on; if it is missing or has no answers, the validation split."""
     per_picture: int = 0
-    """Most questions of an image per step, drawn anew in each epoch; 0 = all. The image is encoded once for them."""
+    """Most questions per image in a step, drawn anew in each epoch; 0 = all. The image is encoded once for them."""
     min_questions: int | None = None
-    """The classifier knows the answers that so many questions of the training and validation splits have; default: 9,
-    or 1 where every question has one answer only (GQA)."""
+    """Fewest questions in the training and validation splits for an answer to enter the classifier's vocabulary;
+    default: 9, or 1 if every question has only one answer (GQA)."""
     answers: Path | None = None
-    """JSON file with the classifier's answers instead (trainval_label2ans.json, trainval_ans2label.json)."""
+    """JSON file with the classifier's vocabulary instead (trainval_label2ans.json, trainval_ans2label.json)."""
     augment: Literal["none", "crop"] = "none"
-    """Random changes of training images; mirroring would make answers about left and right wrong."""
+    """Augmentation of training images; mirroring would make answers about left and right wrong."""
 
 
 @dataclass
@@ -87,19 +87,19 @@ class Config(CachedRunConfig):
     """Adapt a CLIP base and a text base to visual question answering."""
 
     base: str = "tiny"
-    """tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
+    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
     text_base: str | None = None
-    """Reads the questions: clip (the base's own), tiny (embedded T5), a T5, BERT or alike of the hub, or a folder;
-    default: clip, which knows what images look like, or tiny where --head.kind generate needs a decoder."""
+    """Text base for questions: clip (the base's text tower), tiny (embedded T5), a T5, BERT or similar model of the
+    hub, or a folder; default: clip, or tiny if --head.kind generate needs a decoder."""
     image_size: int | None = None
-    """Side of the images in pixels; default: the base's own."""
+    """Side of the input in pixels; default: that of the base."""
     data: Data = field(default_factory=Data)
     adapter: Any = kinds(ADAPTERS, "sherl")
     head: Any = kinds(VQA_HEADS, "classify")
     fusion: FusionOptions = field(default_factory=lambda: FusionOptions(layers=2, dropout=0.0))
     epochs: int = 4
     batch_size: int = 32
-    """Images per step, all processes together; each comes with its questions."""
+    """Images per step with their questions, all processes together."""
     lr: float = 2e-3
 
     def __post_init__(self) -> None:
@@ -107,11 +107,11 @@ class Config(CachedRunConfig):
         if self.text_base is None:
             self.text_base = "clip" if self.head.kind == "classify" else "tiny"
         if self.data.augment != "none":
-            self.refuse_cache(f"--data.augment {self.data.augment}", "an image is another one")
+            self.refuse_cache(f"--data.augment {self.data.augment}", "each image is different")
         if self.cache and self.head.kind != "classify":
             raise UserError(
-                f"--cache: with --head.kind {self.head.kind} both stacks of T5 are needed in each step; leave --cache "
-                "out or use --head.kind classify"
+                f"--cache: with --head.kind {self.head.kind} every step needs T5's encoder and decoder; drop --cache "
+                "or use --head.kind classify"
             )
 
 
@@ -140,18 +140,15 @@ def main(config: Config) -> None:
         return loss(forward(batch.pixels, batch.ids, batch.owner), batch.targets)
 
     def evaluate(split: str = config.data.validation) -> dict[str, float]:
-        answerer = Answerer(answer_model, base, text, config.head, vocabulary, run.fabric)
-        return evaluate_split(answerer, dataset, split)
+        return evaluate_split(Answerer(answer_model, base, text, config.head, vocabulary, run.fabric), dataset, split)
 
-    def single() -> ImageQuestions:
-        return ImageQuestions(dataset, config.data.train, transform, per_picture=1)
-
+    single = partial(ImageQuestions, dataset, config.data.train, transform, per_picture=1)
     prepare(run, config.adapter, answer_model, single, collate, loss_of)
     towers = identity_of(base, text, config.head)
     identity = {"base": towers, **data_identity(dataset, config.data.train, config.data.validation, answers=vocabulary)}
     result = fit(run, model, loader, loss_of, evaluate, primary="accuracy", identity=identity)
     after = evaluate(test)
-    # No base answers questions untrained: what is beaten is the answer that is right most often.
+    # No base answers questions untrained, so the baseline is the most frequent answer.
     most, before = prior_metrics(answered(dataset, config.data.train), answered(dataset, test), form_of(dataset))
     run.finish(
         result,
@@ -165,14 +162,14 @@ def main(config: Config) -> None:
         first_row="most frequent answer",
         note="blind" if config.head.blind else "",
         more={
-            **{"before_is": f"the most frequent training answer, {most!r}, to every question"},
+            "before_is": f"the most frequent training answer, {most!r}, to every question",
             "head": asdict(config.head),
         },
     )
 
 
 def vocabulary_of(dataset: Dataset, config: Config) -> list[str]:
-    """The answers of a classifier, from a file or counted; none for a head that writes."""
+    """The classifier's answers, from a file or counted; empty for a generating head."""
     data = config.data
     if config.head.kind != "classify":
         return []
@@ -184,15 +181,15 @@ def vocabulary_of(dataset: Dataset, config: Config) -> list[str]:
 def targets_of(
     dataset: Dataset, head: HeadOptions, text: TextSide, vocabulary: list[str]
 ) -> SoftTargets | AnswerTokens | None:
-    """What turns the answers of a batch into targets."""
+    """Converts the answers of a batch into targets."""
     if head.kind == "classify":
         return SoftTargets(vocabulary, form_of(dataset))
-    # A text base that cannot write was refused when the model was built.
+    # build_model has refused a text base without a decoder.
     return AnswerTokens(partial(text.base.tokenize, max_length=head.max_tokens), form_of(dataset))
 
 
 def warn_of_answers(dataset: Dataset, config: Config, test: str, text: TextSide, vocabulary: list[str]) -> None:
-    """Say how many questions have no label in the vocabulary, or how many answers a decoder cannot write in full."""
+    """Log how many questions have no answer in the vocabulary, or how many answers are too long for the decoder."""
     if config.head.kind == "classify":
         warn_of_unlabelled(dataset, [config.data.train, config.data.validation, test], vocabulary)
         return
@@ -209,7 +206,7 @@ def training_batches(
     base: ClipBase,
     text: TextSide,
 ) -> EpochLoader | CachedLoader:
-    """Batches of images and questions, or of what the frozen part of the model gave for them (``--cache``)."""
+    """Batches of images and questions, or of their cached taps (``--cache``)."""
     if not config.cache:
         return make_loader(examples, config, run.fabric, collate)
     given = (config.cache, config.cache_dtype, examples, model, base, text, run.fabric)

@@ -90,7 +90,7 @@ def test_what_cannot_be_adapted_is_refused_with_a_mend(kind: str, tower: str, re
     with pytest.raises(UserError) as raised:
         build(ADAPTERS[kind](), tower, reads)
     assert "\n" not in str(raised.value)
-    assert re.search(r"take|choose another kind", str(raised.value))
+    assert re.search(r"use|choose another kind", str(raised.value))
 
 
 @every_frozen

@@ -284,16 +284,16 @@ def tower_t5() -> object:
     ("options", "says"),
     [
         (lambda: UniptOptions(taps=(2,), handoff="tokens"), "--adapter.taps [2]: UniPT compares taps"),
-        (lambda: UniptOptions(taps=(0, 9)), "--adapter.taps [0, 9]: give rising depths from 0..4"),
+        (lambda: UniptOptions(taps=(0, 9)), "--adapter.taps [0, 9]: give ascending depths from 0..4"),
         (lambda: UniptOptions(reduction=99), "--adapter.reduction 99"),
         (lambda: UniptOptions(handoff="pooled", flavour="joint"), "--adapter.flavour: belongs to"),
         (lambda: LstOptions(reduction=3), "--adapter.reduction 3: does not divide the width 32"),
-        (lambda: LstOptions(reduction=32), "--adapter.reduction 32: width 1 cannot be shared by 2 heads"),
-        (lambda: LstOptions(keep=(4,)), "--adapter.keep [4]: give rising block numbers from 0..3"),
+        (lambda: LstOptions(reduction=32), "--adapter.reduction 32: width 1 is not divisible by 2 heads"),
+        (lambda: LstOptions(keep=(4,)), "--adapter.keep [4]: give ascending block numbers from 0..3"),
         (lambda: LstOptions(keep=()), "--adapter.keep []"),
         (lambda: LstOptions(gate_steps=0), "--adapter.gate_steps 0"),
         (lambda: DtlOptions(late=5), "--adapter.late 5: this tower has 4 blocks; give 1..4"),
-        (lambda: DtlOptions(collect=(3,)), "--adapter.collect [3]: nothing is read before block 2"),
+        (lambda: DtlOptions(collect=(3,)), "--adapter.collect [3]: no block before block 2"),
         (lambda: DtlOptions(rank=0), "--adapter.rank 0"),
         (lambda: DtlOptions(beta=0.0), "--adapter.beta 0"),
         (lambda: VqtOptions(queries=0), "--adapter.queries 0"),
@@ -334,7 +334,7 @@ def test_blocks_of_other_libraries_and_kinds() -> None:
         torch.testing.assert_close(ask(anatomy_of(nllb), x, None, x), nllb(x, None), rtol=1e-5, atol=1e-5)
 
     rotary = timm.create_model("test_vit", embed_dim=32, num_heads=2, depth=1, qk_norm=True).blocks[0]
-    with pytest.raises(Opaque, match=r"block Block: its attention is not of the plain kind$"):
+    with pytest.raises(Opaque, match=r"block Block: its attention is not plain softmax attention$"):
         anatomy_of(rotary)
     assert NarrowBlocks(lambda i: rotary, (0,), 2)["0"].ln_1.normalized_shape == (16,)
 
@@ -345,8 +345,9 @@ def test_lst_on_blocks_that_cannot_be_taken_apart() -> None:
     with pytest.raises(UserError) as raised:
         LstOptions(start="magnitude").build(stage_vision(deepcopy(clip)))
     assert str(raised.value) == (
-        "--adapter.start magnitude: block Block: its attention is not of the plain kind; use --adapter.start random"
+        "--adapter.start magnitude: block Block: its attention is not plain softmax attention; "
+        "use --adapter.start random"
     )
     LstOptions().build(stage_vision(deepcopy(clip)))
-    with pytest.raises(UserError, match=r"--adapter.kind vqt: block Block: its attention .*; take sherl, unipt, dtl"):
+    with pytest.raises(UserError, match=r"--adapter.kind vqt: block Block: its attention .*; use sherl, unipt, dtl"):
         VqtOptions().build(stage_vision(clip))

@@ -61,14 +61,14 @@ CASES = [
 
 # What cannot work, with what the message says to do instead; * = all of them.
 REFUSED = {
-    ("lst", "*", "resnet", "*"): "take sherl, unipt, dtl, linear, bitfit, lora or full",
-    ("vqt", "*", "resnet", "*"): "take sherl, unipt, dtl, linear, bitfit, lora or full",
-    ("lst", "*", PAIR, "*"): "take sherl, unipt, dtl, linear, bitfit, lora or full",
-    ("vqt", "*", PAIR, "*"): "take sherl, unipt, dtl, linear, bitfit, lora or full",
-    ("dtl", "*", PAIR, "*"): "take sherl or unipt",  # its side network writes into blocks that keep their width
-    ("vqt", "classify", "*", "*"): "take sherl, unipt, lst, dtl, linear, bitfit, lora or full",
-    ("vqt", "generate", "*", "*"): "take sherl, unipt, lst, dtl, linear, bitfit, lora or full",
-    ("vqt", "grounding", "*", "*"): "take sherl, unipt, lst, dtl, linear, bitfit, lora or full",
+    ("lst", "*", "resnet", "*"): "use sherl, unipt, dtl, linear, bitfit, lora or full",
+    ("vqt", "*", "resnet", "*"): "use sherl, unipt, dtl, linear, bitfit, lora or full",
+    ("lst", "*", PAIR, "*"): "use sherl, unipt, dtl, linear, bitfit, lora or full",
+    ("vqt", "*", PAIR, "*"): "use sherl, unipt, dtl, linear, bitfit, lora or full",
+    ("dtl", "*", PAIR, "*"): "use sherl or unipt",  # its side network writes into blocks that keep their width
+    ("vqt", "classify", "*", "*"): "use sherl, unipt, lst, dtl, linear, bitfit, lora or full",
+    ("vqt", "generate", "*", "*"): "use sherl, unipt, lst, dtl, linear, bitfit, lora or full",
+    ("vqt", "grounding", "*", "*"): "use sherl, unipt, lst, dtl, linear, bitfit, lora or full",
     ("bitfit", "classify", "*", "t5"): "choose another kind",
     ("bitfit", "grounding", "*", "t5"): "choose another kind",
     ("bitfit", "generate", "*", "t5"): "choose another kind",

@@ -178,7 +178,7 @@ def test_reduction_sets_the_inner_width() -> None:
     [
         ({"late": 4}, "--adapter.late 4: this tower has 4 blocks; give 0..3"),
         ({"late": -1}, "--adapter.late -1"),
-        ({"taps": (0, 4)}, "--adapter.taps [0, 4]: give rising depths from 0..3"),
+        ({"taps": (0, 4)}, "--adapter.taps [0, 4]: give ascending depths from 0..3"),
         ({"taps": (-1, 2)}, "--adapter.taps [-1, 2]"),
         ({"taps": (2, 1)}, "--adapter.taps [2, 1]"),
         ({"taps": (1, 1)}, "--adapter.taps [1, 1]"),
@@ -201,7 +201,7 @@ def test_wrong_options(changes: dict, says: str) -> None:
     ("changes", "says"),
     [
         ({"taps": ()}, "--adapter.taps []"),
-        ({"taps": (0, 5)}, "--adapter.taps [0, 5]: give rising depths from 0..4"),
+        ({"taps": (0, 5)}, "--adapter.taps [0, 5]: give ascending depths from 0..4"),
         ({"reduction": 17}, "--adapter.reduction 17: width 16"),
         ({"late": 1}, "--adapter.late: belongs to --adapter.handoff tokens"),
         ({"flavour": "gated"}, "--adapter.flavour: belongs to --adapter.handoff tokens"),
@@ -255,7 +255,7 @@ def test_options_that_do_not_apply_are_refused(changes: dict, reads: str, says: 
 def test_an_encoder_decoder_refuses_what_it_does_not_use(changes: dict) -> None:
     t5 = stage_hf(tiny.tiny_t5()), stage_t5_decoder(tiny.tiny_t5())
     (name,) = changes
-    with pytest.raises(UserError, match=f"--adapter.{name}: SHERL on a decoder is as published"):
+    with pytest.raises(UserError, match=f"--adapter.{name}: SHERL on a decoder only runs as published"):
         SherlOptions(**changes).build_stacks(*t5)
 
 

@@ -202,7 +202,7 @@ def test_a_list_may_be_given_as_json_but_a_name_in_brackets_is_a_name():
 
 
 def test_a_path_is_not_empty():
-    assert "--data.root: '' is no path" in message("--data.root", "")
+    assert "--data.root: '' is not a path" in message("--data.root", "")
 
 
 def test_a_value_that_begins_with_dashes_needs_an_equals_sign():
@@ -214,7 +214,7 @@ def test_positional_and_required():
     assert parse(Folder, ["here", "--output", "there"]) == Folder(Path("here"), output=Path("there"))
     assert "missing --output" in message("here", config_class=Folder)
     assert "missing ROOT, --output" in message(config_class=Folder)
-    assert "unexpected word 'more'" in message("here", "more", config_class=Folder)
+    assert "unexpected argument 'more'" in message("here", "more", config_class=Folder)
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def test_positional_and_required():
         (["--epochs"], ["--epochs: needs a value"]),
         (["--epochs", "--resume"], ["--epochs: needs a value"]),
         (["--data", "x"], ["--data: is a section", "data.root, data.split"]),
-        (["word"], ["unexpected word 'word'"]),
+        (["word"], ["unexpected argument 'word'"]),
     ],
 )
 def test_mistakes_name_the_key(words, parts):
@@ -294,7 +294,7 @@ def test_yaml_keeps_its_own_rules(tmp_path):
     [
         ("data: {split: null}", ["given.yaml: data.split: expected str, got None"]),
         ("data: {root: [a]}", ["given.yaml: data.root: expected Path or null"]),
-        ('data: {root: "a\\0b"}', ["given.yaml: data.root:", "is no path"]),
+        ('data: {root: "a\\0b"}', ["given.yaml: data.root:", "is not a path"]),
         ("files: [a, null]", ["given.yaml: files: expected list of Path"]),
         ("epoch: 3", ["given.yaml: epoch: unknown key", "did you mean epochs?"]),
         ("data: {rot: x}", ["given.yaml: data.rot: unknown key", "did you mean data.root?"]),

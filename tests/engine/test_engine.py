@@ -353,9 +353,9 @@ def test_as_a_script(tmp_path):
     wait_until(lambda: last_step(tmp_path / "run") >= 2)
     slow.send_signal(signal.SIGINT)
     messages = slow.communicate(timeout=600)[1]
-    assert slow.returncode == 130 and "go on with --resume" in messages and "Traceback" not in messages
+    assert slow.returncode == 130 and "continue with --resume" in messages and "Traceback" not in messages
     again = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=600)
-    assert again.returncode == 0 and "going on at step" in again.stderr
+    assert again.returncode == 0 and "continuing at step" in again.stderr
     assert [line["step"] for line in log_of(tmp_path / "run") if "split" not in line] == list(range(1, 11))
 
 

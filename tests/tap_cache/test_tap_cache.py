@@ -439,7 +439,7 @@ def test_another_key_is_another_folder(tmp_path, caplog):
         caplog.clear()
         check_room([other])
         assert other.store.folder != first.store.folder and len(other.store) == 0
-        assert f"{changed}" in caplog.text and "they are left alone" in caplog.text
+        assert f"{changed}" in caplog.text and "delete them if" in caplog.text
     assert len(cache_of(encoder, inputs, tmp_path, frames=4).store) == 2
 
 

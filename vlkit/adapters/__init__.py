@@ -1,4 +1,4 @@
-"""Adaptation methods: one file or folder each, all used the same way: ``options.build(encoder)(x) -> Encoded``."""
+"""Adaptation methods, one file or folder each; all share one call: ``options.build(encoder)(x) -> Encoded``."""
 
 from vlkit.adapters.base import AdaptedEncoder, Adapter, Encoded, trained_state
 from vlkit.adapters.facts import MethodOptions

@@ -1,4 +1,4 @@
-"""A frozen base with an adapter between its early and its late route: the thing that tasks use."""
+"""A frozen base with an adapter between its early and its late route; tasks use this module."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ __all__ = [
 ]
 
 Chunk = int | Literal["auto"]
-"""Samples that run at once; 0 = the whole batch; ``"auto"`` = as few as keep the processor busy."""
+"""Samples that run at once; 0 = the whole batch; ``"auto"`` = the smallest chunk that uses the device fully."""
 Route = Iterable[tuple[int | None, Stream]]
-"""The early route of a chunk as it comes: (number of the tap or None, stream); the last stream is the hand-off."""
+"""The early route of a chunk, yielded block by block: (tap number or None, stream); the last one is the hand-off."""
 
-# Values of a chunk's hidden state that keep a processor busy: 16 samples of a ViT-B-32 on a CPU, 128 of a ViT-L-14 on a
+# Values of a chunk's hidden state that use a device fully: 16 samples of a ViT-B-32 on a CPU, 128 of a ViT-L-14 on a
 # GPU, where half as many take 1.2 times as long and an eighth four times (docs/results/early_chunk_gpu.json).
 BUSY = {"cpu": 640_000, "cuda": 34_000_000}
 FEWEST = 4
 
 
 class Encoded:
-    """What an encoder hands to a task head; each view is computed when it is asked for.
+    """The output of an adapted encoder for a task head; each view is computed on first access.
 
     Args:
-        base: the tower that made ``streams``.
-        streams: the state after the last block, one for each chunk of the batch. Where a runner made the pooled
-            embedding alone, its ``hidden`` is None.
+        base: the tower that produced ``streams``.
+        streams: the state after the last block, one for each chunk of the batch. ``hidden`` is None if the runner
+            computed only the pooled embedding.
     """
 
     def __init__(self, base: StagedEncoder, streams: Stream | Sequence[Stream]) -> None:
@@ -61,7 +61,7 @@ class Encoded:
         """[B, L, token_dim], features after the tower's final norm.
 
         Raises:
-            RuntimeError: the encoder was built for a head that reads the pooled embedding, and made nothing else.
+            RuntimeError: the encoder was built for a head that reads the pooled embedding and computed nothing else.
         """
         return _joined([self._base.tokens(self._whole(stream)) for stream in self.streams])
 
@@ -73,13 +73,13 @@ class Encoded:
 
     @property
     def grid(self) -> tuple[int, int] | None:
-        """Rows and columns of the image cells, the last tokens of :attr:`tokens`; None for texts."""
+        """Rows and columns of the image patches, which are the last tokens of :attr:`tokens`; None for texts."""
         return self._base.grid(self._whole(self.streams[0]))
 
     @staticmethod
     def _whole(stream: Stream) -> Stream:
         if stream.hidden is None:
-            raise RuntimeError("only the pooled embedding was made here; build the encoder with reads='tokens'")
+            raise RuntimeError("only the pooled embedding was computed; build the encoder with reads='tokens'")
         return stream
 
 
@@ -91,23 +91,23 @@ class Runner(Protocol):
     """How a route runs: :class:`Plain`, or :class:`vlkit.adapters.lean.recompute.Lean`.
 
     Attributes:
-        chunk: samples at once.
-        busy: device type -> values of a chunk's hidden state, for automatic chunks.
+        chunk: samples that run at once.
+        busy: device type -> size of a chunk's hidden state in values, for automatic chunks.
     """
 
     chunk: Chunk
     busy: ClassVar[Mapping[str, int]]
 
     def run(self, routes: Iterable[Route], model: AdaptedEncoder) -> list[Stream]:
-        """Reduce the taps of each chunk and go through ``model.rest``; the streams behind it, one for each chunk."""
+        """Reduce the taps of each chunk and run ``model.rest``; returns the final stream of each chunk."""
         ...
 
 
 class Plain:
-    """Everything once; autograd saves what it needs for backward.
+    """Run everything once; autograd saves what it needs for backward.
 
     Args:
-        chunk: samples at once, of a pooled adapter; the frozen tokens of chunks are let go of.
+        chunk: samples that run at once (pooled adapters only); the frozen tokens of a finished chunk are freed.
     """
 
     busy: ClassVar[Mapping[str, int]] = BUSY
@@ -138,8 +138,8 @@ class AdaptedEncoder(nn.Module):
         base: the tower.
         adapter: the method.
         runner: how the route runs; default: :class:`Plain`.
-        summary_only: the head reads the pooled embedding alone. Where the base pools one token, the last block of the
-            late route then runs for that token (:meth:`StagedEncoder.finish_pooled`), and there are no other tokens.
+        summary_only: the head reads only the pooled embedding. If the base pools one token, the last block of the
+            late route then computes only that token (:meth:`StagedEncoder.finish_pooled`).
     """
 
     base: StagedEncoder
@@ -152,19 +152,19 @@ class AdaptedEncoder(nn.Module):
         super().__init__()
         self.base, self.adapter, self.runner = freeze(base), adapter, runner or Plain()
         if isinstance(self.runner, Plain) and self.runner.chunk != 0 and adapter.handoff == "tokens":
-            raise ValueError(f"chunk {self.runner.chunk}: an adapter on tokens runs in chunks with Lean only")
+            raise ValueError(f"chunk {self.runner.chunk}: only Lean can run an adapter on tokens in chunks")
         self.stop = base.depth - adapter.late
-        # What a method writes into the last block may come from any token.
+        # A method that writes into the last block may read any token there.
         cut = adapter.handoff == "tokens" and adapter.late > 0 and not isinstance(adapter, WritesLate)
         self.summary_only = summary_only and cut and base.pools_one_token
         self._values: dict[tuple[int, ...], int] = {}
 
     def forward(self, x: Any) -> Encoded:
-        """Early route, adapter, late route; ``x`` is what the tower's ``embed`` takes, or was read before."""
+        """Early route, adapter, late route; ``x`` is an input of the tower's ``embed``, or a :class:`ReadAhead`."""
         return self._run(self._early(chunk) for chunk in self._chunks(x))
 
     def read(self, x: Any) -> tuple[Stream, list[Stream]]:
-        """The early route alone, without gradient: the stream at the hand-off and the raw taps (both can be cached)."""
+        """Run only the early route, without gradient: the stream at the hand-off and the raw taps (cacheable)."""
         taps = []
         for number, stream in self._early(x):
             if number is not None:
@@ -172,24 +172,24 @@ class AdaptedEncoder(nn.Module):
         return stream, taps
 
     def finish(self, stream: Stream, taps: Sequence[Stream]) -> Encoded:
-        """Adapter and late route on what :meth:`read` returned, as one chunk; ``forward(x) == finish(*read(x))``."""
+        """Run adapter and late route on the result of :meth:`read` in one chunk; ``forward(x) == finish(*read(x))``."""
         return self._run([self._again(stream, taps)])
 
     # --- what runners call ---
 
     def rest(self, reduced: list[Any], stream: Stream) -> Stream:
-        """Everything behind the early route. Every runner goes through here, with gradient or without.
+        """Everything after the early route. Every runner calls this, with or without gradient.
 
         Args:
             reduced: results of ``adapter.reduce``; the list is emptied.
             stream: the stream at the hand-off.
 
         Returns:
-            The stream after the last block, or with ``pooled`` set if the pooled embedding is made already.
+            The stream after the last block, with ``pooled`` set if the pooled embedding is already computed.
         """
         if self.adapter.handoff == "pooled":
             with torch.no_grad():
-                # A cache may hold the state in another number format than the base works with.
+                # A cache may store the state in a different dtype than the base uses.
                 last = self.base.pool(stream.to(next(self.base.parameters()).dtype))
             return stream.replace(pooled=self.adapter.merge(reduced, last, stream))
         merged = self.adapter.merge(reduced, stream.hidden, stream)
@@ -224,18 +224,18 @@ class AdaptedEncoder(nn.Module):
             yield number.get(k), stream
 
     def _again(self, stream: Stream, taps: Sequence[Stream]) -> Iterator[tuple[int | None, Stream]]:
-        """The route that :meth:`read` went; a tap at the hand-off is the stream itself."""
+        """Replay the route of :meth:`read`; a tap at the hand-off is the stream itself."""
         shallower = [i for i, k in enumerate(self.adapter.layers) if k < self.stop]
         yield from ((i, taps[i]) for i in shallower)
         yield len(shallower) if len(shallower) < len(self.adapter.layers) else None, stream
 
     def _chunks(self, x: Any) -> list[Any]:
-        """Cut ``x`` [B, ...] into chunks of nearly equal size; what is no tensor stays whole."""
+        """Cut ``x`` [B, ...] into chunks of nearly equal size; other inputs than tensors stay whole."""
         if not isinstance(x, Tensor | ReadAhead) or len(x) < 2 or self.runner.chunk == 0:
             return [x]
         size = self.runner.chunk
         if size == "auto":
-            # What was read before has no early route: its chunks need not be smaller for the late one.
+            # Cached taps skip the early route, so they need no smaller chunks.
             read = isinstance(x, ReadAhead)
             busy = BUSY if read else self.runner.busy
             size = busy_samples(x.values if read else self._values_of(x), x.device, busy)
@@ -243,7 +243,7 @@ class AdaptedEncoder(nn.Module):
 
     @torch.no_grad()
     def _values_of(self, x: Tensor) -> int:
-        """Numbers in the hidden state of one sample like those of ``x``."""
+        """Number of values in the hidden state of one sample of the shape of ``x``'s."""
         shape = (*x.shape[1:],)
         if shape not in self._values:
             self._values[shape] = self.base.embed(in_weights_format(self.base, x[:1])).hidden.numel()
@@ -251,10 +251,10 @@ class AdaptedEncoder(nn.Module):
 
 
 def checked(chunk: Chunk) -> Chunk:
-    """``chunk``.
+    """Return ``chunk`` if it is valid.
 
     Raises:
-        ValueError: it is negative.
+        ValueError: ``chunk`` is negative.
     """
     if chunk != "auto" and chunk < 0:
         raise ValueError(f"chunks of {chunk} samples: give 1 or more, 0 for the whole batch, or 'auto'")
@@ -262,18 +262,18 @@ def checked(chunk: Chunk) -> Chunk:
 
 
 def busy_samples(values: int, device: torch.device, busy: Mapping[str, int] = BUSY) -> int:
-    """Samples with ``values`` numbers each in their hidden state that make up ``busy`` values on ``device``."""
+    """Number of samples, each with ``values`` values in its hidden state, that add up to ``busy`` on ``device``."""
     return max(FEWEST, busy.get(device.type, busy["cuda"]) // max(1, values))
 
 
 def even(count: int, size: int) -> int:
-    """The chunk size of at most ``size`` that cuts ``count`` samples most evenly."""
+    """The chunk size, at most ``size``, that splits ``count`` samples most evenly."""
     chunks = max(1, -(-count // size))
     return max(1, -(-count // chunks))
 
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors worth saving: parameters that train, and the buffers of modules that own such parameters."""
+    """The tensors to save: trainable parameters, and the buffers of modules that own trainable parameters."""
     state: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for prefix, owner in module.named_modules():
         if any(p.requires_grad for p in owner.parameters(recurse=False)):

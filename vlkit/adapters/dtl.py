@@ -1,12 +1,12 @@
-"""DTL, disentangled transfer learning (AAAI 2024): a low-rank side network that is written into the late blocks.
+"""DTL, disentangled transfer learning (AAAI 2024): a low-rank side network whose output is added to the late blocks.
 
 With ``x_i`` the state that enters block i, ``A_i`` [r, D] and ``B_i`` [D, r]:
 
     z += B_i A_i x_i                                     before every block
     x_{i+1} = block_i(x_i) + z sigmoid(beta z)           for the late blocks only
 
-Early blocks keep nothing but their input, which ``A_i`` reads; late blocks are differentiated through. DTL+ sends the
-image cells of what is written through a depthwise convolution.
+Backward needs only the inputs of early blocks, which ``A_i`` reads; gradient passes through the late blocks. DTL+
+applies a depthwise convolution to the image patches of the added term.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ class LowRank(nn.Module):
 class DtlAdapter(Adapter):
     """The side network.
 
-    In a tower of stages ``z`` restarts wherever the width changes: a block whose input and output differ in width is
-    not read, and the convolution is another one in each stage.
+    In a tower with stages, ``z`` restarts wherever the width changes: a block whose input and output differ in width
+    is not read, and each stage has its own convolution.
 
     Args:
-        widths: of the tower, depth + 1 of them.
+        widths: depth + 1 widths of the tower.
         late: number of last blocks that carry gradient.
         rank: r.
-        beta: steepness; at 100 nearly a ReLU.
+        beta: steepness of the activation; at 100 it is nearly a ReLU.
         kernel: side of the depthwise convolution (DTL+); 0 = none.
-        collect: blocks that are read; default: all that keep their width in a stage that is written into.
+        collect: blocks to read; default: all blocks that keep their width in a stage with a block in ``add``.
         grid_of: the tower's :meth:`~vlkit.encoders.staged.StagedEncoder.grid`, for DTL+ on tokens.
-        add: the late blocks that are written into; default: all.
+        add: late blocks whose output gets the added term; default: all late blocks.
     """
 
     handoff = "tokens"
@@ -78,7 +78,7 @@ class DtlAdapter(Adapter):
             self._stage.append(self._stage[-1] + (widths[i] != widths[i + 1]))
         even = [i for i in range(depth) if widths[i] == widths[i + 1]]
         written = {self._stage[i] for i in even if i in self.add}
-        # What is read in a stage that is never written into would be of no use.
+        # Reads in a stage without a late block would never be used.
         collect = tuple(i for i in even if self._stage[i] in written and (collect is None or i in collect))
         self.layers = tuple(i for i in collect if i < depth - late)
         self.reads = nn.ModuleDict({str(i): LowRank(widths[i], rank) for i in collect})
@@ -92,7 +92,7 @@ class DtlAdapter(Adapter):
         return self.reads[str(self.layers[index])].down(_tokens(tap.hidden))
 
     def merge(self, reduced: list[Tensor], last: Tensor, stream: Stream) -> Stream:
-        """The state as it is, with ``z`` so far beside it (None: nothing was read in this stage yet)."""
+        """The unchanged state, with the current ``z`` in ``side`` (None: this stage has no read yet)."""
         stage = self._stage[len(self._stage) - 1 - self.late]
         side = None
         for i, read in zip(self.layers, reduced, strict=True):
@@ -119,7 +119,7 @@ class DtlAdapter(Adapter):
 
     def _write(self, side: Tensor, stream: Stream, stage: int) -> Tensor:
         """``z sigmoid(beta z)``, convolved over the image cells in DTL+; shaped like ``stream.hidden``."""
-        # beta z is large: in half precision its sigmoid would be a step.
+        # beta z is large: in half precision its sigmoid would become a step function.
         with torch.autocast(side.device.type, enabled=False):
             precision = self.beta * (side if side.dtype == torch.float64 else side.float())
             written = F.silu(precision) / self.beta
@@ -144,19 +144,19 @@ def _tokens(hidden: Tensor) -> Tensor:
 
 @dataclass
 class DtlOptions(MethodOptions):
-    """DTL: low-rank reads of every block, summed up and written into the late ones."""
+    """DTL: low-rank projections of every block's input, summed and added to the late blocks."""
 
     kind: Literal["dtl"] = "dtl"
     rank: int = 2
-    """Rank of each block's read."""
+    """Rank of each block's projection."""
     late: int | None = None
-    """Number of last blocks that are written into, and so carry gradient; default: half of them (published)."""
+    """Number of last blocks that get the added term and carry gradient; default: half of the blocks (published)."""
     collect: tuple[int, ...] | None = None
-    """Blocks (0-based) that are read; default: all."""
+    """Blocks (0-based) whose input is read; default: all."""
     beta: float = 100.0
-    """Steepness of what is written: z sigmoid(beta z)."""
+    """Steepness of the added term z sigmoid(beta z)."""
     kernel: int = 0
-    """Side of a depthwise convolution over the image cells (DTL+; published: 3 to 5); 0 = none; none on texts."""
+    """Side of a depthwise convolution over the image patches (DTL+; published: 3 to 5); 0 = none; ignored on texts."""
 
     def __post_init__(self) -> None:
         for name, least in (("rank", 1), ("kernel", 0)):
@@ -166,7 +166,7 @@ class DtlOptions(MethodOptions):
             raise UserError(f"--adapter.beta {self.beta:g}: must be more than 0")
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> AdaptedEncoder:
-        """Freeze ``encoder`` and put the side network on it; both views are adapted. It starts as the frozen base.
+        """Freeze ``encoder`` and add the side network; both views are adapted. Training starts at the frozen base.
 
         Raises:
             UserError: ``late`` or ``collect`` do not fit the tower.
@@ -177,11 +177,11 @@ class DtlOptions(MethodOptions):
             raise UserError(f"--adapter.late {late}: this tower has {depth} blocks; give 1..{depth}")
         collect = tuple(range(depth)) if self.collect is None else tuple(self.collect)
         if any(not 0 <= i < depth for i in collect) or list(collect) != sorted(set(collect)):
-            raise UserError(f"--adapter.collect {list(collect)}: give rising block numbers from 0..{depth - 1}")
+            raise UserError(f"--adapter.collect {list(collect)}: give ascending block numbers from 0..{depth - 1}")
         if not collect or collect[0] > depth - late:
             raise UserError(
-                f"--adapter.collect {list(collect)}: nothing is read before block {depth - late}, the first that is "
-                "written into; start earlier, or give a smaller --adapter.late"
+                f"--adapter.collect {list(collect)}: no block before block {depth - late}, the first late block, is "
+                "read; start earlier, or give a smaller --adapter.late"
             )
         cells = _has_grid(encoder)
         adapter = DtlAdapter(
@@ -190,10 +190,10 @@ class DtlOptions(MethodOptions):
         if not adapter.reads:
             if not encoder.keeps_width:
                 raise UserError(
-                    "--adapter.kind dtl: every block of this tower changes its width, so there is none to write into; "
-                    "take sherl or unipt"
+                    "--adapter.kind dtl: every block of this tower changes its width, and DTL needs one that keeps it; "
+                    "use sherl or unipt"
                 )
-            raise UserError(f"--adapter.late {late}: no block there keeps its width; give a larger one")
+            raise UserError(f"--adapter.late {late}: none of the late blocks keeps its width; give a larger number")
         return AdaptedEncoder(encoder, adapter)
 
 

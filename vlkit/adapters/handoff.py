@@ -1,4 +1,4 @@
-"""Where a method's result enters, the tokens or the pooled embedding: decided here for methods that can do both."""
+"""Choose where a method's result enters, for methods that support both the tokens and the pooled embedding."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Handoff = Literal["auto", "tokens", "pooled"]
 
 
 class TwoHandoffs(MethodOptions):
-    """Base of options with a ``handoff``. Its subclass is a dataclass and says which options belong to which hand-off.
+    """Base of options with a ``handoff``. Each subclass is a dataclass that maps options to hand-offs.
 
     Attributes:
-        handoff: ``tokens``, ``pooled``, or ``auto``: what an option of :attr:`choosing` asks for, else what the head
-            reads.
-        belonging: option -> its hand-off; given for the other one, it is refused.
-        choosing: those of them that choose their hand-off when ``handoff`` is ``auto``.
+        handoff: ``tokens``, ``pooled``, or ``auto``: the hand-off of an option in :attr:`choosing` if one is set,
+            otherwise the view that the head reads.
+        belonging: option -> the only hand-off it works with; with the other one it is an error.
+        choosing: options that select their hand-off when ``handoff`` is ``auto``.
     """
 
     handoff: Handoff
@@ -30,30 +30,31 @@ class TwoHandoffs(MethodOptions):
         """The hand-off for a head that reads the given view.
 
         Raises:
-            UserError: an option belongs to the other one, or the head reads tokens and an option asks for ``pooled``.
+            UserError: an option belongs to the other hand-off, or an option selects ``pooled`` but the head reads
+                tokens.
         """
         chosen = self.handoff_asked_for() or reads
         if reads == "tokens" and chosen == "pooled":
             option = "handoff pooled" if self.handoff == "pooled" else next(self.given(self.choosing))
             raise UserError(
-                f"--adapter.{option}: is for the pooled embedding, but this head reads tokens; leave it out"
+                f"--adapter.{option}: works on the pooled embedding, but this head reads tokens; leave it out"
             )
         self._check_options(chosen)
         return chosen
 
     def handoff_asked_for(self) -> Literal["tokens", "pooled"] | None:
-        """The hand-off that the options ask for; None = whatever the head reads."""
+        """The hand-off that the options select; None = the view that the head reads."""
         if self.handoff != "auto":
             return self.handoff
         return next((self.belonging[name] for name in self.given(self.choosing)), None)
 
     def given(self, names: Iterable[str]) -> Iterator[str]:
-        """Those of ``names`` that do not have their default value."""
+        """The options among ``names`` whose value differs from the default."""
         defaults = {field.name: field.default for field in dataclasses.fields(cast(Any, self))}
         return (name for name in names if getattr(self, name) != defaults[name])
 
     def __post_init__(self) -> None:
-        """Refuse what no head can make right."""
+        """Reject combinations of options that fail with every head."""
         asked = self.handoff_asked_for()
         if asked is not None:
             self._check_options(asked)

@@ -1,4 +1,4 @@
-"""The control with no adapter at all: the frozen base as it is, only the task head trains."""
+"""Linear probe, the baseline without an adapter: the base stays frozen and only the task head trains."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from vlkit.encoders.staged import StagedEncoder, Stream
 
 
 class NoAdapter(Adapter):
-    """Taps nothing and changes nothing."""
+    """An adapter without taps that changes nothing."""
 
     layers = ()
     late = 0
     handoff = "pooled"
 
     def merge(self, reduced: list[Any], last: Tensor, stream: Stream) -> Tensor:
-        """``last`` as it came."""
+        """Return ``last`` unchanged."""
         return last
 
 
 @dataclass
 class LinearOptions(MethodOptions):
-    """Linear probe: the frozen base, only the task head trains."""
+    """Linear probe: the base is frozen, only the task head trains."""
 
     kind: Literal["linear"] = "linear"
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> AdaptedEncoder:
-        """Freeze ``encoder``; both views are the base's own."""
+        """Freeze ``encoder``; both views are those of the frozen base."""
         return AdaptedEncoder(encoder, NoAdapter())

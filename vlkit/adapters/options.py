@@ -25,16 +25,16 @@ ADAPTERS: dict[str, type[MethodOptions]] = {
     "lora": LoraOptions,
     "full": FullOptions,
 }
-"""Name for ``--adapter.kind`` -> its options, which build the adapted encoder and hold the facts about the method."""
+"""``--adapter.kind`` -> options class, which builds the adapted encoder and holds the facts about the method."""
 
-KNOWN.update(ADAPTERS)  # a method's refusal names those that can
+KNOWN.update(ADAPTERS)  # error messages name the methods that support a request
 
 
 def adapter_options(values: dict[str, Any]) -> MethodOptions:
-    """The options object of a saved adapter (inverse of ``asdict``, but for what says how its training steps ran).
+    """The options object of a saved adapter: inverse of ``asdict``, without the options in ``running``.
 
     Raises:
-        UserError: a kind or an option that this vlkit does not know.
+        UserError: this version of vlkit does not know the kind or an option.
     """
     kind = values.get("kind")
     if kind not in ADAPTERS:

@@ -1,4 +1,4 @@
-"""Methods that back-propagate through the whole base, for comparison: full fine-tuning, BitFit and LoRA."""
+"""Baselines that back-propagate through the whole base: full fine-tuning, BitFit and LoRA."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from vlkit.errors import UserError
 
 
 class TunedEncoder(nn.Module):
-    """A base whose own parameters, or parts put into it, train. ``forward(x)`` gives :class:`Encoded`.
+    """A base whose own parameters, or modules inserted into it, train. ``forward(x)`` gives :class:`Encoded`.
 
     Args:
-        base: the tower; which parameters train is decided by their ``requires_grad``.
-        checkpointing: save only the input of each block for backward and run the block again there.
+        base: the tower; ``requires_grad`` decides which parameters train.
+        checkpointing: save only the input of each block and recompute the block in backward.
     """
 
     def __init__(self, base: StagedEncoder, checkpointing: bool = False) -> None:
@@ -29,7 +29,7 @@ class TunedEncoder(nn.Module):
         self.checkpointing = checkpointing
 
     def forward(self, x: Any) -> Encoded:
-        """Every block with gradient."""
+        """Run every block with gradient."""
         stream = self.base.embed(in_weights_format(self.base, x))
         if not self.checkpointing:
             return Encoded(self.base, run_blocks(self.base, stream, 0, self.base.depth))
@@ -38,7 +38,7 @@ class TunedEncoder(nn.Module):
         return Encoded(self.base, stream)
 
     def train(self, mode: bool = True) -> TunedEncoder:
-        """Training mode with dropout, but fixed batch-norm statistics: small batches would ruin pre-trained ones."""
+        """Training mode with dropout but fixed batch-norm statistics, which small batches would ruin."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -51,7 +51,7 @@ def _run_block(base: StagedEncoder, i: int, stream: Stream) -> Stream:
 
 
 class _TunedOptions(MethodOptions):
-    """What methods that train the base have in common."""
+    """Common options of methods that train the base."""
 
     trains_base: ClassVar[bool] = True
     has_early_route: ClassVar[bool] = False
@@ -59,7 +59,7 @@ class _TunedOptions(MethodOptions):
     running: ClassVar[tuple[str, ...]] = ("checkpointing",)
 
     def build_stacks(self, encoder: StagedEncoder, decoder: StagedEncoder) -> tuple[TunedEncoder, TunedEncoder]:
-        """Each stack like any tower; gradient passes through both."""
+        """Apply the method to each stack; gradient passes through both."""
         stacks = self.build(encoder, "tokens"), self.build(decoder, "tokens")
         return cast("tuple[TunedEncoder, TunedEncoder]", stacks)
 
@@ -73,7 +73,7 @@ class FullOptions(_TunedOptions):
     """Run blocks again in backward instead of saving their activations."""
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> TunedEncoder:
-        """Let all of ``encoder`` train."""
+        """Make every parameter of ``encoder`` trainable."""
         return TunedEncoder(unfreeze(encoder), self.checkpointing)
 
 
@@ -87,10 +87,10 @@ class BitfitOptions(_TunedOptions):
     """Run blocks again in backward instead of saving their activations."""
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> TunedEncoder:
-        """Let the biases of ``encoder`` train.
+        """Make the biases of ``encoder`` trainable.
 
         Raises:
-            UserError: the tower has none (T5).
+            UserError: the tower has no biases (T5).
         """
         freeze(encoder)
         encoder._frozen = False
@@ -109,15 +109,15 @@ def _is_bias(name: str) -> bool:
 
 @dataclass
 class LoraOptions(_TunedOptions):
-    """LoRA (Hu et al., ICLR 2022), through peft: low-rank updates of every linear layer and attention of the blocks."""
+    """LoRA (Hu et al., ICLR 2022) with peft: low-rank updates of every linear layer and attention of the blocks."""
 
     kind: Literal["lora"] = "lora"
     rank: int = 8
     """Rank of the updates."""
     alpha: int = 16
-    """Updates are scaled by alpha / rank."""
+    """The updates are scaled by alpha / rank."""
     dropout: float = 0.0
-    """Dropout in front of the updates."""
+    """Dropout on the input of the updates."""
     checkpointing: bool = False
     """Run blocks again in backward instead of saving their activations."""
 
@@ -126,7 +126,7 @@ class LoraOptions(_TunedOptions):
             raise UserError(f"--adapter.rank {self.rank}: must be at least 1")
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> TunedEncoder:
-        """Freeze ``encoder`` and put trainable low-rank updates into it.
+        """Freeze ``encoder`` and insert trainable low-rank updates.
 
         Raises:
             UserError: the tower has no layer that LoRA can update.
@@ -136,8 +136,8 @@ class LoraOptions(_TunedOptions):
         targets = _lora_targets(encoder)
         if not targets:
             raise UserError(f"--adapter.kind lora: {encoder.kind} has no layer that peft can update")
-        # Takes a second to import, which only those pay who use it; what it makes of its own is no part of the model
-        # and stays off the device that the model is built on.
+        # Imported here because it takes a second. Tensors that peft creates at import are not part of the model and
+        # must not land on the device that the model is built on.
         with torch.device("cpu"):
             from peft import LoraConfig, inject_adapter_in_model
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets)

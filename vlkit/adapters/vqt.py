@@ -1,13 +1,13 @@
-"""VQT, visual query tuning (CVPR 2023): learned queries read every frozen block; no block ever sees them.
+"""VQT, visual query tuning (CVPR 2023): learned queries attend to every frozen block's input and never change it.
 
-Block i, entered by ``X_i`` [B, N, D], is run on its own queries ``q_i`` [Q, D] as if they stood in the sequence, with
-keys and values from the sequence alone (:meth:`vlkit.encoders.staged.StagedEncoder.query`):
+Block i, whose input is ``X_i`` [B, N, D], runs on its own queries ``q_i`` [Q, D] as if they were tokens, with keys and
+values only from the sequence (:meth:`vlkit.encoders.staged.StagedEncoder.query`):
 
     z_i = block_i(q_i | X_i)                                               [B, Q, D]
     features = unit(flatten z_0), ..., unit(flatten z_{n-1})               [B, n Q D], each block's part of norm 1
     pooled = last + W features
 
-The sequence stays that of the frozen base and needs no gradient; blocks are independent of each other in backward.
+The sequence is that of the frozen base and needs no gradient; in backward the blocks are independent of each other.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ NORM_EPS = 1e-12
 
 
 class VqtAdapter(Adapter):
-    """Queries, and the linear map of what they found.
+    """Learned queries, and a linear map on their outputs.
 
     Args:
         width: D.
         out_dim: E, width of the pooled embedding.
-        layers: blocks that are read (the tap in front of block i is tap i).
-        ask: (block number, stream that enters it, queries) -> [B, Q, D]; see ``StagedEncoder.query``.
+        layers: blocks that are read (tap i is the input of block i).
+        ask: (block number, its input stream, queries) -> [B, Q, D]; see ``StagedEncoder.query``.
         queries: Q.
-        combine: how the Q outputs of a block become its part: ``concat``; their ``mean``; a ``weighted`` sum, weights
-            learned from 1; ``attention``: all parts first attend to one another in a trained layer with one head, then
-            ``concat``.
-        dropout: on the queries, another one for each example.
-        spread: the queries start uniform in [-spread, spread].
+        combine: how the Q outputs of a block form its features: ``concat``; their ``mean``; a ``weighted`` sum with
+            learned weights that start at 1; ``attention``: all outputs first attend to each other in a trained layer
+            with one head, then ``concat``.
+        dropout: dropout on the queries, drawn separately for each example.
+        spread: the queries are initialised uniformly in [-spread, spread].
         init: ``"identity"``: W starts at 0; ``"published"``: Kaiming-normal by the number of outputs.
     """
 
@@ -79,12 +79,12 @@ class VqtAdapter(Adapter):
             nn.init.kaiming_normal_(self.head.weight, mode="fan_out")
 
     def reduce(self, index: int, tap: Stream) -> Tensor:
-        """What the queries of block ``layers[index]`` find, [B, Q, D]; ``tap`` is the state that enters it."""
+        """Outputs of the queries of block ``layers[index]``, [B, Q, D]; ``tap`` is the input of the block."""
         queries = self.queries[index].expand(len(tap.hidden), -1, -1)
         return self._ask(self.layers[index], tap, self.dropout(queries))
 
     def features(self, found: list[Tensor]) -> Tensor:
-        """The parts of all blocks, each of norm 1, side by side: n tensors [B, Q, D] -> [B, n Q D] (or [B, n D])."""
+        """Concatenate the unit-norm features of all blocks: n tensors [B, Q, D] -> [B, n Q D] (or [B, n D])."""
         if self.mix is not None:
             tokens = torch.cat(found, dim=1)
             found = list(self.mix(tokens, tokens, tokens, need_weights=False)[0].chunk(len(found), dim=1))
@@ -95,7 +95,7 @@ class VqtAdapter(Adapter):
         return torch.cat([unit(z.flatten(1)) for z in found], dim=1)
 
     def merge(self, reduced: list[Tensor], last: Tensor, stream: Stream) -> Tensor:
-        """[B, E]: ``last`` plus the linear map of what was found."""
+        """[B, E]: ``last`` plus the linear map of the features."""
         return last + self.head(self.features(reduced))
 
 
@@ -106,18 +106,18 @@ def unit(x: Tensor) -> Tensor:
 
 @dataclass
 class VqtOptions(MethodOptions):
-    """VQT: learned queries that read every frozen block and that no block sees."""
+    """VQT: learned queries attend to every frozen block's input; the frozen tokens never see them."""
 
     kind: Literal["vqt"] = "vqt"
     feeds_tokens: ClassVar[bool] = False
     fits_any_tower: ClassVar[bool] = False
     queries: int = 1
-    """Queries per block (published: 1 on most data, 10 or 20 where position counts)."""
+    """Queries per block (published: 1 on most data, 10 or 20 where position matters)."""
     layers: tuple[int, ...] | None = None
     """Blocks (0-based) that are read; default: all."""
     combine: Combine = "concat"
-    """How a block's query outputs join: concat, mean, weighted (learned sum) or attention (all outputs attend to one
-    another first)."""
+    """How the query outputs of a block are combined: concat, mean, weighted (learned sum) or attention (all outputs
+    first attend to each other)."""
     dropout: float = 0.1
     """Dropout on the queries."""
     init: Literal["published", "identity"] = "identity"
@@ -127,21 +127,22 @@ class VqtOptions(MethodOptions):
         if self.queries < 1:
             raise UserError(f"--adapter.queries {self.queries}: must be at least 1")
         if not 0 <= self.dropout < 1:
-            raise UserError(f"--adapter.dropout {self.dropout}: give a share from 0 up to, not including, 1")
+            raise UserError(f"--adapter.dropout {self.dropout}: must be at least 0 and less than 1")
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> AdaptedEncoder:
-        """Freeze ``encoder`` and let queries read it, for a head that reads the pooled embedding.
+        """Freeze ``encoder`` and add the queries, for a head that reads the pooled embedding.
 
         Raises:
-            UserError: the head reads tokens, which VQT leaves as they are; ``layers`` do not fit; or the tower's blocks
-                cannot be read.
+            UserError: the head reads tokens, which VQT does not change; ``layers`` do not fit; or the inside of the
+                tower's blocks is not known.
         """
         if reads == "tokens":
             raise self.refusal("adapts the pooled embedding, but this head reads tokens", "feeds_tokens")
         layers = tuple(range(encoder.depth)) if self.layers is None else tuple(self.layers)
         if not layers or any(not 0 <= i < encoder.depth for i in layers) or list(layers) != sorted(set(layers)):
             raise UserError(
-                f"--adapter.layers {list(layers)}: give rising block numbers from 0..{encoder.depth - 1}, at least one"
+                f"--adapter.layers {list(layers)}: give ascending block numbers from 0..{encoder.depth - 1}, "
+                "at least one"
             )
         try:
             for i in layers:
@@ -157,6 +158,6 @@ class VqtOptions(MethodOptions):
 
 
 def _patch_values(encoder: StagedEncoder) -> int:
-    """Pixels of a patch (published: the queries start spread like a patch embedding's weights); 0 for texts."""
+    """Pixels per patch (published: the queries are initialised like a patch embedding's weights); 0 for texts."""
     patch = next((m for m in encoder.model.modules() if isinstance(m, nn.Conv2d)), None)
     return 0 if patch is None else math.prod(patch.kernel_size)

@@ -49,10 +49,10 @@ def positional(default: Any = MISSING) -> Any:
 
 
 def run(main: Callable[[C], Any], config_class: type[C], argv: Sequence[str] | None = None) -> None:
-    """Parse the command line, call ``main(config)`` and turn what goes wrong into the exit codes of every script.
+    """Parse the command line, call ``main(config)`` and turn errors into exit codes.
 
     Returns after success. Otherwise raises ``SystemExit``: 2 after a :class:`UserError` (one line on stderr), 130 after
-    Ctrl-C, 143 after SIGTERM. Any other exception is a bug of ours and passes through (traceback, exit code 1).
+    Ctrl-C, 143 after SIGTERM. Any other exception is a bug in vlkit and passes through (traceback, exit code 1).
     """
     rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
     safe_streams()
@@ -75,7 +75,7 @@ def run(main: Callable[[C], Any], config_class: type[C], argv: Sequence[str] | N
 
 
 class _Visible(logging.Formatter):
-    """Messages name files and quote queries: what a terminal would obey is shown instead."""
+    """Escape control characters: messages contain file names and queries of users."""
 
     def format(self, record: logging.LogRecord) -> str:
         return visible(super().format(record))
@@ -83,10 +83,10 @@ class _Visible(logging.Formatter):
 
 @contextlib.contextmanager
 def about(flag: str) -> Iterator[None]:
-    """Put a flag's name in front of errors about its value: ``with about("--image"): open_image(config.image)``.
+    """Prefix errors about a value with its flag: ``with about("--image"): open_image(config.image)``.
 
     Raises:
-        UserError: the body raised one; messages of the library speak of values and know no flags.
+        UserError: the body raised one; the library's messages name values, not flags.
     """
     try:
         yield
@@ -99,11 +99,11 @@ def parse(config_class: type[C], argv: Sequence[str] | None = None) -> C:
 
     Args:
         config_class: the (nested) dataclass.
-        argv: words of the command line; None = those of this process.
+        argv: arguments of the command line; None = those of this process.
 
     Raises:
-        UserError: unknown key, wrong type, missing value; the message names the key and where it stands.
-        SystemExit: after ``--help`` or ``--print_config`` were answered, with code 0.
+        UserError: unknown key, wrong type, missing value; the message names the key and its place.
+        SystemExit: after ``--help`` or ``--print_config``, with code 0.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     files = read_config_files(words)
@@ -140,7 +140,7 @@ def _make_parser(cls: type, flags: Mapping[str, Flag]) -> ArgumentParser:
         usage=" ".join(["%(prog)s", *(f.shown for f in flags.values() if f.positional), "[--FLAG VALUE ...]"]),
         exit_on_error=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML file that sets flags; flags given here override it")
+    parser.add_argument("--config", metavar="FILE", help="YAML file that sets flags; command-line flags override it")
     parser.add_argument("--print_config", action="store_true", help="print the resolved config as YAML and stop")
     groups: dict[str, Any] = {"": parser}
     for flag in flags.values():
@@ -154,7 +154,7 @@ def _make_parser(cls: type, flags: Mapping[str, Flag]) -> ArgumentParser:
 
 
 def _build(cls: type[C], chosen: Mapping[str, str], values: Mapping[str, Any], prefix: str) -> C:
-    """Make the nested dataclasses from leaf values; what ``__post_init__`` rejects is the user's error."""
+    """Build the nested dataclasses from leaf values; an error in ``__post_init__`` becomes a ``UserError``."""
     hints, arguments = typing.get_type_hints(cls), dict[str, Any]()
     for field in dataclasses.fields(cast(Any, cls)):
         if not field.init:
@@ -187,7 +187,7 @@ def _dump(flags: Mapping[str, Flag], values: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value as YAML knows it: paths become text, tuples lists."""
+    """A value for YAML: paths become text, tuples become lists."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

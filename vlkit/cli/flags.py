@@ -29,23 +29,23 @@ class Flag:
 
     @property
     def shown(self) -> str:
-        """What the user writes."""
+        """The flag as the user writes it."""
         return self.name.upper() if self.positional else f"--{self.name}"
 
     @property
     def text(self) -> type | None:
-        """``str`` or ``Path`` if a word, or each word of a list, is taken literally; None for numbers and choices."""
+        """``str`` or ``Path`` if each word is taken literally; None for numbers and choices."""
         members = [m for m in union_members(self.hint) if m not in (type(None), bool)]
         items = {item for m in members for item in (typing.get_args(m) if typing.get_origin(m) is list else (m,))}
         return next(iter(items)) if items in ({str}, {Path}) else None
 
     @property
     def takes_null(self) -> bool:
-        """Whether the word ``null`` means "none". A text flag has to say so in its help: null may be a query, too."""
+        """Whether the word ``null`` means None. A text flag must say so in its help, since "null" may be a query."""
         return type(None) in union_members(self.hint) and (self.text is None or "null" in self.help.split())
 
     def takes(self) -> Literal["one", "many", "switch", "optional"]:
-        """How many words follow the flag: one value, a list of them, none needed (a bool), or one if one is there."""
+        """Number of words after the flag: one value, a list of values, none needed (a bool), or an optional value."""
         members = [m for m in union_members(self.hint) if m is not type(None)]
         if bool in members:
             return "switch" if members == [bool] else "optional"
@@ -88,7 +88,7 @@ def walk(cls: type, chosen: Mapping[str, str], prefix: str = "", owner: Any = No
 def _walk_kind(name: str, choices: Mapping[str, type], kind: str, chosen: Mapping[str, str]) -> Iterator[Flag]:
     for flag in walk(choices[kind], chosen, f"{name}."):
         if flag.name == f"{name}.kind":
-            text = f"Which {name}; the options {name}.* below are those of {kind}."
+            text = f"Kind of {name}; the options {name}.* below are those of {kind}."
             flag = dataclasses.replace(flag, hint=Literal[tuple(choices)], default=kind, help=text)
         yield flag
 

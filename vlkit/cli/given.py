@@ -1,6 +1,6 @@
-"""The values that the user gave for flags, in words of the command line or in YAML.
+"""The values that the user gave for flags, on the command line or in YAML.
 
-Knows words, YAML and keys; types are checked by :mod:`vlkit.cli.values`.
+This module handles words, YAML and keys; :mod:`vlkit.cli.values` checks types.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Given:
     """A value that the user gave for field ``name``, found at ``where`` (a flag or a YAML file).
 
     Attributes:
-        value: a word, or the words of a list; anything that YAML knows if ``in_yaml``.
+        value: a word, or the words of a list; any YAML value if ``in_yaml``.
     """
 
     name: str
@@ -59,9 +59,9 @@ def read_config_files(words: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def choose_kinds(cls: type, words: Sequence[str], files: list[tuple[str, dict[str, Any]]]) -> dict[str, str]:
-    """The kind of every kinds-field: flag before YAML before default.
+    """The kind of every kinds-field; a flag overrides YAML, YAML overrides the default.
 
-    A YAML section written for another kind than the one a later file or a flag chooses is dropped as a whole.
+    If a later file or a flag chooses another kind, a YAML section written for the first kind is dropped entirely.
     """
     chosen = {}
     for name, choices in kind_fields(cls).items():
@@ -85,7 +85,7 @@ def _section(tree: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 class KnownKeys:
-    """The known keys, and the message for an unknown one."""
+    """The known keys, and the error message for an unknown one."""
 
     def __init__(self, cls: type, flags: Mapping[str, Flag], chosen: Mapping[str, str]) -> None:
         self.flags, self.chosen = flags, chosen
@@ -93,14 +93,14 @@ class KnownKeys:
         self.sections = {name[: match.start()] for name in flags for match in re.finditer(r"\.", name)}
 
     def unknown(self, where: str, name: str) -> UserError:
-        """The error for a key that is not there: an option of another kind, a section, or a slip of the pen."""
+        """The error for an unknown key: an option of another kind, a section, or a typo."""
         section, _, option = name.partition(".")
         if section in self.kinds:
             kind, choices = self.chosen[section], self.kinds[section]
             having = [k for k, options in choices.items() if option in {f.name for f in dataclasses.fields(options)}]
             if having:
-                mend = f"choose one of these with --{section}.kind or leave the option out"
-                return UserError(f"{where}: not an option of {section} kind {kind}, but of {', '.join(having)}; {mend}")
+                fix = f"choose one of these with --{section}.kind or omit the option"
+                return UserError(f"{where}: not an option of {section} kind {kind}, but of {', '.join(having)}; {fix}")
         if name in self.sections:
             inside = [key for key in self.flags if key.startswith(f"{name}.")]
             return UserError(f"{where}: is a section, not a value; its keys: {some(inside, 12)}")
@@ -108,14 +108,14 @@ class KnownKeys:
 
 
 def _closest(name: str, known: Any) -> str:
-    """``; did you mean <key>?`` for the known name most like ``name``, its last part counted as well."""
+    """``; did you mean <key>?`` for the known name most similar to ``name``; its last part is compared too."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     found = found or [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]]
     return f"; did you mean {found[0]}?" if found else ""
 
 
 def given_in_yaml(path: str, tree: dict[str, Any], keys: KnownKeys, prefix: str = "") -> Iterator[Given]:
-    """Every value of a YAML file, as YAML understood it."""
+    """Every value of a YAML file, as parsed by YAML."""
     for key, value in tree.items():
         name = f"{prefix}{key}"
         where = f"{path}: {name}"
@@ -135,7 +135,7 @@ def given_in_words(words: Sequence[str], keys: KnownKeys) -> Iterator[Given]:
         word = rest.pop(0)
         if not word.startswith("--"):
             if not slots:
-                raise UserError(f"unexpected word {word!r} on the command line; flags look like --name VALUE")
+                raise UserError(f"unexpected argument {word!r} on the command line; write flags as --name VALUE")
             flag, values = slots.pop(0), [word]
             if flag.takes() == "many":
                 values += _take_values(rest)
@@ -162,7 +162,7 @@ def given_in_words(words: Sequence[str], keys: KnownKeys) -> Iterator[Given]:
 
 
 def asks_for_help(words: Sequence[str], flags: Mapping[str, Flag]) -> bool:
-    """Whether ``--help`` or ``-h`` is among the words, and not as the value of a flag: ``--text -h``."""
+    """Whether ``--help`` or ``-h`` is given, and not as the value of a flag as in ``--text -h``."""
     for number, word in enumerate(words):
         before = flags.get(words[number - 1].removeprefix("--")) if number else None
         if word == "--help" or (word == "-h" and (before is None or before.takes() == "switch")):

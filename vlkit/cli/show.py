@@ -1,8 +1,10 @@
-"""What scripts show: the text of users as they wrote it, on streams of any encoding. The only module that knows rich.
+"""Terminal output of scripts: users' text shown verbatim, on streams of any encoding. The only module that imports
+rich.
 
-Rich parses strings as markup (``[bold]``, ``:smile:``) unless told otherwise at each of several places. Here it is told
-once: whatever imports :class:`Console`, :class:`Table`, :func:`track` or :class:`Progress` from this module shows file
-names, queries and answers character by character. A test holds that nothing else imports rich.
+Rich parses strings as markup (``[bold]``, ``:smile:``) unless this is turned off in several places. This module turns
+it off once: :class:`Console`, :class:`Table`, :func:`track` and :class:`Progress` of this module show file names,
+    queries
+and answers verbatim. A test checks that no other module imports rich.
 """
 
 from __future__ import annotations
@@ -40,9 +42,9 @@ __all__ = [
 X = TypeVar("X")
 
 PLAIN = "vlkit.plain"
-"""Name of the codec error handler that writes what an encoding lacks in characters that it has."""
+"""Name of the codec error handler that replaces characters missing in an encoding by ones that it has."""
 UNFOLDED = 100_000
-"""Columns of a stream that is no terminal: what is piped into a file or a program is never folded."""
+"""Width in columns of a stream that is not a terminal: output to a file or pipe is never wrapped."""
 
 _STAND_INS = {"…": "...", "→": "->"}
 _STAND_INS |= {"–": "-", "—": "-", "−": "-", "·": "-", "×": "x", "±": "+-", "≥": ">=", "≤": "<="}  # noqa: RUF001
@@ -53,7 +55,7 @@ _NOT_SHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def visible(text: object, encoding: str = "utf-8") -> str:
-    """``text`` as it can be shown: nothing is left out, what cannot be written in ``encoding`` has a stand-in.
+    """Printable ``text``: nothing is dropped; characters missing in ``encoding`` are replaced.
 
     Control characters become ``\\x1b``, bytes of a file name that is not UTF-8 ``\\xe9``; in ASCII ``…`` becomes
     ``...`` and ``é`` ``\\xe9``.
@@ -63,14 +65,14 @@ def visible(text: object, encoding: str = "utf-8") -> str:
 
 
 def one_line(text: object) -> str:
-    """``text`` on one line; blanks within a line stay, as they may belong to a file name."""
+    """``text`` on one line; spaces within a line stay, as they may belong to a file name."""
     return visible(re.sub(r"\s*\n\s*", " ", str(text).strip()))
 
 
 def safe_streams() -> None:
-    """Let stdout and stderr write every text, whatever their encoding (``LANG=C``, ``PYTHONIOENCODING=ascii``)."""
+    """Let stdout and stderr write any text in any encoding (``LANG=C``, ``PYTHONIOENCODING=ascii``)."""
     for stream in (sys.stdout, sys.stderr):
-        # A stream that somebody put in its place, such as io.StringIO, has no encoding to fail.
+        # A replacement stream such as io.StringIO has no encoding that could fail.
         with contextlib.suppress(AttributeError, ValueError):
             cast(TextIOWrapper, stream).reconfigure(errors=PLAIN)
 
@@ -93,9 +95,9 @@ codecs.register_error(PLAIN, _write_plainly)
 
 
 class Console(rich.console.Console):
-    """A terminal, or a file, that shows text as it is: no markup, no emoji codes, no colours for numbers.
+    """A console that shows text verbatim: no markup, no emoji codes, no colours for numbers.
 
-    On a terminal long cells of a table are folded, nothing is cut off. Elsewhere nothing is folded either.
+    On a terminal long table cells are wrapped and never truncated. Elsewhere nothing is wrapped.
     """
 
     def __init__(self, *, stderr: bool = False, **options: Any) -> None:
@@ -104,23 +106,23 @@ class Console(rich.console.Console):
             self.width = UNFOLDED
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """As of rich; lines of text are left to the terminal to wrap, so that paths can be copied."""
+        """As in rich, but the terminal wraps lines of text, so that paths can be copied."""
         if all(isinstance(item, str) for item in objects):
             options.setdefault("soft_wrap", True)
         super().print(*objects, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Every string that rich shows comes through here; widths are those of what will be written."""
+        """All strings that rich shows pass through here, so widths match the written text."""
         options |= {"markup": False, "emoji": False}
         return super().render_str(visible(text, self.encoding), **options)
 
     def status(self, status: Any, **options: Any) -> Any:
-        """As of rich, whose spinner would parse a string by itself."""
+        """As in rich, without markup in the text of the spinner."""
         return super().status(Text(visible(status, self.encoding)) if isinstance(status, str) else status, **options)
 
 
 class Table(rich.table.Table):
-    """A table of text; the title stands on a line of its own above it and is not folded to the table's width."""
+    """A table of text; the title is on its own line above and is not wrapped to the table's width."""
 
     def __init__(self, *headers: str, title: str | None = None, **options: Any) -> None:
         super().__init__(**options)
@@ -129,7 +131,7 @@ class Table(rich.table.Table):
             self.add_column(header)
 
     def add_column(self, header: str = "", **options: Any) -> None:
-        """As of rich; a cell too wide for the terminal is folded instead of cut off."""
+        """As in rich, but a cell too wide for the terminal is wrapped instead of truncated."""
         super().add_column(header, **{"overflow": "fold", **options})
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
@@ -139,14 +141,14 @@ class Table(rich.table.Table):
 
 
 class TextColumn(rich.progress.TextColumn):
-    """Text beside a progress bar, as it is."""
+    """Verbatim text beside a progress bar."""
 
     def __init__(self, text_format: str, **options: Any) -> None:
         super().__init__(text_format, **{"markup": False, **options})
 
 
 class Progress(rich.progress.Progress):
-    """Progress bars whose descriptions are text."""
+    """Progress bars whose descriptions are shown verbatim."""
 
     @classmethod
     def get_default_columns(cls) -> tuple[rich.progress.ProgressColumn, ...]:
@@ -164,17 +166,17 @@ def track(
     transient: bool = True,
     disable: bool = False,
 ) -> Iterator[X]:
-    """Give the items of ``sequence`` and show on a terminal how many there were.
+    """Yield the items of ``sequence`` and show progress on a terminal.
 
     Args:
-        sequence: what is worked on.
-        description: what is going on.
-        total: number of items, if ``sequence`` does not say.
-        console: where, instead of stderr.
+        sequence: items to process.
+        description: text beside the bar.
+        total: number of items, if ``sequence`` has no length.
+        console: console to use instead of stderr.
         transient: remove the bar at the end.
         disable: show nothing.
     """
     console = console or Console(stderr=True)
-    # A file has no use for a bar.
+    # A bar makes no sense in a file.
     with Progress(console=console, transient=transient, disable=disable or not console.is_terminal) as bar:
         yield from bar.track(sequence, total, description=visible(description, console.encoding))

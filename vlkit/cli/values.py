@@ -1,4 +1,4 @@
-"""From what was given to typed values: text is taken literally, numbers and choices are read by jsonargparse."""
+"""Conversion to typed values: text is taken literally, numbers and choices are parsed by jsonargparse."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _YAML_MARKS = re.compile("[#&*!~{}|>%@`'\":?]")
 
 
 def typed_values(parser: ArgumentParser, given: list[Given], flags: Mapping[str, Flag]) -> dict[str, Any]:
-    """A value for every flag: the last one given, else its default.
+    """A value for every flag: the last one given, or its default.
 
     Raises:
-        UserError: a value is not of its flag's type.
+        UserError: a value has the wrong type for its flag.
     """
     last = {item.name: item for item in given}
     texts = {name: _literal(flags[name], item) for name, item in last.items() if flags[name].text is not None}
@@ -32,7 +32,7 @@ def typed_values(parser: ArgumentParser, given: list[Given], flags: Mapping[str,
 
 
 def _literal(flag: Flag, item: Given) -> Any:
-    """The value of a flag for text: words as they are, whatever they would mean in YAML."""
+    """The value of a text flag: words taken literally, regardless of their meaning in YAML."""
     if item.in_yaml:
         return _literal_from_yaml(flag, item)
     if flag.takes() == "many":
@@ -45,7 +45,7 @@ def _literal(flag: Flag, item: Given) -> Any:
 
 
 def _literal_from_yaml(flag: Flag, item: Given) -> Any:
-    """YAML has said already what is text and what null."""
+    """YAML has already distinguished text from null."""
     value = item.value
     if value is None and type(None) in union_members(flag.hint):
         return None
@@ -57,7 +57,7 @@ def _literal_from_yaml(flag: Flag, item: Given) -> Any:
 
 
 def _words_of(words: list[str]) -> list[str]:
-    """The words of a list; a single one may hold them all as JSON: ``["a", "b"]``. ``[backup]`` is a name."""
+    """The words of a list; a single word may hold the whole list as JSON: ``["a", "b"]``. ``[backup]`` is a name."""
     if len(words) == 1 and words[0].startswith("["):
         found = _number(words[0])
         if isinstance(found, list) and all(isinstance(part, str) for part in found):
@@ -69,24 +69,24 @@ def _text(flag: Flag, item: Given, value: Any) -> Any:
     """One text or path.
 
     Raises:
-        UserError: YAML gave something else, or a path is empty or holds a character that no file system takes.
+        UserError: YAML gave another type, or a path is empty or contains an invalid character.
     """
     if isinstance(value, int | float):
         value = json.dumps(value)
     if not isinstance(value, str):
         raise _wrong(flag, item)
     if flag.text is not str and (not value or "\0" in value):
-        raise UserError(f"{item.where}: {value!r} is no path; give a file or folder")
+        raise UserError(f"{item.where}: {value!r} is not a path; give a file or folder")
     assert flag.text is not None  # the reader of a flag of text
     return flag.text(value)
 
 
 def _parsed(parser: ArgumentParser, given: Mapping[str, Given], flags: Mapping[str, Flag]) -> dict[str, Any]:
-    """Numbers, choices, switches and lists of numbers, by jsonargparse; the defaults of all other flags."""
+    """Numbers, choices, switches and lists of numbers, parsed by jsonargparse; defaults of all other flags."""
     words = {name: _word(flags[name], item) for name, item in given.items()}
     try:
         namespace = parser.parse_args([f"--{name}={word}" for name, word in words.items()])
-    except Exception as error:  # jsonargparse raises argparse's, its own and plain TypeErrors for a wrong value
+    except Exception as error:  # jsonargparse raises argparse errors, its own and plain TypeErrors for a wrong value
         match = re.match(r'\s*Parser key "([^"]+)"', str(error)) or re.search(r"--([\w.]+)", str(error))
         if not match or match[1] not in given:
             raise
@@ -98,7 +98,7 @@ def _parsed(parser: ArgumentParser, given: Mapping[str, Given], flags: Mapping[s
 
 
 def _word(flag: Flag, item: Given) -> str:
-    """The word that jsonargparse reads; a list becomes a JSON array, unless the user already wrote one."""
+    """The word for jsonargparse; a list becomes a JSON array, unless the user already wrote one."""
     value = item.value
     if item.in_yaml:
         return value if isinstance(value, str) else json.dumps(value, default=str)

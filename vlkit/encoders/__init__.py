@@ -1,4 +1,4 @@
-"""Frozen bases as staged encoders; see :mod:`vlkit.encoders.staged` for the interface and ``load`` for loading one."""
+"""Frozen bases as staged encoders; :mod:`vlkit.encoders.staged` has the interface, :mod:`vlkit.encoders.load` loads."""
 
 from vlkit.encoders.staged import StagedEncoder, Stream, freeze, run_blocks, run_early, unfreeze
 

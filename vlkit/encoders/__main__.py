@@ -12,14 +12,14 @@ from vlkit.files import write_json
 
 @dataclass
 class Config:
-    """List every architecture with, per tower, "staged" or the reason why it cannot be; nothing is downloaded."""
+    """List every architecture and, per tower, "staged" or the reason why it cannot be staged; downloads nothing."""
 
     json: Path | None = None
-    """Also write the list to this file: objects with name, library, vision, text."""
+    """Also write the list to this JSON file: objects with name, library, vision, text."""
 
 
 def main(config: Config) -> None:
-    """Print the list as a table, and what share of open_clip is staged on both sides."""
+    """Print the list as a table, and how many open_clip architectures are staged on both sides."""
     from vlkit.encoders.catalog import STAGED, catalog
 
     errors = Console(stderr=True)

@@ -1,4 +1,4 @@
-"""A loaded base: its staged towers, what feeds them, and who it is."""
+"""A loaded base: its staged towers, preprocessing, tokenizer and identity."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from vlkit.encoders.tokenizer import readable
 from vlkit.encoders.towers.t5 import T5Decoder
 from vlkit.encoders.towers.text import TextEncoder
 
-# Values looked at per tensor for a fingerprint.
+# Values sampled per tensor for a fingerprint.
 SAMPLES = 64
-# Width of the new space of a pair, if nobody asks for another.
+# Default width of the joint space of a pair.
 JOINT_DIM = 512
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What a base expects of its images; plain values, ready for JSON (:meth:`to_dict`).
+    """Image preprocessing of a base; plain values, ready for JSON (:meth:`to_dict`).
 
     Attributes:
         size: (height, width) in pixels.
@@ -33,7 +33,7 @@ class Preprocess:
         std: per channel, of values in 0..1.
         interpolation: ``bicubic`` or ``bilinear``.
         resize_mode: ``shortest`` (then centre crop), ``longest`` (then padding) or ``squash``.
-        fill_color: 0..255, of the padding.
+        fill_color: padding value, 0..255.
     """
 
     size: tuple[int, int]
@@ -49,7 +49,7 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocess:
-        """Inverse of :meth:`to_dict`; also takes open_clip's preprocess configuration, whose size may be one number."""
+        """Inverse of :meth:`to_dict`; also accepts open_clip's configuration, whose size may be one number."""
         known = {key: values[key] for key in cls.__dataclass_fields__ if key in values}
         size = known["size"]
         known["size"] = (size, size) if isinstance(size, int) else tuple(size)
@@ -61,16 +61,16 @@ class ClipBase:
     """A contrastive base: two staged towers with one joint space.
 
     Attributes:
-        name: what the user asked for (``--base``).
-        image: tower for images [B, 3, H, W] float, prepared as ``preprocess`` says.
+        name: the user's value of ``--base``.
+        image: tower for images [B, 3, H, W] float, prepared according to ``preprocess``.
         text: tower for ids [B, L] int64 from ``tokenize``.
-        preprocess: how images are prepared.
+        preprocess: image preprocessing.
         tokenize: list of texts -> ids [B, context length] int64.
         logit_scale: log of the factor on cosine similarities.
-        logit_bias: what is added to the scaled similarities, for bases trained with a sigmoid loss; else None.
+        logit_bias: bias on the scaled similarities, for bases trained with a sigmoid loss; otherwise None.
         identity: per tower (``image``, ``text``): ``library``, ``name``, ``weights``, ``fingerprint``.
-        joint_dim: None for towers that were trained together: what they pool lies in one space. A pair of unimodal
-            encoders has none before its heads are trained; then the usual width of that space.
+        joint_dim: None for towers that were trained together and share a space. For a pair of unimodal encoders, the
+            default width of the joint space that its heads learn.
     """
 
     name: str
@@ -89,11 +89,11 @@ class TextBase:
     """A text base: a staged encoder and, for T5, a staged decoder.
 
     Attributes:
-        name: what the user asked for (``--text_base``).
+        name: the user's value of ``--text_base``.
         encoder: tower for ids [B, L] int64.
         decoder: T5's decoder, or None.
         tokenizer: the transformers tokenizer.
-        start_id: id the decoder starts with, or None.
+        start_id: start token id of the decoder, or None.
         identity: per tower (``encoder`` and ``decoder`` if any): ``library``, ``name``, ``weights``, ``fingerprint``.
     """
 
@@ -105,14 +105,14 @@ class TextBase:
     identity: dict[str, dict[str, Any]]
 
     def tokenize(self, texts: list[str], max_length: int | None = None) -> Tensor:
-        """Texts -> ids [B, L] int64, padded to the longest; longer ones are cut at ``max_length`` tokens."""
+        """Texts -> ids [B, L] int64, padded to the longest text; truncated to ``max_length`` tokens."""
         batch = self.tokenizer(
             readable(texts), padding=True, truncation=max_length is not None, max_length=max_length, return_tensors="pt"
         )
         return batch["input_ids"]
 
     def lengths(self, texts: list[str]) -> list[int]:
-        """Tokens of each text as a whole, end token included."""
+        """Number of tokens of each untruncated text, including the end token."""
         return [len(row) for row in self.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]]
 
 
@@ -128,11 +128,11 @@ def clip_base(
 
     Args:
         model: ``CLIP``, ``CustomTextCLIP`` or ``CoCa``.
-        name: what the user asked for.
+        name: the name that the user gave.
         tokenize: texts -> ids.
-        preprocess: how images are prepared.
-        identity: ``library``, ``name`` and ``weights`` of the base; the fingerprints are added here.
-        pad_id: id of the tokenizer's padding, where the text tower does not know it.
+        preprocess: image preprocessing.
+        identity: ``library``, ``name`` and ``weights`` of the base; this function adds the fingerprints.
+        pad_id: padding id of the tokenizer, if the text tower does not know it.
 
     Raises:
         UserError: a tower cannot be staged.
@@ -163,14 +163,14 @@ def pair_base(
     image_identity: dict[str, str],
     text_identity: dict[str, str],
 ) -> ClipBase:
-    """Two encoders that never met as one base.
+    """Combine two encoders that were not trained together into one base.
 
     Args:
-        name: what the user asked for.
+        name: the name that the user gave.
         image, text: the towers.
         tokenize: texts -> ids.
-        preprocess: how images are prepared.
-        image_identity, text_identity: ``library``, ``name`` and ``weights``; the fingerprints are added here.
+        preprocess: image preprocessing.
+        image_identity, text_identity: ``library``, ``name`` and ``weights``; this function adds the fingerprints.
     """
     image.eval()
     text.eval()
@@ -180,7 +180,7 @@ def pair_base(
         text=text,
         preprocess=preprocess,
         tokenize=tokenize,
-        logit_scale=math.log(1 / 0.07),  # where CLIP starts, too
+        logit_scale=math.log(1 / 0.07),  # CLIP's initial value
         logit_bias=None,
         identity={
             "image": {**image_identity, "fingerprint": fingerprint(image.model)},
@@ -195,9 +195,9 @@ def text_base(model: nn.Module, name: str, tokenizer: Any, identity: dict[str, s
 
     Args:
         model: the model.
-        name: what the user asked for.
+        name: the name that the user gave.
         tokenizer: its transformers tokenizer.
-        identity: ``library``, ``name`` and ``weights``; the fingerprints are added here.
+        identity: ``library``, ``name`` and ``weights``; this function adds the fingerprints.
 
     Raises:
         UserError: the model cannot be staged.
@@ -218,10 +218,10 @@ def text_base(model: nn.Module, name: str, tokenizer: Any, identity: dict[str, s
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Short hash that tells weights apart: name, shape and up to 64 spread values of every saved tensor.
+    """Short hash of the weights: name, shape and up to 64 evenly spaced values of every saved tensor.
 
-    The same weights give the same hash in every process and on every device. Take it as loaded: a later cast to
-    another precision changes values. Costs milliseconds even for towers of gigabytes.
+    The same weights give the same hash in every process and on every device. Compute it right after loading, because a
+    cast to another precision changes values. Takes milliseconds even for towers of several gigabytes.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):

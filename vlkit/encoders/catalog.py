@@ -1,4 +1,4 @@
-"""Which architectures can be staged, found out from their shapes alone: no weights are made, nothing is downloaded."""
+"""List which architectures can be staged, using tensor shapes only: no weights are allocated or downloaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NO_VISION = "none (text model)"
 
 
 def catalog() -> Iterator[dict[str, str]]:
-    """One row per base that can be named: every open_clip architecture, then the text families.
+    """One row per known base: every open_clip architecture, then the text families.
 
     Yields:
         ``name``, ``library``, and ``vision`` and ``text``: ``"staged"`` or the reason why not.
@@ -34,7 +34,7 @@ def catalog() -> Iterator[dict[str, str]]:
         config = cast(dict[str, Any], open_clip.get_model_config(name))
         row = {"name": name, "library": "open_clip"}
         for tower, judge in (("vision", judge_vision), ("text", judge_text)):
-            # Many architectures share a tower: one verdict serves them all.
+            # Many architectures share a tower, so verdicts are cached.
             key = tower + json.dumps([config[f"{tower}_cfg"], config["embed_dim"]], sort_keys=True)
             if key not in verdicts:
                 verdicts[key] = judge(config)
@@ -45,7 +45,7 @@ def catalog() -> Iterator[dict[str, str]]:
 
 
 def judge_vision(config: dict[str, Any]) -> str:
-    """``"staged"``, or why the vision tower of an open_clip configuration cannot be."""
+    """``"staged"``, or the reason why the vision tower of an open_clip configuration cannot be staged."""
 
     def build() -> None:
         stage_vision(_build_vision_tower(config["embed_dim"], copy.deepcopy(config["vision_cfg"])))
@@ -54,16 +54,16 @@ def judge_vision(config: dict[str, Any]) -> str:
 
 
 def judge_text(config: dict[str, Any]) -> str:
-    """``"staged"``, or why the text tower of an open_clip configuration cannot be."""
+    """``"staged"``, or the reason why the text tower of an open_clip configuration cannot be staged."""
     name = config["text_cfg"].get("hf_model_name")
     if name and name not in known_names():
-        return f"built from {name!r} of the hub, whose sizes are not known here"
+        return f"built from {name!r} on the hub, whose configuration vlkit does not know"
     with offline_text_cfg(config["text_cfg"]) as text_cfg:
         return _verdict(lambda: stage_text(_build_text_tower(config["embed_dim"], cast(Any, text_cfg))))
 
 
 def judge_text_family(name: str) -> str:
-    """``"staged"``, or why a transformers text model known by name cannot be; for T5 that includes its decoder."""
+    """``"staged"``, or the reason why a known transformers text model (T5: with decoder) cannot be staged."""
     config = known_config(name)
     family = cast(Family, family_of_kind(config.model_type))  # every known name is of a family
 
@@ -82,7 +82,7 @@ def _verdict(build: Callable[[], object]) -> str:
             build()
     except UserError as error:
         return str(error)
-    except Exception as error:  # a library that cannot build its own architecture: that is the reason to report
+    except Exception as error:  # the library cannot build its own architecture; report that
         return (
             f"its library cannot build it ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
         )
@@ -90,7 +90,7 @@ def _verdict(build: Callable[[], object]) -> str:
 
 
 class _NoFilling(TorchFunctionMode):
-    """Skip the filling in of initial weights: meta tensors have no values, and the calls alone take long."""
+    """Skip weight initialisation: meta tensors have no values, and the calls alone take long."""
 
     NAMES = frozenset(("uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "zero_", "fill_", "copy_"))
 

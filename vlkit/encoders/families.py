@@ -1,7 +1,7 @@
-"""Text encoders of transformers: one row a family says all that staging, adapting, loading and the catalog ask of it.
+"""Text encoders of transformers: one row per family holds everything that staging, methods and loading need.
 
-A new family is a new row of :data:`FAMILIES`; nothing else names one. Rows hold words and numbers only: class names of
-transformers, and dotted paths from a module to its parts; a number in a path picks from a list (``layer.-1``).
+To add a family, add a row to :data:`FAMILIES`; no other module names one. Rows hold only strings and numbers: class
+names of transformers, and dotted paths from a module to its parts; a number in a path indexes a list (``layer.-1``).
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ class Family:
     """A family of text encoders.
 
     Attributes:
-        name: as people call it.
+        name: common name.
         kind: ``model_type`` in its ``config.json``.
-        model: class of transformers that loads the encoder (and may hold more).
+        model: transformers class that loads the encoder (and possibly more).
         encoder: class of the module that holds the blocks: ``model`` itself or its ``encoder``.
         block: class of the blocks.
         blocks: path from the encoder to the list of its blocks.
-        norm: path from the encoder to the norm behind its last block; None = it has none.
-        pool: what sums up a text: the first token (through the model's pooler, if it has one) or the mean.
-        parts: what is inside a block; None = its attention is not of the plain kind, so that methods that query or
-            narrow blocks (vqt, lst) do not serve this family.
-        shares_bias: the first block makes the relative position bias that the others are handed.
-        generator: class of transformers that loads encoder, decoder and output layer together; None = no decoder.
-        only_with: values in the configuration without which the blocks are no plain chain.
-        published: name on the hub -> how its configuration differs from the defaults of transformers, so that no
-            architecture that is built from such a name has to be looked up.
+        norm: path from the encoder to the norm after its last block; None = it has none.
+        pool: pooling of a text: the first token (through the model's pooler, if it has one) or the mean.
+        parts: paths to the parts of a block; None = its attention is not plain softmax attention, so methods that query
+            or narrow blocks (vqt, lst) do not support this family.
+        shares_bias: the first block computes the relative position bias for all blocks.
+        generator: transformers class that loads encoder, decoder and output layer together; None = no decoder.
+        only_with: configuration values that are required for the blocks to form a plain chain.
+        published: name on the hub -> how its configuration differs from the defaults of transformers, so that these
+            architectures can be built without access to the hub.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Family:
     published: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def unfit(self, config: Any) -> str | None:
-        """What in a configuration keeps its encoder from being staged, as ``name = value``; None if nothing does."""
+        """The configuration value that prevents staging, as ``name = value``; None if there is none."""
         found = {name: getattr(config, name, wanted) for name, wanted in self.only_with.items()}
         wrong = [name for name, wanted in self.only_with.items() if found[name] != wanted]
         return f"{wrong[0]} = {found[wrong[0]]!r}" if wrong else None
@@ -372,27 +372,27 @@ def known_family(module: nn.Module) -> Family:
 
 
 def family_of_block(block: nn.Module) -> Family | None:
-    """The family that ``block`` is a block of, or None."""
+    """The family that ``block`` belongs to, or None."""
     return next((family for family in FAMILIES if _is(block, family.block)), None)
 
 
 def _is(module: nn.Module | None, name: str) -> bool:
-    # Other libraries have classes of the same names.
+    # Other libraries have classes with the same names.
     return type(module).__name__ == name and type(module).__module__.startswith("transformers.")
 
 
 def family_names() -> str:
-    """The families in words, for messages."""
+    """The names of the families, for messages."""
     return ", ".join(family.name for family in FAMILIES)
 
 
 def family_kinds() -> str:
-    """The families by ``model_type``, for messages."""
+    """The ``model_type`` of each family, for messages."""
     return ", ".join(family.kind for family in FAMILIES)
 
 
 def known_names() -> list[str]:
-    """Names on the hub whose configurations are known here."""
+    """Names on the hub whose configurations are listed here."""
     return [name for family in FAMILIES for name in family.published]
 
 

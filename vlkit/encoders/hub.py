@@ -1,4 +1,4 @@
-"""Access to model hubs: nothing is asked that is known here, and no retries without a network."""
+"""Access to model hubs: no requests for known configurations, and no retries without a network."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from huggingface_hub.utils import get_session
 
 from vlkit.encoders.families import known_config
 
-# Seconds until a hub that does not answer counts as out of reach.
+# Seconds until a hub that does not answer counts as unreachable.
 PATIENCE = 5.0
 
 
 @contextlib.contextmanager
 def hub_access() -> Iterator[None]:
-    """Within it, what libraries fetch comes from the hub if that answers, else from the local cache alone.
+    """Inside the context, libraries fetch files from the hub if it answers, otherwise only from the local cache.
 
-    Without this, a machine that has no network spends a minute on retries, and a page of warnings, before it says so.
+    Without this, a machine without network spends a minute on retries and prints many warnings before it fails.
     """
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or not _hub_answers()
@@ -37,14 +37,14 @@ def hub_access() -> Iterator[None]:
 def _hub_answers() -> bool:
     try:
         get_session().head(constants.ENDPOINT, timeout=PATIENCE)
-    except Exception:  # the session's own errors, whose type differs between releases of huggingface_hub
+    except Exception:  # the error type differs between releases of huggingface_hub
         return False
     return True
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep open_clip's commentary on the root logger, and its advice on activations, off the screen."""
+    """Silence open_clip's messages on the root logger and its warnings about activations."""
 
     def not_open_clip(record: logging.LogRecord) -> bool:
         return "open_clip" not in record.pathname
@@ -61,10 +61,10 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def offline_text_cfg(text_cfg: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield a copy of an open_clip text configuration whose transformers model needs no look-up on the hub.
+    """Yield a copy of an open_clip text configuration that builds its transformers model without the hub.
 
-    open_clip builds such a tower from a name; the copy names a temporary folder that holds the known configuration.
-    Native text towers, and names that are not listed, pass unchanged. The tower starts from random weights.
+    open_clip builds such a tower from a name; in the copy, the name is a temporary folder with the known configuration.
+    Native text towers and unknown names stay unchanged. The tower starts from random weights.
     """
     text_cfg = copy.deepcopy(text_cfg)
     name = text_cfg.get("hf_model_name")

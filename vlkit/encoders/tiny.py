@@ -1,7 +1,7 @@
-"""The embedded ``tiny`` bases: a CLIP and a T5 pre-trained on drawn scenes that ship with the package.
+"""The embedded ``tiny`` bases: a CLIP and a T5 that are pre-trained on drawn scenes and ship with the package.
 
-They are ordinary open_clip and transformers models, small enough for a laptop, made by ``tasks/pretrain/train.py``; the
-model card beside the weights (``vlkit/encoders/assets/README.md``) records the command and the figures.
+They are ordinary open_clip and transformers models, small enough for a laptop, trained by ``tasks/pretrain/train.py``;
+the model card beside the weights (``vlkit/encoders/assets/README.md``) records the command and the metrics.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ T5_SIZES = {"d_model": 192, "d_kv": 32, "num_heads": 6, "d_ff": 512, "num_layers
 
 
 class TinyTokenizer:
-    """Byte-level BPE for the tiny CLIP: any text works, nothing is unknown.
+    """Byte-level BPE for the tiny CLIP: it encodes any text, without unknown tokens.
 
-    Ids 0 .. n - 1 are the shared vocabulary (0 = padding), n starts a text and n + 1 ends it, so that the end is the
-    largest id: CLIP pools at the arg-max.
+    Ids 0 .. n - 1 are the shared vocabulary (0 = padding), n is the start token and n + 1 the end token. The end token
+    has the largest id because CLIP pools at the argmax of the ids.
     """
 
     def __init__(self, tokenizer: Tokenizer, context_length: int = CONTEXT) -> None:
@@ -50,11 +50,11 @@ class TinyTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, start and end included."""
+        """Number of ids, including start and end."""
         return self.end + 1
 
     def __call__(self, texts: str | list[str]) -> Tensor:
-        """Texts -> ids [B, context_length] int64, zero padded; longer texts lose their end, never the end token."""
+        """Texts -> ids [B, context_length] int64, zero padded; truncated texts keep the end token."""
         texts = readable([texts] if isinstance(texts, str) else list(texts))
         ids = torch.zeros(len(texts), self.context_length, dtype=torch.int64)
         for row, encoding in zip(ids, self._tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
@@ -64,11 +64,11 @@ class TinyTokenizer:
 
     @property
     def limit(self) -> int:
-        """Most tokens a text keeps, start and end included."""
+        """Maximum number of tokens, including start and end."""
         return self.context_length
 
     def lengths(self, texts: list[str]) -> list[int]:
-        """Tokens of each text as a whole, start and end included."""
+        """Number of tokens of each untruncated text, including start and end."""
         return [len(row.ids) + 2 for row in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
 
 
@@ -79,7 +79,7 @@ def vocabulary() -> Tokenizer:
 
 
 def new_tiny_clip(tokenizer: TinyTokenizer, image_size: int = IMAGE_SIZE) -> open_clip.CLIP:
-    """The tiny CLIP with random weights, for images of ``image_size`` pixels a side."""
+    """The tiny CLIP with random weights, for square images of ``image_size`` pixels."""
     text: Any = CLIP_TEXT | {"vocab_size": tokenizer.vocab_size}
     vision: Any = CLIP_VISION | {"image_size": image_size}
     return open_clip.CLIP(embed_dim=192, vision_cfg=vision, text_cfg=text)
@@ -115,10 +115,10 @@ def tiny_t5_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def load_tiny_clip(image_size: int | None = None, name: str = "tiny") -> ClipBase:
-    """A pre-trained tiny CLIP, its position embeddings resized where ``image_size`` (pixels) is not its own.
+    """A pre-trained tiny CLIP; position embeddings are resized if ``image_size`` is not 96.
 
     Args:
-        image_size: of other images than 96 pixels a side.
+        image_size: side of the images in pixels; default: 96.
         name: a key of :data:`CLIP_FILES`.
     """
     size = image_size or IMAGE_SIZE
@@ -142,5 +142,5 @@ def load_tiny_t5() -> TextBase:
 
 
 def _weights(name: str) -> dict[str, Tensor]:
-    """Shipped in half precision, used in single."""
+    """Load weights that are shipped in half precision as float32."""
     return {key: tensor.float() for key, tensor in load_file(ASSETS / name).items()}

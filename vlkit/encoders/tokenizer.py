@@ -1,4 +1,4 @@
-"""Tokenizers of contrastive bases, those of open_clip loaded when the first text comes; and a count of cut texts."""
+"""Tokenizers of contrastive bases (open_clip's are loaded on first use), and a count of truncated texts."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ def has_tokenizer(folder: Path) -> bool:
 
 @runtime_checkable
 class CountsTokens(Protocol):
-    """A tokenizer that knows how long a text is before it cuts it."""
+    """A tokenizer that can count the tokens of a text before truncation."""
 
     @property
     def limit(self) -> int:
-        """Most tokens a text keeps, start and end included."""
+        """Maximum number of tokens, including start and end."""
         ...
 
     def lengths(self, texts: list[str]) -> list[int]:
-        """Tokens of each text as a whole, start and end included."""
+        """Number of tokens of each untruncated text, including start and end."""
         ...
 
 
 @dataclass
 class Shorter:
-    """A tokenizer that keeps fewer tokens than it could; a :class:`CountsTokens`."""
+    """A :class:`CountsTokens` with a smaller limit than the tokenizer's own."""
 
     lengths: Callable[[list[str]], list[int]]
     limit: int
 
 
 class Cut(NamedTuple):
-    """``count`` of ``total`` texts are longer than ``limit`` tokens and lose their end."""
+    """``count`` of ``total`` texts are longer than ``limit`` tokens and are truncated."""
 
     count: int
     total: int
@@ -57,13 +57,13 @@ class Cut(NamedTuple):
 
 
 def cut_texts(tokenizer: Any, texts: Sequence[str]) -> Cut:
-    """Count the texts that a tokenizer cuts.
+    """Count the texts that a tokenizer truncates.
 
-    A token is at least one byte, so only texts of more bytes than the limit are tokenized: cheap for captions.
+    A token is at least one byte, so only texts with more bytes than the limit are tokenized: cheap for captions.
 
     Args:
-        tokenizer: a :class:`CountsTokens`; of another one nothing is known, and no text counts as cut.
-        texts: as they are given to it.
+        tokenizer: a :class:`CountsTokens`; for any other tokenizer no text counts as truncated.
+        texts: the texts to tokenize.
     """
     if not isinstance(tokenizer, CountsTokens):
         return Cut(0, len(texts), 0)
@@ -73,12 +73,12 @@ def cut_texts(tokenizer: Any, texts: Sequence[str]) -> Cut:
 
 
 def warn_of_cut_texts(tokenizer: Any, texts: Sequence[str], what: str) -> None:
-    """Log once how many texts are cut and at how many tokens; nothing if none is.
+    """Log once how many texts are truncated and at how many tokens; log nothing if none is.
 
     Args:
-        tokenizer: what reads them.
-        texts: all of them.
-        what: name of many of them: ``training captions``.
+        tokenizer: the tokenizer.
+        texts: all texts.
+        what: plural noun for the texts, such as ``training captions``.
     """
     cut = cut_texts(tokenizer, texts)
     if cut.count:
@@ -87,25 +87,25 @@ def warn_of_cut_texts(tokenizer: Any, texts: Sequence[str], what: str) -> None:
         _warn_once(f"{counts}: what comes later is not read")
 
 
-@lru_cache(maxsize=1024)  # an evaluation every few epochs, a server for weeks
+@lru_cache(maxsize=1024)  # bounded, because a server runs for weeks
 def _warn_once(message: str) -> None:
     log.warning("%s", message)
 
 
 def readable(texts: list[str]) -> list[str]:
-    """The texts with ``U+FFFD`` in the place of lone surrogates: halves of emojis, bytes of a command line.
+    """Replace lone surrogates (halves of emojis, undecodable bytes of a command line) by ``U+FFFD``.
 
-    They are no characters, and tokenizers refuse a text that holds one as if it were no text at all.
+    They are not characters, and tokenizers raise an error on texts that contain them.
     """
     return [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
 
 
 class HfTokenizer:
-    """Texts -> ids of a transformers tokenizer, all of one length as those of open_clip are.
+    """Texts -> ids of a transformers tokenizer, with a fixed length as in open_clip.
 
     Args:
-        tokenizer: of transformers.
-        context_length: ids of every text; longer texts lose their end.
+        tokenizer: a transformers tokenizer.
+        context_length: number of ids per text; longer texts are truncated.
     """
 
     def __init__(self, tokenizer: Any, context_length: int) -> None:
@@ -124,19 +124,19 @@ class HfTokenizer:
 
     @property
     def limit(self) -> int:
-        """Most tokens a text keeps; see :class:`CountsTokens`."""
+        """Maximum number of tokens; see :class:`CountsTokens`."""
         return self.context_length
 
     def lengths(self, texts: list[str]) -> list[int]:
-        """Tokens of each text as a whole; see :class:`CountsTokens`."""
+        """Number of tokens of each untruncated text; see :class:`CountsTokens`."""
         return [len(ids) for ids in self._tokenizer(readable(texts), truncation=False, verbose=False)["input_ids"]]
 
 
 class ClipTokenizer:
     """Texts -> ids for an open_clip base.
 
-    It is loaded at the first call: much can be done with a base (its memory, its images) without reading a text, and
-    some tokenizers have to come from the hub.
+    It is loaded on the first call: many uses of a base (memory, image features) need no text, and some tokenizers have
+    to be downloaded.
 
     Args:
         name: the base, as open_clip names it.
@@ -168,14 +168,14 @@ class ClipTokenizer:
         return self._tokenizer.context_length
 
     def lengths(self, texts: list[str]) -> list[int]:
-        """Tokens of each text as a whole, start and end included; see :class:`CountsTokens`."""
+        """Number of tokens of each untruncated text, including start and end; see :class:`CountsTokens`."""
         if self._tokenizer is None:
             self._tokenizer = self._load()
         tokenizer = self._tokenizer
         if hasattr(tokenizer, "encode"):  # CLIP's own byte-pair encoding
             return [len(tokenizer.encode(text)) + 2 for text in texts]
         texts = [tokenizer.clean_fn(text) for text in texts] if hasattr(tokenizer, "clean_fn") else list(texts)
-        clips = getattr(tokenizer, "tokenizer_mode", "") == "clips"  # it adds start, end and class token by itself
+        clips = getattr(tokenizer, "tokenizer_mode", "") == "clips"  # this mode adds start, end and class token
         ids = tokenizer.tokenizer(texts, add_special_tokens=not clips, truncation=False, verbose=False)["input_ids"]
         return [len(row) + (3 if clips else 0) for row in ids]
 
@@ -198,5 +198,5 @@ class ClipTokenizer:
             reason = " ".join(str(error).split())[:160]
             raise UserError(
                 f"base {self.name}: its tokenizer {str(source)!r} cannot be loaded ({reason}); without network access "
-                "put the tokenizer's files beside the weights file (ARCH:FILE)"
+                "put the tokenizer files into the folder of the weights file (ARCH:FILE)"
             ) from error

@@ -1,8 +1,8 @@
-"""The tensors of a TorchScript archive (OpenAI's ``ViT-B-32.pt`` is one), read without running or compiling its code.
+"""Read the tensors of a TorchScript archive (such as OpenAI's ``ViT-B-32.pt``) without running or compiling its code.
 
-An archive is a zip: a pickle of the module tree, in which modules are instances of ``__torch__`` classes and tensors
-name their storage, one record a storage, and the code. The pickle is read here by an unpickler that knows these few
-things and nothing else, so that no file can make it call anything.
+An archive is a zip with a pickle of the module tree (modules are instances of ``__torch__`` classes, tensors refer to a
+storage by name), one record per storage, and the code. A restricted unpickler reads the pickle: it only knows these
+types, so a file cannot execute code.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-_DEEPEST = 64  # modules within modules; deeper ones are no model
+_DEEPEST = 64  # maximum nesting of modules
 
 
 def is_torchscript(path: str | Path) -> bool:
-    """Whether a file is a TorchScript archive (which :func:`torch.load` does not read as weights alone)."""
+    """Whether a file is a TorchScript archive (which :func:`torch.load` cannot read with ``weights_only``)."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -44,11 +44,11 @@ def is_torchscript(path: str | Path) -> bool:
 
 
 def read_torchscript(path: str | Path) -> tuple[dict[str, Tensor], bool]:
-    """Read the tensors of the archived module and of all modules in it.
+    """Read the tensors of the archived module and its submodules.
 
     Returns:
-        Dotted name -> tensor (parameters, buffers and whatever else is a tensor), and whether the archived model
-        computes QuickGELU.
+        Dotted name -> tensor (parameters, buffers and other tensor attributes), and whether the archived model uses
+        QuickGELU.
 
     Raises:
         pickle.UnpicklingError, ValueError, KeyError, zipfile.BadZipFile: the file is damaged or holds something else.
@@ -65,11 +65,11 @@ def read_torchscript(path: str | Path) -> tuple[dict[str, Tensor], bool]:
 
 
 class _Module:
-    """Stands for any scripted module: its attributes and no behaviour."""
+    """Placeholder for any scripted module: attributes without behaviour."""
 
 
 class _ModuleUnpickler(pickle.Unpickler):
-    """Builds modules as :class:`_Module`, and tensors from the records of the archive."""
+    """Unpickles modules as :class:`_Module`, and tensors from the records of the archive."""
 
     def __init__(self, file: Any, archive: zipfile.ZipFile, root: str) -> None:
         super().__init__(file)
@@ -96,7 +96,7 @@ class _ModuleUnpickler(pickle.Unpickler):
         """The storage that ``("storage", dtype, record, device, count)`` names, as a flat tensor."""
         _, dtype, record, _, count = pid
         info = self.archive.getinfo(f"{self.root}/data/{record}")
-        # Uncompressed, as torch writes it: a small file cannot ask for much memory.
+        # Only uncompressed records, as torch writes them: a small file then cannot expand to a large tensor.
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != count * dtype.itemsize:
             raise ValueError(f"storage {record} is not {count} values of {dtype}")
         return (
@@ -123,7 +123,7 @@ def _tensors(value: Any, name: str, depth: int) -> Iterator[tuple[str, Tensor]]:
 
 
 def _constants(archive: zipfile.ZipFile, root: str) -> Iterator[float]:
-    """Constants of the code that are one double: a traced model keeps its factors so."""
+    """Scalar double constants of the code: a traced model stores its factors this way."""
     for info in archive.infolist():
         if info.filename.startswith(f"{root}/constants/") and info.file_size == struct.calcsize("d"):
             (value,) = struct.unpack("<d", archive.read(info))

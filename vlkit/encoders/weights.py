@@ -1,4 +1,4 @@
-"""Files of weights: whatever they are wrapped in -> a state dict that fits an open_clip architecture."""
+"""Read weight files in several formats into a state dict that fits an open_clip architecture."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from vlkit.encoders.torchscript import is_torchscript, read_torchscript
 from vlkit.errors import UserError, some
 
 BIG_VISION = (".npz", ".npy")
-# Where training scripts put the weights in what they save, and what wrappers put before every name.
+# Keys of training checkpoints that hold the weights, and prefixes that wrappers add to every name.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 PREFIXES = ("module.", "_orig_mod.", "model.")
-# OpenAI's own models carry their sizes as tensors; all of them compute QuickGELU.
+# OpenAI's own models store their sizes as tensors; all of them use QuickGELU.
 OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
-# What reading or converting a file that holds something else can raise.
+# Errors that reading or converting an unsuitable file can raise.
 BAD_FILE = (
     *(OSError, EOFError, pickle.UnpicklingError, SafetensorError, RuntimeError, zipfile.BadZipFile, RecursionError),
     *(AssertionError, AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError, OverflowError),
@@ -35,11 +35,11 @@ BAD_FILE = (
 
 @dataclass(frozen=True)
 class Weights:
-    """What a file holds.
+    """The contents of a weight file.
 
     Attributes:
-        state: name -> tensor, without the names that wrappers put in front; empty for big_vision's files.
-        quick_gelu: the file says that these weights compute QuickGELU; False = it does not say.
+        state: name -> tensor, without prefixes of wrappers; empty for big_vision's files.
+        quick_gelu: the file says that its weights need QuickGELU; False = unknown.
     """
 
     state: dict[str, Tensor]
@@ -47,12 +47,12 @@ class Weights:
 
 
 def read_weights(path: Path, arch: str) -> Weights:
-    """Read a file of weights; nothing in it is executed.
+    """Read a weight file without executing anything in it.
 
     Args:
-        path: a state dict (.safetensors, or .pt, .pth, .bin of tensors alone), bare or inside a training checkpoint
+        path: a state dict (.safetensors, or .pt, .pth, .bin with only tensors), bare or inside a training checkpoint
             (``state_dict``, ``model_state_dict``, ``model``, ``module``), a TorchScript archive, or big_vision's .npz.
-        arch: the architecture it is meant for, for messages.
+        arch: the architecture of the weights, for messages.
 
     Raises:
         UserError: the file cannot be read, or holds more than tensors.
@@ -64,7 +64,7 @@ def read_weights(path: Path, arch: str) -> Weights:
             return _weights(load_file(path))
         if is_torchscript(path):
             return _weights(*read_torchscript(path))
-        # Mapped, not read: the weights are copied into a model, or only looked at.
+        # Memory-mapped: the weights are only inspected, or copied into a model.
         return _weights(torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path)))
     except BAD_FILE as error:
         raise _unreadable(path, arch, error) from error
@@ -77,7 +77,7 @@ def _weights(found: Any, quick_gelu: bool = False) -> Weights:
             break
         found = inner
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise ValueError(f"it holds a {type(found).__name__}, no state dict")
+        raise ValueError(f"it holds a {type(found).__name__}, not a state dict")
     state = dict(found)
     while prefix := next((p for p in PREFIXES if state and all(key.startswith(p) for key in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
@@ -86,10 +86,10 @@ def _weights(found: Any, quick_gelu: bool = False) -> Weights:
 
 
 def fit_weights(model: nn.Module, arch: str, path: Path, weights: Weights) -> None:
-    """Put ``weights`` into open_clip's ``model``; every name and shape must fit, position embeddings are resized.
+    """Load ``weights`` into open_clip's ``model``; every name and shape must fit, position embeddings are resized.
 
     Raises:
-        UserError: they are weights of something else; the message says in what they differ.
+        UserError: the weights are of another architecture; the message lists the differences.
     """
     try:
         with quiet():
@@ -106,7 +106,7 @@ def load_checked(model: nn.Module, arch: str, path: Path, state: dict[str, Tenso
     """Load a state dict into a model; every name and shape must fit.
 
     Raises:
-        UserError: they are weights of something else; the message says in what they differ.
+        UserError: the weights are of another architecture; the message lists the differences.
     """
     try:
         result = model.load_state_dict(state, strict=False)
@@ -116,7 +116,7 @@ def load_checked(model: nn.Module, arch: str, path: Path, state: dict[str, Tenso
             raise _unreadable(path, arch, error) from error
         wrong = some([f"{key} is {got}, expected {expected}" for key, got, expected in shapes], 3)
         raise UserError(f"{path}: not weights of {arch}: {wrong}; give the file of this architecture") from None
-    # A traced model saves its masks, too.
+    # A traced model also saves its masks.
     computed = {name for name, _ in model.named_buffers()} - set(model.state_dict())
     missing, unexpected = result.missing_keys, [key for key in result.unexpected_keys if key not in computed]
     if missing or unexpected:
@@ -125,11 +125,11 @@ def load_checked(model: nn.Module, arch: str, path: Path, state: dict[str, Tenso
 
 
 def _converted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights as open_clip's model has them, whatever format of open_clip, OpenAI or MobileCLIP they come in."""
+    """Convert a state dict in a format of open_clip, OpenAI or MobileCLIP to that of open_clip's model."""
     state = convert_state_dict(cast(Any, model), state)
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
-    for name in ("logit_scale", "logit_bias"):  # a number, or a vector with one number
+    for name in ("logit_scale", "logit_bias"):  # a scalar, or a vector with one value
         own = getattr(model, name)
         if name in state and own is not None:
             state[name] = state[name].reshape(own.shape)
@@ -146,13 +146,13 @@ def _converted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _unreadable(path: Path, arch: str, error: BaseException) -> UserError:
     return UserError(
         f"{path}: cannot be read as a state dict of {arch} ({first_line(error)}); "
-        "give a .safetensors file, or a .pt, .pth or .bin file that holds nothing but tensors"
+        "give a .safetensors file, or a .pt, .pth or .bin file that holds only tensors"
     )
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error in at most 200 characters."""
+    """The first line of an error, cut to 200 characters."""
     if isinstance(error, pickle.UnpicklingError):
-        return "it holds more than tensors, and nothing else is unpickled"
+        return "it holds other objects than tensors, and only tensors are unpickled"
     text = str(error).strip() or type(error).__name__
     return " ".join(text.splitlines()[0].split())[:200]

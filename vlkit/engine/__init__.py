@@ -1,1 +1,1 @@
-"""Training any model: the loop, its config, checkpoints, the run folder. Knows no task."""
+"""Training for any model: the loop, its config, checkpoints and the run folder. Independent of the task."""

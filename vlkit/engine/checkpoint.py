@@ -1,6 +1,6 @@
-"""Files of trained weights: the resume state of a run, and the adapter folder that users share. No pickle.
+"""Files with trained weights: the resume state of a run, and the adapter folder that users share. No pickle.
 
-A resume state is one safetensors file, replaced by one rename, so that there is always a whole one. An adapter folder
+A resume state is one safetensors file. It is replaced by a rename, so a complete one always exists. An adapter folder
 holds ``adapter_config.json`` and ``adapter_model.safetensors`` with only what was trained.
 """
 
@@ -33,18 +33,18 @@ CONFIG_FILE, MODEL_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 @dataclass
 class State:
-    """Everything a run needs to go on as if it had never stopped.
+    """Everything a run needs to continue as if it had never stopped.
 
-    Random state is not among it: order, augmentation and dropout are pure functions of the seed and ``step``
-    (:mod:`vlkit.engine.loader`). Neither are learning rates, a function of ``step`` alone.
+    It holds no random state: order, augmentation and dropout are pure functions of the seed and ``step``
+    (:mod:`vlkit.engine.loader`). It holds no learning rate either, which depends on ``step`` alone.
 
     Attributes:
         trained: the trained tensors after ``step`` (:func:`vlkit.adapters.base.trained_state`).
         best: those of the best evaluation so far; empty before the first one.
         optimizer: ``parameter name/state name`` -> the optimizer's tensor.
         progress: where the run stands.
-        identity: what must stay the same when the run goes on, as JSON values.
-        loss_scaler: state of float16's loss scaler; empty without one.
+        identity: JSON values that must not change when the run continues.
+        loss_scaler: state of the float16 loss scaler; empty without one.
     """
 
     trained: dict[str, Tensor] = field(default_factory=dict)
@@ -80,7 +80,7 @@ def load(folder: str | Path) -> State | None:
             values = json.loads((file.metadata() or {})["values"])
             state.identity, state.loss_scaler = values.pop("identity"), values.pop("loss_scaler")
             state.progress = RunState(**values)
-            for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+            for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
                 group, _, name = key.partition("/")
                 getattr(state, group)[name] = file.get_tensor(key)
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, AttributeError) as error:
@@ -89,13 +89,13 @@ def load(folder: str | Path) -> State | None:
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Delete the part-written file that a killed process left beside the checkpoint."""
+    """Delete the incomplete file that a killed process left beside the checkpoint."""
     for part in Path(folder).glob(f".{STATE_FILE}.*.part"):
         part.unlink(missing_ok=True)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name: ``{"gate/exp_avg": …}``; learning rates and the like are not in it."""
+    """The optimizer's state by parameter name: ``{"gate/exp_avg": …}``; without learning rates and other options."""
     return {
         f"{name}/{key}": torch.as_tensor(value).detach()
         for name, parameter in parameters.items()
@@ -106,7 +106,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str,
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put what :func:`optimizer_tensors` gave back into a fresh optimizer, bit for bit."""
+    """Load the result of :func:`optimizer_tensors` into a new optimizer, bit for bit."""
     names = {id(parameter): name for name, parameter in parameters.items()}
     order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
@@ -121,12 +121,12 @@ def restore_optimizer(
 
 
 def save_adapter(folder: str | Path, model: nn.Module, config: Mapping[str, Any]) -> None:
-    """Write the trained part of ``model`` and the config that says how to build the rest.
+    """Write the trained part of ``model``, and the config from which the rest is built.
 
     Args:
         folder: where ``adapter_model.safetensors`` and ``adapter_config.json`` go; the config is written last, so a
             folder that has one is complete.
-        model: what was trained; a module wrapped by Fabric is unwrapped.
+        model: the trained model; a module wrapped by Fabric is unwrapped.
         config: JSON values: ``task``, ``base`` (per tower ``library``, ``name``, ``weights``, ``fingerprint``),
             ``adapters``, ``head``, ``preprocess``, ``metrics``. Format and version are added.
     """
@@ -146,16 +146,16 @@ def load_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
         raise UserError(f"{folder}: no {CONFIG_FILE} there; give the folder of a finished run or a downloaded adapter")
     config = read_json(folder / CONFIG_FILE)
     if not isinstance(config, dict) or config.get("format") != ADAPTER_FORMAT:
-        raise UserError(f"{folder / CONFIG_FILE}: field 'format' is not {ADAPTER_FORMAT!r}; this is no vlkit adapter")
+        raise UserError(f"{folder / CONFIG_FILE}: field 'format' is not {ADAPTER_FORMAT!r}; not a vlkit adapter")
     version = config.get("format_version")
     if version != ADAPTER_VERSION:
-        mend = "install the vlkit that wrote it"
-        raise UserError(f"{folder / CONFIG_FILE}: format_version {version!r}, known is {ADAPTER_VERSION}; {mend}")
+        fix = "install the vlkit that wrote it"
+        raise UserError(f"{folder / CONFIG_FILE}: format_version {version!r} is not {ADAPTER_VERSION}; {fix}")
     if "task" in config and config["task"] is None:
-        raise UserError(f"{folder}: holds published blocks that stand on no base; convert them again with --base")
+        raise UserError(f"{folder}: holds published blocks without a base; convert them again with --base")
     wrong = config_problem(config)
     if wrong:
-        raise UserError(f"{folder / CONFIG_FILE}: field {wrong!r} makes no sense; copy the adapter again")
+        raise UserError(f"{folder / CONFIG_FILE}: field {wrong!r} has no valid value; copy the adapter again")
     try:
         return config, load_file(folder / MODEL_FILE)
     except FileNotFoundError:
@@ -171,7 +171,7 @@ def check_base(
 
     Args:
         config: the adapter's config; ``config["base"]`` maps tower -> ``{"name", "fingerprint", …}``.
-        actual: the same for the base at hand.
+        actual: the same for the loaded base.
         where: the adapter's folder, for the message.
 
     Raises:
@@ -179,12 +179,12 @@ def check_base(
     """
     wanted = config.get("base", {})
     if set(wanted) != set(actual):
-        raise UserError(f"{where}: adapts towers {some(sorted(wanted))}; the base at hand has {some(sorted(actual))}")
+        raise UserError(f"{where}: adapts towers {some(sorted(wanted))}; the loaded base has {some(sorted(actual))}")
     for tower, base in wanted.items():
         if base.get("fingerprint") != actual[tower].get("fingerprint"):
             raise UserError(
                 f"{where}: trained on {tower} base {base.get('name')} with fingerprint {base.get('fingerprint')}; "
-                f"the base at hand is {actual[tower].get('name')} with {actual[tower].get('fingerprint')}; "
+                f"the loaded base is {actual[tower].get('name')} with {actual[tower].get('fingerprint')}; "
                 "give the base with the original weights"
             )
 

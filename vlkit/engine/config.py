@@ -25,7 +25,7 @@ class RunConfig:
     lr: float = 1e-3
     """Peak learning rate."""
     weight_decay: float = 0.01
-    """Weight decay of matrices; biases, norms and scalar gates have none."""
+    """Weight decay of matrices; biases, norms and scalar gates are not decayed."""
     optimizer: OptimizerKind = "adamw"
     """Update rule: AdamW, or SGD with momentum 0.9."""
     schedule: ScheduleKind = "cosine"
@@ -37,21 +37,21 @@ class RunConfig:
     accumulate: int = 1
     """Batches whose gradients are averaged into one optimizer step."""
     seed: int = 0
-    """Seed of everything random: initial weights, data order, augmentation, dropout."""
+    """Seed of all randomness: initial weights, data order, augmentation, dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto = CUDA if there is a device."""
+    """Device to compute on; auto = CUDA if available."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"] = "auto"
     """Number format; auto = mixed on CUDA, 32-true on the CPU."""
     resume: bool = False
-    """Continue the run in --output exactly where its last checkpoint was."""
+    """Continue the run in --output exactly from its last checkpoint."""
     workers: int | None = None
-    """Background processes that make batches; default: none on the CPU, up to 8 for CUDA."""
+    """Worker processes that load batches; default: none on the CPU, up to 8 for CUDA."""
     log_every: int = 10
-    """Steps between two lines of log.jsonl."""
+    """Steps between lines of log.jsonl."""
     evaluate_every: int = 1
-    """Epochs between two evaluations; the last epoch always has one."""
+    """Epochs between evaluations; the last epoch is always evaluated."""
     checkpoint_every: int = 0
-    """Steps between two checkpoints; 0 = by time (every minute). Each evaluation writes one too."""
+    """Steps between checkpoints; 0 = by time (every minute). Each evaluation writes one too."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "log_every", "evaluate_every"):
@@ -71,21 +71,21 @@ class CachedRunConfig(RunConfig):
 
     cache: bool | Path = False
     """Store the output of the frozen early route for each training example on disk, in this folder or (true) in vlkit's
-    cache folder: from the second epoch on, and in later runs, nothing is decoded and no backbone runs."""
+    cache folder: from the second epoch on, and in later runs, nothing is decoded and the early route does not run."""
     cache_dtype: NumberFormat = "bf16"
-    """Number format of the cache; int8 has a scale for every 64 values."""
+    """Number format of the cache; int8 stores one scale per 64 values."""
 
     def refuse_cache(self, flag: str, what: str) -> None:
-        """Refuse a run that was asked to store taps although they change.
+        """Refuse ``--cache`` where the taps change from epoch to epoch.
 
         Args:
-            flag: what changes them, as the user gave it.
-            what: in words, what is different in each epoch.
+            flag: the flag that changes them, as the user wrote it.
+            what: a clause that says what is different in each epoch.
 
         Raises:
             UserError: ``--cache`` was given.
         """
         if self.cache:
             raise UserError(
-                f"--cache: with {flag} {what} in each epoch, so taps cannot be stored; leave one of the two out"
+                f"--cache: with {flag} {what} in each epoch, so taps cannot be stored; drop one of the two flags"
             )

@@ -14,10 +14,10 @@ def draw_curves(path: Path, lines: Sequence[Mapping[str, Any]], primary: str) ->
 
     Args:
         path: the PNG.
-        lines: of ``log.jsonl``; may be empty.
-        primary: a key of the lines that have ``split``.
+        lines: the lines of ``log.jsonl``; may be empty.
+        primary: name of the metric, a key of the lines that have ``split``.
     """
-    # Takes most of a second to import, and whoever serves a model draws no curves.
+    # Importing matplotlib takes most of a second, and serving a model draws no curves.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""One process or many: the Fabric of a run, and the few collectives that training and evaluation need."""
+"""Single and multi-process runs: the Fabric of a run, and the collectives that training and evaluation need."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vlkit.errors import UserError
 
 
 class _NothingToSkip:
-    """Fabric's switch for skipping gradient synchronisation, where backward synchronises nothing."""
+    """Fabric's switch for skipping gradient synchronisation; backward synchronises nothing here."""
 
     def no_backward_sync(self, module: nn.Module, enabled: bool = True) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
 
 class AveragingStrategy(DDPStrategy):
-    """Processes that share gradients once a step (:func:`average_gradients`) instead of during backward.
+    """Processes that average gradients once per step (:func:`average_gradients`) instead of during backward.
 
     Only the adapter trains, so one small all-reduce replaces the hooks of DistributedDataParallel. A step may then run
     any number of forwards and backwards, call any method of the model and leave parameters unused.
@@ -47,13 +47,13 @@ def make_fabric(device: str = "auto", precision: str = "auto", seed: int = 0) ->
         device: ``auto`` (CUDA if there is a device), ``cpu`` or ``cuda``.
         precision: a precision of Fabric, or ``auto``: mixed on CUDA (bfloat16 where the device has it, else float16
             with loss scaling), float32 on CPU.
-        seed: seed of the run; the same on every process.
+        seed: seed of the run, equal on all processes.
 
     Raises:
-        UserError: no such device here, or flags that contradict the launcher's.
+        UserError: the device is not available, or flags contradict the launcher.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no CUDA device here; use --device cpu (or auto)")
+        raise UserError("--device cuda: no CUDA device found; use --device cpu (or auto)")
     accelerator = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if precision == "auto":
         has_bfloat16 = accelerator == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -81,8 +81,8 @@ def _separate_restarts(accelerator: str, nodes: int) -> None:
     """Let processes that torchrun restarted (``--max-restarts``) find each other.
 
     torchrun keeps one store over all restarts unless ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`` is set, and the keys in
-    it do not tell attempts apart: new processes read the addresses of dead ones and cannot connect. On one node the
-    number of the attempt, the same for all of them, keeps the keys apart. Nodes count on their own.
+    it do not distinguish attempts: new processes read the addresses of dead ones and cannot connect. On one node, a
+    prefix with the attempt's number separates the keys. Across nodes this fails: each node counts its own attempts.
 
     Raises:
         UserError: several nodes, restarts and a shared store: the first restart would fail, after hours.
@@ -112,7 +112,7 @@ def make_equal(fabric: Fabric, tensors: list[Tensor]) -> None:
 
 
 def average_numbers(fabric: Fabric, numbers: dict[str, Any]) -> dict[str, float]:
-    """Mean over the processes of numbers or scalar tensors; the keys must be the same everywhere."""
+    """Means of numbers or scalar tensors over the processes; all processes must pass the same keys."""
     packed = torch.stack([torch.as_tensor(n, device=fabric.device).detach().double() for n in numbers.values()])
     if fabric.world_size > 1:
         torch.distributed.all_reduce(packed)
@@ -123,8 +123,8 @@ def average_numbers(fabric: Fabric, numbers: dict[str, Any]) -> dict[str, float]
 def average_gradients(fabric: Fabric, parameters: list[nn.Parameter], buffers: list[Tensor]) -> None:
     """Replace gradients (and floating point ``buffers``) by their mean over the processes, in place.
 
-    A parameter that no process used keeps no gradient, as with one process; one that some used counts as zero
-    elsewhere.
+    A parameter that no process used keeps no gradient, as with one process. If only some processes used it, its
+    gradient counts as zero on the others.
     """
     if fabric.world_size == 1 or not parameters:
         return
@@ -136,12 +136,12 @@ def average_gradients(fabric: Fabric, parameters: list[nn.Parameter], buffers: l
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             shared.append(parameter.grad)
-    for dtype in dict.fromkeys(tensor.dtype for tensor in shared):  # no set: every process needs the same order
+    for dtype in dict.fromkeys(tensor.dtype for tensor in shared):  # not a set: every process needs the same order
         _average_flat([tensor for tensor in shared if tensor.dtype == dtype], fabric.world_size)
 
 
 def _average_flat(tensors: list[Tensor], world: int) -> None:
-    """Average tensors of one dtype with one collective."""
+    """Average tensors of one dtype in a single collective."""
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     torch.distributed.all_reduce(flat)
     flat /= world
@@ -155,13 +155,13 @@ def my_share(fabric: Fabric, count: int) -> range:
 
 
 def gather_shares(fabric: Fabric, rows: Tensor, count: int) -> Tensor:
-    """Bring the rows of every process's :func:`my_share` together, in the order of the indices, none twice.
+    """Gather the rows of every process's :func:`my_share`, in the order of the indices, without duplicates.
 
     Args:
         fabric: the run's Fabric.
-        rows: [len(my_share), ...], result i for index ``my_share[i]``; at least the trailing sizes must agree between
+        rows: [len(my_share), ...], result i for index ``my_share[i]``; the trailing sizes must agree between
             processes.
-        count: number of indices in all.
+        count: total number of indices.
 
     Returns:
         [count, ...] on every process.
@@ -171,12 +171,12 @@ def gather_shares(fabric: Fabric, rows: Tensor, count: int) -> Tensor:
     longest = -(-count // fabric.world_size)
     padded = rows.new_zeros((longest, *rows.shape[1:]))
     padded[: len(rows)] = rows
-    everywhere = cast(Tensor, fabric.all_gather(padded))  # [W, longest, ...]; index i lies at [i % W, i // W]
+    everywhere = cast(Tensor, fabric.all_gather(padded))  # [W, longest, ...]; index i is at [i % W, i // W]
     return everywhere.transpose(0, 1).flatten(0, 1)[:count]
 
 
 def gather_objects(fabric: Fabric, value: Any) -> list[Any]:
-    """Every process's ``value`` (anything that can be pickled), in the order of their ranks, on every process."""
+    """The ``value`` of every process (any picklable object) in rank order, on every process."""
     if fabric.world_size == 1:
         return [value]
     everywhere: list[Any] = [None] * fabric.world_size

@@ -1,4 +1,4 @@
-"""The training loop. It does not know which task it runs: a script hands it a model, batches and a loss."""
+"""The training loop. It is independent of the task: a script passes it a model, batches and a loss."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ def fit(
     primary: str,
     identity: Mapping[str, Any] | None = None,
 ) -> FitResult:
-    """Train what requires a gradient, and leave the weights of the best evaluation in ``model``.
+    """Train the parameters that require a gradient; afterwards ``model`` holds the weights of the best evaluation.
 
-    The run goes on from the checkpoint in its folder, if there is one, and then takes the very steps it would have
-    taken uninterrupted. Ctrl-C and SIGTERM let the step finish and write a checkpoint first.
+    If the folder has a checkpoint, the run continues from it, with exactly the steps of an uninterrupted run. Ctrl-C
+    and SIGTERM let the current step finish and write a checkpoint first.
 
     Args:
         run: config, device and folder.
         model: as returned by ``fabric.setup_module``, on the device.
         loader: the training batches.
         loss_of: see :data:`vlkit.engine.run.LossOf`; gradients are averaged over batches and processes.
-        evaluate: -> metrics, the larger the better. Called without gradient, with the model in eval mode, on every
+        evaluate: returns metrics, larger is better. Called without gradient, with the model in eval mode, on every
             process; the numbers of process 0 count. None: the last weights are the best.
-        primary: name of the metric that decides.
-        identity: whatever else must stay the same when the run goes on, as JSON values (fingerprint of the base, digest
-            of the data).
+        primary: name of the metric that chooses the best weights.
+        identity: further JSON values that must not change when the run continues (fingerprint of the base, digest of
+            the data).
 
     Raises:
-        UserError: the loss or the gradient is not finite, or the checkpoint belongs to a run of another kind.
+        UserError: the loss or the gradient is not finite, or the checkpoint belongs to a different run.
         KeyboardInterrupt, SystemExit: after Ctrl-C and SIGTERM, with the checkpoint written.
     """
     training = Training(run, model, loader, primary)
@@ -63,7 +63,7 @@ def fit(
             while True:
                 if training.must_stop(stop):
                     training.save()
-                    log.info("stopped after step %d of %d; go on with --resume", state.step, training.steps)
+                    log.info("stopped after step %d of %d; continue with --resume", state.step, training.steps)
                     stop.leave()
                 if training.evaluation_due():
                     with training.evaluation(stop):
@@ -89,7 +89,7 @@ def take_step(training: Training, batches: Iterator[Any], loss_of: LossOf, stop:
     places = training.places(state.step)
     for place in places:
         batch = run.fabric.to_device(next(batches))
-        seed_batch(run.config.seed, place, run.fabric.global_rank)  # of dropout: a function of the place alone
+        seed_batch(run.config.seed, place, run.fabric.global_rank)  # dropout depends on the place alone
         loss = named_losses(loss_of(training.model, batch, place / len(training.loader)))
         run.fabric.backward(loss["loss"])
         losses.append(loss)
@@ -98,7 +98,7 @@ def take_step(training: Training, batches: Iterator[Any], loss_of: LossOf, stop:
     norm = run.fabric.clip_gradients(
         training.core, optimizer, max_norm=run.config.clip or math.inf, error_if_nonfinite=False
     )
-    # The one place of a step that waits for the device. Processes stop together, so they tell each other here.
+    # The only place in a step that waits for the device. Processes must stop together, so they agree here.
     numbers = {**mean_losses(losses), "gradient_norm": norm, "stop": float(bool(stop.signal))}
     numbers = average_numbers(run.fabric, numbers)
     training.asked_to_stop = numbers.pop("stop") > 0
@@ -116,11 +116,11 @@ def check_finite(training: Training, numbers: Mapping[str, float]) -> None:
     Raises:
         UserError: the loss or the gradient is infinite or not a number.
     """
-    # With float16 a gradient that overflows is part of the plan: the loss scaler skips the step.
+    # With float16 a gradient may overflow: the loss scaler then skips the step.
     watched = ("loss",) if training.loss_is_scaled else ("loss", "gradient_norm")
     bad = [f"{name} is {numbers[name]}" for name in watched if not math.isfinite(numbers[name])]
     if bad:
         config = training.run.config
         what = f"step {training.state.step + 1}: {', '.join(bad)}"
-        fix = f"start anew with a lower --lr (now {config.lr:g}) or --clip (now {config.clip:g})"
-        raise UserError(f"{what}; the step was not applied and the weights before it are kept; {fix}")
+        fix = f"start again with a lower --lr (now {config.lr:g}) or --clip (now {config.clip:g})"
+        raise UserError(f"{what}; the step was not applied, the weights are those before it; {fix}")

@@ -1,4 +1,4 @@
-"""Adapter folders come from other people and other disks: what their files say is checked before it is built."""
+"""Adapter folders may come from anyone, or be damaged: their configs are checked before a model is built from them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vlkit.errors import UserError
 
 LARGEST_SIDE, MOST_FRAMES = 4096, 10_000
-"""Pixels of an image's side, and frames of a video, that an adapter may ask for."""
+"""Largest image side in pixels, and most frames per video, that an adapter may ask for."""
 SPARE = 2**24
-"""Tensor elements that building a small model may take on top of a multiple of what it holds: 64 MiB."""
+"""Tensor elements (64 MiB) that building a model may allocate beyond a multiple of the elements in its weights."""
 
 
 def config_problem(config: Mapping[str, Any]) -> str | None:
-    """The first field of ``adapter_config.json`` that is missing or of another type; None if there is none."""
+    """The first field of ``adapter_config.json`` that is missing or has the wrong type; None if all are right."""
     base, adapters, preprocess = (cast(Any, config.get(key)) for key in ("base", "adapters", "preprocess"))
     for key in ("base", "adapters"):
         section = config.get(key)
@@ -47,15 +47,15 @@ def config_problem(config: Mapping[str, Any]) -> str | None:
 
 @contextlib.contextmanager
 def built_for(tensors: Mapping[str, Tensor], folder: str | Path, *frozen: nn.Module) -> Iterator[None]:
-    """Within it a model is built from an adapter's config: what does not fit is told in one line and takes no memory.
+    """Build a model from an adapter's config within this block: wrong options raise one line and allocate no memory.
 
     Args:
-        tensors: what was trained. The model has these, so it cannot be much larger than they and the base are.
+        tensors: the trained tensors. The model cannot be much larger than these and the base.
         folder: the adapter's folder, for messages.
         frozen: the towers of the base.
 
     Raises:
-        UserError: the options make no sense, or ask for a model far larger than the weights beside them.
+        UserError: the options are invalid, or describe a model far larger than the saved weights.
     """
     held = sum(tensor.numel() for tensor in tensors.values())
     held += sum(parameter.numel() for module in frozen for parameter in module.parameters())
@@ -66,8 +66,8 @@ def built_for(tensors: Mapping[str, Tensor], folder: str | Path, *frozen: nn.Mod
     except UserError:
         raise
     except _TooLarge:
-        raise UserError(f"{file}: describes a far larger model than the weights beside it; copy both files") from None
-    except Exception as error:  # options of any type reach any line of the code that builds
+        raise UserError(f"{file}: describes a model far larger than its weights; copy both files") from None
+    except Exception as error:  # options of any type can raise any error while the model is built
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise UserError(f"{file}: its options do not fit ({reason}); copy both files, or update vlkit") from error
 
@@ -77,11 +77,11 @@ def _count_or_none(value: Any, most: int) -> bool:
 
 
 class _TooLarge(Exception):
-    """More elements were asked for than allowed."""
+    """More elements were requested than allowed."""
 
 
 class _Limit(TorchDispatchMode):
-    """Counts the elements of new tensors, and stops before the one that would be too many."""
+    """Counts the elements of new tensors, and raises before the limit is passed."""
 
     FACTORIES = ("empty", "zeros", "ones", "full", "rand", "randn", "arange", "eye", "empty_strided", "linspace")
 

@@ -1,4 +1,4 @@
-"""Devices, and two habits that make CPU training about twice as fast."""
+"""Devices, and two settings that make CPU training about twice as fast."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's mallopt numbe
 def keep_freed_memory() -> bool:
     """Tell glibc to keep freed blocks for the next step instead of giving their pages back to the kernel.
 
-    A training step allocates the same large blocks again and again; by default each comes as fresh pages that the
-    kernel first fills with zeros, which costs more time than small models compute. Returns False where there is no
-    glibc (nothing changes).
+    Every training step allocates the same large blocks. By default the kernel hands out new pages and fills them with
+    zeros, which takes longer than a small model computes. Returns False without glibc, where nothing changes.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -29,10 +28,10 @@ def keep_freed_memory() -> bool:
 
 
 def machine(device: torch.device) -> str:
-    """A device in words, to stand beside figures that were measured on it."""
+    """Description of a device, shown beside numbers that were measured on it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    about = Path("/proc/cpuinfo")  # Linux; elsewhere Python knows the name at best
+    about = Path("/proc/cpuinfo")  # Linux only; elsewhere Python may know the name
     lines = about.read_text(encoding="utf-8").splitlines() if about.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = next(iter(names), platform.processor() or platform.machine())
@@ -40,5 +39,5 @@ def machine(device: torch.device) -> str:
 
 
 def attention_for(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Attention kernel for training many short sequences: on CPU plain matrix products beat the fused backward."""
+    """Attention kernel for training on many short sequences: on the CPU, plain matrix products beat the fused one."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()

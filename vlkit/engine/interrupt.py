@@ -1,4 +1,4 @@
-"""Stopping a run in good order: the first Ctrl-C or SIGTERM is remembered, the second acts at once."""
+"""Graceful stop of a run: the first Ctrl-C or SIGTERM is recorded, the second acts at once."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import NoReturn
 
 
 class StopRequest:
-    """Whether somebody asked this process to stop.
+    """Whether this process was asked to stop.
 
     Attributes:
-        signal: the signal that asked, SIGINT or SIGTERM; 0 if none did.
+        signal: the signal received, SIGINT or SIGTERM; 0 if none.
     """
 
-    # A launcher passes the terminal's Ctrl-C on to processes that already got it; so soon after, it is the same one.
+    # A launcher forwards Ctrl-C to processes that already received it; a second signal this soon is the same one.
     ECHO_SECONDS = 1.0
 
     def __init__(self, launched: bool = False) -> None:
@@ -30,7 +30,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Handle both signals until the block ends. Outside the main thread, where Python forbids it, do nothing."""
+        """Handle both signals until the block ends. Does nothing outside the main thread, as Python requires."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -43,7 +43,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within the block the first signal, or one that came before, raises: for work that changes no state."""
+        """Within the block the first signal (or an earlier one) raises at once: for work that changes no state."""
         self._at_once = True
         try:
             if self.signal:
@@ -53,7 +53,7 @@ class StopRequest:
             self._at_once = False
 
     def leave(self) -> NoReturn:
-        """Raise what the signal means: KeyboardInterrupt, or SystemExit(143) for SIGTERM."""
+        """Raise the exception of the signal: KeyboardInterrupt, or SystemExit(143) for SIGTERM."""
         if self.signal == signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)
         raise KeyboardInterrupt

@@ -1,7 +1,7 @@
-"""Training batches whose order and randomness are pure functions of the seed and the place in the run.
+"""Training batches whose order and randomness are pure functions of the seed and the position in the run.
 
-Nothing here has a state to save: to resume at batch p is to ask for the batches from p on. The number of workers, the
-time of a kill and what ran in between change no number.
+Nothing here has state to save: resuming at batch p means asking for the batches from p on. The number of workers, the
+time of an interruption and anything run in between change no result.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from vlkit.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# What a stream of random numbers is for; keeps the streams of one seed apart.
+# Purposes of random streams; they make the streams of one seed independent.
 _ORDER, _SAMPLE, _BATCH, _BUCKET = 0, 1, 2, 3
 
 Lengths = Sequence[int] | Callable[[int, random.Random], int]
-"""Length of each example; or, where it is drawn anew in each epoch, of an example (its index, and a generator that
-draws what the module ``random`` will draw first when the example is made)."""
-# Batches that examples of similar length are looked for in. More save more padding, but leave less to chance: with 16
-# the negatives of contrastive training were alike enough to cost accuracy, with 4 it stayed.
+"""Length of each example. Or, if an example is drawn anew in each epoch, a function of its index and a generator whose
+first draw equals the first draw of the module ``random`` when the example is made."""
+# Batches per window that is sorted by length. A larger window saves more padding but makes batches less random: with 16
+# the negatives of contrastive training became similar enough to cost accuracy, with 4 they did not.
 WINDOW = 4
 
 
@@ -45,7 +45,7 @@ class Examples(Protocol):
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The generator of example ``index`` in ``epoch``: the same whatever was drawn before, in whichever process."""
+    """The generator of example ``index`` in ``epoch``: independent of earlier draws and of the process."""
     return np.random.default_rng([_SAMPLE, seed, epoch, index])
 
 
@@ -57,33 +57,33 @@ def seed_batch(seed: int, batch: int, rank: int) -> None:
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
-    """A permutation of ``range(count)``, another one in each epoch."""
+    """A permutation of ``range(count)``, different in each epoch."""
     return np.random.default_rng([_ORDER, seed, epoch]).permutation(count).tolist()
 
 
 def sample_draw(seed: int, epoch: int, index: int) -> random.Random:
-    """A generator in the state of the module ``random`` when example ``index`` is made in ``epoch``."""
+    """A generator in the state that the module ``random`` has when example ``index`` is made in ``epoch``."""
     return random.Random(_three_seeds(sample_rng(seed, epoch, index))[0])
 
 
 def bucketed(order: list[int], lengths: Sequence[int], batch_size: int, generator: np.random.Generator) -> list[int]:
     """Rearrange a shuffled epoch so that each batch holds examples of similar length.
 
-    The order is cut into windows of :data:`WINDOW` batches, each window is sorted by length and cut into batches, and
-    the batches are shuffled. An example still meets others by chance, but only those of about its own length.
+    The order is split into windows of :data:`WINDOW` batches, each window is sorted by length and split into batches,
+    and the batches are shuffled. Batches stay random, but only among examples of similar length.
 
     Args:
         order: indices, a multiple of ``batch_size``.
-        lengths: of the examples in ``order``, in that order.
-        batch_size: examples a batch.
+        lengths: length of each example in ``order``, in that order.
+        batch_size: examples per batch.
         generator: shuffles the batches.
 
     Returns:
-        The same indices; those of batch p at ``[p * batch_size : (p + 1) * batch_size]``, short to long.
+        The same indices; those of batch p are at ``[p * batch_size : (p + 1) * batch_size]``, short to long.
     """
     indices, sizes, window = np.asarray(order), np.asarray(lengths), WINDOW * batch_size
     parts = [slice(start, start + window) for start in range(0, len(order), window)]
-    # Stable: among equal lengths the shuffled order stays.
+    # A stable sort keeps the shuffled order among equal lengths.
     in_windows = [indices[part][np.argsort(sizes[part], kind="stable")] for part in parts]
     batches = np.concatenate(in_windows).reshape(-1, batch_size)
     return batches[generator.permutation(len(batches))].reshape(-1).tolist()
@@ -94,7 +94,7 @@ def _three_seeds(generator: np.random.Generator) -> list[int]:
 
 
 def _seed_global(generator: np.random.Generator) -> None:
-    # The generator of torch is addressed directly: torch.manual_seed would reach for CUDA in a forked worker.
+    # Seeds torch's CPU generator directly: torch.manual_seed would initialise CUDA in a forked worker.
     a, b, c = _three_seeds(generator)
     random.seed(a)
     np.random.seed(b)
@@ -116,23 +116,22 @@ class _SeededExamples:
 class EpochLoader:
     """Shuffled batches of ``dataset``, split evenly between processes.
 
-    Every process walks the same global order; of each global batch it makes its own, contiguous part, so that parts
-    gathered in rank order are the batch one process would have made. Examples left over at the end of an epoch are
-    left out (others in each epoch), never repeated; a dataset smaller than one batch is one smaller batch.
+    Every process follows the same global order and makes its own contiguous part of each global batch, so the parts in
+    rank order form the batch that a single process would make. Examples left over at the end of an epoch are dropped
+    (different ones in each epoch), never repeated; a dataset smaller than one batch becomes one smaller batch.
 
     Args:
         dataset: the examples.
         batch_size: global batch size, all processes together.
         seed: seed of the run.
         rank, world: this process and the number of processes.
-        workers: processes that make examples in the background; 0 = none. Changes no number.
+        workers: background processes that make examples; 0 = none. Does not change results.
         collate: list of examples -> batch; None = torch's default.
-        pin_memory: page-locked batches, for CUDA.
-        lengths: of the examples; given, batches hold examples of similar length (:func:`bucketed`), so that padding to
-            the longest of a batch wastes little. In contrastive training the examples of a batch are each other's
-            negatives, which then are as long as the positive: length tells them apart no more, so they are a little
-            harder, and pairs of very different length are never compared. The order within an epoch changes, what an
-            epoch holds does not.
+        pin_memory: put batches into page-locked memory, for CUDA.
+        lengths: length of each example. If given, each batch holds examples of similar length (:func:`bucketed`), which
+            reduces padding. In contrastive training the negatives are then about as long as the positive, which makes
+            them slightly harder, and pairs of very different length are never compared. Only the order within an epoch
+            changes, not its content.
 
     Raises:
         UserError: fewer examples than processes, or a batch size that does not divide by their number.
@@ -162,11 +161,11 @@ class EpochLoader:
         self._options = {"num_workers": workers, "collate_fn": collate, "pin_memory": pin_memory}
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
         return self.count // self.batch_size
 
     def order(self, epoch: int) -> list[int]:
-        """The examples of an epoch, batch after batch: a pure function of the seed and the epoch."""
+        """The examples of an epoch in batch order: a pure function of the seed and the epoch."""
         order = epoch_order(self.count, self.seed, epoch)[: len(self) * self.batch_size]
         if self.lengths is None:
             return order
@@ -188,7 +187,7 @@ class EpochLoader:
             yield [(epoch, index) for index in order[first : first + part]]
 
     def batches(self, start: int, stop: int) -> Iterator[Any]:
-        """Yield batches ``start .. stop - 1``, counted over all epochs; what lies before ``start`` costs nothing."""
+        """Yield batches ``start .. stop - 1``, counted over all epochs; batches before ``start`` cost nothing."""
         # Workers see one long list of batches, so they keep running across the ends of epochs.
         loader = DataLoader(
             self._examples,  # type: ignore[arg-type]
@@ -199,7 +198,7 @@ class EpochLoader:
         try:
             yield from loader
         except UserError as error:
-            # A worker wraps the message in its traceback; the user's line is what follows the exception's name.
+            # A worker wraps the message in its traceback; the user's line follows the exception's name.
             raise UserError(re.split(r"^vlkit\.[\w.]+Error: ", str(error).rstrip(), flags=re.M)[-1]) from None
 
 
@@ -226,13 +225,13 @@ def make_loader(
         lengths=lengths,
     )
     left_out = loader.count - len(loader) * loader.batch_size
-    note = f", {left_out} left out in each epoch (others each time)" if left_out else ""
+    note = f", {left_out} left out in each epoch (different ones each time)" if left_out else ""
     log.info("%d examples, %d batches of %d per epoch%s", loader.count, len(loader), loader.batch_size, note)
     return loader
 
 
 def workers_for(config: RunConfig, fabric: Fabric) -> int:
-    """Background processes that make batches: as the config says, or what suits the device."""
+    """Number of worker processes: from the config, or a default that suits the device."""
     if config.workers is not None:
         return config.workers
     return min(8, os.cpu_count() or 1) if fabric.device.type == "cuda" else 0
@@ -241,7 +240,7 @@ def workers_for(config: RunConfig, fabric: Fabric) -> int:
 def _obey_parent_only(worker: int) -> None:
     """Let the main process decide when to stop: Ctrl-C and a scheduler's SIGTERM reach the workers as well.
 
-    The parent's own SIGTERM must still end the worker, or the parent would wait for it for ever when it exits.
+    The parent's own SIGTERM must still end the worker, or the parent would wait for the worker forever at exit.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

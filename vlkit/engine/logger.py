@@ -1,4 +1,4 @@
-"""What a tracker (TensorBoard, a web service, a test) implements to follow a run beside its own ``log.jsonl``."""
+"""The interface of a tracker (TensorBoard, a web service, a test) that follows a run in addition to ``log.jsonl``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any, Protocol
 
 
 class Logger(Protocol):
-    """Two methods; both are called in process 0 alone. See :meth:`vlkit.engine.run.Run.open`."""
+    """Two methods, called only in process 0. See :meth:`vlkit.engine.run.Run.open`."""
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """Take one line of the log: ``step``, ``epoch`` and numbers; an evaluation has ``split`` too."""
+        """Receive one line of the log: ``step``, ``epoch`` and numbers; an evaluation also has ``split``."""
         ...
 
     def finish(self, report: Mapping[str, Any]) -> None:
-        """Take the final numbers, as ``metrics.json`` holds them. Nothing follows."""
+        """Receive the final numbers, as in ``metrics.json``. This is the last call."""
         ...

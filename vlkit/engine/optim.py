@@ -23,7 +23,7 @@ def make_optimizer(
     return _OPTIMIZERS[kind]([group for group in groups if group["params"]], lr)
 
 
-# Fused: each weight is passed over once, not five times, and no temporary tensors of its size are made.
+# Fused: reads each weight once instead of five times, without temporary tensors of its size.
 _OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], float], torch.optim.Optimizer]] = {
     "adamw": lambda groups, lr: torch.optim.AdamW(groups, lr=lr, fused=True),
     "sgd": lambda groups, lr: torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=True),
@@ -37,13 +37,13 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def lr_factor(kind: ScheduleKind, step: int, steps: int, warmup: int) -> float:
-    """Factor on the peak learning rate in ``step`` (0-based): a linear rise over ``warmup`` steps, then ``kind``."""
+    """Factor on the peak learning rate in ``step`` (0-based): linear warm-up over ``warmup`` steps, then ``kind``."""
     if step < warmup:
         return (step + 1) / warmup
     return _SCHEDULES[kind](step - warmup, max(1, steps - warmup))
 
 
-# Steps done since the warm-up, and how many there are -> factor.
+# (steps since the warm-up, total steps after it) -> factor.
 _SCHEDULES: dict[str, Callable[[int, int], float]] = {
     "cosine": lambda done, steps: 0.5 * (1 + math.cos(math.pi * done / steps)),
     "linear": lambda done, steps: 1 - done / steps,

@@ -1,4 +1,4 @@
-"""What a method wants to see of the training data before the first step (LST's Fisher start)."""
+"""Training examples shown to a method before the first step (LST's Fisher initialisation)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from vlkit.engine.run import Forward, LossOf, Run
 log = logging.getLogger(__name__)
 
 Apart = Callable[[LossOf, Forward, Any], Iterable[Tensor]]
-"""The loss of a script, the model's forward and a batch -> a loss for each example of the batch."""
+"""(a script's loss, the model's forward, a batch) -> one loss per example of the batch."""
 
 
 def whole(loss_of: LossOf, forward: Forward, batch: Any) -> list[Tensor]:
-    """The loss of a batch that is one example."""
+    """The loss of a batch with a single example."""
     loss = loss_of(forward, batch, 0.0)
     return [loss["loss"] if isinstance(loss, Mapping) else loss]
 
@@ -40,20 +40,20 @@ def prepare(
     batch_size: int = 1,
     apart: Apart = whole,
 ) -> None:
-    """Show the first training examples to a method that asks for them, unless a checkpoint holds what came of it.
+    """Show the first training examples to a method that asks for them, unless a checkpoint already holds the result.
 
-    The examples are a function of the seed alone, and every process takes the same ones. Gradients are those of the
-    weights' own number format: autocast is off.
+    The examples depend on the seed alone and are the same on every process. Autocast is off, so gradients have the
+    weights' own number format.
 
     Args:
         run: the run.
         adapter: the method's options; ``examples_wanted`` says how many examples to show to ``prepare``.
-        model: on its device, not wrapped by Fabric.
-        examples: -> training examples themselves, not their cached taps.
+        model: the model on its device, not wrapped by Fabric.
+        examples: returns the training examples themselves, not their cached taps.
         collate: examples -> batch.
-        loss_of: of the script.
-        batch_size: examples that ``apart`` sees at once.
-        apart: takes the loss of a batch apart into those of its examples; default: the batch is one example.
+        loss_of: the script's loss.
+        batch_size: examples per call of ``apart``.
+        apart: splits the loss of a batch into one loss per example; default: a batch is one example.
     """
     wanted = adapter.examples_wanted
     if not wanted or (run.folder.checkpoint / STATE_FILE).exists():
@@ -78,7 +78,7 @@ def prepare(
 
 
 def _in_format_of_weights(run: Run, model: nn.Module) -> Forward:
-    """What Fabric's wrapper does around a forward, but for autocast, whose small gradients float16 would lose."""
+    """The forward as Fabric's wrapper runs it, but without autocast, since float16 would lose small gradients."""
 
     def forward(*inputs: Any, **options: Any) -> Any:
         cast = [in_weights_format(model, x) for x in inputs]

@@ -1,4 +1,4 @@
-"""What a running script shows: a progress bar with loss, speed and memory."""
+"""The progress bar of a running script: loss, speed and memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Bytes: allocator peak since the last reset on CUDA, else the peak resident size of this process."""
+    """Peak memory in bytes: allocator peak since the last reset on CUDA, else peak resident size of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -24,12 +24,12 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 class ProgressBar:
-    """Step, loss, speed and memory on stderr: a bar on a terminal, now and then a line in a file.
+    """Step, loss, speed and memory on stderr: a bar on a terminal, an occasional line in a file.
 
     Args:
-        steps: how many there are.
-        shown: False: say nothing.
-        label: what is going on, in a word.
+        steps: total number of steps.
+        shown: False = print nothing.
+        label: short name of the work.
     """
 
     LINE_SECONDS = 30.0
@@ -40,7 +40,7 @@ class ProgressBar:
         self._line_at = time.monotonic()
         self._steps = steps
         columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
-        # No refresh thread: a forked worker would inherit its locks.
+        # Without a refresh thread: a forked worker would inherit its locks.
         self._progress = Progress(
             *columns,
             TimeRemainingColumn(),
@@ -68,11 +68,11 @@ class ProgressBar:
         self._progress.start()
 
     def advance(self, step: int, loss: float, speed: float, memory: int) -> None:
-        """Show where the run is."""
+        """Show the run's progress."""
         self.show(step, f"loss {loss:.4f}  {speed:.1f} examples/s  {memory / 2**20:.0f} MiB")
 
     def show(self, step: int, text: str) -> None:
-        """Show that ``step`` steps are done, and a text beside the bar."""
+        """Show that ``step`` steps are done, with a text beside the bar."""
         self._progress.update(self._task, completed=step, text=text)
         if time.monotonic() - self._shown_at > 0.2:
             self._progress.refresh()

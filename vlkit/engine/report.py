@@ -1,4 +1,4 @@
-"""What a finished run reports: ``metrics.json``, the model card, and a table on the terminal."""
+"""The report of a finished run: ``metrics.json``, the model card, and a table on the terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vlkit.memory import StepMemory
 
 @dataclass
 class Report:
-    """What a run reports: the keys of ``metrics.json``.
+    """The numbers of a run: the keys of ``metrics.json``.
 
     Attributes:
         task: name of the task.
@@ -36,8 +36,8 @@ class Report:
         examples_per_second: training speed.
         seed: seed of the run.
         step_time_over_forward: time of a training step over that of the same forward without gradient.
-        versions: of vlkit and what it stands on; filled in if left out.
-        more: further keys of a task.
+        versions: versions of vlkit and its main dependencies; filled in if omitted.
+        more: further keys that a task adds.
     """
 
     task: str
@@ -65,7 +65,7 @@ class Report:
 
 
 def versions() -> dict[str, str]:
-    """Versions of vlkit, torch, open_clip, transformers and python; ``"absent"`` for what is not installed."""
+    """Versions of vlkit, torch, open_clip, transformers and python; ``"absent"`` if not installed."""
     packages = {"vlkit": "vlkit", "torch": "torch", "open_clip": "open_clip_torch", "transformers": "transformers"}
     found = {}
     for name, package in packages.items():
@@ -113,7 +113,7 @@ def model_card(report: Report, data: Mapping[str, Any]) -> str:
         [
             f"# {report.task}: {kind} adapter",
             "",
-            "Trained with vlkit. Only the adapter is here; it needs the base named below.",
+            "Trained with vlkit. This folder holds only the adapter; it needs the base named below.",
             "",
             *(f"- {name}: {text}" for name, text in facts.items()),
             "",
@@ -149,12 +149,12 @@ def _inline(value: Any) -> str:
 
 
 def costs(result: FitResult, step: StepMemory, device: torch.device) -> dict[str, Any]:
-    """Memory and time as :class:`Report` has them: those of the run, and those of one step."""
+    """Memory and time for :class:`Report`: those of the run, and those of one step."""
     return {
         "trainable_parameters": step.trainable_parameters,
         "total_parameters": step.total_parameters,
         "saved_activation_bytes": step.saved_bytes,
-        # On the CPU the process's resident size would mostly tell the size of the libraries.
+        # On the CPU the resident size of the process would mostly measure its libraries.
         "peak_memory_bytes": result.peak_memory_bytes if device.type == "cuda" else step.total_bytes,
         "train_seconds": result.train_seconds,
         "examples_per_second": result.examples_per_second,
@@ -163,14 +163,14 @@ def costs(result: FitResult, step: StepMemory, device: torch.device) -> dict[str
 
 
 def print_report(report: Report, folder: Path, columns: Mapping[str, str], before: str, note: str = "") -> None:
-    """Print the numbers of a run and where the adapter lies.
+    """Print the numbers of a run and the path of the adapter.
 
     Args:
         report: the numbers.
-        folder: of the run.
-        columns: heading -> metric; a metric that one of the rows lacks is left blank there.
-        before: name of the first row, what ``report.before`` is.
-        note: behind the title of the table.
+        folder: the run folder.
+        columns: heading -> metric; a cell is blank where a row lacks the metric.
+        before: name of the first row, which shows ``report.before``.
+        note: text after the title of the table.
     """
     title = f"{report.split} split, percent" + (f", {note}" if note else "")
     table = Table("", *columns, title=title)

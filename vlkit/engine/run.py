@@ -23,21 +23,21 @@ from vlkit.memory import StepMemory, measure_step
 
 Forward = Callable[..., Any]
 LossOf = Callable[[Forward, Any, float], "Tensor | Mapping[str, Tensor]"]
-"""The loss of a script: (the model's forward, a batch on the device, epochs done so far, a fraction) -> a scalar, or
-named scalars, among them ``loss``, which training minimises. What a run measures or prepares calls it with other
-forwards, so it runs the model through ``forward`` alone."""
+"""A script's loss: (the model's forward, a batch on the device, epochs done so far as a fraction) -> a scalar, or named
+scalars, of which training minimises ``loss``. It must call the model only through ``forward``: measurements and
+preparation pass other forwards."""
 
 
 @dataclass
 class Run:
-    """A run that is open; see :meth:`open`.
+    """An open run; see :meth:`open`.
 
     Attributes:
         config: the flags.
         task: name of the task.
         fabric: device, precision and processes.
         folder: the run folder.
-        loggers: trackers that follow the run beside its own log.
+        loggers: trackers that follow the run in addition to its own log.
     """
 
     config: RunConfig
@@ -48,10 +48,12 @@ class Run:
 
     @classmethod
     def open(cls, config: RunConfig, task: str, loggers: Sequence[Logger] = ()) -> Run:
-        """Set up device and processes, seed every generator, and open the run folder, new or (``--resume``) old.
+        """Set up device and processes, seed every generator, and open the run folder (with ``--resume``, an existing
+        one).
 
         Raises:
-            UserError: no such device; the folder holds a run already, or (``--resume``) one with another config.
+            UserError: the device is not available; the folder already holds a run, or with ``--resume`` a run with
+                another config.
         """
         fabric = make_fabric(config.device, config.precision, config.seed)
         folder = open_run(config, task, fabric)
@@ -59,7 +61,7 @@ class Run:
         return cls(config, task, fabric, folder, loggers)
 
     def log(self, **values: Any) -> None:
-        """Add a line to ``log.jsonl``, and hand it to the trackers."""
+        """Add a line to ``log.jsonl``, and pass it to the trackers."""
         self.folder.log(**values)
         if self.fabric.is_global_zero:
             for logger in self.loggers:
@@ -83,12 +85,12 @@ class Run:
         """Save the adapter, write ``metrics.json`` and the model card, and print the numbers of the run.
 
         Args:
-            result: of ``fit``.
-            model: holds the best weights.
-            adapter_config: for ``adapter_config.json``; its ``metrics`` are those of the adapted model.
-            split: what ``before`` and the metrics were measured on.
+            result: the result of ``fit``.
+            model: the model with the best weights.
+            adapter_config: content of ``adapter_config.json``; its ``metrics`` are those of the adapted model.
+            split: the split that ``before`` and the metrics were measured on.
             before: metrics without the adapter.
-            memory: of one step (:func:`step_memory`).
+            memory: memory of one step (:func:`step_memory`).
             data: what the adapter was trained on, for the model card.
             columns, first_row, note: see :func:`vlkit.engine.report.print_report`.
             more: further keys of ``metrics.json``.
@@ -114,7 +116,7 @@ class Run:
 
 
 def step_memory(run: Run, model: nn.Module, loader: EpochLoader, loss_of: LossOf) -> StepMemory:
-    """What one training step takes in memory and time, on the first batch. Weights and statistics are put back."""
+    """Memory and time of one training step, measured on the first batch. Weights and statistics are restored."""
     core = unwrap(model)
     batch = run.fabric.to_device(next(iter(loader.batches(0, 1))))
     before, training = copy_trained(core), core.training

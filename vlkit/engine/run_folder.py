@@ -1,4 +1,4 @@
-"""The run folder: which files a run has and where they lie. Only process 0 writes."""
+"""The run folder: the files of a run and their paths. Only process 0 writes."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from vlkit.files import write_json, write_text
 
 log = logging.getLogger(__name__)
 
-# Flags that may differ between a run and its continuation: they change no number.
+# Flags that may differ between a run and its continuation: they do not change results.
 FREE_FLAGS = frozenset({"output", "resume", "device", "workers", "log_every", "checkpoint_every"})
 
 
 class RunFolder:
-    """The files of one run. A folder opened by another process than number 0 writes nothing.
+    """The files of one run. Only process 0 writes to it.
 
     Attributes:
         path: the folder.
-        checkpoint: where the resume state lies.
+        checkpoint: path of the resume state.
     """
 
     def __init__(self, path: str | Path, writes: bool = True) -> None:
@@ -38,17 +38,17 @@ class RunFolder:
         self.checkpoint = self.path / "checkpoint"
 
     def log(self, **values: Any) -> None:
-        """Append one line to ``log.jsonl`` and hand it to the system at once."""
+        """Append one line to ``log.jsonl`` and flush it at once."""
         if self.writes:
             with open(self.path / "log.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(finite(values), allow_nan=False) + "\n")
 
     def read_log(self) -> list[dict[str, Any]]:
-        """The lines of ``log.jsonl``; one that a kill cut off is left out."""
+        """The lines of ``log.jsonl``; a line that was cut off by a kill is left out."""
         path = self.path / "log.jsonl"
         lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
         found = []
-        for line in lines[:-1]:  # what follows the last newline is empty or cut off
+        for line in lines[:-1]:  # the part after the last newline is empty or cut off
             try:
                 found.append(json.loads(line))
             except json.JSONDecodeError:
@@ -56,7 +56,7 @@ class RunFolder:
         return found
 
     def rewind_log(self, step: int, evaluated: int) -> None:
-        """Drop the lines of steps (evaluations) after those the checkpoint knows, so that none will be there twice."""
+        """Drop the lines of steps and evaluations after the checkpoint, so that none appears twice."""
         if self.writes:
             kept = [line for line in self.read_log() if line["step"] <= (evaluated if "split" in line else step)]
             write_text(self.path / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
@@ -71,7 +71,7 @@ class RunFolder:
 
         Args:
             report: the run's numbers.
-            data: what the adapter was trained on, for the card: ``name``, ``root``, counts per split, source.
+            data: the training data, for the card: ``name``, ``root``, counts per split, source.
         """
         if self.writes:
             write_json(self.path / "metrics.json", report.as_json())
@@ -79,7 +79,7 @@ class RunFolder:
 
 
 def open_run(config: Any, task: str, fabric: Any) -> RunFolder:
-    """Make the run folder, or find the one to go on with, and write ``config.yaml``.
+    """Create the run folder, or open the one to continue, and write ``config.yaml``.
 
     Args:
         config: the run's config; its ``output`` may be None (a new folder ``runs/<task>/<time>``).
@@ -88,18 +88,18 @@ def open_run(config: Any, task: str, fabric: Any) -> RunFolder:
 
     Raises:
         UserError: the folder holds a run and ``--resume`` was not given; ``--resume`` without ``--output``; or the run
-            there had another config, whose changed keys are named.
+            in the folder had another config (names the changed keys).
     """
     if config.resume and config.output is None:
-        raise UserError("--resume needs --output DIR, the run folder to go on with")
+        raise UserError("--resume needs --output DIR, the run folder to continue")
     path = Path(config.output or fabric.broadcast(_new_folder(task)))
     if path.exists() and not path.is_dir():
         raise UserError(f"--output {path}: is a file; give a folder")
     folder = RunFolder(path, writes=fabric.is_global_zero)
-    # A run that was refused before its first checkpoint left a config and nothing else.
+    # A run that was refused before its first checkpoint left only a config.
     holds_run = (path / "config.yaml").exists() and (folder.checkpoint / STATE_FILE).exists()
     if (holds_run or (path / CONFIG_FILE).exists()) and not config.resume:
-        raise UserError(f"--output {path}: already holds a run; add --resume to go on with it or choose another folder")
+        raise UserError(f"--output {path}: already holds a run; add --resume to continue it or choose another folder")
     if holds_run:
         changed = changed_keys((path / "config.yaml").read_text(encoding="utf-8"), to_yaml(config))
         if changed:
@@ -108,7 +108,7 @@ def open_run(config: Any, task: str, fabric: Any) -> RunFolder:
             )
     elif config.resume:
         log.warning("--resume: no run in %s yet; starting from the beginning", path)
-    # Every process has looked before the first one writes.
+    # All processes read the folder before process 0 writes.
     fabric.barrier()
     if folder.writes:
         remove_leftovers(folder.checkpoint)
@@ -118,14 +118,14 @@ def open_run(config: Any, task: str, fabric: Any) -> RunFolder:
 
 
 def _new_folder(task: str) -> str:
-    """``runs/<task>/<time>``, with a number behind it if two runs start in the same second."""
+    """``runs/<task>/<time>``, with a number appended if two runs start in the same second."""
     name = f"runs/{task}/{time.strftime('%Y%m%d-%H%M%S')}"
     candidates = (name if n == 1 else f"{name}-{n}" for n in itertools.count(1))
     return next(candidate for candidate in candidates if not Path(candidate).exists())
 
 
 def changed_keys(old: str, new: str) -> list[str]:
-    """Compare two configs in YAML: ``["lr was 0.1, now 0.2", …]`` for every key that changes the numbers."""
+    """Compare two configs in YAML: ``["lr was 0.1, now 0.2", …]`` for every key that changes results."""
     before, after = _flat(yaml.safe_load(old)), _flat(yaml.safe_load(new))
     return [
         f"{key} was {before.get(key, 'absent')}, now {after.get(key, 'absent')}"

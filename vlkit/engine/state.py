@@ -1,4 +1,4 @@
-"""Where a run stands, and what came of it."""
+"""The progress of a run, and its result."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class RunState:
-    """Every number that a run needs to go on, beside its tensors. A checkpoint holds it as JSON.
+    """All numbers that a run needs to continue, apart from its tensors. A checkpoint holds them as JSON.
 
     Attributes:
         step: optimizer steps done.
@@ -16,7 +16,7 @@ class RunState:
         peak_memory_bytes: largest peak so far (:func:`vlkit.engine.progress.peak_memory_bytes`).
         best_score: best value of the primary metric; None before the first finite one.
         best_step: step of that evaluation.
-        best_metrics: all its metrics.
+        best_metrics: all metrics of that evaluation.
     """
 
     step: int = 0
@@ -30,7 +30,7 @@ class RunState:
 
 @dataclass(frozen=True)
 class FitResult:
-    """What :func:`vlkit.engine.fit.fit` achieved.
+    """The result of :func:`vlkit.engine.fit.fit`.
 
     Attributes:
         metrics: the best evaluation (by the primary metric), whose weights the model holds; empty without evaluations.

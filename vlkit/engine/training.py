@@ -1,4 +1,4 @@
-"""The books of a training run: where it stands, what is due, the best weights, log and checkpoints.
+"""Bookkeeping of a training run: progress, schedule of evaluations, best weights, log and checkpoints.
 
 The loop and the step themselves are in :mod:`vlkit.engine.fit`.
 """
@@ -30,19 +30,19 @@ from vlkit.errors import UserError, some
 log = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 60.0  # longest time between two checkpoints
-CURVES_SECONDS = 20.0  # drawing takes half a second; not after each of many short epochs
+CURVES_SECONDS = 20.0  # drawing takes half a second: too long for every short epoch
 
 
 class Training:
-    """What :func:`vlkit.engine.fit.fit` keeps of a run while it trains.
+    """The state that :func:`vlkit.engine.fit.fit` keeps while a run trains.
 
     Attributes:
         run, model, loader: as given to ``fit``; ``core`` is the model without Fabric's wrapper.
-        trained: the parameters that train.
-        buffers: tensors that are saved with them (statistics of batch norm).
-        optimizer: over ``trained``.
+        trained: the trainable parameters.
+        buffers: tensors that are saved with them (batch norm statistics).
+        optimizer: the optimizer of ``trained``.
         steps: optimizer steps of the whole run.
-        state: where the run stands.
+        state: progress of the run.
         asked_to_stop: whether any process was asked to stop in the last step.
     """
 
@@ -66,10 +66,10 @@ class Training:
         self._identity: dict[str, Any] = {}
         self._saved_at = self._drawn_at = time.monotonic()
 
-    # --- where the run stands ---
+    # --- progress ---
 
     def first_batch(self, step: int) -> int:
-        """How many batches lie before ``step``; the last step of an epoch may average fewer than ``accumulate``."""
+        """Number of batches before ``step``; the last step of an epoch may average fewer than ``accumulate``."""
         epoch, place = divmod(step, self._steps_per_epoch)
         return epoch * len(self.loader) + place * self.run.config.accumulate
 
@@ -78,27 +78,27 @@ class Training:
         return range(self.first_batch(step), self.first_batch(step + 1))
 
     def lr(self) -> float:
-        """Learning rate of the step to come."""
+        """Learning rate of the next step."""
         config = self.run.config
         factor = lr_factor(config.schedule, self.state.step, self.steps, round(config.warmup * self.steps))
         return config.lr * factor
 
     @property
     def loss_is_scaled(self) -> bool:
-        """Whether a loss scaler is at work (float16)."""
+        """Whether a loss scaler is in use (float16)."""
         return bool(self.run.fabric.strategy.precision.state_dict())
 
     def must_stop(self, stop: StopRequest) -> bool:
-        """Whether to stop here. Several processes must stop after the same step: they agree while they train."""
+        """Whether to stop here. Several processes must stop after the same step, so they agree in each step."""
         return self.asked_to_stop or (bool(stop.signal) and self.run.fabric.world_size == 1)
 
     def evaluation_due(self) -> bool:
-        """Whether the weights of this moment are to be measured."""
+        """Whether an evaluation is due now."""
         step, every = self.state.step, self._steps_per_epoch * self.run.config.evaluate_every
         return step > self.state.evaluated and (step % every == 0 or step == self.steps)
 
     def checkpoint_due(self) -> bool:
-        """Whether a checkpoint is to be written between two evaluations."""
+        """Whether a checkpoint is due between two evaluations."""
         every = self.run.config.checkpoint_every
         by_step = every > 0 and self.state.step % every == 0
         return by_step or time.monotonic() - self._saved_at > CHECKPOINT_SECONDS
@@ -106,14 +106,14 @@ class Training:
     # --- start and end ---
 
     def start(self, identity: dict[str, Any]) -> RunState:
-        """Go to where the last checkpoint was, or write the first one.
+        """Load the last checkpoint, or write the first one.
 
         Raises:
-            UserError: the checkpoint was written with another ``identity``, number of processes or examples.
+            UserError: the checkpoint has another ``identity``, number of processes or number of examples.
         """
         run, found = self.run, checkpoint.load(self.run.folder.checkpoint)
         identity = {"processes": run.fabric.world_size, "examples": self.loader.count, **identity}
-        self._identity = json.loads(json.dumps(identity))  # as it will be read back: tuples are lists
+        self._identity = json.loads(json.dumps(identity))  # as it is read back: tuples become lists
         if found is not None:
             self._restore(found)
         make_equal(run.fabric, list(trained_state(self.core).values()))
@@ -125,7 +125,7 @@ class Training:
         elif step == evaluated == self.steps:
             log.info("%s: the run is finished (%d steps); reporting it again", run.folder.path, self.steps)
         else:
-            log.info("%s: going on at step %d of %d", run.folder.path, step, self.steps)
+            log.info("%s: continuing at step %d of %d", run.folder.path, step, self.steps)
         trained, total = (sum(p.numel() for p in group) for group in (self.trained, self.core.parameters()))
         log.info("%s of %s parameters train", f"{trained:,}", f"{total:,}")
         self.model.train()
@@ -133,7 +133,7 @@ class Training:
         return self.state
 
     def finish(self) -> FitResult:
-        """Put the best weights into the model and sum up."""
+        """Load the best weights into the model and return the result."""
         if self._best:
             checkpoint.load_trained(self.core, self._best)
         self.model.eval()
@@ -148,16 +148,16 @@ class Training:
             peak_memory_bytes=self.state.peak_memory_bytes,
         )
 
-    # --- what happens in between ---
+    # --- during training ---
 
     def divide_gradients(self, count: int) -> None:
-        """Make sums over ``count`` batches means."""
+        """Divide sums over ``count`` batches to get means."""
         for parameter in self.trained:
             if parameter.grad is not None and count > 1:
                 parameter.grad /= count
 
     def log_step(self, numbers: Mapping[str, float]) -> None:
-        """Show the step that was just done, and write it to the log now and then."""
+        """Show the last step, and log it every ``log_every`` steps."""
         step, seconds = self.state.step, self.state.train_seconds
         speed = self.first_batch(step) * self.loader.batch_size / seconds
         memory = peak_memory_bytes(self.run.fabric.device)
@@ -175,7 +175,7 @@ class Training:
 
     @contextlib.contextmanager
     def evaluation(self, stop: StopRequest) -> Iterator[None]:
-        """Within it the model is in eval mode, without gradient, and a signal acts at once, with a checkpoint."""
+        """Evaluate within this block: eval mode, no gradient; a signal writes a checkpoint and stops at once."""
         self._keep_peak()
         self.model.eval()
         self.bar.pause()
@@ -191,7 +191,7 @@ class Training:
         self._reset_peak()
 
     def keep_best(self, metrics: dict[str, float]) -> None:
-        """Log an evaluation, and keep the weights if they are the best so far. Without metrics the last are."""
+        """Log an evaluation; keep the weights if they are the best so far, or always if there are no metrics."""
         state, epoch = self.state, self.state.step / self._steps_per_epoch
         state.evaluated = state.step
         if not metrics:
@@ -210,7 +210,7 @@ class Training:
             self._drawn_at = time.monotonic()
 
     def save(self) -> None:
-        """Write the checkpoint of this very moment."""
+        """Write a checkpoint of the current state."""
         self._keep_peak()
         self._saved_at = time.monotonic()
         if self.run.fabric.is_global_zero:
@@ -230,7 +230,7 @@ class Training:
         old, new = found.identity, self._identity
         changed = [f"{k} was {old.get(k)}, now {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
         if changed:
-            fix = "go on with the same or start anew in another --output"
+            fix = "continue with the same, or start again in another --output"
             folder = self.run.folder.checkpoint
             raise UserError(f"--resume: {some(changed, 12)} since {folder} was written; {fix}")
         self.run.fabric.strategy.precision.load_state_dict(found.loss_scaler)
@@ -247,7 +247,7 @@ class Training:
 
 
 def named_losses(loss: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a ``loss_of`` returned, by name: ``loss`` is what training minimises."""
+    """The result of ``loss_of`` as named losses; training minimises ``loss``."""
     return dict(loss) if isinstance(loss, Mapping) else {"loss": loss}
 
 

@@ -1,4 +1,4 @@
-"""How much memory a training step keeps for backward and peaks at, measured or predicted without running it."""
+"""Saved activations and peak memory of a training step, measured or predicted without running it."""
 
 from vlkit.memory.estimate import CUDA_CONTEXT_BYTES, CUDA_GAPS, fake_copy, fake_tensors, largest_batch, tensor_budget
 from vlkit.memory.live import LiveBytes, saved_bytes

@@ -1,7 +1,7 @@
-"""Predict memory with tensors that have a shape and no values: no weights are made, nothing is computed.
+"""Predict memory with fake tensors, which have a shape but no values: nothing is allocated or computed.
 
-Inside :func:`fake_tensors`, build what trains (:func:`vlkit.memory.shape_base` gives a base to build on) and
-call :func:`vlkit.memory.measure_step` as with real tensors.
+Inside :func:`fake_tensors`, build the model (:func:`vlkit.memory.shape_base` returns a base for it) and call
+:func:`vlkit.memory.measure_step` as with real tensors.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 M = TypeVar("M", bound=nn.Module)
 
-# What a GPU process takes besides tensors: the CUDA context and library workspaces, and gaps between tensors.
+# Memory of a GPU process besides tensors: the CUDA context with library workspaces, and gaps between tensors.
 CUDA_CONTEXT_BYTES = 600 * 2**20
 CUDA_GAPS = 0.05
 
 
 @contextlib.contextmanager
 def fake_tensors() -> Iterator[None]:
-    """Within it, every tensor made is fake: it claims a device and a shape and takes no memory."""
-    # A library may keep a table as a plain tensor instead of a buffer; those few stay real.
+    """Inside the context, every new tensor is fake: it has a device and a shape but uses no memory."""
+    # A library may store a table as a plain tensor instead of a buffer; these stay real.
     with _FakeTensors(allow_non_fake_inputs=True):
         yield
 
 
 class _FakeTensors(FakeTensorMode):
-    """Looks once whether there is a GPU, not at every operation, which takes long where the driver is asked."""
+    """Checks only once whether there is a GPU, because asking the driver at every operation is slow."""
 
     @functools.cached_property
     def avoid_device_init(self) -> bool:
-        """Whether no accelerator is there that a fake tensor could wake up."""
+        """Whether there is no accelerator that a fake tensor could initialise."""
         return super().avoid_device_init
 
 
 def fake_copy(module: M, device: torch.device) -> M:
-    """A copy of ``module``, whose tensors are on the meta device, with fake tensors that claim ``device``.
+    """Copy ``module``, whose tensors are on the meta device, with fake tensors on ``device``.
 
-    To be called within :func:`fake_tensors`.
+    Call it inside :func:`fake_tensors`.
     """
     memo: dict[int, Any] = {id(buffer): torch.empty_like(buffer, device=device) for buffer in module.buffers()}
     for parameter in module.parameters():
@@ -54,20 +54,20 @@ def fake_copy(module: M, device: torch.device) -> M:
 
 
 def tensor_budget(gpu_bytes: int) -> int:
-    """Bytes that a GPU of ``gpu_bytes`` has for tensors."""
+    """Bytes that a GPU with ``gpu_bytes`` of memory can use for tensors."""
     return int((gpu_bytes - CUDA_CONTEXT_BYTES) / (1 + CUDA_GAPS))
 
 
 def largest_batch(total_bytes_of: Callable[[int], int], budget: int, limit: int = 1 << 16) -> int:
-    """The largest batch size whose step fits, to within 1.5 %; 0 if not even one example does.
+    """The largest batch size whose step fits, to within 1.5 %; 0 if not even one example fits.
 
-    Trials of large batches take minutes where a batch is cut into many chunks, so there are few of them: they follow
-    the line through what is known (false position, the Illinois variant).
+    Trials of large batches take minutes if a batch is cut into many chunks, so the search needs few of them: it
+    interpolates linearly between known points (false position, Illinois variant).
 
     Args:
         total_bytes_of: batch size -> bytes; grows with the batch size.
         budget: bytes.
-        limit: largest batch size to look at.
+        limit: largest batch size to try.
     """
     fits, too_large, before = (0, 0.0), (limit + 1, math.inf), (0, 0.0)  # sizes, with their distance to the budget
     trial, fitted = 1, None
@@ -86,7 +86,7 @@ def largest_batch(total_bytes_of: Callable[[int], int], budget: int, limit: int 
 
 
 def _on_line(before: tuple[int, float], fits: tuple[int, float], too_large: tuple[int, float], limit: int) -> int:
-    """The next size to try: at most four times what fits as long as nothing was too large."""
+    """The next size to try: at most four times the largest fitting size until some size was too large."""
     (size, room), step = fits, max(1, fits[0] // 64)
     if too_large[1] < math.inf:
         guess = size + (too_large[0] - size) * room / max(room + too_large[1], 1.0)

@@ -1,4 +1,4 @@
-"""Count bytes as tensors come and go, and what of them a forward keeps for its backward."""
+"""Count the bytes of live tensors, and those that a forward saves for its backward (saved activations)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class LiveBytes(TorchDispatchMode):
-    """Count the storages made inside the ``with`` block that are still alive, on any device and of fake tensors too.
+    """Count the bytes of live storages that were created inside the ``with`` block, on any device, also fake ones.
 
-    A storage counts once and whole, however many tensors and views share it. Storages that were there before
-    (parameters, inputs) do not count; gradients and optimizer state made inside do. What an operation uses inside
-    itself and frees again is not seen.
+    Each storage counts once with its full size, no matter how many tensors and views share it. Storages from before
+    the block (parameters, inputs) do not count; gradients and optimizer state created inside do. Temporary memory
+    inside an operation is not visible.
 
     Attributes:
         current: bytes alive now.
@@ -33,7 +33,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        # A storage that came in as an argument (a view's base, the target of an in-place operation) is not new.
+        # The storage of an argument (base of a view, target of an in-place operation) is not new.
         given = {id(tensor.untyped_storage()) for tensor in _tensors((args, kwargs))}
         for tensor in _tensors(result):
             storage = tensor.untyped_storage()
@@ -42,8 +42,8 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def kept_for(self, loss: Tensor, model: nn.Module) -> int:
-        """What of ``current`` the backward of ``loss`` needs: all but the loss itself and the model's tensors."""
-        gc.collect()  # garbage in reference cycles is alive, but not for backward
+        """Bytes of ``current`` that the backward of ``loss`` needs: all but the loss itself and the model's tensors."""
+        gc.collect()  # garbage in reference cycles is still alive but not needed for backward
         own = {id(tensor.untyped_storage()) for tensor in (loss, *model.parameters(), *model.buffers())}
         return sum(size for key, (_, size) in self._alive.items() if key not in own)
 
@@ -60,7 +60,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def _tensors(nest: Any) -> Iterator[Tensor]:
-    """Those in the arguments or the result of an operation: tensors, and tuples, lists and dicts of them."""
+    """Tensors in the arguments or result of an operation, also inside tuples, lists and dicts."""
     if isinstance(nest, Tensor):
         if nest.layout == torch.strided:
             yield nest
@@ -73,7 +73,7 @@ def _tensors(nest: Any) -> Iterator[Tensor]:
 
 @contextlib.contextmanager
 def only_new_garbage() -> Iterator[None]:
-    """Within it, collections look at what was made within it alone, not at all that a program has loaded."""
+    """Inside the context, the garbage collector only visits objects that were created inside it."""
     gc.freeze()
     try:
         yield
@@ -82,16 +82,16 @@ def only_new_garbage() -> Iterator[None]:
 
 
 def saved_bytes(model: nn.Module, backward_of: Callable[[], Tensor]) -> int:
-    """Bytes that one forward keeps alive for its backward: saved activations.
+    """Saved activations: bytes that one forward keeps alive for its backward.
 
-    Everything the forward made and its graph still holds counts, whoever holds it: autograd, a custom ``Function``, the
-    closure of a checkpoint. Parameters and buffers of ``model``, the inputs (they were there before) and the loss
-    itself do not. The forward is run once more than training needs, without a trace: random state and buffers (batch
-    norm statistics) are put back.
+    Every tensor that the forward created and its graph still holds counts, no matter who holds it: autograd, a custom
+    ``Function``, the closure of a checkpoint. Parameters and buffers of ``model``, the inputs and the loss itself do
+    not count. This runs one extra forward without side effects: random state and buffers (batch norm statistics) are
+    restored.
 
     Args:
-        model: what is trained.
-        backward_of: runs the forward of one step, with gradient, and returns what ``backward`` would be called on.
+        model: the trained model.
+        backward_of: runs the forward of one step with gradient and returns the tensor to call ``backward`` on.
     """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.device.type == "cuda"}

@@ -1,4 +1,4 @@
-"""A base as shapes alone, for predictions about models whose weights would not fit or would take long to make."""
+"""A base on the meta device, for predictions about models whose weights do not fit or take long to initialise."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from vlkit.encoders.weights import read_weights
 def shape_base(name: str) -> ClipBase:
     """The base that :func:`vlkit.encoders.load.load_base` would load, with every tensor on the meta device.
 
-    Neither makes nor reads weights, if ``name`` is an architecture of open_clip (with or without weights behind the
-    colon); any other base is loaded first. It has no fingerprints.
+    If ``name`` is an open_clip architecture (with or without weights after the colon), no weights are allocated or
+    read; any other base is loaded first. The result has no fingerprints.
 
     Raises:
         UserError: as ``load_base``.
@@ -30,12 +30,12 @@ def shape_base(name: str) -> ClipBase:
     arch = arch.replace("/", "-")
     tags = open_clip.list_pretrained_tags_by_model(arch)
     if arch not in open_clip.list_models() or (weights and weights not in tags and not Path(weights).is_file()):
-        base = load_base(name)  # also says what is wrong with a wrong name
+        base = load_base(name)  # also raises the error for an unknown name
         base.image.to("meta")
         base.text.to("meta")
         return base
     config = cast(dict[str, Any], open_clip.get_model_config(arch))
-    # Weights know their activation, and QuickGELU keeps more for backward than GELU.
+    # The weights determine the activation, and QuickGELU saves more for backward than GELU.
     options: dict[str, Any] = {}
     if weights in tags:
         options["quick_gelu"] = bool(open_clip.get_pretrained_cfg(arch, weights).get("quick_gelu", False))

@@ -1,4 +1,4 @@
-"""Memory and time of one training step, and of what it is compared with."""
+"""Memory and time of one training step, and of the reference it is compared with."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from vlkit.memory.live import LiveBytes, only_new_garbage
 
 @dataclass(frozen=True)
 class StepMemory:
-    """What a training step takes, in bytes.
+    """Memory of a training step in bytes, and parameter counts.
 
     Attributes:
-        trainable_parameters: number of values that train.
+        trainable_parameters: number of trainable values.
         total_parameters: number of values.
         parameter_bytes: parameters and buffers.
-        optimizer_bytes: state of the optimizer.
-        saved_bytes: kept for backward when the forward is done (:func:`vlkit.memory.saved_bytes`).
-        peak_bytes: most there is at once beyond parameters, optimizer state and inputs; gradients are included.
-        time_over_forward: time of the step over that of the same forward without gradient; None if it was not taken.
+        optimizer_bytes: optimizer state.
+        saved_bytes: saved activations at the end of the forward (:func:`vlkit.memory.saved_bytes`).
+        peak_bytes: peak memory beyond parameters, optimizer state and inputs; gradients are included.
+        time_over_forward: time of the step divided by that of the same forward without gradient; None if not measured.
     """
 
     trainable_parameters: int
@@ -45,15 +45,15 @@ class StepMemory:
 
 
 def measure_step(model: nn.Module, loss_of: Callable[[], Tensor], optimizer: Optimizer, timed: int = 0) -> StepMemory:
-    """Take two training steps and measure the second: the first one makes the optimizer's state and warms libraries up.
+    """Run two training steps and measure the second: the first one creates the optimizer state and warms up libraries.
 
-    Weights move: measure a copy where that matters. Of fake tensors the first step is left out but for that state.
+    The weights change, so measure a copy if that matters. With fake tensors the first step only creates that state.
 
     Args:
         model: in training mode, without gradients.
-        loss_of: the forward of one step: -> the loss.
-        optimizer: over what trains in ``model``.
-        timed: steps to time as well, in turns with forwards.
+        loss_of: runs the forward of one step and returns the loss.
+        optimizer: optimizer of the trainable parameters of ``model``.
+        timed: number of steps to time as well, alternating with forwards.
     """
     device = next(model.parameters()).device
     if _is_fake(device):
@@ -92,7 +92,7 @@ def measure_step(model: nn.Module, loss_of: Callable[[], Tensor], optimizer: Opt
 def train_step(
     loss_of: Callable[[], Tensor], optimizer: Optimizer, before_backward: Callable[[Tensor], Any] | None = None
 ) -> None:
-    """Forward, backward, update, and gradients freed; ``before_backward`` is called with the loss."""
+    """Forward, backward, update, and free the gradients; ``before_backward`` is called with the loss."""
     loss = loss_of()
     if before_backward:
         before_backward(loss)
@@ -102,10 +102,10 @@ def train_step(
 
 
 def peak_bytes(run: Callable[[LiveBytes], Any], device: torch.device) -> int:
-    """Most bytes alive at once in ``run`` beyond those alive before it.
+    """Peak memory in bytes of ``run``, beyond the memory in use before it.
 
-    From the allocator on CUDA; on the CPU, and for fake tensors, from the storages alive. ``run`` is handed the counter
-    of the latter (:class:`vlkit.memory.LiveBytes`).
+    On CUDA it comes from the allocator; on the CPU and for fake tensors, from the live storages. ``run`` gets the
+    counter of live storages (:class:`vlkit.memory.LiveBytes`).
     """
     if device.type != "cuda" or _is_fake(device):
         with LiveBytes() as live:
@@ -121,18 +121,18 @@ def peak_bytes(run: Callable[[LiveBytes], Any], device: torch.device) -> int:
 
 
 def _is_fake(device: torch.device) -> bool:
-    """Whether tensors made now are fake."""
+    """Whether new tensors are fake."""
     return isinstance(torch.empty(0, device=device), FakeTensor)
 
 
 @dataclass(frozen=True)
 class Times:
-    """Medians of what was timed in turns with a reference.
+    """Median times of runs that alternate with a reference.
 
     Attributes:
-        ratio: how many times longer it takes than the reference.
-        seconds: of one run.
-        reference_seconds: of one run of the reference.
+        ratio: time of a run divided by that of the reference.
+        seconds: seconds per run.
+        reference_seconds: seconds per run of the reference.
     """
 
     ratio: float
@@ -141,7 +141,7 @@ class Times:
 
 
 def times_in_turns(run: Callable[[], Any], reference: Callable[[], Any], repeats: int = 3) -> Times:
-    """Time ``run`` and ``reference`` in turns, ``repeats`` times, so that a machine that slows down slows both."""
+    """Time ``run`` and ``reference`` alternately, ``repeats`` times, so that a slower machine affects both."""
     run()
     ratios, seconds, references = [], [], [_seconds(reference)]
     for _ in range(repeats):
@@ -152,12 +152,12 @@ def times_in_turns(run: Callable[[], Any], reference: Callable[[], Any], repeats
 
 
 def time_ratio(run: Callable[[], Any], reference: Callable[[], Any], repeats: int = 3) -> float:
-    """How many times longer ``run`` takes than ``reference``; the median of ``repeats`` ratios."""
+    """Time of ``run`` divided by that of ``reference``; the median of ``repeats`` ratios."""
     return times_in_turns(run, reference, repeats).ratio
 
 
 def _seconds(run: Callable[[], Any]) -> float:
-    _wait()  # for what was asked of the device before
+    _wait()  # for earlier work on the device
     began = time.perf_counter()
     run()
     _wait()

@@ -1,1 +1,1 @@
-"""Cached early routes: the frozen part runs once for each example, its taps are stored and read again."""
+"""Cached early routes: the frozen part runs once per example, and its taps are stored on disk and reused."""

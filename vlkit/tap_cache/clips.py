@@ -1,4 +1,4 @@
-"""The cache of taps for clips: a row holds the frames of a clip, one unit each, as many as the clip has."""
+"""The tap cache for video clips: a row holds the frames of one clip, one unit per frame."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ FRAMES_AT_ONCE = 32
 
 
 class ClipTapCache(TapCache):
-    """A :class:`TapCache` whose samples are clips; ``load`` gives a list of frames [t, 3, H, W] uint8, a clip each.
+    """A :class:`TapCache` whose samples are clips; ``load`` returns a list with frames [t, 3, H, W] uint8 per clip.
 
-    :meth:`complete` returns :class:`vlkit.data.video.frame_batch.Frames` whose pixels are rows of taps, a frame each.
+    :meth:`complete` returns :class:`vlkit.data.video.frame_batch.Frames` with one row of taps per frame as pixels.
     """
 
-    chunk = 4  # clips; few, because each is many frames
+    chunk = 4  # clips; few, because each has many frames
 
     def complete(self, batch: TapBatch) -> Any:
-        """Make and store what is missing of a batch; then its frames, in place of pixels."""
+        """Compute and store the missing rows of a batch; returns its frames with taps in place of pixels."""
         done = super().complete(batch)
         mask = torch.arange(int(done.units.max())) < done.units.unsqueeze(1)  # [B, T]
         rows = torch.tensor(done.rows).repeat_interleave(done.units).tolist()
@@ -54,5 +54,5 @@ class ClipTapCache(TapCache):
         return [inputs[place] for place in places]
 
     def _units_a_row(self) -> float:
-        """At most; a short clip has fewer frames."""
+        """Upper bound; a short clip has fewer frames."""
         return float(self.key["sampling"]["frames"])

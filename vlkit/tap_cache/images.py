@@ -1,4 +1,4 @@
-"""Images with texts about them, through the cache of taps: what VQA and grounding need to train with ``--cache``."""
+"""Tap caches for images with texts about them: VQA and grounding with ``--cache``."""
 
 from __future__ import annotations
 
@@ -23,40 +23,40 @@ from vlkit.tap_cache.store import digest
 
 
 class ImagesWithTexts(Protocol):
-    """A dataset whose examples are an image with some texts, and that can make them without opening the image.
+    """A dataset of images with texts that can create its examples without opening the image.
 
     Attributes:
-        texts: every text of it; one that occurs twice may be there twice.
+        texts: every text of the dataset; may contain duplicates.
     """
 
     texts: list[str]
 
     def __len__(self) -> int: ...
     def unopened(self, index: int) -> Any:
-        """What ``dataset[index]`` gives, but with ``index`` in place of pixels; draws the same random numbers."""
+        """Like ``dataset[index]``, but with ``index`` in place of pixels; draws the same random numbers."""
         ...
 
     def identify(self, index: int) -> Any:
-        """JSON value that changes when the image of an example does; examples of one image have the same."""
+        """JSON value that identifies the content of an example's image; equal for examples with the same image."""
         ...
 
     def load(self, indices: list[int]) -> Tensor:
-        """Images of examples as the tower takes them, [n, 3, H, W]."""
+        """Preprocessed images of examples, [n, 3, H, W]."""
         ...
 
 
 @dataclass
 class CachedImages:
-    """A dataset of images with texts whose batches come out of the caches of both towers.
+    """A dataset of images with texts whose batches come from the caches of both towers.
 
-    Use as the dataset of an :class:`vlkit.engine.loader.EpochLoader` whose collate takes the images of a batch with
-    :meth:`stack` and its texts with :meth:`read`, and wrap that with :meth:`loader`.
+    Use it as the dataset of an :class:`vlkit.engine.loader.EpochLoader` whose collate gets the images of a batch from
+    :meth:`stack` and its texts from :meth:`read`, and wrap that loader with :meth:`loader`.
 
     Attributes:
         examples: the dataset.
-        images: the cache of the examples' images; None for a model that does not look.
-        texts: the cache of the different texts.
-        rows: text -> its row.
+        images: the cache of the examples' images; None for a text-only model.
+        texts: the cache of the distinct texts.
+        rows: text -> its row number.
     """
 
     examples: ImagesWithTexts
@@ -68,11 +68,11 @@ class CachedImages:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> Any:
-        """An example with its number in place of pixels."""
+        """An example with its index in place of pixels."""
         return self.examples.unopened(index)
 
     def stack(self, numbers: list[int]) -> TapBatch | Tensor:
-        """Numbers of P examples -> the rows of their images, or [P, 0] for a model that does not look."""
+        """Indices of P examples -> the rows of their images, or [P, 0] for a text-only model."""
         return torch.empty(len(numbers), 0) if self.images is None else self.images.look_up(numbers)
 
     def read(self, texts: list[str]) -> TapBatch:
@@ -80,7 +80,7 @@ class CachedImages:
         return self.texts.look_up([self.rows[text] for text in texts])
 
     def loader(self, loader: EpochLoader) -> CachedLoader:
-        """Put the caches behind a loader of this dataset."""
+        """Wrap a loader of this dataset so that the caches complete its batches."""
         caches = [cache for cache in (self.images, self.texts) if cache is not None]
         return CachedLoader(loader, caches, self.texts.fabric)
 
@@ -96,20 +96,20 @@ def cached_images(
     *,
     preprocess: Mapping[str, Any],
 ) -> CachedImages:
-    """Open the caches of both towers for a training set, say how large they are and check that the disk has room.
+    """Open the caches of both towers for a training set, log their sizes and check the free disk space.
 
     Args:
         where: ``--cache``: the folder, or True for the default one.
         stored: ``--cache_dtype``.
         examples: the training set, without augmentation.
-        model: has the adapted towers as ``image`` (None: it does not look) and ``text``, on the device.
-        base: the contrastive base its images go through.
-        text: what reads its texts.
+        model: has the adapted towers as ``image`` (None for a text-only model) and ``text``, on the device.
+        base: the contrastive base that encodes the images.
+        text: the text encoder.
         fabric: the run's Fabric.
-        preprocess: how images are prepared, as JSON values.
+        preprocess: image preprocessing, as JSON values.
 
     Raises:
-        UserError: the method has no early route, the folder cannot be written, or the disk lacks room.
+        UserError: the method has no early route, the folder is not writable, or the disk lacks space.
     """
     options: dict[str, Any] = {"folder": None if where is True else where, "stored": stored, "fabric": fabric}
     images = None
@@ -123,7 +123,7 @@ def cached_images(
             **options,
         )
     different = list(dict.fromkeys(examples.texts))
-    # The name a tower was asked for does not change what it gives: the fingerprint tells it.
+    # The name of a tower does not affect its output; the fingerprint identifies the weights.
     identity = {name: value for name, value in text.identity["text"].items() if name != "load"}
     texts = TapCache(
         "text",

@@ -1,9 +1,9 @@
-"""The cache of taps: the early route of a frozen tower is run once for each sample, kept on the disk and read again.
+"""The tap cache: the early route of a frozen tower runs once per sample, and its output is stored on disk and reused.
 
-The early route has no weights that train and no randomness, so what it gives for a sample never changes. Training then
-costs the adapter, the late blocks and the head alone, from the second epoch on and in every further run with the same
-base, preprocessing and taps. Values always go through the disk, also in the epoch that writes them: a run gives the
-same numbers whether its rows were there before, or not, or partly.
+The early route has no trainable weights and no randomness, so its output for a sample never changes. From the second
+epoch on, and in every later run with the same base, preprocessing and taps, training only computes the adapter, the
+late blocks and the head. Values are always read from disk, even in the epoch that writes them, so a run gives the same
+numbers whether its rows were cached before, partly cached, or not cached.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from vlkit.tap_cache.store import TapStore
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-CHUNK = 32  # samples whose taps are in memory at once while rows are made
-SAMPLES = 512  # texts looked at to tell the mean length
+CHUNK = 32  # samples whose taps are in memory at once while rows are computed
+SAMPLES = 512  # texts sampled to estimate the mean length
 REPORT_SECONDS = 20.0
-RESERVE = 64 << 20  # bytes left free on the disk
+RESERVE = 64 << 20  # bytes left free on disk
 
 
 class TapCache:
-    """What one tower's early route gives for every sample of a training set.
+    """The output of one tower's early route for every sample of a training set.
 
     Args:
-        name: of the tower, e.g. ``image``; part of the folder's name.
+        name: name of the tower, e.g. ``image``; part of the folder's name.
         encoder: its adapted encoder, on its device.
-        keys: a digest of each sample (:func:`vlkit.tap_cache.store.digest`); samples with equal digests are the same.
+        keys: a digest of each sample (:func:`vlkit.tap_cache.store.digest`); equal digests mean equal samples.
         load: row numbers -> the tower's input for them, [n, ...].
-        key: what else the rows depend on, as JSON values: fingerprint of the base, preprocessing, frame sampling.
-        folder: of all caches; None: ``taps`` in vlkit's cache folder.
-        stored: number format on the disk.
+        key: other JSON values that the rows depend on: fingerprint of the base, preprocessing, frame sampling.
+        folder: parent folder of all caches; None: ``taps`` in vlkit's cache folder.
+        stored: number format on disk.
         fabric: device and precision.
 
     Raises:
-        UserError: the method has no early route, or the folder cannot be written.
+        UserError: the method has no early route, or the folder is not writable.
     """
 
-    chunk = CHUNK  # rows made at once
+    chunk = CHUNK  # rows computed at once
 
     def __init__(
         self,
@@ -69,13 +69,13 @@ class TapCache:
     ) -> None:
         if not isinstance(encoder, AdaptedEncoder):
             raise UserError(
-                "--cache: this --adapter.kind trains inside the base, so no part of it gives the same values twice; "
+                "--cache: this --adapter.kind trains inside the base, so its values change and cannot be cached; "
                 "leave --cache out or choose a kind with a frozen early route (sherl, linear)"
             )
         self.name, self.encoder, self.keys, self.load, self.fabric = name, encoder, keys, load, fabric
         self.key = key
         self._is_text = hasattr(encoder.base, "trim")
-        # Late blocks, and adapters that stand beside the blocks, need the masks and position biases of the tower.
+        # Late blocks, and adapters with side networks, need the masks and position biases of the tower.
         self._needs_extras = encoder.adapter.handoff == "tokens"
         probe = self._input(load([0]))
         stream, taps = self._read(probe)
@@ -94,17 +94,17 @@ class TapCache:
         self.store = TapStore(Path(folder or cache_folder() / "taps"), name, about, self.layout.unit)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Background processes that make batches look rows up and load inputs; the tower stays where it is.
+        # Worker processes only look up rows and load inputs; the tower stays in the training process.
         return {**self.__dict__, "encoder": None, "fabric": None, "extras": None}
 
     # --- in the loader ---
 
     def look_up(self, rows: list[int], also: Sequence[int] = ()) -> TapBatch:
-        """A batch of rows, read from the disk; or, if some are not there, what is needed to make those.
+        """Read a batch of rows from disk; if some are missing, the batch carries the inputs to compute them.
 
         Args:
             rows: row numbers, [B].
-            also: rows to make on the same occasion if one of ``rows`` has to be made.
+            also: rows to compute as well if one of ``rows`` is missing.
         """
         batch = TapBatch(self.name, self.layout, rows)
         if self._is_text and self._needs_extras:
@@ -120,7 +120,7 @@ class TapCache:
         return batch
 
     def _fetch(self, batch: TapBatch) -> bool:
-        """Fill in the rows, if they are all there."""
+        """Fill in the rows if all of them are cached."""
         found = self.store.read([self.keys[row] for row in batch.rows])
         if found is not None:
             batch.data, batch.units, summary = found
@@ -128,7 +128,7 @@ class TapCache:
         return found is not None
 
     def _missing(self, rows: Sequence[int]) -> list[int]:
-        """Those of ``rows`` that are not on the disk, each sample once."""
+        """The rows among ``rows`` that are not on disk, each sample once."""
         found: dict[bytes, int] = {}
         for row in rows:
             if self.keys[row] not in self.store:
@@ -138,10 +138,10 @@ class TapCache:
     # --- in the training process ---
 
     def complete(self, batch: TapBatch) -> TapBatch:
-        """Make and store what is missing of a batch; afterwards it can go through the adapted encoder."""
+        """Compute and store the missing rows of a batch; the result is a valid input of the adapted encoder."""
         if batch.data is None:
-            # Not every row that was missing when the batch was made still is: batches are made ahead. What is there
-            # is not made again, so no number depends on the pace of the processes that make them.
+            # Workers build batches ahead, so some rows may be cached by now. These are not computed again, so the
+            # numbers do not depend on the speed of the workers.
             self.store.refresh()
             places = [i for i, row in enumerate(batch.missing) if self.keys[row] not in self.store]
             if places:
@@ -153,7 +153,7 @@ class TapCache:
         return batch
 
     def make(self, rows: Sequence[int]) -> None:
-        """Make and store those of ``rows`` that are not on the disk."""
+        """Compute and store the rows among ``rows`` that are not on disk."""
         missing, said, done = self._missing(rows), time.monotonic(), 0
         for start in range(0, len(missing), self.chunk):
             chunk = missing[start : start + self.chunk]
@@ -169,7 +169,7 @@ class TapCache:
             self.store.write([self.keys[row] for row in rows[part]], *self._encode(inputs[part]))
 
     def _encode(self, inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs -> rows, as :meth:`vlkit.tap_cache.rows.RowLayout.encode` makes them."""
+        """Inputs -> rows, in the form of :meth:`vlkit.tap_cache.rows.RowLayout.encode`."""
         return self.layout.encode(*self._read(self._input(inputs)))
 
     @staticmethod
@@ -181,14 +181,14 @@ class TapCache:
             return self.encoder.read(x)
 
     def _input(self, x: Any) -> Tensor:
-        """On the device, in the tower's precision, without padding that a whole batch does not need."""
+        """Move inputs to the device, cast them to the tower's precision, and trim the padding of the batch."""
         x = self.fabric.to_device(cast(Any, self.encoder.base).trim(x) if self._is_text else x)
         return x.to(next(self.encoder.base.parameters()).dtype) if x.is_floating_point() else x
 
     # --- size ---
 
     def bytes_needed(self) -> tuple[int, int]:
-        """Bytes of all rows, and of those that are not on the disk yet; of texts from the mean length of a sample."""
+        """Bytes of all rows and of the missing rows; for texts, estimated from the mean length of a sample."""
         count, missing = len(set(self.keys)), len(self._missing(range(len(self.keys))))
         row = self._units_a_row() * self.layout.unit
         return round(count * row), round(missing * row)
@@ -201,11 +201,12 @@ class TapCache:
 
 
 def _shared_extras(encoder: AdaptedEncoder, probe: Tensor) -> dict[str, Any]:
-    """What blocks need besides the hidden state, for towers where it is the same for every sample."""
+    """Inputs of the blocks besides the hidden state, for towers where they are the same for every sample."""
     one, two = (late_extras(encoder.base, x) for x in (probe, torch.cat([probe, probe])))
     if _shapes(one) != _shapes(two):
         raise UserError(
-            f"--cache: the blocks of {type(encoder.base).__name__} need more than is kept; use --adapter.handoff pooled"
+            f"--cache: the blocks of {type(encoder.base).__name__} need inputs that cannot be cached; "
+            "use --adapter.handoff pooled"
         )
     return one
 
@@ -219,24 +220,24 @@ def _shapes(value: Any) -> Any:
 
 
 def check_room(caches: Sequence[TapCache]) -> None:
-    """Say how large the caches will be, and refuse if the disk lacks the room.
+    """Log the size of the caches, and raise an error if the disk lacks space.
 
     Raises:
-        UserError: names the folder, what is needed and what is free.
+        UserError: the disk lacks space; the message names the folder, the needed and the free bytes.
     """
     needs, store = [cache.bytes_needed() for cache in caches], caches[0].store
     for cache in caches:
         cache.store.report_others()
     missing, free = sum(need[1] for need in needs), store.free_bytes()
     parts = ", ".join(
-        f"{len(cache.keys):,} {cache.name} rows {_size(need[0])} ({_size(need[1])} to be made)"
+        f"{len(cache.keys):,} {cache.name} rows {_size(need[0])} ({_size(need[1])} missing)"
         for cache, need in zip(caches, needs, strict=True)
     )
     log.info("tap cache in %s: %s; %s free", store.root, parts, _size(free))
     if missing and missing + RESERVE > free:
         raise UserError(
-            f"--cache {store.root}: needs {_size(missing)} more and the disk has {_size(free)} free; make room, give "
-            "another folder, or take fewer bytes with --cache_dtype int8 or fewer --adapter.taps"
+            f"--cache {store.root}: needs {_size(missing)} more and the disk has {_size(free)} free; free some space, "
+            "give another folder, or save bytes with --cache_dtype int8 or fewer --adapter.taps"
         )
 
 
@@ -247,12 +248,12 @@ def _size(count: int) -> str:
 class CachedLoader:
     """An :class:`~vlkit.engine.loader.EpochLoader` whose batches hold complete :class:`~vlkit.tap_cache.rows.TapBatch`.
 
-    With the last batch of an epoch the rows that no batch of it asked for are made too (examples left over at the end
-    of an epoch), so that from the second epoch on nothing is decoded and no early route runs.
+    With the last batch of an epoch, the rows that no batch used (examples left over at the end of the epoch) are
+    computed too, so that from the second epoch on nothing is decoded and no early route runs.
 
     Args:
-        loader: makes batches; each a tuple (named or not), some of whose items come from :meth:`TapCache.look_up`.
-        caches: theirs.
+        loader: yields batches, each a tuple (named or not) with items from :meth:`TapCache.look_up`.
+        caches: the caches of these items.
         fabric: the run's Fabric; processes share the work at the end of an epoch.
     """
 
@@ -262,7 +263,7 @@ class CachedLoader:
         self.count, self.batch_size = loader.count, loader.batch_size
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
         return len(self.loader)
 
     def batches(self, start: int, stop: int) -> Iterator[tuple[Any, ...]]:
@@ -274,7 +275,7 @@ class CachedLoader:
             yield batch._make(done) if hasattr(batch, "_make") else tuple(done)
 
     def _make_the_rest(self) -> None:
-        self.fabric.barrier()  # all processes have stored what their batches needed, and see the same rows missing
+        self.fabric.barrier()  # all processes have stored their rows and see the same rows missing
         for cache in self.caches.values():
             cache.store.refresh()
             missing = cache._missing(range(len(cache.keys)))

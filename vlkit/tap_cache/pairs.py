@@ -1,4 +1,4 @@
-"""Training pairs through the cache of taps: what a two-tower task needs to train with ``--cache``."""
+"""Tap caches for training pairs: two-tower tasks with ``--cache``."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from vlkit.tap_cache.maker import CachedLoader, TapCache, check_room
 from vlkit.tap_cache.rows import TapBatch
 from vlkit.tap_cache.store import digest
 
-# Texts that two different tokenizers are unlikely to cut alike.
+# Texts that two different tokenizers are unlikely to split in the same way.
 TOKENIZER_PROBE = ["A photo of 12,345 dogs?", "naïve façade, it's re-used!", "UPPER lower " * 40]
 
 
 class Pairs(Protocol):
-    """A dataset of (medium, caption) pairs that can say what an example is made of without opening the medium.
+    """A dataset of (medium, caption) pairs that can list the parts of an example without opening the medium.
 
     Attributes:
         captions: every caption.
-        captions_of: medium number -> numbers of its captions.
+        captions_of: index of a medium (image or clip) -> indices of its captions.
     """
 
     captions: list[str]
@@ -36,23 +36,23 @@ class Pairs(Protocol):
 
     def __len__(self) -> int: ...
     def choose(self, index: int) -> tuple[int, int]:
-        """Numbers of the medium and of the caption; may draw from the global generator of random."""
+        """Indices of the medium and of the caption; may draw from Python's global random generator."""
         ...
 
     def identify(self, medium: int) -> Any:
-        """JSON value that changes when the medium does."""
+        """JSON value that identifies the content of the medium."""
         ...
 
     def load(self, media: list[int]) -> Any:
-        """What the cache of the media takes: of images [n, 3, H, W], of clips a list of [t, 3, H, W]."""
+        """Inputs for the cache of the media: images [n, 3, H, W], or a list of clips [t, 3, H, W]."""
         ...
 
 
 @dataclass
 class CachedPairs:
-    """A dataset of pairs whose batches come out of the caches of both towers.
+    """A dataset of pairs whose batches come from the caches of both towers.
 
-    The dataset of an :class:`~vlkit.engine.loader.EpochLoader`, with :meth:`collate`; wrap that with :meth:`loader`.
+    Use it with :meth:`collate` in an :class:`~vlkit.engine.loader.EpochLoader`, and wrap that with :meth:`loader`.
 
     Attributes:
         pairs: the dataset.
@@ -67,18 +67,18 @@ class CachedPairs:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        """Numbers of the medium and of the caption."""
+        """Indices of the medium and of the caption."""
         return self.pairs.choose(index)
 
     def collate(self, examples: list[tuple[int, int]]) -> tuple[TapBatch, TapBatch, Tensor]:
         """Examples -> rows of the media, rows of the captions, groups [B]."""
         media, captions = (list(numbers) for numbers in zip(*examples, strict=True))
-        # Another caption is drawn in each epoch: all of a medium's captions are made when the first one is.
+        # Each epoch draws another caption: compute all captions of a medium together with the first one.
         also = [caption for medium in media for caption in self.pairs.captions_of[medium]]
         return self.media.look_up(media), self.texts.look_up(captions, also), torch.tensor(media)
 
     def loader(self, loader: EpochLoader) -> CachedLoader:
-        """Put the caches behind a loader of this dataset."""
+        """Wrap a loader of this dataset so that the caches complete its batches."""
         return CachedLoader(loader, [self.media, self.texts], self.texts.fabric)
 
 
@@ -94,21 +94,21 @@ def cached_pairs(
     sampling: Mapping[str, Any] | None = None,
     cache: Callable[..., TapCache] = TapCache,
 ) -> CachedPairs:
-    """Open the caches of both towers for a training set, say how large they are and check that the disk has room.
+    """Open the caches of both towers for a training set, log their sizes and check the free disk space.
 
     Args:
         where: ``--cache``: the folder, or True for the default one.
         stored: ``--cache_dtype``.
         pairs: the training set, without augmentation.
         model: has the adapted towers as ``image`` and ``text``, on the device.
-        base: the base they stand on (fingerprints, preprocessing, tokenizer).
+        base: the base of both towers (fingerprints, preprocessing, tokenizer).
         fabric: the run's Fabric.
-        name: of the media's cache.
-        sampling: how frames are chosen, as JSON values, for clips.
-        cache: what keeps the media: :class:`TapCache`, or one of clips.
+        name: name of the media cache.
+        sampling: frame sampling of clips, as JSON values.
+        cache: class of the media cache: :class:`TapCache`, or its subclass for clips.
 
     Raises:
-        UserError: the method has no early route, the folder cannot be written, or the disk lacks room.
+        UserError: the method has no early route, the folder is not writable, or the disk lacks space.
     """
     options: dict[str, Any] = {"folder": None if where is True else where, "stored": stored, "fabric": fabric}
 

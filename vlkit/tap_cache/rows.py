@@ -1,4 +1,4 @@
-"""Taps as rows of bytes: how a tower's early route is laid out for one sample, and read again in batches."""
+"""Taps as rows of bytes: the layout of a tower's early route for one sample, and batches of rows."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 from vlkit.encoders.staged import ReadAhead, StagedEncoder, Stream
 from vlkit.number_formats import Stored, bytes_of, from_bytes, to_bytes
 
-# The base's own embedding comes from the state at the hand-off: its rounding would be most of the error in the loss.
+# The base's own embedding is computed from the state at the hand-off, so its rounding would dominate the loss error.
 FINER = {"fp32": "fp32", "bf16": "fp32", "int8": "bf16"}
-ALIGN = 8  # bytes; every part starts at a multiple, so that it can be viewed in its own type
+ALIGN = 8  # bytes; every part starts at a multiple, so that it can be viewed in its own dtype
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Part:
     """One tensor of a row.
 
     Attributes:
-        shape: of one unit (a token, or the whole sample).
+        shape: shape per unit (a token, or the whole sample).
         stored: number format of its values; ``"bool"`` for a mask.
-        dtype: name of the torch dtype that reading gives back.
+        dtype: name of the torch dtype after reading.
         offset: first byte in the unit.
-        size: bytes in the unit, without the padding behind them.
+        size: bytes in the unit, without padding.
     """
 
     shape: tuple[int, ...]
@@ -50,19 +50,20 @@ class Part:
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Which bytes of a row are what.
+    """The byte layout of a row.
 
-    A row is a run of equal units. Where padding can be cut off (:attr:`variable`) a unit is a token and a row is as
-    long as its text; else the whole sample is one unit. The state at the hand-off is kept in the next finer format.
+    A row is a sequence of units of equal size. If padding can be trimmed (:attr:`variable`), a unit is a token and a
+    row is as long as its text; otherwise the whole sample is one unit. The state at the hand-off is stored in the next
+    finer format.
 
     Attributes:
         variable: whether a unit is a token.
-        unit: bytes a unit.
-        parts: the tensors of a unit, the mask last where there is one.
+        unit: bytes per unit.
+        parts: the tensors of a unit; the mask, if any, comes last.
         taps: number of the part of each tap.
         last: number of the part of the state at the hand-off.
         masked: whether there is a mask.
-        summarised: whether the tower names a summary position.
+        summarised: whether the tower has a summary position.
     """
 
     variable: bool
@@ -75,7 +76,7 @@ class RowLayout:
 
     @classmethod
     def of(cls, stream: Stream, taps: Sequence[Stream], stored: Stored, variable: bool) -> RowLayout:
-        """The layout for what :meth:`vlkit.adapters.base.AdaptedEncoder.read` returned for some sample."""
+        """The layout for a result of :meth:`vlkit.adapters.base.AdaptedEncoder.read`."""
         tensors, numbers = _tensors(stream, taps, variable)
         parts, offset = [], 0
         for number, state in enumerate(tensors):
@@ -92,7 +93,7 @@ class RowLayout:
         return asdict(self)
 
     def encode(self, stream: Stream, taps: Sequence[Stream]) -> tuple[Tensor, Tensor, Tensor]:
-        """Turn what the early route gave for a batch into rows.
+        """Encode the output of the early route for a batch as rows.
 
         Returns:
             Bytes [B, U, unit] uint8, units of each row [B] int64, summary positions [B] int64 (-1: none); on the CPU.
@@ -111,10 +112,10 @@ class RowLayout:
 
 
 def _tensors(stream: Stream, taps: Sequence[Stream], variable: bool) -> tuple[list[Tensor], tuple[int, ...]]:
-    """What a row holds, each tensor [B, U, ...] and once, the mask last.
+    """The distinct tensors of a row, each [B, U, ...], the mask last.
 
     Returns:
-        The tensors, and the number of each tap and of the state at the hand-off in that list.
+        The tensors, and the index in that list of each tap and of the state at the hand-off.
     """
     found: list[Tensor] = []
     numbers = []
@@ -128,20 +129,20 @@ def _tensors(stream: Stream, taps: Sequence[Stream], variable: bool) -> tuple[li
 
 
 class TapBatch(ReadAhead):
-    """A batch of one tower's rows, in place of its input; what is not on the disk yet comes along as input.
+    """A batch of one tower's rows, in place of its input; for missing rows it carries the tower's input.
 
     Attributes:
-        cache: name of the cache it belongs to.
+        cache: name of its cache.
         rows: row number of each example, [B].
-        data: [B, U, unit] uint8, zero behind a row's end; None until :meth:`vlkit.tap_cache.maker.TapCache.complete`
-            has seen a batch with missing rows.
+        data: [B, U, unit] uint8, zero after the end of a row; if rows are missing, None until
+            :meth:`vlkit.tap_cache.maker.TapCache.complete`.
         units: [B] int64, units of each row.
-        summary: [B] int64; None where the tower has no summary position.
-        missing: the row numbers that were not on the disk when the batch was made, each once, and ...
-        inputs: ... the tower's input for them.
-        also: further rows to store on this occasion.
-        ids: [B, L], of text towers whose late blocks need masks made from them.
-        extras: what the late blocks of other towers need.
+        summary: [B] int64; None if the tower has no summary position.
+        missing: distinct row numbers that were not on disk when the batch was built.
+        inputs: the tower's input for the missing rows.
+        also: further rows to compute at the same time.
+        ids: [B, L], for text towers whose late blocks need masks computed from the ids.
+        extras: inputs of the late blocks of other towers.
     """
 
     data: Any = None  # a Tensor once it is read, as units
@@ -162,16 +163,16 @@ class TapBatch(ReadAhead):
 
     @property
     def values(self) -> int:
-        """Numbers in one sample's state at the hand-off."""
+        """Number of values in one sample's state at the hand-off."""
         return self.data.shape[1] * math.prod(self.layout.parts[self.layout.last].shape)
 
     @property
     def device(self) -> torch.device:
-        """Where the rows are."""
+        """Device of the rows."""
         return self.data.device
 
     def _with(self, change: Any) -> TapBatch:
-        """A copy with every tensor changed."""
+        """A copy with ``change`` applied to every tensor."""
         other = TapBatch(self.cache, self.layout, self.rows)
         other.__dict__.update(self.__dict__)
         for name in self._tensors:
@@ -180,15 +181,15 @@ class TapBatch(ReadAhead):
         return other
 
     def to(self, device: Any, **options: Any) -> TapBatch:
-        """The batch on another device."""
+        """Copy the batch to another device."""
         return self._with(lambda tensor: tensor.to(device, **options))
 
     def pin_memory(self) -> TapBatch:
-        """The batch in page-locked memory."""
+        """Copy the batch to page-locked memory."""
         return self._with(lambda tensor: tensor.pin_memory())
 
     def split(self, size: int) -> list[TapBatch]:
-        """Parts of ``size`` examples, like :meth:`torch.Tensor.split`; of a complete batch."""
+        """Split a complete batch into parts of ``size`` examples, like :meth:`torch.Tensor.split`."""
         parts = []
         for start in range(0, len(self), size):
             part = self._with(lambda tensor, start=start: tensor[start : start + size])
@@ -197,7 +198,7 @@ class TapBatch(ReadAhead):
         return parts
 
     def streams(self, base: StagedEncoder) -> tuple[Stream, Sequence[Stream]]:
-        """What the early route would give, in the tower's own precision."""
+        """The output of the early route, in the tower's own precision."""
         extras = dict(self.extras or {}) if self.ids is None else late_extras(base, self.ids)
         mask = None
         if self.layout.masked:
@@ -208,7 +209,7 @@ class TapBatch(ReadAhead):
 
 
 class _Taps(Sequence[Stream]):
-    """The taps of a batch, each decoded when it is asked for, so that they need not be in memory all at once."""
+    """The taps of a batch, each decoded on access, so that not all of them are in memory at once."""
 
     def __init__(self, batch: TapBatch, frame: Stream) -> None:
         self.batch, self.frame = batch, frame
@@ -226,9 +227,10 @@ class _Taps(Sequence[Stream]):
 
 @torch.no_grad()
 def late_extras(base: StagedEncoder, x: Tensor) -> dict[str, Any]:
-    """The extras that the late blocks get for input ``x``, without the blocks between.
+    """The extras of the late blocks for input ``x``, without running the blocks in between.
 
-    They are made before block 0, except where block 0 makes what all later ones share (T5's position bias).
+    They exist before block 0, except in towers whose block 0 computes a value for all later blocks (T5's position
+    bias).
     """
     stream = base.embed(x)
     arguments = stream.extras.get("arguments", {})

@@ -1,9 +1,9 @@
-"""Rows of bytes on the disk, found by a digest: shards that only grow, written by one process each and read by all.
+"""Rows of bytes on disk, addressed by a digest: append-only shards, each written by one process and read by all.
 
-A folder holds ``key.json`` (what the rows are) and, for every process that wrote, ``NAME.taps`` (the rows, one behind
-the other) with ``NAME.index`` (which rows lie where). Rows are written first, then one group of the index says that
-they are complete. A group carries a checksum of itself and of each of its rows, so that neither a killed process nor a
-power cut can pass a part of a row off as a row.
+A folder holds ``key.json`` (everything the rows depend on) and, for every process that wrote, ``NAME.taps`` (the
+concatenated rows) with ``NAME.index`` (the position of each row). Rows are written first, then one group of index
+records marks them as complete. A group has checksums of itself and of each of its rows, so that a partial row left by a
+killed process or a power failure is never read as a row.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _RECORD = np.dtype([("key", "V16"), ("offset", "<i8"), ("units", "<i4"), ("summa
 
 
 def digest(*what: Any) -> bytes:
-    """16 bytes that stand for ``what`` (JSON values)."""
+    """16-byte hash of ``what`` (JSON values)."""
     return blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=16).digest()
 
 
@@ -53,7 +53,7 @@ class _Shard:
 
     def __init__(self, index: Path, read: int = 0, broken: bool = False) -> None:
         self.index, self.data = index, index.with_suffix(".taps")
-        self.read, self.broken = read, broken  # bytes of the index that were understood; whether more make no sense
+        self.read, self.broken = read, broken  # parsed bytes of the index; whether the rest is damaged
         self.map = np.empty(0, dtype=np.uint8)
 
     def bytes(self, offset: int, count: int) -> np.ndarray:
@@ -66,19 +66,19 @@ class _Shard:
 class TapStore:
     """A folder of rows for one key.
 
-    Several processes may use the folder at the same time: each writes shards of its own, and :meth:`refresh` finds what
-    the others completed. What two of them wrote twice is read once.
+    Several processes may use the folder at the same time: each writes its own shards, and :meth:`refresh` finds the
+    rows that the others have completed. Duplicate rows are read once.
 
     Args:
         root: folder of all caches.
-        name: of this one, e.g. ``image``.
-        key: everything the rows depend on, JSON values; another key is another folder.
-        unit: bytes a unit; a row is a whole number of units.
+        name: name of this cache, e.g. ``image``.
+        key: everything the rows depend on, as JSON values; each key has its own folder.
+        unit: bytes per unit; a row consists of whole units.
     """
 
     def __init__(self, root: Path, name: str, key: Mapping[str, Any], unit: int) -> None:
         self.root, self.name, self.unit = root, name, unit
-        self.key = json.loads(json.dumps(key))  # as it will be read back: tuples are lists
+        self.key = json.loads(json.dumps(key))  # as JSON returns it: tuples become lists
         self.folder = root / f"{name}-{digest(self.key).hex()[:16]}"
         self._entries: dict[bytes, _Entry] = {}
         self._spare: dict[bytes, list[_Entry]] = {}
@@ -106,7 +106,7 @@ class TapStore:
     # --- reading ---
 
     def refresh(self) -> None:
-        """Look for rows that were completed since, by whichever process."""
+        """Look for rows that any process has completed since the last call."""
         known = {shard.index.name for shard in self._shards}
         names = (name for name in os.listdir(self.folder) if name.endswith(".index") and name not in known)
         self._shards += [_Shard(self.folder / name) for name in sorted(names)]
@@ -126,7 +126,7 @@ class TapStore:
                 break  # still being written, or cut off by a kill
             body = text[place + _HEADER.size : end]
             if magic != _MAGIC or zlib.crc32(body) != check:
-                log.warning("%s: damaged; the rows behind byte %d are left out", shard.index, shard.read + place)
+                log.warning("%s: damaged; the rows after byte %d are ignored", shard.index, shard.read + place)
                 shard.broken = True
                 break
             for key, *where in np.frombuffer(body, _RECORD).tolist():
@@ -139,10 +139,10 @@ class TapStore:
         shard.read += place
 
     def read(self, keys: Sequence[bytes]) -> tuple[Tensor, Tensor, Tensor] | None:
-        """The rows of ``keys``, or None if one of them is not there (any more: a damaged row is given up).
+        """The rows of ``keys``, or None if one of them is missing (a damaged row counts as missing).
 
         Returns:
-            Bytes [B, U, unit] uint8, zero behind each row's end; units [B] and summary positions [B] int64.
+            Bytes [B, U, unit] uint8, zero after the end of each row; units [B] and summary positions [B] int64.
         """
         if any(key not in self._entries for key in keys):
             return None
@@ -157,11 +157,11 @@ class TapStore:
         return torch.from_numpy(data), units, summary
 
     def _is_good(self, key: bytes, entry: _Entry, source: np.ndarray) -> bool:
-        """Compare a row that is read for the first time with its checksum; a wrong one is forgotten."""
+        """Verify the checksum of a row on first read; a damaged row is dropped."""
         if len(source) == entry.units * self.unit and zlib.crc32(source.data) == entry.check:
             self._checked.add(key)
             return True
-        log.warning("%s: a damaged row at byte %d; it is made anew", self._shards[entry.shard].data, entry.offset)
+        log.warning("%s: damaged row at byte %d; recomputing it", self._shards[entry.shard].data, entry.offset)
         del self._entries[key]
         if self._spare.get(key):
             self._entries[key] = self._spare[key].pop()
@@ -170,16 +170,16 @@ class TapStore:
     # --- writing ---
 
     def write(self, keys: Sequence[bytes], data: Tensor, units: Tensor, summary: Tensor) -> None:
-        """Add rows; they are all there or, after a kill, none of them.
+        """Add rows atomically: if the process is killed, none of them is added.
 
         Args:
             keys: B digests.
-            data: [B, U, unit] uint8; of row i the first ``units[i]`` units count.
+            data: [B, U, unit] uint8; row i consists of its first ``units[i]`` units.
             units: [B] int64.
             summary: [B] int64.
 
         Raises:
-            UserError: the disk is full or the folder cannot be written.
+            UserError: the disk is full or the folder is not writable.
         """
         records = np.empty(len(keys), dtype=_RECORD)
         try:
@@ -195,26 +195,26 @@ class TapStore:
             with open(shard.with_suffix(".index"), "ab") as file:
                 file.write(_HEADER.pack(_MAGIC, len(keys), zlib.crc32(body)) + body)
         except OSError as error:
-            self._own = None  # it may end in a part of a row
+            self._own = None  # the file may end in a partial row
             raise _unwritable(self.folder, error) from error
         self.refresh()
 
     def _own_shard(self) -> Path:
-        """The shard this process writes; a new one when it is full, or when the process was forked."""
+        """The shard of this process; a new one if it is full or the process was forked."""
         pid, shard = self._own or (0, self.folder)
         if pid != os.getpid() or shard.with_suffix(".taps").stat().st_size > SHARD_BYTES:
             shard = self.folder / f"{os.getpid()}-{secrets.token_hex(6)}"
             self._own = os.getpid(), shard
         return shard
 
-    # --- what else lies there ---
+    # --- disk space and other caches ---
 
     def free_bytes(self) -> int:
-        """Room on the disk."""
+        """Free bytes on disk."""
         return shutil.disk_usage(self.folder).free
 
     def report_others(self) -> None:
-        """Say which caches of this name lie there that were made with another key."""
+        """Log the caches in this folder with the same name but another key."""
         others = [path for path in sorted(self.root.glob(f"{self.name}-*/key.json")) if path.parent != self.folder]
         if not others:
             return
@@ -226,12 +226,12 @@ class TapStore:
         changed = [name for name in {**old, **self.key} if old.get(name) != self.key.get(name)]
         size = sum(file.stat().st_size for path in others for file in path.parent.iterdir())
         log.info(
-            "tap cache: %d older folder(s) %s-* in %s (%.1f MiB) were made with another key (%s differ from %s); they "
-            "are left alone, delete them if you no longer need them",
+            "tap cache: %d older folder(s) %s-* in %s (%.1f MiB) belong to another key (%s differ from %s); delete "
+            "them if you no longer need them",
             *(len(others), self.name, self.root, size / 2**20, some(changed, 12) or "nothing", latest.parent.name),
         )
 
 
 def _unwritable(folder: Path, error: OSError) -> UserError:
     reason = error.strerror or error
-    return UserError(f"--cache {folder}: cannot write ({reason}); make room or give another folder")
+    return UserError(f"--cache {folder}: cannot write ({reason}); free some space or give another folder")

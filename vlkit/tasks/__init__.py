@@ -1,1 +1,1 @@
-"""The tasks: a folder each, with the same file names in it, and what several of them share."""
+"""The tasks: one folder per task, with the same file names in each, and the code that several tasks share."""

@@ -1,4 +1,4 @@
-"""Concurrent calls of one function run together: what arrives while a batch computes makes up the next one."""
+"""Batching of concurrent calls: calls that arrive while a batch computes form the next batch."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class _Call(Generic[X, Y]):
 class Batching(Generic[X, Y]):
     """Wrap ``run`` so that any number of threads may call it, one batch at a time.
 
-    There is no thread of its own and no waiting for company: a call that finds the function idle runs at once. Calls
-    that had to wait are put together by the first of them to get its turn. If a batch of several calls fails, each of
-    them is run alone, so that only the one at fault sees the error.
+    It starts no thread and adds no delay: a call that finds the function idle runs at once. Calls that had to wait run
+    together, in the thread of the first. If a batch of several calls fails, each call is run alone, so that only the
+    faulty one sees the error.
 
     Args:
         run: list of n items -> sequence of n results; called by one thread at a time.
-        limit: items a batch; a call with more is a batch of its own.
+        limit: items per batch; a call with more items is its own batch.
     """
 
     def __init__(self, run: Callable[[list[X]], Sequence[Y]], limit: int = 64) -> None:
@@ -70,7 +70,7 @@ class Batching(Generic[X, Y]):
             for call in batch:
                 self._run_together([call])
             return
-        except BaseException as error:  # Ctrl-C in the thread that runs: nobody may wait for ever
+        except BaseException as error:  # Ctrl-C in the running thread: no other call may wait forever
             for call in batch:
                 call.error = error
             raise

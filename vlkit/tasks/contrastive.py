@@ -1,8 +1,8 @@
-"""Contrastive losses over image-text pairs, on one process or many.
+"""Contrastive losses over image-text pairs, on one or several processes.
 
 All losses are group-aware: pairs that share a group (two captions of one image) are not each other's negatives. All
 take :class:`Pairs`, whose ``all_*`` fields hold the pairs of every process; the mean of the processes' losses is the
-loss of the one large batch, and so is its gradient.
+loss of the one large batch, and the same holds for the gradient.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Pairs:
 
     @property
     def positives(self) -> Tensor:
-        """[B, W * B] bool, True at each row's own partner."""
+        """[B, W * B] bool, True at each row's matching column."""
         columns = torch.arange(len(self.all_texts), device=self.images.device)
         rows = torch.arange(len(self.images), device=self.images.device) + self.offset
         return rows.unsqueeze(1) == columns
@@ -52,13 +52,13 @@ class Pairs:
 
 
 def gather_pairs(images: Tensor, texts: Tensor, groups: Tensor, fabric: Any = None) -> Pairs:
-    """Bring the pairs of all processes together; gradient flows back to every process.
+    """Gather the pairs of all processes; gradients flow back to every process.
 
     Args:
         images: [B, E].
         texts: [B, E].
         groups: [B] int64.
-        fabric: a ``lightning_fabric.Fabric``; None or one process: nothing to gather. Every process needs the same B.
+        fabric: a ``lightning_fabric.Fabric``; None or one process: nothing is gathered. Every process needs the same B.
     """
     if fabric is None or fabric.world_size == 1:
         return Pairs(images, texts, groups, images, texts, groups, 0)
@@ -102,9 +102,9 @@ def triplet(pairs: Pairs, margin: float = 0.2, hardest: bool = True) -> Tensor:
     """Bidirectional hinge ranking loss (VSE++ / VSE-infinity), summed over the batch.
 
     Args:
-        pairs: the batch; columns of the row's own group are no negatives.
+        pairs: the batch; columns of the row's own group are not negatives.
         margin: how far a negative's cosine must stay below the partner's.
-        hardest: only the worst negative of each row counts; else all of them.
+        hardest: only the hardest negative of each row counts; else all of them.
     """
     to_text = pairs.images @ pairs.all_texts.T
     to_image = pairs.texts @ pairs.all_images.T
@@ -123,14 +123,14 @@ def symmetric_cross_entropy(logits: Tensor) -> Tensor:
 
 
 def require_negatives(batch_size: int, groups: int) -> None:
-    """Refuse a run whose loss would be 0 in every step: negatives are the other examples of the batch.
+    """Refuse a run without negatives (the other examples of the batch): its loss would be 0 in every step.
 
     Args:
         batch_size: examples per batch, all processes together; accumulated batches do not see each other.
-        groups: different images or videos in the training data.
+        groups: number of distinct images or videos in the training data.
 
     Raises:
-        UserError: fewer than two of either.
+        UserError: ``batch_size`` or ``groups`` is less than 2.
     """
     if groups < 2:
         raise UserError(
@@ -147,16 +147,16 @@ def require_negatives(batch_size: int, groups: int) -> None:
 def example_losses(
     loss_of: Callable[..., Any], forward: Callable[..., tuple[Tensor, ...]], batch: Any
 ) -> Iterator[Tensor]:
-    """A contrastive loss over a batch, taken apart: scalars whose gradients add up to that of the batch's loss.
+    """Split a batch's contrastive loss into one scalar per example; their gradients sum to that of the batch's loss.
 
-    The one of an example runs that example alone; the embeddings of all others are constants. So each is the gradient
-    that this example has in the batch, negatives and all, in the memory of one example.
+    The scalar of an example runs the model on that example alone; the embeddings of all others are constants. Its
+    gradient is that of this example in the batch, negatives included, at the memory of one example.
 
     Args:
-        loss_of: see :data:`vlkit.engine.run.LossOf`; calls ``forward`` once, with what holds the batch's examples.
-        forward: inputs -> tensors; those with a dimension are embeddings [B, ...], those without (a logit scale) belong
-            to the batch and count as constants. Options that say how to run a large batch are left out.
-        batch: as ``loss_of`` takes it.
+        loss_of: see :data:`vlkit.engine.run.LossOf`; calls ``forward`` once, with the batch's examples.
+        forward: inputs -> tensors; those with dimensions are embeddings [B, ...]; scalars (a logit scale) belong
+            to the batch and count as constants. Options for running a large batch are left out.
+        batch: a batch for ``loss_of``.
     """
     examples: list[tuple[Any, ...]] = []
     leaves: tuple[Tensor, ...] = ()

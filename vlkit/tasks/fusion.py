@@ -1,4 +1,4 @@
-"""A small trainable transformer in which learned queries read an image and a text; heads stand on the queries."""
+"""A small trainable transformer in which learned queries read an image and a text; heads read the queries."""
 
 from __future__ import annotations
 
@@ -22,28 +22,27 @@ class HasTokens(Protocol):
 
 
 FREQUENCIES = 6
-"""Of the position codes of image cells: pi, 2 pi, 4 pi ... an image's side."""
+"""Number of frequencies in the position codes of image cells: pi, 2 pi, 4 pi ... per image side."""
 
 
 @dataclass
 class FusionOptions:
-    """The transformer that brings image and text together."""
+    """Options of the transformer that fuses image and text."""
 
     width: int = 128
-    """Width of its tokens."""
+    """Width of the fusion transformer's tokens."""
     layers: int = 3
-    """Number of layers."""
+    """Layers of the fusion transformer."""
     heads: int = 4
     """Attention heads; must divide the width."""
     neck: int = 0
-    """Convolutional blocks on the image's cells in front of the layers."""
+    """Convolutional blocks on the image cells before the first layer."""
     dropout: float = 0.1
-    """On attention and feed-forward outputs, and on attention weights."""
+    """Dropout rate on attention and feed-forward outputs, and on attention weights."""
     update_image: bool = False
-    """Let image cells change from layer to layer too; else they are read only, which takes a fraction of the time
-    and memory."""
+    """Update image cells in each layer too; false: cells are read-only, at a fraction of the time and memory."""
     checkpointing: bool = False
-    """Run layers again in backward instead of keeping their activations."""
+    """Recompute layers in backward instead of saving their activations."""
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads"):
@@ -54,22 +53,22 @@ class FusionOptions:
         if self.width % self.heads:
             raise UserError(f"--fusion.heads {self.heads}: does not divide --fusion.width {self.width}")
         if not 0 <= self.dropout < 1:
-            raise UserError(f"--fusion.dropout {self.dropout}: give a share from 0 up to, not including, 1")
+            raise UserError(f"--fusion.dropout {self.dropout}: must be at least 0 and less than 1")
 
 
 class Fusion(nn.Module):
     """Small trainable transformer over adapted visual tokens (with 2-D positions), text tokens and learned queries.
 
-    Queries and text tokens attend to each other and to the image's cells, layer by layer. Positions of cells are
-    functions of where a cell's centre lies in the image (0..1), so any grid fits. Masked text tokens are never read.
+    In each layer, queries and text tokens attend to each other and to the image cells. Position codes depend on the
+    centre of a cell in the image (0..1), so any grid works. Masked text tokens are never read.
 
     Args:
-        image, text: the towers in front (their widths).
+        image, text: the towers whose tokens it reads (for their widths).
         options: see :class:`FusionOptions`.
         queries: Q, number of learned queries.
 
     Attributes:
-        width: of the query states.
+        width: width of the query states.
     """
 
     def __init__(self, image: HasTokens, text: HasTokens, options: FusionOptions, queries: int = 1) -> None:
@@ -81,7 +80,7 @@ class Fusion(nn.Module):
         self.positions = nn.Linear(4 * FREQUENCIES + 2, width)
         self.neck = nn.ModuleList(NeckBlock(width) for _ in range(options.neck))
         self.queries = nn.Parameter(torch.randn(queries, width) * 0.02)
-        # What kind of token it is: cell, other image token (class, registers), text.
+        # Token type: cell, other image token (class, registers), text.
         self.kinds = nn.Parameter(torch.randn(3, width) * 0.02)
         self.image_norm = nn.LayerNorm(width)
         self.layers = nn.ModuleList(FusionLayer(width, options.heads, options.dropout) for _ in range(options.layers))
@@ -91,9 +90,9 @@ class Fusion(nn.Module):
         """Query states after each layer.
 
         Args:
-            image: of P images; None = none is looked at.
-            text: of B texts.
-            owner: [B] int64, the image of each text, where images are shared; None: P = B, in the same order.
+            image: tokens of P images; None = no image is read.
+            text: tokens of B texts.
+            owner: [B] int64, the image of each text, where texts share images; None: P = B, in the same order.
 
         Returns:
             One [B, Q, width] for each layer, normed.
@@ -120,7 +119,7 @@ class Fusion(nn.Module):
         return found
 
     def image_tokens(self, image: Encoded) -> Tensor:
-        """[P, L, width]: the image's tokens, those that are cells with the code of their position."""
+        """[P, L, width]: the image's tokens; cells carry their position code."""
         tokens = self.image_in(image.tokens)
         if image.grid is None:
             return tokens + self.kinds[1]
@@ -134,7 +133,7 @@ class Fusion(nn.Module):
 
 
 class NeckBlock(nn.Module):
-    """Pre-norm 3 x 3 convolution with a residual: neighbouring cells tell of the thing they share."""
+    """Pre-norm 3 x 3 convolution with a residual: neighbouring cells exchange information."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -149,7 +148,7 @@ class NeckBlock(nn.Module):
 
 
 class FusionLayer(nn.Module):
-    """Pre-norm attention and feed-forward; keys come from the tokens themselves and from those that are read only."""
+    """Pre-norm attention and feed-forward; keys come from the tokens themselves and from read-only tokens."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -164,13 +163,13 @@ class FusionLayer(nn.Module):
         self.contract = nn.Linear(2 * width, width)
 
     def forward(self, state: Tensor, seen: Tensor | None, owner: Tensor | None, mask: Tensor | None) -> Tensor:
-        """New states.
+        """Updated states.
 
         Args:
-            state: [B, S, width], tokens that read and are read.
-            seen: [P, V, width], tokens that are read only, normed; None = there are none.
+            state: [B, S, width], tokens that attend and are attended to.
+            seen: [P, V, width], read-only tokens, normed; None = there are none.
             owner: [B] int64, row of ``seen`` for each row of ``state``; None: P = B, in the same order.
-            mask: bool, to [B, heads, S, S + V], True = may be read; None = everything.
+            mask: bool, to [B, heads, S, S + V], True = may be attended to; None = everything.
 
         Returns:
             [B, S, width].
@@ -184,7 +183,7 @@ class FusionLayer(nn.Module):
         rate = self.dropout if self.training else 0.0
         read = F.scaled_dot_product_attention(self._split(self.to_query(normed)), key, value, mask, rate)
         state = state + F.dropout(self.out(read.transpose(1, 2).flatten(2)), rate)
-        # ReLU keeps for backward what the next layer keeps anyway; GELU would keep its input as well.
+        # ReLU saves for backward only its output, which the next layer saves anyway; GELU would save its input as well.
         hidden = F.relu(self.expand(self.norm_hidden(state)))
         return state + F.dropout(self.contract(hidden), rate)
 
@@ -194,9 +193,9 @@ class FusionLayer(nn.Module):
 
 
 def cell_codes(rows: int, columns: int, device: torch.device | None = None) -> Tensor:
-    """Codes of the cells of a grid, [rows * columns, 4 * FREQUENCIES + 2] float32, row by row.
+    """Position codes of the cells of a grid, [rows * columns, 4 * FREQUENCIES + 2] float32, row by row.
 
-    The centre of each cell as (x, y) in -1..1, then the sines and cosines of both at octaves of pi.
+    The centre of each cell as (x, y) in -1..1, then sines and cosines of both at frequencies pi, 2 pi, 4 pi ...
     """
     y = (torch.arange(rows, device=device) + 0.5) / rows
     x = (torch.arange(columns, device=device) + 0.5) / columns

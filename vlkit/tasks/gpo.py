@@ -10,15 +10,15 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 
 class GeneralizedPooling(nn.Module):
-    """Pool [B, L, D] over L: sort each dimension, weigh the positions, sum.
+    """Pool [B, L, D] over L: sort each dimension, weight the positions, sum.
 
-    The weights come from a bidirectional GRU over sinusoidal position codes, so they depend on the number of real
-    tokens alone; mean and max pooling are special cases.
+    The weights come from a bidirectional GRU over sinusoidal position codes, so they depend only on the number of real
+    tokens; mean and max pooling are special cases.
 
     Args:
         code_dim: width of the position codes.
         hidden: width of the GRU.
-        temperature: of the softmax over positions.
+        temperature: temperature of the softmax over positions.
     """
 
     masked_value = -1e4
@@ -30,7 +30,7 @@ class GeneralizedPooling(nn.Module):
         self.code_dim, self.hidden, self.temperature = code_dim, hidden, temperature
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Pool.
+        """Pool tokens.
 
         Args:
             tokens: [B, L, D] float.
@@ -47,8 +47,8 @@ class GeneralizedPooling(nn.Module):
         return (ordered.masked_fill(~mask.unsqueeze(-1), 0) * weights.unsqueeze(-1)).sum(1)
 
     def weights(self, lengths: Tensor, longest: int, dtype: torch.dtype) -> Tensor:
-        """Share of each rank, [B, longest]; rows sum to 1 over their real positions; ``lengths`` is [B] int64."""
-        # Equal lengths have equal weights: the GRU runs once for each length that occurs.
+        """Weight of each rank, [B, longest]; rows sum to 1 over their real positions; ``lengths`` is [B] int64."""
+        # Equal lengths have equal weights, so the GRU runs once per distinct length.
         distinct, row = lengths.unique(return_inverse=True)
         codes = self._codes(longest, lengths.device, dtype).expand(len(distinct), -1, -1)
         packed = pack_padded_sequence(codes, distinct.cpu(), batch_first=True, enforce_sorted=False)
@@ -59,8 +59,8 @@ class GeneralizedPooling(nn.Module):
         return torch.softmax(scores.masked_fill(padding, self.masked_value) / self.temperature, dim=1)[row]
 
     def _codes(self, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-        # Single precision whatever the model's: published weights were trained on codes rounded to it.
+        # Always float32: published weights were trained on codes rounded to it.
         positions = torch.arange(length, device=device, dtype=torch.float32).unsqueeze(1)
         steps = torch.arange(0, self.code_dim, 2, device=device, dtype=torch.float32)
         angles = positions * torch.exp(steps * -(math.log(10000.0) / self.code_dim))
-        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(dtype)  # sine and cosine take turns
+        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(dtype)  # sine and cosine alternate

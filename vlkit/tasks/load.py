@@ -1,7 +1,7 @@
-"""Load what training saved and use it: ``vlkit.load(folder)`` gives the task's pipeline.
+"""Load a saved adapter: ``vlkit.load(folder)`` returns the task's pipeline.
 
-Each task says in :data:`vlkit.tasks.registry.TASKS` how to put an adapter on its base and make the pipeline. Pipelines
-need no web server and are safe to call from several threads.
+Each task in :data:`vlkit.tasks.registry.TASKS` defines how to attach an adapter to its base and build the pipeline.
+Pipelines need no web server and are safe to call from several threads.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ def load(
     text_base: TextBase | None = None,
     task: str | None = None,
 ) -> Any:
-    """Load an adapter folder onto its base.
+    """Load an adapter folder and attach it to its base.
 
     Args:
         folder: a run folder, or any folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
         device: auto, cpu or cuda.
-        base: the base if it is loaded already; methods that leave it frozen can share one. LoRA, BitFit and full
-            fine-tuning change it: load one for each such adapter.
-        text_base: the same, for tasks with a text model of its own.
-        task: the task the caller can use; None = any.
+        base: an already loaded base; methods that leave it frozen can share one. LoRA, BitFit and full fine-tuning
+            change it: load one for each such adapter.
+        text_base: the same, for tasks with a separate text model.
+        task: the task that the caller requires; None = any.
 
     Returns:
         The task's pipeline, such as :class:`vlkit.tasks.retrieval.pipeline.RetrievalPipeline`.
 
     Raises:
-        UserError: no adapter there, another base than it was trained on, or weights that do not fit.
+        UserError: the folder holds no adapter, the base is not the one it was trained on, or weights do not fit.
     """
-    # The name of a folder stands in messages and beside results: "." and ".." have one, too.
+    # The folder's name appears in messages and beside results; resolving gives "." and ".." a name too.
     folder = Path(folder) if Path(folder).name not in ("", "..") else Path(os.path.abspath(folder))
     config, tensors = load_adapter(folder)
     found = config.get("task")
     if found not in TASKS:
-        raise UserError(f"{folder}: adapter for task {found!r}; this vlkit serves {', '.join(TASKS)}")
+        raise UserError(f"{folder}: adapter for task {found!r}; this vlkit knows {', '.join(TASKS)}")
     if task not in (None, found):
-        raise UserError(f"{folder}: adapter for task {found!r}; one for {task!r} is needed here")
+        raise UserError(f"{folder}: adapter for task {found!r}; task {task!r} is needed here")
     return TASKS[found].open_adapter(config, tensors, folder, make_fabric(device), base, text_base)

@@ -1,4 +1,4 @@
-"""Which splits a run uses, checked before its first step, and what identifies their content."""
+"""The splits of a run, checked before its first step, and digests that identify their content."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from vlkit.data.manifest import Dataset
 from vlkit.files import sha256_of
 
 VALIDATION, TEST = "val", "test"
-"""Defaults of ``--data.validation`` and ``--data.test``. A split that the user named must be there."""
+"""Defaults of ``--data.validation`` and ``--data.test``. A split that the user names must exist."""
 
 
 class Splits(Protocol):
-    """The names that a script's ``--data.*`` flags give."""
+    """Split names from a script's ``--data.*`` flags."""
 
     train: str
     validation: str
@@ -24,15 +24,15 @@ class Splits(Protocol):
 def reported_split(dataset: Dataset, data: Splits, held_out: bool = False) -> str:
     """The split to report on: ``data.test``, or the validation split where the dataset has no test split.
 
-    Reads every record that the run will need, so that what is wrong with them is said before hours of training.
+    Reads every record that the run will need, so that errors in them are reported before training starts.
 
     Args:
         dataset: the dataset.
-        data: names of its splits.
-        held_out: a dataset without a split "val" will do: the script holds out a part of the training split.
+        data: names of the splits.
+        held_out: allow a dataset without a split "val": the script holds out a part of the training split.
 
     Raises:
-        UserError: a split is not there (lists those there are), or has a wrong record.
+        UserError: a split does not exist (lists the existing ones), or has an invalid record.
     """
     test = data.validation if data.test == TEST and TEST not in dataset.splits else data.test
     needed = [data.train, data.validation, test]
@@ -44,11 +44,11 @@ def reported_split(dataset: Dataset, data: Splits, held_out: bool = False) -> st
 
 
 def data_identity(dataset: Dataset, *splits: str, **more: Any) -> dict[str, Any]:
-    """What must stay the same when a run goes on: the dataset's name, and digests of what it is trained on.
+    """Values that must not change when a run continues: the dataset's name, and digests of its training data.
 
     Args:
         dataset: the dataset.
-        splits: those whose records matter; one that the dataset does not have is left out.
+        splits: splits whose records matter; those that the dataset does not have are skipped.
         more: further content, as JSON values.
     """
     there = [split for split in splits if split in dataset.splits]

@@ -1,4 +1,4 @@
-"""What the rest of vlkit must know about a task: its folder says it in ``task.py``, ``registry.py`` lists them all."""
+"""The description of a task for the rest of vlkit: each folder has one in ``task.py``, ``registry.py`` lists all."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Task:
     """Facts about a task.
 
     Attributes:
-        name: of the task, as ``dataset.json`` and ``adapter_config.json`` have it.
-        records: what a record of its datasets holds, and which medium.
-        scores: heading -> metric, the columns of a comparison of methods; the first one is the task's accuracy.
+        name: name of the task, as in ``dataset.json`` and ``adapter_config.json``.
+        records: fields and medium of the records in its datasets.
+        scores: heading -> metric, the columns of a comparison of methods; the first is the task's main score.
         open_adapter: (config, tensors, folder, fabric, base, text_base) -> the pipeline of a saved adapter.
-        demo: how its demo dataset comes from the drawn world; None = it has none.
-        own_text_base: whether the text model is chosen apart from the contrastive base.
+        demo: how its demo dataset is made from the drawn world; None = it has none.
+        own_text_base: whether the text model is chosen separately from the contrastive base.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Task:
         """The prepared dataset in ``root``, or the demo dataset, made on first use.
 
         Args:
-            root: the value of ``--data.root``.
+            root: value of ``--data.root``.
             demo: options of :func:`vlkit.drawn.prepared.demo_dataset`.
 
         Raises:
-            UserError: no dataset there, or one for another task, or the task has no demo dataset.
+            UserError: the folder holds no dataset or one for another task, or the task has no demo dataset.
         """
         if root is None and self.demo is None:
             raise UserError(f"task {self.name} has no demo dataset; give --data.root DIR, a prepared dataset")

@@ -1,4 +1,4 @@
-"""The retrieval head: from an encoder's output to unit vectors in a joint space."""
+"""The two-tower model and its embedding heads: from encoder outputs to unit vectors in a joint space."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ MAX_LOGIT_SCALE = math.log(100)
 
 @dataclass
 class HeadOptions:
-    """How an encoder's output becomes an embedding."""
+    """Options of the head that turns an encoder's output into an embedding."""
 
     pool: Literal["base", "gpo", "mean"] = "base"
-    """base: the base's own pooling; gpo: generalised pooling operator over its tokens; mean: mean over its tokens."""
+    """Pooling. base: the base's own; gpo: generalised pooling operator over tokens; mean: mean over tokens."""
     projection: bool = True
-    """Train a linear map of the pooled embedding (it starts as the identity)."""
+    """Train a linear map on the pooled embedding, initialised as the identity."""
     dim: int = 0
     """Width of the joint space for pool gpo and mean, and for a pair of encoders; 0 = the base's (512 for a pair)."""
 
 
 class EmbeddingHead(nn.Module):
-    """Pool, project: :class:`Encoded` -> [B, E], unit norm.
+    """Pool and project: :class:`Encoded` -> [B, E], unit norm.
 
     Args:
-        encoder: the tower in front (its widths).
+        encoder: the tower (for its widths).
         options: see :class:`HeadOptions`.
-        joint_dim: width of the joint space of a pair of encoders; None = what the tower pools lies in one.
+        joint_dim: width of the joint space of a pair of encoders; None = the pooled output is already in one.
 
     Raises:
         UserError: a pair without projections.
@@ -48,8 +48,8 @@ class EmbeddingHead(nn.Module):
         self.pool = options.pool
         if joint_dim is not None and not options.projection:
             raise UserError(
-                "--head.projection false: a pair of encoders meets in its projections alone; leave them, or give a "
-                "base with a joint space"
+                "--head.projection false: a pair of encoders has no joint space without projections; keep them, or "
+                "give a base with a joint space"
             )
         adjusts = options.pool == "base" and joint_dim is None
         self.out_dim = encoder.out_dim if adjusts else options.dim or joint_dim or encoder.out_dim
@@ -82,13 +82,13 @@ class EmbeddingHead(nn.Module):
 
 
 class TwoTower(nn.Module):
-    """Two adapted encoders with a joint space: what image-text retrieval trains and serves.
+    """Two adapted encoders with a joint space, trained and served by image-text retrieval.
 
     Args:
         image, text: adapted encoders (``forward(x) -> Encoded``).
-        image_head, text_head: into the joint space.
-        logit_scale: log of the factor on the cosine, as the base has it; trains.
-        logit_bias: bias of the scaled cosine (sigmoid losses); trains.
+        image_head, text_head: heads that map into the joint space.
+        logit_scale: log of the factor on the cosine, initialised from the base; trainable.
+        logit_bias: bias of the scaled cosine (sigmoid losses); trainable.
     """
 
     def __init__(
@@ -120,9 +120,10 @@ class TwoTower(nn.Module):
         return self.text_head(self.text(ids)).float()
 
     def forward(self, pixels: Tensor, ids: Tensor, chunk: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Embeddings [B, E] of images and texts, the factor on their cosine (at most 100) and its bias, scalars.
+        """Embeddings [B, E] of images and texts, and two scalars: the factor on their cosine (at most 100) and its
+        bias.
 
-        With ``chunk`` so many pairs are encoded at once (:mod:`vlkit.tasks.gradient_cache`); 0 = all.
+        ``chunk`` is the number of pairs encoded at once (:mod:`vlkit.tasks.gradient_cache`); 0 = all.
         """
         scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
         if not 0 < chunk < len(pixels):

@@ -1,1 +1,1 @@
-"""How a route runs in little memory. Knows no method."""
+"""Memory-efficient execution of a route, independent of the method."""

@@ -1,11 +1,11 @@
-"""Adapter and late route in little memory: only the taps are saved, everything behind them runs again in backward.
+"""Memory-efficient adapter and late route: only the taps are saved, and backward recomputes everything after them.
 
-The first run is streamed and chunked: each tap is reduced and packed as soon as its layer is done, and no graph is
-made. Backward opens one chunk's taps at a time, runs the chunk with gradient, adds its share to the gradients of the
-weights, and lets go of the chunk. Random state, autocast and the adapter's buffers are those of the first run, so
+The first run is streamed and chunked: each tap is reduced and packed as soon as its layer has run, without building a
+graph. Backward unpacks the taps of one chunk at a time, runs the chunk with gradient, adds to the gradients of the
+weights, and frees the chunk. Random state, autocast and the adapter's buffers are restored from the first run, so
 dropout draws the same mask.
 
-An adapter that mixes samples (batch norm) is merged for the whole batch at once; early and late route stay chunked.
+An adapter that mixes samples (batch norm) is merged on the whole batch at once; early and late route stay chunked.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from vlkit.encoders.staged import Stream
 from vlkit.number_formats import NumberFormat, Packed
 
 Route = Iterable[tuple[int | None, Stream]]
-"""The early route of a chunk as it comes: (number of the tap or None, stream); the last stream is the hand-off."""
+"""The early route of a chunk, yielded block by block: (tap number or None, stream); the last one is the hand-off."""
 
 
 class Reducer(Protocol):
-    """What this module needs to know of a method: a module with ``reduce``."""
+    """The part of an adapter's interface that this module uses: a module with ``reduce``."""
 
     late: int
     training: bool
@@ -36,12 +36,12 @@ class Reducer(Protocol):
 
 
 class Behind(Protocol):
-    """What follows an early route; see :class:`vlkit.adapters.base.AdaptedEncoder`."""
+    """The computation after the early route; see :class:`vlkit.adapters.base.AdaptedEncoder`."""
 
     adapter: Any  # a Reducer that is a module
 
     def rest(self, reduced: list[Any], stream: Stream) -> Stream:
-        """From the reduced taps and the stream at the hand-off to the end."""
+        """Run from the reduced taps and the stream at the hand-off to the end."""
         ...
 
     def late(self, stream: Stream) -> Stream:
@@ -51,27 +51,28 @@ class Behind(Protocol):
 
 @runtime_checkable
 class Coupled(Protocol):
-    """An adapter that mixes the samples of a batch (batch norm), so that it needs the whole batch at once."""
+    """An adapter that mixes the samples of a batch (batch norm) and therefore needs the whole batch at once."""
 
     def gather(self, taps: list[Tensor], last: Tensor) -> list[Tensor]:
-        """What of a chunk's raw taps ``merge_gathered`` needs; no weight is involved."""
+        """Extract from a chunk's raw taps what ``merge_gathered`` needs, without using any weight."""
         ...
 
     def merge_gathered(self, gathered: list[Tensor], last: Tensor) -> Tensor:
-        """``merge`` for the whole batch, from what ``gather`` returned."""
+        """``merge`` for the whole batch, from the results of ``gather``."""
         ...
 
 
 class Lean:
-    """Runs a route in chunks and saves packed taps alone.
+    """Run a route in chunks and save only packed taps.
 
     Args:
-        chunk: samples at once; 0 = the whole batch, ``"auto"`` = as few as keep the processor busy.
-        tap_dtype: number format of the saved taps. The forward is exact with any.
+        chunk: samples that run at once; 0 = the whole batch, ``"auto"`` = the smallest chunk that uses the device
+            fully.
+        tap_dtype: number format of the saved taps. The forward is always exact.
     """
 
-    # A chunk also goes through adapter and late route in backward, and takes more memory there. On a GPU larger chunks
-    # would be faster and give the memory away (docs/results/early_chunk_gpu.json): who wants that sets ``chunk``.
+    # Backward also runs adapter and late route chunk by chunk, and needs more memory there. On a GPU larger chunks are
+    # faster but lose the memory savings (docs/results/early_chunk_gpu.json); set ``chunk`` to choose that.
     busy: ClassVar[Mapping[str, int]] = {"cpu": 320_000, "cuda": 3_000_000}
 
     chunk: int | Literal["auto"]
@@ -83,14 +84,14 @@ class Lean:
         self.chunk, self.tap_dtype = chunk, tap_dtype
 
     def run(self, routes: Iterable[Route], model: Behind) -> list[Stream]:
-        """The streams behind ``model.rest``, one for each chunk; see :class:`vlkit.adapters.base.Runner`."""
+        """The streams that ``model.rest`` returns, one per chunk; see :class:`vlkit.adapters.base.Runner`."""
         if isinstance(model.adapter, Coupled):
             return self._coupled(routes, model)
         adapter: Any = model.adapter
         buffers = buffers_of(adapter)
         pieces, ends, outputs, field = [], [], [], "hidden"
         for route in routes:
-            restore_(buffers)  # counters go on once a batch, not once a chunk
+            restore_(buffers)  # counters advance once per batch, not once per chunk
             piece, end = self._first_run(route, model)
             field = "hidden" if end.pooled is None else "pooled"
             pieces.append(piece)
@@ -108,7 +109,7 @@ class Lean:
         return [end.replace(**{field: output}) for end, output in zip(ends, outputs, strict=True)]
 
     def _first_run(self, route: Route, model: Behind) -> tuple[Piece | None, Stream]:
-        """A chunk from start to end without a graph: what to save, and the stream at the end."""
+        """Run a chunk from start to end without a graph; returns what to save and the final stream."""
         adapter, piece, reduced = model.adapter, None, []
         trains = torch.is_grad_enabled()
         with torch.no_grad():
@@ -124,10 +125,10 @@ class Lean:
                 piece.close()
             return piece, model.rest(reduced, stream.to(_dtype(adapter, stream)))
 
-    # --- samples that meet in the adapter ---
+    # --- adapters that mix samples ---
 
     def _coupled(self, routes: Iterable[Route], model: Behind) -> list[Stream]:
-        """Early route by chunks, the adapter on the whole batch, late route by chunks."""
+        """Early route in chunks, adapter on the whole batch, late route in chunks."""
         adapter: Any = model.adapter
         gathered, streams, states = [], [], []
         with torch.no_grad():
@@ -172,21 +173,21 @@ class Lean:
 
         def second_run(piece: Piece) -> Tensor:
             *maps, last = (stream.hidden for stream in piece.open())
-            with lent(buffers):  # batch norm has counted this batch before
+            with lent(buffers):  # batch norm has already counted this batch
                 return adapter.merge_gathered(maps, last)
 
         return attach(second_run, [piece], [merged], owner=adapter)[0]
 
 
-# --- what a second run starts from ---
+# --- inputs of a second run ---
 
 
 class Piece:
-    """The states of a chunk, packed as they come.
+    """The states of a chunk, packed when they are added.
 
     Args:
-        tap_dtype: number format.
-        conditions: of the first run.
+        tap_dtype: number format of the saved states.
+        conditions: conditions of the first run.
     """
 
     _tap_dtype: NumberFormat
@@ -197,7 +198,7 @@ class Piece:
         self._newest: Tensor | None = None
 
     def add(self, stream: Stream) -> None:
-        """Save ``stream``; if its state is the one added last, that is not saved twice."""
+        """Save ``stream``; a state that is the same tensor as the last one is not saved twice."""
         hidden = stream.hidden
         if hidden is self._newest:
             packed = self._streams[-1][1]
@@ -207,7 +208,7 @@ class Piece:
         self._streams.append((stream.replace(hidden=None), packed))
 
     def close(self) -> None:
-        """Let go of the newest state itself."""
+        """Drop the reference to the newest unpacked state."""
         self._newest = None
 
     def open(self) -> list[Stream]:
@@ -217,18 +218,18 @@ class Piece:
 
 
 class LatePiece(NamedTuple):
-    """What a second run of the late route starts from, besides the merged state."""
+    """Inputs of a second run of the late route, besides the merged state."""
 
     stream: Stream
     conditions: Conditions
 
 
 class Conditions:
-    """Random state and autocast as they are now, to be had again later.
+    """A snapshot of random state and autocast settings that can be restored later.
 
     Args:
-        device: where the work is done.
-        random: whether it draws random numbers.
+        device: device of the computation.
+        random: whether the computation draws random numbers.
     """
 
     def __init__(self, device: torch.device, random: bool) -> None:
@@ -240,7 +241,7 @@ class Conditions:
 
     @contextlib.contextmanager
     def again(self) -> Iterator[None]:
-        """Within it, things are as they were; afterwards they are as if nothing had been drawn."""
+        """Restore the snapshot inside the context; on exit, the random state is what it was before."""
         enabled, dtype = self._autocast
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.autocast(self._device.type, dtype=dtype, enabled=enabled):
@@ -259,7 +260,7 @@ Buffers = list[tuple[nn.Module, dict[str, Tensor]]]
 
 
 def buffers_of(module: nn.Module) -> Buffers:
-    """The buffers of ``module`` as they are now."""
+    """Copies of the current buffers of ``module``."""
     owned = ((m, {name: b.clone() for name, b in m._buffers.items() if b is not None}) for m in module.modules())
     return [(owner, buffers) for owner, buffers in owned if buffers]
 
@@ -273,7 +274,7 @@ def restore_(saved: Buffers) -> None:
 
 @contextlib.contextmanager
 def lent(saved: Buffers) -> Iterator[None]:
-    """Within it, modules work on copies of the saved buffers; what they write into those is thrown away."""
+    """Inside the context, modules use copies of the saved buffers; changes to these copies are discarded."""
     own = [(owner, dict(owner._buffers)) for owner, _ in saved]
     for owner, buffers in saved:
         owner._buffers.update((name, buffer.clone()) for name, buffer in buffers.items())
@@ -285,11 +286,11 @@ def lent(saved: Buffers) -> Iterator[None]:
 
 
 def _dtype(adapter: Reducer, stream: Stream) -> torch.dtype:
-    """The number format that adapter and late route work with; a cache may hold taps in another one."""
+    """The dtype of adapter and late route; a cache may store taps in a different one."""
     return next((p.dtype for p in adapter.parameters()), stream.hidden.dtype)
 
 
-# --- a graph whose backward makes its outputs again ---
+# --- a graph whose backward recomputes its outputs ---
 
 
 def attach(
@@ -299,16 +300,16 @@ def attach(
     inputs: Sequence[Tensor] | None = None,
     owner: nn.Module | None = None,
 ) -> tuple[Tensor, ...]:
-    """Hang ``outputs``, made without a graph, into one whose backward makes each of them again.
+    """Attach ``outputs``, computed without a graph, to a graph whose backward recomputes each of them.
 
-    The graph can be gone through once: backward lets go of the pieces.
+    Backward can run only once, because it frees the pieces.
 
     Args:
-        second_run: (piece[, input]) -> the output again, with gradient.
+        second_run: (piece[, input]) -> the recomputed output, with gradient.
         pieces: one for each output, with its ``conditions``.
-        outputs: from the first run; without gradient enabled they are returned as they are.
-        inputs: one for each output, if the gradient passes on to them.
-        owner: whose parameters get a gradient.
+        outputs: from the first run; returned unchanged if gradients are disabled.
+        inputs: one for each output, if gradient flows on to them.
+        owner: module whose parameters get a gradient.
     """
     if not torch.is_grad_enabled():
         return tuple(outputs)
@@ -327,7 +328,7 @@ class _Again(torch.autograd.Function):
         *leaves: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.second_run, ctx.pieces, ctx.inputs = second_run, pieces, inputs
-        ctx.save_for_backward(*leaves)  # parameters, too: a change before backward would be noticed
+        ctx.save_for_backward(*leaves)  # includes parameters, so that autograd detects changes before backward
         ctx.set_materialize_grads(False)
         return tuple(outputs)
 
@@ -335,8 +336,8 @@ class _Again(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         if ctx.pieces is None:
-            raise RuntimeError("the lean route frees what it kept as backward goes along: it can be taken only once")
-        saved = ctx.saved_tensors  # once: inside torch's checkpoint a second look is an error
+            raise RuntimeError("the lean route frees its saved tensors during backward: backward can run only once")
+        saved = ctx.saved_tensors  # read once: inside torch's checkpoint a second access is an error
         inputs, parameters = saved[: ctx.inputs], saved[ctx.inputs :]
         pieces, ctx.pieces = ctx.pieces, None
         found: list[Tensor | None] = [None] * (len(inputs) + len(parameters))

@@ -1,8 +1,8 @@
-"""``--adapter.start fisher``: LST's side blocks start from the weights of the base that the task's loss moves most.
+"""``--adapter.start fisher``: initialise LST's side blocks from the base weights that matter most for the task's loss.
 
-The importance of a weight is its squared gradient, summed over training examples that pass one by one (LST, NeurIPS
-2022, section 3.3). For that pass alone the side networks step aside and the base runs with gradient from end to end, in
-the memory of full fine-tuning on one example. Behind it the base is as it was, and frozen.
+The importance of a weight is its squared gradient, summed over single training examples (LST, NeurIPS 2022, section
+3.3). During this pass the side networks are bypassed and the base runs with gradient from end to end, which needs the
+memory of full fine-tuning on one example. Afterwards the base is unchanged and frozen again.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ log = logging.getLogger(__name__)
 
 
 def start_from_fisher(model: nn.Module, side: type[Adapter], losses: Iterable[Tensor], count: int) -> None:
-    """Start every side network of ``model`` anew, from what training examples say.
+    """Reinitialise every side network of ``model`` from the gradients of training examples.
 
     Args:
-        model: on its device; its side networks are changed, nothing else.
+        model: on its device; only its side networks are changed.
         side: the class of the side networks; they have a ``ladder``.
         losses: a generator that runs ``model`` on one example at a time and yields its loss, a scalar with gradient.
-        count: how many there are, for messages.
+        count: number of examples, for messages.
 
     Raises:
-        UserError: the model has no side network, or its towers have no gradient, or none that is finite.
+        UserError: the model has no side network, or a tower gets no gradient or a gradient that is not finite.
     """
     log.info("fisher start: squared gradients of %d training examples, one by one through the whole base", count)
     with _bases_alone(model, side) as towers:
@@ -44,10 +44,10 @@ def start_from_fisher(model: nn.Module, side: type[Adapter], losses: Iterable[Te
 
 @contextlib.contextmanager
 def _bases_alone(model: nn.Module, side: type[Adapter]) -> Iterator[dict[str, AdaptedEncoder]]:
-    """Put the base itself in the place of each tower with a side network, and the model in eval mode.
+    """Replace each tower that has a side network by its base, and put the model in eval mode.
 
     Yields:
-        The towers that stepped aside, by their names in ``model``.
+        The replaced towers, by their names in ``model``.
     """
     parents = {
         f"{prefix}.{name}".lstrip("."): (parent, name)
@@ -56,7 +56,7 @@ def _bases_alone(model: nn.Module, side: type[Adapter]) -> Iterator[dict[str, Ad
         if isinstance(child, AdaptedEncoder) and isinstance(child.adapter, side)
     }
     if not parents:
-        raise UserError("--adapter.start fisher: there is no side network to start; use it with --adapter.kind lst")
+        raise UserError("--adapter.start fisher: the model has no side network; use it with --adapter.kind lst")
     towers = {path: getattr(*place) for path, place in parents.items()}
     training = model.training
     for path, place in parents.items():
@@ -64,7 +64,7 @@ def _bases_alone(model: nn.Module, side: type[Adapter]) -> Iterator[dict[str, Ad
     model.eval()
     for module in model.modules():
         if isinstance(module, nn.RNNBase):
-            module.train()  # cuDNN has no backward of these in eval mode
+            module.train()  # cuDNN cannot run their backward in eval mode
     try:
         yield towers
     finally:

@@ -1,4 +1,4 @@
-"""LST, ladder side-tuning (NeurIPS 2022): a thin transformer beside the frozen one, fed by every kept block's output.
+"""LST, ladder side-tuning (NeurIPS 2022): a narrow transformer beside the frozen one reads every kept block's output.
 
 With ``h_0`` the embeddings, ``h_{i+1}`` the output of block i, width D, and d = D / reduction:
 
@@ -6,7 +6,7 @@ With ``h_0`` the embeddings, ``h_{i+1}`` the output of block i, width D, and d =
     for each kept block i:  s = side_i(mu_i s + (1 - mu_i) W_i h_{i+1}),  mu_i = sigmoid(alpha_i / 0.1)
     out = U norm(s)
 
-Nothing goes back into the frozen blocks, so none of them keeps anything for backward.
+Nothing is fed back into the frozen blocks, so they need no saved activations.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Rung(nn.Linear):
     Args:
         width: D.
         narrow: d.
-        bias: of the projection.
-        gate: ``learned``: mu = sigmoid(alpha / 0.1), alpha from 0; ``none``: the plain sum; ``linear``: mu rises from
-            0.1 to 0.9 over ``span`` training steps; ``inverse``: mu = 1 / (1 + t) within 0.1 .. 0.9, t = training steps
-            over ``span``.
-        span: training steps of a schedule.
+        bias: whether the projection has a bias.
+        gate: ``learned``: mu = sigmoid(alpha / 0.1), alpha starts at 0; ``none``: plain sum; ``linear``: mu rises from
+            0.1 to 0.9 over ``span`` training steps; ``inverse``: mu = 1 / (1 + t), clamped to 0.1 .. 0.9, with t =
+            training steps / ``span``.
+        span: number of training steps of a schedule.
     """
 
     steps: Tensor
@@ -57,7 +57,7 @@ class Rung(nn.Linear):
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def mix(self, side: Tensor, projected: Tensor) -> Tensor:
-        """Both [B, L, d]; a projection of fewer rows (texts beside images) counts as zero in the rows it lacks."""
+        """Both [B, L, d]; a projection with fewer rows (only the text of text plus images) is padded with zeros."""
         missing = side.shape[1] - projected.shape[1]
         if missing:
             projected = F.pad(projected, (0, 0, 0, missing))
@@ -77,15 +77,15 @@ class Rung(nn.Linear):
 
 
 class Ladder(nn.Module):
-    """The side network without its way out: reduced block outputs in, side state out.
+    """The side network without its output projection: reduced block outputs in, side state out.
 
     Args:
         width: D.
         blocks: narrow blocks of the kept layers, keyed by layer.
         narrow: d.
-        gate: see :class:`Rung`; ``one``: mu = 1, no block output joins after the embeddings.
-        after: mix behind the side block instead of in front of it.
-        bias: of the projections (published: yes for T5, no for CLIP-ViL).
+        gate: see :class:`Rung`; ``one``: mu = 1, only the embeddings enter and no block output.
+        after: mix after the side block instead of before it.
+        bias: whether the projections have a bias (published: yes for T5, no for CLIP-ViL).
         span: see :class:`Rung`.
 
     Attributes:
@@ -131,7 +131,7 @@ class Ladder(nn.Module):
             arguments: from ``blocks.start``.
 
         Returns:
-            [B, L, d], behind the side norm.
+            [B, L, d], after the side norm.
         """
         side, *rest = reduced
         inputs = dict(zip(self.rungs, rest, strict=True))
@@ -145,22 +145,22 @@ class Ladder(nn.Module):
 
 
 def start_(layer: nn.Linear) -> None:
-    """Published start of the projections: N(0, 0.01), zero bias."""
+    """Published initialisation of the projections: N(0, 0.01), zero bias."""
     nn.init.normal_(layer.weight, std=0.01)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 
 
 class LstAdapter(Adapter):
-    """LST on one tower: the side network ends in tokens of the base's width.
+    """LST on one tower: the output of the side network is projected to tokens of the base's width.
 
     Args:
         ladder: the side network.
         width: D.
         narrow: d.
-        bias: of the way out.
-        init: ``"published"``: the side network's output alone; ``"identity"``: it is added to the state behind the last
-            frozen block and starts at 0.
+        bias: whether the output projection has a bias.
+        init: ``"published"``: only the side network's output; ``"identity"``: the output is added to the state after
+            the last frozen block and starts at 0.
     """
 
     handoff = "tokens"
@@ -195,28 +195,28 @@ class LstAdapter(Adapter):
 
 @dataclass
 class LstOptions(MethodOptions):
-    """LST: a thin transformer beside the frozen one, started from a part of its weights."""
+    """LST: a narrow transformer beside the frozen one, initialised from part of its weights."""
 
     kind: Literal["lst"] = "lst"
     fits_any_tower: ClassVar[bool] = False
     reduction: int = 4
-    """Every width but the number of heads is divided by this."""
+    """Divisor of every width; the number of heads stays."""
     keep: tuple[int, ...] | None = None
     """Blocks (0-based) that get a side block; default: all."""
     gate: Gate = "learned"
-    """How a block's output joins the side state: learned mix, one (it does not), none (plain sum), or a mix on a
-    schedule: linear (the side's share rises from 0.1 to 0.9) or inverse (1 / (1 + t) within these)."""
+    """How a block's output is mixed into the side state: learned, one (not at all), none (plain sum), or a schedule:
+    linear (the weight of the side state rises from 0.1 to 0.9) or inverse (1 / (1 + t), clamped to that range)."""
     gate_steps: int = 1000
-    """Training steps of a scheduled gate: all of them for linear, those of an epoch for inverse."""
+    """Length of the gate schedule in training steps: the whole run for linear, one epoch for inverse."""
     after: bool = False
-    """Mix behind the side block instead of in front of it."""
+    """Mix after the side block instead of before it."""
     start: Literal["auto", "magnitude", "fisher", "random"] = "auto"
-    """Initial weights of the side blocks: the largest weights of the base, those with the largest squared gradients of
-    the task's loss (published), or random; auto: magnitude, but random for blocks that cannot be taken apart."""
+    """Initial weights of the side blocks: magnitude = the largest weights of the base; fisher = those with the largest
+    squared gradients of the task's loss (published); random; auto = magnitude, or random for unsupported blocks."""
     fisher_examples: int = 1024
-    """Training examples whose gradients a fisher start squares and sums; once through the data at most."""
+    """Number of training examples for the fisher start; at most one epoch."""
     init: Literal["published", "identity"] = "identity"
-    """identity: start exactly at the base's zero-shot answer; published: the side network's output alone."""
+    """identity: start exactly at the base's zero-shot output; published: only the side network's output."""
 
     def __post_init__(self) -> None:
         if self.gate_steps < 1:
@@ -225,13 +225,13 @@ class LstOptions(MethodOptions):
             raise UserError(f"--adapter.fisher_examples {self.fisher_examples}: must be at least 1")
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> AdaptedEncoder:
-        """Freeze ``encoder`` and put a side network beside it; both views are adapted.
+        """Freeze ``encoder`` and add a side network; both views are adapted.
 
-        With ``start="fisher"`` it stands at its magnitude start until :mod:`vlkit.adapters.lst.fisher` has run.
+        With ``start="fisher"`` it has the magnitude start until :mod:`vlkit.adapters.lst.fisher` has run.
 
         Raises:
-            UserError: the tower is none of transformer blocks, ``keep`` or ``reduction`` do not fit it, or its blocks
-                cannot be taken apart and ``start`` asks for just that.
+            UserError: the tower does not consist of transformer blocks, ``keep`` or ``reduction`` do not fit it, or
+                ``start`` needs the weights inside its blocks and they are not known.
         """
         try:
             ladder = make_ladder(encoder, self.keep, self.reduction, self.gate, self.after, self.gate_steps)
@@ -248,11 +248,11 @@ class LstOptions(MethodOptions):
 
     @property
     def examples_wanted(self) -> int:
-        """Training examples that :meth:`prepare` looks at; 0 = it is not needed."""
+        """Number of training examples that :meth:`prepare` reads; 0 = not needed."""
         return self.fisher_examples if self.start == "fisher" else 0
 
     def prepare(self, model: nn.Module, losses: Iterable[Tensor], count: int) -> None:
-        """Start the side networks in ``model`` from squared gradients; see :func:`start_from_fisher`."""
+        """Initialise the side networks in ``model`` from squared gradients; see :func:`start_from_fisher`."""
         start_from_fisher(model, LstAdapter, losses, count)
 
 
@@ -273,7 +273,7 @@ def make_ladder(
     kept = tuple(range(encoder.depth)) if keep is None else tuple(keep)
     if not kept or any(not 0 <= i < encoder.depth for i in kept) or list(kept) != sorted(set(kept)):
         raise UserError(
-            f"--adapter.keep {list(kept)}: give rising block numbers from 0..{encoder.depth - 1}, at least one"
+            f"--adapter.keep {list(kept)}: give ascending block numbers from 0..{encoder.depth - 1}, at least one"
         )
     blocks = encoder.narrow(kept, reduction)
     width = encoder.widths[0]

@@ -1,8 +1,8 @@
-"""Start the narrow blocks of a side network from the weights of the frozen base that matter most.
+"""Initialise the narrow blocks of a side network from the most important weights of the frozen base.
 
-LST (NeurIPS 2022) walks the blocks in order. Each group of weights (query, key and value together; attention output;
-MLP in; MLP out) keeps the input columns whose units the group before it kept, and of its output rows the share
-``1 / reduction`` with the largest summed importance; these are the units the next group reads.
+LST (NeurIPS 2022) prunes the blocks in order. Each group of weights (query, key and value together; attention output;
+MLP in; MLP out) keeps the input columns that belong to the units kept by the previous group, and the fraction
+``1 / reduction`` of its output rows with the largest summed importance; the next group reads these units.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from vlkit.encoders.blocks.narrow import NarrowBlocks
 from vlkit.encoders.staged import StagedEncoder
 
 Importance = Mapping[str, Tensor]
-"""Name of a weight in ``encoder.model`` -> importance of each of its values, same shape, not negative."""
+"""Name of a weight in ``encoder.model`` -> importance of each of its values, same shape, non-negative."""
 
 
 def magnitude(encoder: StagedEncoder) -> dict[str, Tensor]:
-    """Importance without data: the magnitude of each weight."""
+    """Importance without data: the absolute value of each weight."""
     return {name: weight.detach().abs() for name, weight in encoder.model.named_parameters()}
 
 
 def fisher(encoder: StagedEncoder, losses: Iterable[Tensor]) -> dict[str, Tensor]:
     """Importance from data: squared gradients, summed over examples (the diagonal of the empirical Fisher matrix).
 
-    This pass back-propagates through the whole base and takes the memory of full fine-tuning on one example.
+    This pass back-propagates through the whole base and needs the memory of full fine-tuning on one example.
 
     Args:
-        encoder: the tower; trains for the duration of this call only.
+        encoder: the tower; its weights require gradient only during this call.
         losses: a generator that runs the tower on one example at a time and yields the loss of its label (the paper
-            takes 1,024 examples).
+            uses 1,024 examples).
     """
     return fisher_of_towers([encoder], losses)[0]
 
 
 def fisher_of_towers(encoders: Sequence[StagedEncoder], losses: Iterable[Tensor]) -> list[dict[str, Tensor]]:
-    """:func:`fisher` of several towers that the same losses depend on; sums are float32 or wider."""
+    """:func:`fisher` for several towers that share the same losses; sums are float32 or wider."""
     weights = [dict(encoder.model.named_parameters()) for encoder in encoders]
     flat = [weight for own in weights for weight in own.values()]
     before = [weight.requires_grad for weight in flat]
-    # Squares of what bfloat16 can tell apart would drown in a sum kept in bfloat16.
+    # A sum in bfloat16 would lose small squared gradients to rounding.
     totals = [torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) for weight in flat]
     try:
         for weight in flat:
@@ -70,19 +70,19 @@ def prune_(
     importance: Importance | None = None,
     memory_units: Tensor | None = None,
 ) -> Tensor:
-    """Fill ``blocks`` with the important part of the tower's blocks.
+    """Copy the most important weights of the tower's blocks into ``blocks``.
 
     Args:
         blocks: from ``encoder.narrow``.
         encoder: the tower.
-        importance: of its weights; default: :func:`magnitude`.
-        memory_units: a decoder's: the units of the encoder's memory that its side network carries, int64 [d].
+        importance: importance of its weights; default: :func:`magnitude`.
+        memory_units: for a decoder, the units of the encoder's memory that its side network keeps, int64 [d].
 
     Returns:
-        The units of the tower that the state behind the last block stands for, int64 [d], rising.
+        The units of the tower that the output of the last block represents, int64 [d], ascending.
 
     Raises:
-        UserError: the tower's blocks are of a kind that cannot be taken apart.
+        UserError: the weights inside the tower's blocks are not known.
     """
     importance = magnitude(encoder) if importance is None else importance
     names = {id(weight): name for name, weight in encoder.model.named_parameters()}
@@ -100,19 +100,19 @@ def prune_(
 
 
 def _importance_block(block: nn.Module, names: dict[int, str], importance: Importance) -> Anatomy:
-    """The anatomy of ``block`` with importances where its weights are."""
+    """The anatomy of ``block`` with importances in place of its weights."""
     memo = {id(weight): nn.Parameter(importance[names[id(weight)]], False) for weight in block.parameters()}
     return anatomy_of(copy.deepcopy(block, memo))
 
 
 def _embedding_importance(model: nn.Module, importance: Importance, width: int) -> Tensor:
-    """[D]: summed importance of what writes each channel of the embeddings: token embedding or patch convolution."""
+    """[D]: summed importance per channel of the token embedding or patch convolution."""
     for prefix, module in model.named_modules():
         if isinstance(module, nn.Embedding) and module.embedding_dim == width:
             return importance[f"{prefix}.weight"].sum(0)
         if isinstance(module, nn.Conv2d) and module.out_channels == width:
             return importance[f"{prefix}.weight"].flatten(1).sum(1)
-    # A tower whose embeddings are made otherwise: its channels start out equal.
+    # Other kinds of embeddings: all channels count the same, and the first ones are kept.
     return torch.arange(width, 0, -1, device=next(model.parameters()).device)
 
 
@@ -169,8 +169,8 @@ def _prune_group(
     columns: tuple[Tensor, ...],
     ratio: int,
 ) -> Tensor:
-    """Choose the output rows of weights that share them, copy what is kept, and return the rows."""
-    # Products of three squared gradients can be below what float32 holds.
+    """Choose the output rows of weights that share them, copy the kept weights, and return the rows."""
+    # Products of three squared gradients can underflow in float32.
     kept = [score.weight[:, column].double() for score, column in zip(scores, columns, strict=True)]
     count = len(sources[0].weight) // ratio if targets is None else len(targets[0].weight)
     rows = _top(reduce(torch.mul, kept).abs().sum(1), count)
@@ -189,7 +189,7 @@ def _copy_norm(target: nn.Module, source: nn.Module, units: Tensor) -> None:
 
 
 def _scale_rows(target: Dense, scale: nn.Module, units: Tensor) -> None:
-    """Take a base's layer scale into the weights: narrow blocks have none."""
+    """Fold the base's layer scale into the weights, because narrow blocks have none."""
     gamma = getattr(scale, "gamma", None)
     if gamma is not None:
         target.weight.mul_(gamma[units].unsqueeze(1))
@@ -198,7 +198,7 @@ def _scale_rows(target: Dense, scale: nn.Module, units: Tensor) -> None:
 
 
 def _copy_position_bias(target: nn.Module, *sources: nn.Module) -> None:
-    """T5: a narrow block owns a table of the size of the tower's: its own block's if that has one, else the first's."""
+    """T5: copy the position bias table of the block itself, or of the first block if it has none (same size)."""
     tables = {name: value for source in sources for name, value in source.named_parameters()}
     for name, table in target.named_parameters():
         if name.endswith("relative_attention_bias.weight"):

@@ -1,8 +1,8 @@
 """LST on an encoder-decoder: T5 with a side encoder and a side decoder that attends to the side encoder (NeurIPS 2022).
 
-Both frozen stacks run without gradient from end to end; the decoder's on the frozen memory. With visual features the
-frozen encoder reads the text alone and the side encoder both (VL-T5): the position bias of a pair with a visual token
-is 0, and the frozen encoder adds nothing to visual rows.
+Both frozen stacks run without gradient from end to end, the decoder on the frozen memory. With visual features, the
+frozen encoder reads only the text and the side encoder reads both (VL-T5): the position bias of a pair with a visual
+token is 0, and the frozen encoder adds nothing to visual rows.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Init = Literal["published", "identity"]
 
 @dataclass(frozen=True)
 class SideMemory:
-    """What the two decoders attend to.
+    """The encoder memories that the two decoders attend to.
 
     Attributes:
         frozen: [B, M, D], the frozen encoder's output; no gradient.
-        side: [B, M + V, d], the side encoder's output behind its norm; V visual tokens, if any, come last.
+        side: [B, M + V, d], the side encoder's output after its norm; V visual tokens, if any, come last.
         mask: [B, M] bool, True = real token; None = all real. Visual tokens are always real.
     """
 
@@ -42,9 +42,9 @@ class LstT5Encoder(nn.Module):
     """A frozen T5 encoder with a side encoder.
 
     Args:
-        base: the encoder; it is frozen here.
+        base: the encoder; the constructor freezes it.
         keep: blocks that get a side block; None = all.
-        reduction: every width but the number of heads is divided by this.
+        reduction: divisor of every width; the number of heads stays.
         gate, after, span: see :class:`vlkit.adapters.lst.method.Ladder`.
     """
 
@@ -62,7 +62,7 @@ class LstT5Encoder(nn.Module):
         self.ladder = make_ladder(base, keep, reduction, gate, after, span)
 
     def forward(self, x: Any, visual: Tensor | None = None) -> SideMemory:
-        """Encode what ``base.embed`` takes (ids [B, M] int64), and visual features [B, V, D] beside it if given."""
+        """Encode an input of ``base.embed`` (ids [B, M] int64), and optional visual features [B, V, D]."""
         reduced: list[Tensor] = []
         for k, stream in run_early(self.base, x, self.ladder.layers, self.base.depth):
             if k in self.ladder.layers:
@@ -77,7 +77,7 @@ class LstT5Encoder(nn.Module):
         return SideMemory(frozen, side, stream.mask)
 
     def _beside(self, visual: Tensor, stream: Stream) -> dict[str, Any]:
-        """Position bias and mask for text tokens with visual ones behind them."""
+        """Position bias and mask for text tokens followed by visual tokens."""
         block: Any = next(iter(self.ladder.blocks.values()))
         first = block.layer[0].SelfAttention
         length, more = stream.hidden.shape[1], visual.shape[1]
@@ -112,7 +112,7 @@ class LstT5Decoder(nn.Module):
             memory: from :class:`LstT5Encoder`.
 
         Returns:
-            Side states behind the side norm [B, L, d], and the frozen decoder's behind its own [B, L, D].
+            Side states after the side norm [B, L, d], and the frozen decoder's states after its own norm [B, L, D].
         """
         reduced: list[Tensor] = []
         x = DecoderInput(ids, memory.frozen, memory.mask)
@@ -129,13 +129,13 @@ class LstT5Decoder(nn.Module):
 
 
 class LstT5(nn.Module):
-    """Both stacks: ``model(x, ids)`` gives the vocabulary's logits; only the side networks and the way out train.
+    """Both stacks: ``model(x, ids)`` returns vocabulary logits; only side networks and output projection train.
 
     Args:
-        encoder, decoder: with the same reduction.
-        init: ``"published"``: logits of the side decoder alone; ``"identity"``: its output is added to the frozen
-            decoder's and starts at 0.
-        importance: of the encoder's and the decoder's weights, for the initial side blocks
+        encoder, decoder: both with the same reduction.
+        init: ``"published"``: logits of the side decoder only; ``"identity"``: its output is added to the frozen
+            decoder's output and starts at 0.
+        importance: importance of the encoder's and the decoder's weights, to initialise the side blocks
             (:func:`vlkit.adapters.lst.pruning.prune_`); default: their magnitude.
     """
 

@@ -1,1 +1,1 @@
-"""Published weights: their names, and a command that turns a file into an adapter folder."""
+"""Published weights: their tensor names, and a command that converts a checkpoint to an adapter folder."""

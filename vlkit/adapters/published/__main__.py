@@ -1,4 +1,4 @@
-"""``python -m vlkit.adapters.published FILE --output DIR``: published weights become an adapter folder."""
+"""``python -m vlkit.adapters.published FILE --output DIR``: convert published weights to an adapter folder."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from vlkit.files import whole_file, write_json
 
 @dataclass
 class Config:
-    """Turn published weights of SHERL, UniPT, LST, VQT or DTL into an adapter folder.
+    """Convert published weights of SHERL, UniPT, LST, VQT or DTL to an adapter folder.
 
-    With --base the blocks of both towers become an image-text model that vlkit.load and the scripts of the retrieval
-    task take. Without it the folder holds each block under the names it has here, with the options that build it.
+    With --base, the blocks of both towers become an image-text model for vlkit.load and the scripts of the retrieval
+    task. Without it, the folder holds each block under vlkit's tensor names, with the options that build it.
     """
 
     file: Path = positional()
-    """Published checkpoint as safetensors: a block's weights alone, or a whole model."""
+    """Published checkpoint as safetensors: the weights of one block, or a whole model."""
     output: Path  # pyright: ignore[reportGeneralTypeIssues]  # positional() gives no default
-    """Folder to write: adapter_config.json and adapter_model.safetensors."""
+    """Output folder for adapter_config.json and adapter_model.safetensors."""
     base: str | None = None
-    """Base that the blocks stand on, such as ViT-B-32:openai."""
+    """Base that the blocks were trained on, such as ViT-B-32:openai."""
 
 
 def main(config: Config) -> None:
-    """Find the blocks, write the folder, and say what was found."""
+    """Find the blocks, print them, and write the folder."""
     if (config.output / "adapter_config.json").exists():
-        raise UserError(f"--output {config.output}: holds an adapter already; give another folder")
+        raise UserError(f"--output {config.output}: already holds an adapter; give another folder")
     blocks = read_published(config.file)
     for block in blocks:
         print(f"{block.flavour}: {len(block.tensors)} tensors under {block.prefix or '(no prefix)'}")
@@ -51,7 +51,7 @@ def main(config: Config) -> None:
 
 
 def _blocks_alone(blocks: list[Block]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and tensors of a folder with blocks that no base is known for."""
+    """Config and tensors of an adapter folder without a base."""
     named = {f"{block.prefix}{block.flavour.replace('/', '_')}": block for block in blocks}
     adapters = {name: block.options() for name, block in named.items()}
     tensors = {f"{name}.{key}": tensor for name, block in named.items() for key, tensor in block.tensors.items()}
@@ -59,12 +59,12 @@ def _blocks_alone(blocks: list[Block]) -> tuple[dict[str, Any], dict[str, Tensor
 
 
 def _on_base(blocks: list[Block], name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and tensors of a retrieval model: a block on each tower, the base's own pooling, nothing else trained."""
+    """Config and tensors of a retrieval model: one block on each tower, the base's own pooling, no trained head."""
     base = load_base(name)
     chosen = {tower: _fitting(blocks, getattr(base, tower), f"{tower} tower of {name}") for tower in ("image", "text")}
     options = {tower: asdict(adapter_options(block.options())) for tower, block in chosen.items()}
     if options["image"] != options["text"]:
-        raise UserError(f"--base {name}: its towers would need different options; convert without --base")
+        raise UserError(f"--base {name}: the two towers need different options; convert without --base")
     tensors = {f"{t}.adapter.{key}": tensor for t, block in chosen.items() for key, tensor in block.tensors.items()}
     tensors["logit_scale"] = torch.tensor(float(base.logit_scale))
     tensors["logit_bias"] = torch.tensor(-10.0 if base.logit_bias is None else float(base.logit_bias))
@@ -79,7 +79,7 @@ def _on_base(blocks: list[Block], name: str) -> tuple[dict[str, Any], dict[str, 
 
 
 def _fitting(blocks: list[Block], encoder: StagedEncoder, where: str) -> Block:
-    """The block whose tensors are those of its method on this tower."""
+    """The block whose tensor names and shapes match its method on this tower."""
     found = []
     for block in blocks:
         try:
@@ -90,7 +90,7 @@ def _fitting(blocks: list[Block], encoder: StagedEncoder, where: str) -> Block:
         wanted = {name: tensor.shape for name, tensor in adapter.state_dict().items()}
         if wanted == {name: tensor.shape for name, tensor in block.tensors.items()}:
             return block
-        found.append(f"{block.flavour} (its shapes are others)")
+        found.append(f"{block.flavour} (its shapes differ)")
     raise UserError(f"no block in the file fits the {where}: {'; '.join(found)}; give the base it was trained on")
 
 

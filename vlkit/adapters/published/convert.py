@@ -1,4 +1,4 @@
-"""Find the blocks in a published checkpoint, and say which options build them here."""
+"""Find the blocks in a published checkpoint and the options that build them in vlkit."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Block:
 
     Attributes:
         flavour: key of :data:`vlkit.adapters.published.tables.TABLES`.
-        prefix: what stands in front of its tensors' names in the file.
-        tensors: under the names they have here.
+        prefix: common prefix of its tensors' names in the file.
+        tensors: tensors under their vlkit names.
     """
 
     flavour: str
@@ -34,7 +34,7 @@ class Block:
     tensors: dict[str, Tensor]
 
     def options(self) -> dict[str, Any]:
-        """Options that build it, as JSON values; what the tensors do not tell has its default."""
+        """Options that build the block, as JSON values; options that the tensors do not determine are left out."""
         kind, _, variant = self.flavour.partition("/")
         return {"kind": kind, **_OPTIONS.get(kind, lambda variant, tensors: {})(variant, self.tensors)}
 
@@ -43,10 +43,10 @@ def read_published(path: str | Path) -> list[Block]:
     """The blocks of a published checkpoint.
 
     Args:
-        path: a safetensors file with published names: a block's own weights, or a whole model.
+        path: a safetensors file with published names: the weights of one block, or a whole model.
 
     Raises:
-        UserError: no such file, no safetensors, or no block of a known flavour in it.
+        UserError: the file does not exist, is not safetensors, or holds no block of a known flavour.
     """
     try:
         tensors = load_file(path)
@@ -54,26 +54,26 @@ def read_published(path: str | Path) -> list[Block]:
         raise UserError(f"{path}: no such file") from None
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{path}: no safetensors file ({error}); published checkpoints are pickles: convert one with {CONVERT}"
+            f"{path}: not a safetensors file ({error}); published checkpoints are pickles, convert them with {CONVERT}"
         ) from None
     blocks = find_blocks(tensors)
     if not blocks:
         starts = sorted({".".join(name.split(".")[:2]) for name in tensors})
         raise UserError(
-            f"{path}: no block of a flavour that is known here ({', '.join(TABLES)}); "
+            f"{path}: no block of a known flavour ({', '.join(TABLES)}); "
             f"its tensors are named {some(starts, 8) or '(there are none)'}"
         )
     return blocks
 
 
 def find_blocks(tensors: Mapping[str, Tensor]) -> list[Block]:
-    """Every block among published tensors, the largest first; tensors of the base and the rest are left out."""
+    """Find every block among published tensors, largest first; other tensors (the base, heads) are ignored."""
     bare = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     found: list[tuple[str, str, list[str]]] = []
     for flavour in TABLES:
         found += [(flavour, prefix, names) for prefix, names in _places(flavour, bare)]
     blocks, taken = [], set()
-    # The same tensors can be read as a smaller flavour, too: the one that accounts for the most is meant.
+    # The same tensors can also match a smaller flavour: prefer the one that uses the most tensors.
     for flavour, prefix, names in sorted(found, key=lambda place: -len(place[2])):
         if taken.isdisjoint(names):
             taken.update(names)
@@ -83,7 +83,7 @@ def find_blocks(tensors: Mapping[str, Tensor]) -> list[Block]:
 
 
 def _places(flavour: str, tensors: Mapping[str, Tensor]) -> list[tuple[str, list[str]]]:
-    """Prefixes under which every row of the flavour's table has a tensor, and the names that belong there."""
+    """Prefixes under which every required row of the flavour's table has a tensor, with the names of these tensors."""
     rows = [row for row, _ in TABLES[flavour]]
     hits: dict[str, dict[str, set[str]]] = {}
     for row in rows:
@@ -99,7 +99,7 @@ def _places(flavour: str, tensors: Mapping[str, Tensor]) -> list[tuple[str, list
 
 
 def _reduction(wide: int, narrow: int) -> dict[str, int]:
-    """The option that gives ``narrow``; none if no whole number does."""
+    """The ``reduction`` that maps ``wide`` to ``narrow``; empty if no integer does."""
     reduction = wide // narrow
     return {"reduction": reduction} if reduction and wide // reduction == narrow else {}
 

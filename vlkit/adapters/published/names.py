@@ -1,7 +1,7 @@
-"""Names of published checkpoints: one table per flavour, used in both directions.
+"""Rename tensors of published checkpoints: one table per flavour, used in both directions.
 
-``python -m vlkit.adapters.published`` turns a file into an adapter folder. Strip a parallel wrapper's ``module.`` with
-:func:`strip_prefix`, and leave out what a dropped layer left behind with :func:`drop_idle_gates`.
+``python -m vlkit.adapters.published`` converts a file to an adapter folder. :func:`strip_prefix` removes a parallel
+wrapper's ``module.``, and :func:`drop_idle_gates` removes gates of layers without a side block.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from vlkit.errors import UserError, some
 
 
 def to_vlkit(flavour: str, name: str) -> str | None:
-    """The name here of a published tensor, or None if the flavour's table does not know it."""
+    """The vlkit name of a published tensor, or None if the flavour's table does not list it."""
     return _translate(name, TABLES[flavour], 0, 1)
 
 
 def to_upstream(flavour: str, name: str) -> str | None:
-    """The published name of one of our tensors, or None if the flavour's table does not know it."""
+    """The published name of a vlkit tensor, or None if the flavour's table does not list it."""
     return _translate(name, TABLES[flavour], 1, 0)
 
 
 def import_published(flavour: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of a published adapter so that ``adapter.load_state_dict`` takes them.
+    """Rename the tensors of a published adapter so that ``adapter.load_state_dict`` accepts them.
 
     Args:
         flavour: a key of :data:`TABLES`.
-        tensors: published names -> tensors, of the side block alone (see :func:`strip_prefix`).
+        tensors: published names -> tensors, only of the side block (see :func:`strip_prefix`).
 
     Raises:
-        UserError: names that the table does not know, all listed.
+        UserError: the table does not list some names; the message lists them.
     """
     renamed = {name: to_vlkit(flavour, name) for name in tensors}
     unknown = [name for name, own in renamed.items() if own is None]
@@ -43,13 +43,13 @@ def import_published(flavour: str, tensors: Mapping[str, Tensor]) -> dict[str, T
 
 
 def strip_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Keep the tensors whose names start with ``prefix`` (``module.`` in front is ignored) and cut it off."""
+    """Keep the tensors whose names start with ``prefix`` (after an optional ``module.``) and remove the prefix."""
     bare = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return {name[len(prefix) :]: tensor for name, tensor in bare.items() if name.startswith(prefix)}
 
 
 def drop_idle_gates(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out the gates of layers without a side block: published LST files hold a gate for every layer."""
+    """Remove the gates of layers without a side block: published LST files hold a gate for every layer."""
     numbers = re.compile(r"side_(?:gate_params|downsamples)(?:_l)?\.(\d+)")
     kept = {m[1] for name in tensors if "downsamples" in name and (m := numbers.match(name))}
 
@@ -64,7 +64,7 @@ def _translate(name: str, rows: list[tuple[str, str]], source: int, target: int)
     for row in rows:
         match = re.fullmatch(published_pattern(row[source]), name)
         if match:
-            # Published numbers are counted from the first candidate, ours (*+1) from the tap in front of it.
+            # Published numbers start at the first candidate, ours (*+1) at the tap before it.
             shift = ("*+1" in row[target]) - ("*+1" in row[source])
             groups = match.groupdict("")
             number = str(int(groups["number"]) + shift) if groups.get("number") else ""

@@ -1,8 +1,8 @@
 """Names of published checkpoints, one table per flavour; used by :mod:`vlkit.adapters.published.names`.
 
-Each row is ``(published name, name here)`` of a module (its weights and buffers follow) or of a parameter. ``*`` stands
-for a number that is carried over, ``*+1`` for one that is larger here than there, ``**`` for whatever path follows. The
-first row that fits is taken.
+Each row is ``(published name, vlkit name)`` of a module (with its weights and buffers) or of a parameter. ``*`` stands
+for a number that stays the same, ``*+1`` for one that is larger by 1 in vlkit, ``**`` for any path. The first matching
+row wins.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ TABLES: dict[str, list[tuple[str, str]]] = {
         ("lora_fusion", "fusions.0"),
     ],
 }
-"""Flavour -> rows. A row names a module (its weights and buffers follow) or a parameter."""
+"""Flavour -> rows. A row names a module (with its weights and buffers) or a parameter."""
 
 OPTIONAL = {
     "guide_block.gate_parameters",
@@ -146,4 +146,4 @@ OPTIONAL = {
     "side_downsamples_l.*",
     "lora_fusion",
 }
-"""Published names that a file of their flavour may lack: parts that an option leaves out."""
+"""Published names that a file of their flavour may lack, because an option removes these parts."""

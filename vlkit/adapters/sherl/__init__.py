@@ -1,1 +1,1 @@
-"""SHERL (ECCV 2024): on tokens, in the joint space, and on T5."""
+"""SHERL (ECCV 2024) on tokens, on the pooled embedding, and on T5."""

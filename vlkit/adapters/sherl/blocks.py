@@ -1,4 +1,4 @@
-"""The pieces SHERL is made of: reducers, the redundancy aggregation, output heads and the late gate."""
+"""Building blocks of SHERL: reducers, the redundancy aggregation, output heads and the late gate."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ConvReducer(nn.Module):
         self.norm = nn.BatchNorm2d(hidden)
 
     def pool(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Sum, not mean, of both poolings, as published: where no pooling is needed the map is doubled."""
+        """Sum (not mean) of both poolings, as published: a map that needs no pooling is doubled."""
         return F.adaptive_max_pool2d(x, size) + F.adaptive_avg_pool2d(x, size)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class ConvReducer(nn.Module):
 
 
 class PostMLP(nn.Module):
-    """The MLP on the aggregate in flavour ``mdetr``: H -> D -> H with ReLU between, then layer norm."""
+    """The MLP on the aggregate in flavour ``mdetr``: H -> D -> H with a ReLU, then layer norm."""
 
     def __init__(self, hidden: int, width: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class PostMLP(nn.Module):
 
 
 class RedundancyAggregator(nn.Module):
-    """Merge K candidates of width H under a guide; candidates that say the same thing share one vote.
+    """Merge K candidates of width H under a guide; redundant candidates share one vote.
 
     With ``U = F / (|F| + eps)``: redundancy ``R = sum relu(U U^T)``, score ``s = (F * g) w + b``, weights
     ``p = l1(relu(s) / R)`` over the candidates (not a softmax: all may be zero), result ``post(sum p F) + g``
@@ -75,7 +75,7 @@ class RedundancyAggregator(nn.Module):
     Args:
         hidden: H.
         eps: added after the root in the unit vectors and to the sum in the L1 norm.
-        post: module on the aggregate before the guide is added; None = identity.
+        post: module applied to the aggregate before the guide is added; None = identity.
     """
 
     def __init__(self, hidden: int, eps: float, post: nn.Module | None = None) -> None:
@@ -98,8 +98,8 @@ class RedundancyAggregator(nn.Module):
         return (merged if self.post is None else self.post(merged)) + guide
 
     def weights(self, guide: Tensor, candidates: Tensor) -> Tensor:
-        """The share of each candidate, [..., K]; non-negative, sums to at most 1."""
-        # The score is F (g * w) rather than (F * g) w: equal, and it makes no tensor of the candidates' size.
+        """The weight of each candidate, [..., K]; non-negative, sums to at most 1."""
+        # F (g * w) equals (F * g) w and needs no temporary tensor of the candidates' size.
         return _shares(*_products(candidates, guide * self.score.weight[0]), self.score.bias, self.eps)
 
 
@@ -107,7 +107,7 @@ def refine(
     aggregator: RedundancyAggregator, head: nn.Module, guide: Tensor, candidates: Tensor, last: Tensor
 ) -> Tensor:
     """Merge K pooled layers [B, K, H] under the guide [B, H] and add the result to ``last`` [B, E]: [B, E]."""
-    # Raw residual streams are not normed: in half precision the products of these few vectors would overflow.
+    # Raw residual streams are not normalised: in half precision the products of these vectors would overflow.
     precision = aggregator.score.weight.dtype
     with torch.autocast(candidates.device.type, enabled=False):
         merged = aggregator(guide.to(precision), candidates.to(precision))
@@ -120,19 +120,19 @@ def _products(candidates: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shares(score: Tensor, gram: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """The weights ``p``, [..., K]; the Gram matrix is normalised after the product, which is the same."""
+    """The weights ``p``, [..., K]; normalising the Gram matrix after the product gives the same result."""
     square = gram.diagonal(dim1=-2, dim2=-1)
-    # A candidate of exact zeros has norm 0: the clamp keeps the root's gradient finite and changes nothing else.
+    # An all-zero candidate has norm 0: the clamp keeps the gradient of the root finite and changes nothing else.
     norm = square.clamp_min(torch.finfo(gram.dtype).tiny).sqrt() + eps
     redundancy = F.relu(gram / (norm.unsqueeze(-1) * norm.unsqueeze(-2))).sum(-1)
-    # The diagonal alone gives about 1, unless every candidate is zero: then 0 / 0 is kept from happening.
+    # The diagonal alone gives about 1, unless every candidate is zero: the clamp then avoids 0 / 0.
     return l1_normalise(F.relu(score + bias) / redundancy.clamp_min(1e-6), eps)
 
 
 class _Merge(torch.autograd.Function):
-    """``sum p F``. The candidates' gradient comes from three places; they are added up in one tensor of their size.
+    """``sum p F``. The candidates' gradient has three terms, which are accumulated in one tensor of the same size.
 
-    Everything else is of size K or K x K a token: kept as products, gone through again by autograd.
+    Everything else has size K or K x K per token: the products are saved, and autograd recomputes the rest.
     """
 
     @staticmethod
@@ -167,7 +167,7 @@ def l1_normalise(x: Tensor, eps: float) -> Tensor:
 
 
 class LinearHead(nn.Module):
-    """[..., H] -> [..., D]: ReLU, linear, and if ``norm_eps`` is given layer norm and dropout."""
+    """[..., H] -> [..., D]: ReLU, linear, layer norm (if ``norm_eps`` is given) and dropout."""
 
     def __init__(self, hidden: int, width: int, norm_eps: float | None = None, dropout: float = 0.0) -> None:
         super().__init__()
@@ -180,19 +180,19 @@ class LinearHead(nn.Module):
         return self.dropout(x if self.norm is None else self.norm(x))
 
     def zero(self) -> None:
-        """Make the output exactly 0. Behind a norm its gain is zeroed: a zero vector would explode in its backward."""
+        """Make the output exactly 0. With a norm, zero the norm's gain: its backward would explode on a zero input."""
         owner = self.proj if self.norm is None else self.norm
         nn.init.zeros_(owner.weight)
         nn.init.zeros_(owner.bias)
 
 
 class ConvHead(nn.Module):
-    """[B, H, n, n] -> [B, C, n, n]: 1x1 convolution, batch norm, ReLU (``cnn``: no ReLU in front).
+    """[B, H, n, n] -> [B, C, n, n]: 1x1 convolution, batch norm, ReLU (unlike :class:`LinearHead`, no ReLU first).
 
     Args:
         hidden: H.
         width: C.
-        scaled: add a per-channel factor behind the ReLU (needed to start at zero: a ReLU at 0 passes no gradient).
+        scaled: add a per-channel factor after the ReLU (needed to start at zero: a ReLU at 0 passes no gradient).
     """
 
     def __init__(self, hidden: int, width: int, scaled: bool = False) -> None:
@@ -212,9 +212,9 @@ class ConvHead(nn.Module):
 
 
 class LateGate(nn.Module):
-    """``offset + tanh(gamma / temperature)`` times the state that the side feature joins.
+    """Add the base's state to the side feature, scaled by ``offset + tanh(gamma / temperature)``.
 
-    Published: offset 0 and gamma 0, so the late block first sees the side feature alone. With offset 1 training starts
+    Published: offset 0 and gamma 0, so the late block first sees only the side feature. With offset 1 training starts
     at the base's own state. ``gamma`` has shape [1]; at 0 its gradient is ``1 / temperature`` times that of the factor.
     """
 
@@ -225,5 +225,5 @@ class LateGate(nn.Module):
         self.offset = offset
 
     def forward(self, side: Tensor, last: Tensor) -> Tensor:
-        """``side + factor * last``; both of one shape."""
+        """``side + factor * last``; both have the same shape."""
         return side + (self.offset + torch.tanh(self.gamma / self.temperature)) * last

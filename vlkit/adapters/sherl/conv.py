@@ -19,7 +19,7 @@ EPS = 1e-8
 class ConvSherlAdapter(Adapter):
     """Like :class:`vlkit.adapters.sherl.tokens.SherlAdapter`, with maps pooled to the deepest size and batch norm.
 
-    Batch norm looks at the whole batch: this is a :class:`vlkit.adapters.lean.recompute.Coupled` adapter.
+    Batch norm needs the whole batch, so this is a :class:`vlkit.adapters.lean.recompute.Coupled` adapter.
 
     Args:
         widths: channels of each tap, shallow to deep; at least two.
@@ -28,7 +28,7 @@ class ConvSherlAdapter(Adapter):
         layers: depths of the taps.
         late: number of late blocks.
         init: see :class:`vlkit.adapters.sherl.tokens.SherlAdapter`.
-        gate_temperature: of the late gate.
+        gate_temperature: temperature of the late gate.
     """
 
     handoff = "tokens"
@@ -54,7 +54,7 @@ class ConvSherlAdapter(Adapter):
             self.head.zero()
 
     def reduce(self, index: int, tap: Stream) -> Tensor:
-        """The grid [B, C, h, w] as it is: only :meth:`merge` knows the deepest size."""
+        """Return the grid [B, C, h, w] unchanged: only :meth:`merge` knows the deepest size."""
         return tap.hidden
 
     def merge(self, reduced: list[Tensor], last: Tensor, stream: Stream) -> Tensor:

@@ -1,4 +1,4 @@
-"""Options of SHERL: which hand-off, which flavour, and how a training step runs."""
+"""Options of SHERL: hand-off, flavour, and how a training step runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vlkit.number_formats import NumberFormat
 
 @dataclass
 class SherlOptions(TwoHandoffs):
-    """SHERL: taps of the frozen layers, merged by redundancy, refined by the last frozen blocks."""
+    """SHERL: merges taps of the frozen layers by redundancy and refines the result in the last frozen blocks."""
 
     kind: Literal["sherl"] = "sherl"
     feeds_decoder: ClassVar[bool] = True
@@ -36,35 +36,36 @@ class SherlOptions(TwoHandoffs):
 
     handoff: Handoff = "auto"
     """Where the merged feature enters: the late blocks (tokens) or the pooled embedding (pooled, least memory). auto:
-    tokens if the head reads tokens or --adapter.late or --adapter.flavour is given, else pooled."""
+    tokens if the head reads tokens or if --adapter.late or --adapter.flavour is given, otherwise pooled."""
     late: int | None = None
-    """Number of last blocks that re-consume the merged feature (tokens only; default 1)."""
+    """Number of last blocks that read the merged feature (tokens only; default 1)."""
     taps: tuple[int, ...] | None = None
     """Depths to tap, 0 = embeddings, k = output of block k - 1; default: every depth of the early route."""
     flavour: Literal["auto", "text", "gated", "mdetr"] = "auto"
     """Published variant for token towers (auto: text); convolutional towers always use the convolutional one."""
     reduction: int | None = None
-    """Width D (tokens) or E (pooled) is divided by this inside the adapter; default 2 for tokens, 1 for pooled."""
+    """Divisor of the width D (tokens) or E (pooled) inside the adapter; default 2 for tokens, 1 for pooled."""
     init: Literal["published", "identity"] = "identity"
-    """identity: start exactly at the base's zero-shot answer; published: gate 0, side feature only."""
+    """identity: start exactly at the base's zero-shot output; published: gate 0, side feature only."""
     base_gate: bool = False
-    """Learned gate on each layer's base token (pooled only)."""
+    """Learn a gate on each layer's base token (pooled only)."""
     dropout: float | None = None
     """Dropout on the output (tokens of flavour text only; default 0.1)."""
     lean: bool = True
-    """Save only taps for backward and compute the rest again there; false: leave it to autograd (for comparison)."""
+    """Save only the taps and recompute the rest in backward (memory-efficient); false: plain autograd, to compare."""
     early_chunk: Chunk = "auto"
-    """Samples that run through the frozen part at once; 0 = the whole batch, auto = as few as keep the device busy."""
+    """Samples that run through the frozen part at once; 0 = the whole batch, auto = the smallest chunk that uses the
+    device fully."""
     tap_dtype: NumberFormat = "fp32"
-    """Number format of the taps saved for backward. The forward is exact with any; bf16 and int8 round the gradient."""
+    """Number format of the taps saved for backward. The forward is always exact; bf16 and int8 round the gradient."""
     keep: Keep = "auto"
-    """What is saved of a tap (pooled only): active = values with a gradient, all = everything, without having to wait
-    for a GPU to find them; auto = active on the CPU, all on CUDA."""
+    """Which values of a tap are saved (pooled only): active = values with a gradient; all = every value, which avoids
+    a device synchronisation on a GPU; auto = active on the CPU, all on CUDA."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise UserError(f"--adapter.dropout {self.dropout}: give a share from 0 up to, not including, 1")
+            raise UserError(f"--adapter.dropout {self.dropout}: must be at least 0 and less than 1")
         if self.dropout is not None and self.flavour not in ("auto", "text"):
             raise UserError("--adapter.dropout: belongs to --adapter.flavour text; leave one of the two out")
         if self.early_chunk != "auto" and self.early_chunk < 0:
@@ -74,11 +75,11 @@ class SherlOptions(TwoHandoffs):
                 raise UserError(f"--adapter.{name}: belongs to --adapter.lean true; leave one of the two out")
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> AdaptedEncoder:
-        """Freeze ``encoder`` and put this adapter on it, for a head that reads the given view.
+        """Freeze ``encoder`` and add this adapter, for a head that reads the given view.
 
         Raises:
             UserError: ``late``, ``taps`` or ``reduction`` do not fit the tower, or an option does not fit the head;
-                names the option and the range.
+                the message names the option and its range.
         """
         if self.handoff_for(reads) == "pooled":
             return AdaptedEncoder(encoder, self._pooled(encoder), Plain(self.early_chunk if self.lean else 0))
@@ -86,14 +87,14 @@ class SherlOptions(TwoHandoffs):
         return AdaptedEncoder(encoder, self._tokens(encoder), runner, summary_only=self.lean and reads == "pooled")
 
     def build_stacks(self, encoder: HfText, decoder: T5Decoder) -> tuple[SherlT5Encoder, SherlT5Decoder]:
-        """Flavour T5: the decoder's last block reads a side memory made from the encoder's taps.
+        """Flavour T5: the decoder's last block attends to a side memory computed from the encoder's taps.
 
         Raises:
-            UserError: an option that has no meaning there.
+            UserError: an option does not apply to T5.
         """
         for name in self.given(field.name for field in fields(self)):
             if name not in ("reduction", "init") and (name, self.handoff) != ("handoff", "tokens"):
-                raise UserError(f"--adapter.{name}: SHERL on a decoder is as published (flavour t5); leave it out")
+                raise UserError(f"--adapter.{name}: SHERL on a decoder only runs as published; leave it out")
         reduction = 4 if self.reduction is None else self.reduction
         return (
             SherlT5Encoder(encoder, reduction=reduction, init=self.init),
@@ -101,7 +102,8 @@ class SherlOptions(TwoHandoffs):
         )
 
     def for_cells(self) -> SherlOptions:
-        """No late blocks, unless asked for: a contrastive base trained its last block for its summary token alone."""
+        """Use no late blocks unless the user sets them: a contrastive base trained its last block only for the summary
+        token."""
         if self.late is not None or self.handoff_asked_for() == "pooled":
             return self
         return replace(self, late=0)
@@ -139,11 +141,11 @@ class SherlOptions(TwoHandoffs):
 
     def _layers(self, encoder: StagedEncoder, stop: int) -> tuple[int, ...]:
         if self.taps is None:
-            # The state that enters the late route is always a tap: it is the guide.
+            # The input of the late route is always a tap, because it is the guide.
             return tuple(sorted({k for k in encoder.stages if k <= stop} | {stop}))
         if any(not 0 <= k <= stop for k in self.taps) or list(self.taps) != sorted(set(self.taps)):
             raise UserError(
-                f"--adapter.taps {list(self.taps)}: give rising depths from 0..{stop} "
+                f"--adapter.taps {list(self.taps)}: give ascending depths from 0..{stop} "
                 f"(the tower has {encoder.depth} blocks, 0 = embeddings, k = output of block k - 1)"
             )
         return tuple(self.taps)

@@ -1,4 +1,4 @@
-"""SHERL in the joint space (published for CLIP towers): attention-pooled taps refine the pooled embedding."""
+"""SHERL on the pooled embedding (published for CLIP towers): attention-pooled taps refine it in the joint space."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ EPS = 1e-6
 
 
 class PooledSherlAdapter(Adapter):
-    """Each tap is pooled by attention under the guide, and the redundancy aggregation merges the K results.
+    """Pool each tap by attention under the guide, then merge the K results with the redundancy aggregation.
 
     With ``x = relu(tap)`` and ``r = W x + c``, the published token score ``(g * r) w + b`` equals
     ``x q + const`` with ``q = W^T (g * w)``, and the pooled vector ``sum_n a_n r_n`` equals
-    ``W (sum_n a_n x_n) + c sum_n a_n``. So W meets one vector per sample and layer instead of one per token, and
-    backward reads each tap once; the result is the published one.
+    ``W (sum_n a_n x_n) + c sum_n a_n``. So W is applied to one vector per sample and layer instead of one per token,
+    and backward reads each tap once; the result equals the published one.
 
-    This is the plain implementation: autograd saves ``relu(tap)`` of every layer. The one that trains by default,
-    :class:`vlkit.adapters.sherl.pooled_lean.LeanPooledSherlAdapter`, has the same weights and gives the same numbers.
+    This is the plain implementation: autograd saves ``relu(tap)`` of every layer. The default for training is
+    :class:`vlkit.adapters.sherl.pooled_lean.LeanPooledSherlAdapter`, with the same weights and the same numbers.
 
     Args:
         widths: channels of each tap.
         out_dim: E, width of the pooled embedding.
         hidden: H.
         layers: depths of the taps; every tap is a candidate.
-        base_gate: weigh each layer's base token by ``sigmoid(gamma / 0.1)``, gamma from 1 (published for MSR-VTT).
+        base_gate: scale each layer's base token by ``sigmoid(gamma / 0.1)``; gamma starts at 1 (published for MSR-VTT).
         init: ``"identity"`` zeroes the output projection: training starts exactly at the base's embedding.
-        gate_temperature: of the base tokens' gates.
+        gate_temperature: temperature of the base tokens' gates.
     """
 
     handoff = "pooled"
@@ -67,7 +67,7 @@ class PooledSherlAdapter(Adapter):
             self.head.zero()
 
     def reduce(self, index: int, tap: Stream) -> Tensor:
-        """``relu(tap)`` as [B, L, D]: the only form of the tap that forward and backward need."""
+        """``relu(tap)`` as [B, L, D]; neither forward nor backward needs the tap itself."""
         return F.relu(tokens_of(tap))
 
     def merge(self, reduced: list[Tensor], last: Tensor, stream: Stream) -> Any:
@@ -92,12 +92,12 @@ class PooledSherlAdapter(Adapter):
 
 
 def tokens_of(tap: Stream) -> Tensor:
-    """The tap as [B, L, D]; grids row by row."""
+    """The tap as [B, L, D]; grids are flattened row by row."""
     return tap.hidden.flatten(2).transpose(1, 2) if tap.hidden.dim() == 4 else tap.hidden
 
 
 def _base_token(x: Tensor, stream: Stream) -> Tensor:
-    """The token that sums up the sequence, [B, D]: the tower's summary position, else the mean over real tokens."""
+    """The base token of the sequence, [B, D]: the tower's summary token, or the mean over real tokens."""
     if stream.summary is not None:
         return x[torch.arange(len(x), device=x.device), stream.summary]
     if stream.mask is None:

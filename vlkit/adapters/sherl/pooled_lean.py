@@ -1,18 +1,18 @@
-"""SHERL in the joint space in little memory: one autograd Function with a backward written by hand.
+"""Memory-efficient SHERL on the pooled embedding: one autograd Function with a hand-written backward.
 
-The guide is the tower's own pooled output, so no layer can be pooled before the tower is done. A chunk of samples
-therefore runs through the whole frozen tower first, and its raw taps wait for the end of the chunk alone. Then
-:func:`collect` pools them, exactly, and saves for backward
+The guide is the tower's own pooled output, so no layer can be pooled before the tower has run. A chunk of samples
+therefore runs through the whole frozen tower first; its raw taps live only until the end of the chunk. Then
+:func:`collect` pools them exactly and saves for backward
 
-- of each tap the tokens that have a weight, and of those the values above zero: the two ReLUs (in front of the
-  reducer and behind the score) stop the gradient everywhere else. Nothing is lost;
-- of each layer its weighted mean [B, D], which the gradient of the reducer needs.
+- for each tap, the values above zero of the tokens with a non-zero weight: the two ReLUs (before the reducer and after
+  the score) stop the gradient everywhere else, so nothing is lost;
+- for each layer, its weighted mean [B, D], which the gradient of the reducer needs.
 
-:func:`attach` merges the chunks and hangs them into the graph. Its backward recomputes the aggregation, goes through
-the layers one by one, writes both gradients of a reducer (through the scores and through the mean) into one tensor and
-lets go of each layer when it is done with it.
+:func:`attach` merges the chunks and attaches them to the graph. Its backward recomputes the aggregation, visits the
+layers one by one, writes both gradients of a reducer (through the scores and through the mean) into one tensor and
+frees each layer after use.
 
-Notation of one layer, of B samples with L tokens: ``x = relu(tap)`` [B, L, D], reducer ``W`` [H, D] and ``c`` [H],
+Notation for one layer, B samples with L tokens: ``x = relu(tap)`` [B, L, D], reducer ``W`` [H, D] and ``c`` [H],
 score ``w`` [H] and ``b``, guide ``g`` [B, H], ``q = (g * w) W``, ``s = relu(mask * (x q + (g * w) c + b))``,
 ``S = sum s + eps``, ``a = s / S``, base weights ``P`` [B, L] with their factor ``f``, mean ``m = (a + f P) x``,
 candidate ``m W^T + (sum a + f) c`` [B, H].
@@ -35,18 +35,18 @@ from vlkit.encoders.staged import Stream
 from vlkit.number_formats import NumberFormat, Packed, assumed_rows, has_values
 
 Keep = Literal["auto", "active", "all"]
-"""``active``: the values with a gradient; ``all``: whole taps, as they are; ``auto``: active on the CPU, all on CUDA,
-where finding the active ones makes the host wait for the device."""
+"""``active``: only values with a gradient; ``all``: whole taps; ``auto``: active on the CPU, all on CUDA, where finding
+the active values makes the host wait for the device."""
 
-TOGETHER = 32  # samples whose active rows lie in one matrix: products with it do their work for all samples
+TOGETHER = 32  # samples whose active rows share one matrix; every product with it covers all of these samples
 
 
 class LeanPooledSherlAdapter(PooledSherlAdapter):
-    """:class:`PooledSherlAdapter` with the same weights and numbers, whose backward needs less.
+    """:class:`PooledSherlAdapter` with the same weights and numbers, but fewer saved activations.
 
     Args:
         arguments: those of :class:`PooledSherlAdapter`.
-        tap_dtype: number format of what is saved of the taps. The forward is exact with any.
+        tap_dtype: number format of the saved taps. The forward is always exact.
         keep: which values of the taps are saved.
     """
 
@@ -60,7 +60,7 @@ class LeanPooledSherlAdapter(PooledSherlAdapter):
 
     @property
     def weights(self) -> Weights:
-        """What the function computes with."""
+        """The weights that the autograd Function uses."""
         return Weights(
             self.guide_reducer, self.reducers, self.token_scores, self.base_gate, self.gate_temperature,
             self.aggregator, self.head,
@@ -71,17 +71,17 @@ class LeanPooledSherlAdapter(PooledSherlAdapter):
         return tap.hidden.flatten(2).transpose(1, 2) if tap.hidden.dim() == 4 else tap.hidden
 
     def merge(self, reduced: list[Tensor], last: Tensor, stream: Stream) -> list[Part]:
-        """What :meth:`join` needs of a chunk of samples; ``reduced`` is emptied on the way."""
+        """Pool a chunk of samples for :meth:`join`; empties ``reduced``."""
         active = self.keep == "active" or (self.keep == "auto" and last.device.type != "cuda")
         return collect(self.weights, reduced, last, stream.mask, stream.summary, self.tap_dtype, active)
 
     def join(self, parts: list[list[Part]]) -> Tensor:
-        """[B, E] of all chunks together, in the parameters' number format."""
+        """[B, E] of all chunks together, in the dtype of the parameters."""
         return attach(self.weights, [piece for part in parts for piece in part])
 
 
 class Weights(NamedTuple):
-    """The modules and parameters that the function reads, and gives gradients to."""
+    """The modules and parameters that the Function reads and computes gradients for."""
 
     guide: nn.Linear
     reducers: Sequence[nn.Linear]
@@ -92,7 +92,7 @@ class Weights(NamedTuple):
     head: LinearHead
 
     def parameters(self) -> list[Tensor]:
-        """All of them."""
+        """All parameters, in a fixed order."""
         modules = (self.guide, *self.reducers, *self.scores, self.aggregator, self.head)
         found: list[Tensor] = [parameter for module in modules for parameter in module.parameters()]
         return found if self.base_gate is None else [self.base_gate, *found]
@@ -116,16 +116,16 @@ class Weights(NamedTuple):
         return torch.stack(found, dim=1)
 
 
-# --- what is saved ----------------------------------------------------------------------------------------------------
+# --- saved tensors ----------------------------------------------------------------------------------------------------
 
 
 class Rows:
-    """The tokens of one layer that have a weight, [R, D], of B samples.
+    """The tokens of one layer with a non-zero weight, [R, D], from B samples.
 
     Args:
-        x: [B, L, D], behind the ReLU.
-        scores: [B, L], at least 0.
-        tap_dtype: number format.
+        x: [B, L, D], after the ReLU.
+        scores: [B, L], non-negative.
+        tap_dtype: number format of the saved rows.
     """
 
     def __init__(self, x: Tensor, scores: Tensor, tap_dtype: NumberFormat) -> None:
@@ -142,7 +142,7 @@ class Rows:
         self._owner = torch.div(self._index, self._shape[1], rounding_mode="floor")  # [R], the sample of each row
 
     def along(self, u: Tensor) -> Tensor:
-        """``x u`` for one vector per sample: [B, D] -> [B, L]; 0 where no row is saved."""
+        """``x u`` for one vector per sample: [B, D] -> [B, L]; 0 for tokens without a saved row."""
         products = (u @ self._x.T).gather(0, self._owner.unsqueeze(0)).squeeze(0)
         return u.new_zeros(self._shape).view(-1).index_copy_(0, self._index, products).view(self._shape)
 
@@ -154,10 +154,10 @@ class Rows:
 
 
 class Whole:
-    """All tokens of one layer, [B, L, D]; same use as :class:`Rows`."""
+    """All tokens of one layer, [B, L, D]; same interface as :class:`Rows`."""
 
     def __init__(self, tap: Tensor, tap_dtype: NumberFormat) -> None:
-        # What is saved as it is needs no copy behind the ReLU.
+        # Only int8 needs the ReLU before packing; the other formats save the tap without a copy.
         self._tap = Packed(F.relu(tap) if tap_dtype == "int8" else tap, tap_dtype, positive=True)
 
     def open(self, dtype: torch.dtype) -> None:
@@ -172,8 +172,8 @@ class Whole:
 
 @dataclass
 class Layer:
-    """What one layer of a chunk leaves behind: ``m`` [B, D], ``s`` [B, L], ``S`` [B, 1], and for backward the tokens,
-    the base token [B, D] (if it has a learned factor) and the tap (if it asks for a gradient)."""
+    """Results of one layer of a chunk: ``m`` [B, D], ``s`` [B, L], ``S`` [B, 1]; for backward also the tokens, the
+    base token [B, D] (if it has a learned factor) and the tap (if it requires a gradient)."""
 
     mean: Tensor
     scores: Tensor
@@ -212,15 +212,15 @@ def collect(
     """Pool the taps of a chunk and save what backward needs.
 
     Args:
-        weights: of the adapter.
-        taps: K raw taps [B, L, D_k]; the list is emptied, so that each can be freed when it is done.
+        weights: weights of the adapter.
+        taps: K raw taps [B, L, D_k]; the list is emptied, so that each tap can be freed after use.
         last: [B, E], the tower's pooled embedding.
         mask, summary: of the stream, [B, L] bool and [B] int64.
-        tap_dtype: number format of what is saved.
-        active: save the values with a gradient alone.
+        tap_dtype: number format of the saved values.
+        active: save only the values with a gradient.
 
     Returns:
-        One part or several, in order.
+        One or more parts, in order.
     """
     trains = torch.is_grad_enabled()
     wants_tap_gradient = trains and any(tap.requires_grad for tap in taps)
@@ -268,7 +268,7 @@ def _pool(weights: Weights, i: int, x: Tensor, guide: Tensor, factor: Tensor, pa
 
 
 def _base_weights(x: Tensor, part: Part) -> Tensor:
-    """``P`` [B, L]: one at the tower's summary position, else equal shares of the real tokens."""
+    """``P`` [B, L]: 1 at the tower's summary position, or equal weights over the real tokens."""
     size = x.shape[:2]
     if part.summary is not None:
         return x.new_zeros(size).scatter_(1, part.summary.unsqueeze(1), 1.0)
@@ -284,14 +284,14 @@ def _means(parts: list[Part], i: int) -> Tensor:
 
 
 def _expand(x: Tensor, weight: Tensor, offset: Tensor) -> Tensor:
-    """``offset + x weight^T``, the large factor first: twice as fast for the few rows of ``x``."""
+    """``offset + x weight^T`` with the large factor first, which is twice as fast when ``x`` has few rows."""
     return torch.addmm(offset.T, weight, x.T).T
 
 
 def attach(weights: Weights, parts: list[Part]) -> Tensor:
-    """[B, E] in the parameters' number format: the refined embeddings of all parts, with their graph.
+    """[B, E] in the dtype of the parameters: the refined embeddings of all parts, with their graph.
 
-    The graph can be gone through once: backward frees what the parts hold.
+    Backward can run only once, because it frees the saved tensors of the parts.
     """
     last = torch.cat([part.last for part in parts]) if len(parts) > 1 else parts[0].last
     taps = [layer.tap for part in parts for layer in part.layers if layer.tap is not None]
@@ -302,7 +302,7 @@ class _Pooling(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weights: Weights, parts: list[Part], last: Tensor, *tensors: Tensor) -> Tensor:
         ctx.weights, ctx.parts = weights, parts
-        # Not needed to reach the weights, but to notice when one was changed before backward.
+        # Saved only so that autograd detects weights that are modified before backward.
         ctx.save_for_backward(last, *tensors)
         with torch.autocast(last.device.type, enabled=False):
             last = last.to(weights.guide.weight.dtype)
@@ -313,7 +313,7 @@ class _Pooling(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         if ctx.parts is None:
-            raise RuntimeError("the lean route frees what it saved as backward goes along: it can be taken only once")
+            raise RuntimeError("the lean route frees its saved tensors during backward: backward can run only once")
         last, *_ = ctx.saved_tensors
         weights, parts, ctx.parts = ctx.weights, ctx.parts, None
         with torch.autocast(last.device.type, enabled=False):
@@ -329,7 +329,7 @@ class _Pooling(torch.autograd.Function):
 
 
 class _Backward:
-    """One walk from the gradient of the output to those of weights, guide and taps."""
+    """Backward pass: from the gradient of the output to the gradients of weights, guide and taps."""
 
     def __init__(self, weights: Weights, parts: list[Part], last: Tensor) -> None:
         self.weights, self.parts, self._raw_last = weights, parts, last
@@ -353,7 +353,7 @@ class _Backward:
         self.taps = [taps[key] for key in sorted(taps)]
 
     def _refine(self, guide: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Aggregation and head again, this time with autograd: gradients of guide [B, H] and candidates [B, K, H]."""
+        """Recompute aggregation and head with autograd: gradients of the guide [B, H] and candidates [B, K, H]."""
         aggregator, head = self.weights.aggregator, self.weights.head
         leaves = guide.detach().requires_grad_(), self.weights.candidates(self.parts).requires_grad_()
         owned = [p for module in (aggregator, head) for p in module.parameters() if p.requires_grad]
@@ -369,9 +369,10 @@ class _Backward:
     def _layer(
         self, i: int, guide: Tensor, gradient: Tensor, factor: Tensor, guide_gradient: Tensor, taps: dict
     ) -> Tensor:
-        """Gradients of layer ``i``'s weights; adds to the guide's, returns that of the base token's factor."""
+        """Gradients of layer ``i``'s weights; adds to the guide's gradient and returns that of the base token's
+        factor."""
         reducer, score = self.weights.reducers[i], self.weights.scores[i]
-        u, t = gradient @ reducer.weight, gradient @ reducer.bias  # [B, D], [B]: of the mean, and of the share
+        u, t = gradient @ reducer.weight, gradient @ reducer.bias  # gradients of mean and total weight
         weighted = guide * score.weight[0]
         query = weighted @ reducer.weight if self._wants_taps else None
         mean, share = _means(self.parts, i), []
@@ -380,7 +381,7 @@ class _Backward:
             layer, at = part.layers[i], slice(start, start + len(part.last))
             layer.tokens.open(u.dtype)
             attention = layer.attention
-            through = layer.tokens.along(u[at]) + t[at].unsqueeze(1)  # of the attention
+            through = layer.tokens.along(u[at]) + t[at].unsqueeze(1)  # gradient of the attention
             through = (through - (attention * through).sum(1, keepdim=True)) / layer.total * (layer.scores > 0)
             query_gradients.append(layer.tokens.sum(through))
             constants.append(through.sum(1))
@@ -391,7 +392,7 @@ class _Backward:
                 taps[number, i] = _tap_gradient(layer, part, factor, through, query[at], u[at])
             part.layers[i], start = None, at.stop  # frees the tokens
         query_gradient, constant, share = torch.cat(query_gradients), torch.cat(constants), torch.cat(share)
-        # Through the mean and through the query: one product over both, which writes its large result once.
+        # Gradients through the mean and through the query in one product, so the large result is written once.
         self.gradients[reducer.weight] = torch.cat([gradient, weighted]).T @ torch.cat([mean, query_gradient])
         self.gradients[reducer.bias] = share @ gradient + constant @ weighted
         self.gradients[score.bias] = constant.sum().view_as(score.bias)
@@ -406,7 +407,7 @@ class _Backward:
 
 
 def _tap_gradient(layer: Any, part: Part, factor: Tensor, through: Tensor, query: Tensor, u: Tensor) -> Tensor:
-    """[B, L, D]: through the scores, and through the weighted mean with its base token."""
+    """[B, L, D]: gradient through the scores and through the weighted mean with its base token."""
     weights = torch.addcmul(layer.attention, factor, _base_weights(layer.tap.to(u.dtype), part))
     found = through.unsqueeze(2) * query.unsqueeze(1) + weights.unsqueeze(2) * u.unsqueeze(1)
     return (found * (layer.tap > 0)).to(layer.tap.dtype)

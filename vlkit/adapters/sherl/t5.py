@@ -1,8 +1,8 @@
-"""SHERL on an encoder-decoder: T5 with a side memory beside the frozen encoder's (SHERL, ECCV 2024).
+"""SHERL on an encoder-decoder: T5 with a side memory next to the frozen encoder's memory (SHERL, ECCV 2024).
 
-Encoder: the frozen stack runs on untouched; its taps are merged into a second, *side* memory. Decoder: all blocks but
-the last run without gradient on the frozen memory; the last one re-consumes the merged feature and attends to the side
-memory. A trained RMS norm stands behind each of the two merged streams.
+Encoder: the frozen stack runs unchanged; its taps are merged into a second, *side* memory. Decoder: all blocks but the
+last run without gradient on the frozen memory; the last one reads the merged feature and attends to the side memory. A
+trained RMS norm follows each of the two merged streams.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ Init = Literal["published", "identity"]
 
 @dataclass(frozen=True)
 class Memory:
-    """What the decoder attends to.
+    """The encoder memories that the decoder attends to.
 
     Attributes:
-        frozen: [B, M, D], the encoder's own output; no gradient. For the decoder's early route.
-        side: [B, M, D], the merged taps after the side norm. For the decoder's late route.
+        frozen: [B, M, D], the encoder's own output for the decoder's early route; no gradient.
+        side: [B, M, D], the merged taps after the side norm, for the decoder's late route.
         mask: [B, M] bool, True = real token; None = all real.
-        side_mask: [B, S] bool, of a side memory [B, S, D] that has other tokens than the frozen one (a head may add
-            some); None = ``mask``.
+        side_mask: [B, S] bool, mask of a side memory [B, S, D] with extra tokens (added by a head); None = ``mask``.
     """
 
     frozen: Tensor
@@ -40,14 +39,14 @@ class Memory:
 
 
 class SherlT5Encoder(nn.Module):
-    """A frozen T5 encoder that also makes a side memory.
+    """A frozen T5 encoder that also computes a side memory.
 
     Args:
-        base: the encoder; it is frozen here.
+        base: the encoder; the constructor freezes it.
         layers: depths to tap, 0 = embeddings, k = output of block k - 1; None = every depth. The deepest tap is the
             guide and goes through the gate.
-        reduction: width D is divided by this inside the adapter.
-        dropout: on the side memory.
+        reduction: divisor of the width D inside the adapter.
+        dropout: dropout on the side memory.
         init: ``"published"``: gate 0, linear weights from N(0, 0.01), norm 1. ``"identity"``: the side memory starts as
             the final norm of the deepest tap; with the last block tapped that is the frozen memory itself.
     """
@@ -80,13 +79,13 @@ class SherlT5Encoder(nn.Module):
 
 
 class SherlT5Decoder(nn.Module):
-    """A frozen T5 decoder whose last block re-consumes the merged taps and attends to the side memory.
+    """A frozen T5 decoder whose last block reads the merged taps and attends to the side memory.
 
     Args:
-        base: the decoder; it is frozen here.
-        layers: depths to tap, at most ``base.depth - 1``; None = every depth up to there.
-        reduction: width D is divided by this inside the adapter.
-        init: see :class:`SherlT5Encoder`; ``"identity"`` starts at the base's own output for the side memory.
+        base: the decoder; the constructor freezes it.
+        layers: depths to tap, at most ``base.depth - 1``; None = every depth up to that.
+        reduction: divisor of the width D inside the adapter.
+        init: see :class:`SherlT5Encoder`; ``"identity"`` starts at the base's own output on the side memory.
     """
 
     def __init__(
@@ -116,7 +115,7 @@ class SherlT5Decoder(nn.Module):
         if memory.side_mask is None:
             stream = with_memory(stream, memory.side)
         else:
-            # Embedded again for the attention mask alone, which the library makes to the length of the memory.
+            # Embed again only to get an attention mask for the length of this memory, which the library builds.
             again = self.base.embed(DecoderInput(ids, memory.side, memory.side_mask))
             stream = stream.replace(extras={"arguments": attending_as(stream, again)})
         stream = stream.replace(hidden=self.adapter.merge(reduced, stream.hidden, stream))
@@ -124,7 +123,7 @@ class SherlT5Decoder(nn.Module):
 
 
 class SherlT5(nn.Module):
-    """Both stacks: ``model(x, ids)`` gives the vocabulary's logits; only the two side parts train."""
+    """Both stacks: ``model(x, ids)`` returns vocabulary logits; only the two side modules train."""
 
     def __init__(self, encoder: SherlT5Encoder, decoder: SherlT5Decoder) -> None:
         super().__init__()

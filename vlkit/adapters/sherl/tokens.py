@@ -1,6 +1,6 @@
-"""SHERL (ECCV 2024): merge frozen layers under an anti-redundancy operation, let the last blocks refine the result.
+"""SHERL (ECCV 2024): merge frozen layers with an anti-redundancy operation, then refine the result in the last blocks.
 
-One implementation of all published flavours. What differs between them is an option:
+One implementation covers all published flavours. Their differences are options:
 
 =============  ==========  ========  ====  ===========  ======  =====================================
 flavour        reducer     eps       post  head norm    late    used on
@@ -12,7 +12,7 @@ flavour        reducer     eps       post  head norm    late    used on
 ``pooled``     ReLU, lin.  1e-6      no    none         0       CLIP towers, in the joint space
 =============  ==========  ========  ====  ===========  ======  =====================================
 
-The first three are here, the others in :mod:`vlkit.adapters.sherl.conv` and :mod:`vlkit.adapters.sherl.pooled`.
+This module has the first three, :mod:`vlkit.adapters.sherl.conv` and :mod:`vlkit.adapters.sherl.pooled` the others.
 """
 
 from __future__ import annotations
@@ -40,21 +40,22 @@ _EPS = {"text": 1e-8, "gated": 1e-6, "mdetr": 1e-6}
 class SherlAdapter(Adapter):
     """SHERL on tokens: the merged feature replaces the input of the late blocks.
 
-    The deepest tap is the guide, the others are the candidates. Each tap is reduced to width H as soon as its layer is
-    done.
+    The deepest tap is the guide, the others are the candidates. Each tap is reduced to width H as soon as its layer
+    has run.
 
     Args:
         widths: channels of each tap, shallow to deep; at least two.
-        width: D, channels of the state that enters the late route.
+        width: D, channels of the late route's input.
         hidden: H.
         layers: depths of the taps.
         late: number of late blocks.
         flavour: see the table above.
-        dropout: on the output of flavour ``text`` (published: 0.1).
-        init: ``"published"``: the gate is 0, the late block first sees the side feature alone. ``"identity"``: residual
-            1 and output 0, training starts exactly at the base's own answer.
-        gate_temperature: of the late gate.
-        init_std: spread of the initial linear weights of flavour ``gated`` (published: CLIP-ViL 0.02, T5 0.01).
+        dropout: dropout on the output of flavour ``text`` (published: 0.1).
+        init: ``"published"``: the gate is 0, so the late block first sees only the side feature. ``"identity"``:
+            residual 1 and output 0, so training starts exactly at the base's own output.
+        gate_temperature: temperature of the late gate.
+        init_std: standard deviation of the initial linear weights of flavour ``gated`` (published: CLIP-ViL 0.02, T5
+            0.01).
     """
 
     handoff = "tokens"
@@ -85,7 +86,7 @@ class SherlAdapter(Adapter):
         self._initialise(init, init_std)
 
     def _initialise(self, init: str, std: float) -> None:
-        # Published: CLIP-ViL and T5 draw from a normal distribution, MDETR uses Xavier, the others PyTorch's default.
+        # Published: CLIP-ViL and T5 use a normal distribution, MDETR uses Xavier, the others PyTorch's default.
         for module in self.modules():
             if isinstance(module, nn.Linear) and self.flavour == "gated":
                 nn.init.normal_(module.weight, std=std)
@@ -103,17 +104,17 @@ class SherlAdapter(Adapter):
         """[B, L, D], the shape of ``last``; ``reduced`` are K tensors [B, L, H]."""
         *candidates, guide = reduced
         stack = torch.stack(candidates, dim=-2)
-        # A caller that keeps no other reference to the candidates frees them here: backward needs only the stack.
+        # Frees the candidates unless the caller holds another reference; backward needs only the stack.
         del candidates
         reduced.clear()
         return self.gate(self.head(self.aggregator(guide, stack)), last)
 
 
 def check_taps(widths: tuple[int, ...], layers: tuple[int, ...]) -> None:
-    """Refuse fewer than two taps, or another number of widths.
+    """Check that there are at least two taps and one width per tap.
 
     Raises:
-        ValueError: says what was got.
+        ValueError: there are not; the message lists the taps.
     """
     if len(widths) != len(layers) or len(layers) < 2:
-        raise ValueError(f"SHERL merges candidates under the deepest tap: it needs 2 taps or more, got {list(layers)}")
+        raise ValueError(f"SHERL merges candidates under the deepest tap: it needs at least 2 taps, got {list(layers)}")

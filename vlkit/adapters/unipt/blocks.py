@@ -1,4 +1,4 @@
-"""The pieces UniPT is made of: parallel interaction, confidence and guided pooling of grids."""
+"""Building blocks of UniPT: parallel interaction, confidence and guided pooling of grids."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from vlkit.adapters.sherl.blocks import l1_normalise
 
 
 def attend(queries: Tensor, tokens: Tensor, mask: Tensor | None, eps: float, identity: bool) -> Tensor:
-    """``l1(relu(Q C^T)) C``, plus C if ``identity``: unscaled, without projections (UniPT, parallel interaction).
+    """``l1(relu(Q C^T)) C``, plus C if ``identity``: no scale, no projections (UniPT, parallel interaction).
 
     Args:
         queries: [B, Nq, H].
         tokens: [B, N, H].
         mask: [B, N] bool, True = real token; a padded token gets weight 0. None = all real.
         eps: added to the sum in the L1 norm.
-        identity: each token also keeps itself at weight 1; needs Nq = N.
+        identity: also add each token itself with weight 1; needs Nq = N.
 
     Returns:
         [B, Nq, H].
@@ -30,7 +30,7 @@ def attend(queries: Tensor, tokens: Tensor, mask: Tensor | None, eps: float, ide
 
 
 def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over real tokens, [B, N, H] -> [B, H]; a row without any gives 0."""
+    """Mean over real tokens, [B, N, H] -> [B, H]; 0 for a row without real tokens."""
     if mask is None:
         return x.mean(1)
     weight = mask.unsqueeze(-1).to(x.dtype)
@@ -38,21 +38,21 @@ def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class ParallelMerge(nn.Module):
-    """Interaction of an anchor with K candidates, mixed by confidence.
+    """Interaction of an anchor with K candidates, weighted by confidence.
 
     Args:
         hidden: H.
-        eps: of the L1 norm.
+        eps: epsilon of the L1 norm.
     """
 
     def __init__(self, hidden: int, eps: float) -> None:
         super().__init__()
-        # Its bias is published and without effect: the softmax over candidates ignores a constant.
+        # The published weights include its bias, which has no effect: softmax over candidates ignores a constant.
         self.confidence = nn.Linear(hidden, 1)
         self.eps = eps
 
     def forward(self, anchor: Tensor, candidates: list[Tensor], mask: Tensor | None) -> Tensor:
-        """[B, N, H] and K tensors of that shape -> [B, N, H]."""
+        """Anchor [B, N, H] and K candidates of the same shape -> [B, N, H]."""
         summary = masked_mean(anchor, mask)
         confidence = torch.cat([self.confidence(summary * masked_mean(c, mask)) for c in candidates], dim=1)
         shares = confidence.softmax(1)  # [B, K]
@@ -63,7 +63,7 @@ class ParallelMerge(nn.Module):
 
 
 class MemoryFusion(nn.Module):
-    """Flavour ``mdetr``, decoder: a reduced tap reads the encoder's side memory, ``t + LN(linear(attend(t, M)))``."""
+    """Flavour ``mdetr``, decoder: a reduced tap attends to the side memory, ``t + LN(linear(attend(t, M)))``."""
 
     def __init__(self, hidden: int, eps: float = 1e-7) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class MemoryFusion(nn.Module):
 
 
 class LinearPost(nn.Module):
-    """Behind the merge in flavour ``text``: linear, layer norm; [..., H] in and out."""
+    """Linear and layer norm after the merge in flavour ``text``; [..., H] in and out."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class LinearPost(nn.Module):
 
 
 class ConvEnd(nn.Module):
-    """1x1 convolution on the cells of a grid, [B, N, H] -> [B, N, C], with ReLU in front or batch norm behind."""
+    """1x1 convolution on a grid, [B, N, H] -> [B, N, C], optionally with ReLU before or batch norm after."""
 
     def __init__(self, hidden: int, width: int, norm: bool = False, relu: bool = False) -> None:
         super().__init__()
@@ -111,16 +111,16 @@ class ConvEnd(nn.Module):
 
 
 class GuidedPool(nn.Module):
-    """Reduce a grid to the deepest one's size: each cell is a weighted sum of the q x q positions it covers.
+    """Reduce a grid to the size of the deepest one: each cell is a weighted sum of the q x q positions it covers.
 
-    The weights are ``l1(relu(s)) + 1 / q^2`` with s the product of a position with the deepest map's guide at that
-    place, so a cell is the plain mean plus a guided one.
+    The weights are ``l1(relu(s)) + 1 / q^2``, where s is the product of a position with the guide from the deepest map
+    at that cell, so a cell is the plain mean plus a guided mean.
 
     Args:
         width: C, channels of this map.
         deepest: channels of the deepest map.
         hidden: H.
-        guided: False for the deepest map itself, which is only reduced.
+        guided: False for the deepest map itself, which is not pooled.
     """
 
     eps = 1e-8
@@ -135,7 +135,7 @@ class GuidedPool(nn.Module):
         """Grids [B, C, h, w] and [B, C', n, m] -> [B, n * m, H].
 
         Raises:
-            ValueError: the sides of ``x`` are no multiples of the deepest map's.
+            ValueError: the sides of ``x`` are not multiples of the deepest map's sides.
         """
         if self.guide is not None:
             x = self._pool(x, deepest)

@@ -1,4 +1,4 @@
-"""Options of UniPT: which hand-off, which flavour."""
+"""Options of UniPT: hand-off and flavour."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlkit.errors import UserError
 
 @dataclass
 class UniptOptions(TwoHandoffs):
-    """UniPT: every frozen layer interacts with the deepest one in a branch of its own."""
+    """UniPT: a parallel branch in which every frozen layer interacts with the deepest one."""
 
     kind: Literal["unipt"] = "unipt"
     couples_samples: ClassVar[bool] = True
@@ -24,22 +24,23 @@ class UniptOptions(TwoHandoffs):
     choosing: ClassVar = ("flavour",)
 
     handoff: Handoff = "auto"
-    """What is adapted: the tokens, or the pooled embedding (least memory). auto: tokens if the head reads tokens or
-    --adapter.flavour is given, else pooled."""
+    """What is adapted: the tokens, or the pooled embedding (least memory). auto: tokens if the head reads tokens or if
+    --adapter.flavour is given, otherwise pooled."""
     flavour: Literal["auto", "text", "joint", "mdetr"] = "auto"
     """Published variant for token towers (auto: text); convolutional towers always use the convolutional one."""
     taps: tuple[int, ...] | None = None
-    """Depths to tap, 0 = embeddings, k = output of block k - 1; the last is the anchor on tokens. Default: all."""
+    """Depths to tap, 0 = embeddings, k = output of block k - 1; on tokens the last one is the anchor. Default: all."""
     reduction: int | None = None
-    """Width D (tokens) or E (pooled) is divided by this inside the adapter; default 2 for tokens, 1 for pooled."""
+    """Divisor of the width D (tokens) or E (pooled) inside the adapter; default 2 for tokens, 1 for pooled."""
     init: Literal["published", "identity"] = "identity"
-    """identity: start exactly at the base's zero-shot answer; published: the branch's output alone."""
+    """identity: start exactly at the base's zero-shot output; published: only the branch's output."""
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> AdaptedEncoder:
-        """Freeze ``encoder`` and put the branch beside it, for a head that reads the given view.
+        """Freeze ``encoder`` and add the branch, for a head that reads the given view.
 
         Raises:
-            UserError: ``taps`` or ``reduction`` do not fit the tower, or the pooled hand-off a head that reads tokens.
+            UserError: ``taps`` or ``reduction`` do not fit the tower, or the hand-off is pooled but the head reads
+                tokens.
         """
         pooled = self.handoff_for(reads) == "pooled"
         layers = self._layers(encoder, ends_only=encoder.spatial and not pooled)
@@ -68,7 +69,7 @@ class UniptOptions(TwoHandoffs):
         taps = tuple(self.taps)
         if not taps or any(not 0 <= k <= depth for k in taps) or list(taps) != sorted(set(taps)):
             raise UserError(
-                f"--adapter.taps {list(taps)}: give rising depths from 0..{depth} "
+                f"--adapter.taps {list(taps)}: give ascending depths from 0..{depth} "
                 f"(the tower has {depth} blocks, 0 = embeddings, k = output of block k - 1)"
             )
         return taps

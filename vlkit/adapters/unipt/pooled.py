@@ -1,4 +1,4 @@
-"""UniPT in the joint space (published for CLIP towers)."""
+"""UniPT on the pooled embedding (published for CLIP towers)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ CLAMP = 1e-6
 
 
 class PooledUniptAdapter(Adapter):
-    """UniPT in the joint space (published for CLIP towers): attention-pooled taps refine the pooled embedding.
+    """UniPT on the pooled embedding (published for CLIP towers): attention-pooled taps refine it in the joint space.
 
-    The anchor is the reduced pooled embedding, one query. Reduced tokens ``W x + c`` (x = relu(tap)) are never made:
-    their scores, their weighted sum and their mean are those of x, taken through W once, so backward keeps each tap
-    once. The result is the published one.
+    The anchor is the reduced pooled embedding, a single query. Reduced tokens ``W x + c`` (x = relu(tap)) are never
+    computed: their scores, weighted sum and mean follow from those of x with one product with W, so each tap is saved
+    for backward only once. The result equals the published one.
 
     Args:
         widths: channels of each tap; every tap is a candidate.
@@ -54,12 +54,12 @@ class PooledUniptAdapter(Adapter):
             self.head.zero()
 
     def reduce(self, index: int, tap: Stream) -> Tensor:
-        """``relu(tap)`` as [B, L, D]: the only form of the tap that forward and backward need."""
+        """``relu(tap)`` as [B, L, D]; neither forward nor backward needs the tap itself."""
         x = F.relu(tap.hidden)
         return x.flatten(2).transpose(1, 2) if x.dim() == 4 else x
 
     def merge(self, reduced: list[Tensor], last: Tensor, stream: Stream) -> Tensor:
-        """[B, E]: ``last`` plus the mixed layers; ``reduced`` are K tensors [B, L, D_k]."""
+        """[B, E]: ``last`` plus the merged layers; ``reduced`` are K tensors [B, L, D_k]."""
         anchor = self.anchor_reducer(F.relu(last))  # [B, H]
         pairs = [self._interact(i, x, anchor, stream) for i, x in enumerate(reduced)]
         confidence = torch.cat([self.confidence(anchor * mean) for _, mean in pairs], dim=1)
@@ -68,7 +68,7 @@ class PooledUniptAdapter(Adapter):
         return last + self.head(merged)
 
     def _interact(self, index: int, x: Tensor, anchor: Tensor, stream: Stream) -> tuple[Tensor, Tensor]:
-        """What the anchor finds in one layer plus its base token, and the layer's mean; both [B, H]."""
+        """Attention output of the anchor in one layer plus the base token, and the layer's mean; both [B, H]."""
         reducer = cast(nn.Linear, self.reducers[index])
         mask = stream.mask if stream.mask is not None and x.shape[1] == stream.mask.shape[1] else None
         scores = torch.einsum("bld,bd->bl", x, anchor @ reducer.weight) + (anchor @ reducer.bias).unsqueeze(1)
@@ -82,7 +82,7 @@ class PooledUniptAdapter(Adapter):
 
     @staticmethod
     def _base(x: Tensor, stream: Stream, mask: Tensor | None) -> Tensor:
-        """The token that sums up the sequence, [B, D]: the tower's summary position, else the mean."""
+        """The base token of the sequence, [B, D]: the tower's summary token, or the mean."""
         if stream.summary is not None:
             return x[torch.arange(len(x), device=x.device), stream.summary]
         return masked_mean(x, mask)

@@ -1,4 +1,4 @@
-"""UniPT (CVPR 2024) on tokens: all layers interact with the deepest one, a confidence mixes them; nothing goes back.
+"""UniPT (CVPR 2024) on tokens: all layers interact with the deepest one and are merged by confidence.
 
 With ``r_i`` the reduced taps, ``a`` the reduced deepest one (the anchor) and K candidates:
 
@@ -7,7 +7,7 @@ With ``r_i`` the reduced taps, ``a`` the reduced deepest one (the anchor) and K 
     m = sum_i alpha_i z_i
 
 =============  ============  ========  =====  =====================  ========================  ======================
-flavour        reducer       eps       I      behind the merge       head                      used on
+flavour        reducer       eps       I      after the merge        head                      used on
 =============  ============  ========  =====  =====================  ========================  ======================
 ``text``       norm          1e-8      yes    a + LN(linear(m))      ReLU, linear              BERT
 ``joint``      norm          1e-6      yes    a + MLP(m)             linear                    CLIP-ViL joint encoder
@@ -16,7 +16,7 @@ flavour        reducer       eps       I      behind the merge       head       
 ``pooled``     ReLU, linear  clamped   no     m                      ReLU, linear, + embedding CLIP, in the joint space
 =============  ============  ========  =====  =====================  ========================  ======================
 
-The last one is in :mod:`vlkit.adapters.unipt.pooled`.
+Nothing is fed back into the base. :mod:`vlkit.adapters.unipt.pooled` has the last flavour.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ _EPS = {"text": 1e-8, "joint": 1e-6, "mdetr": 1e-7, "conv": 1e-8}
 
 
 class UniptAdapter(Adapter):
-    """UniPT on tokens or a convolutional grid: a side branch whose output stands for the state behind the last block.
+    """UniPT on tokens or a convolutional grid: a side branch whose output replaces that of the last block.
 
     Args:
         widths: channels of each tap, shallow to deep; the last one is the anchor.
-        width: channels of the output; the base's, so that its own pooling can follow.
+        width: channels of the output; equal to the base's, so that its own pooling can follow.
         hidden: H.
         layers: depths of the taps.
         flavour: see the table above.
-        init: ``"published"``: the branch's output alone, PyTorch's initial weights (``joint``: N(0, 0.02) and zero
-            bias; ``mdetr``: Xavier). ``"identity"``: it is added to the state behind the last block and starts at 0.
-        head: False leaves the head out, for a branch that ends in a side memory (:meth:`side`).
+        init: ``"published"``: only the branch's output, with PyTorch's initial weights (``joint``: N(0, 0.02) and zero
+            bias; ``mdetr``: Xavier). ``"identity"``: it is added to the output of the last block and starts at 0.
+        head: False omits the head, for a branch that ends in a side memory (:meth:`side`).
     """
 
     handoff = "tokens"
@@ -70,7 +70,7 @@ class UniptAdapter(Adapter):
     ) -> None:
         super().__init__()
         if len(widths) != len(layers) or len(layers) < 2:
-            raise ValueError(f"UniPT compares taps with the deepest one: it needs 2 or more, got {list(layers)}")
+            raise ValueError(f"UniPT compares taps with the deepest one: it needs at least 2, got {list(layers)}")
         self.layers, self.flavour, self.residual = tuple(layers), flavour, init == "identity"
         conv = flavour == "conv"
         self.reducers = nn.ModuleList(
@@ -99,12 +99,12 @@ class UniptAdapter(Adapter):
         """[B, L, D] -> [B, L, H]; a grid stays a grid until :meth:`merge` knows the deepest one."""
         if self.flavour == "conv":
             return tap.hidden
-        # As published: MDETR's anchor has the first reducer, elsewhere reducers follow the taps.
+        # As published: MDETR's anchor uses the first reducer; elsewhere the reducers are in the order of the taps.
         place = (index + 1) % len(self.layers) if self.flavour == "mdetr" else index
         return self.reducers[place](tap.hidden)
 
     def side(self, reduced: list[Tensor], mask: Tensor | None) -> Tensor:
-        """The branch in front of its head, [B, L, H]: the anchor plus what the merge made (``mdetr``: a side memory).
+        """Output of the branch before its head, [B, L, H]: the anchor plus the merge (``mdetr``: a side memory).
 
         Args:
             reduced: K + 1 tensors [B, L, H], the anchor last.
@@ -114,7 +114,7 @@ class UniptAdapter(Adapter):
         return anchor + self.post(self.aggregator(anchor, candidates, mask))
 
     def merge(self, reduced: list[Tensor], last: Tensor, stream: Stream) -> Tensor:
-        """[B, L, D] or [B, C, n, n], of the shape of ``last``."""
+        """[B, L, D] or [B, C, n, n], same shape as ``last``."""
         if self.flavour == "conv":
             deepest = reduced[-1]
             reduced = [r(x, deepest) for r, x in zip(self.reducers, reduced, strict=True)]
@@ -126,7 +126,7 @@ class UniptAdapter(Adapter):
 
 
 class UniptDecoderAdapter(UniptAdapter):
-    """UniPT on a DETR-style decoder: candidates first read the encoder's side memory; every level is put out.
+    """UniPT on a DETR-style decoder: candidates first attend to the encoder's side memory; all levels are returned.
 
     Args:
         widths, width, hidden, layers: see :class:`UniptAdapter` (flavour ``mdetr``).

@@ -1,1 +1,1 @@
-"""Inside a transformer block: running it, naming its parts, making narrower ones of its kind."""
+"""Inside a transformer block: name its parts, let queries attend to it, build narrower blocks of its kind."""

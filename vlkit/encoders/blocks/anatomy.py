@@ -1,6 +1,6 @@
-"""What is inside a transformer block: its linear maps and norms under one set of names, whatever library made it.
+"""The parts of a transformer block: its linear maps and norms under the same names for every library.
 
-Methods that read a frozen block with tokens of their own (:func:`ask`) or start from a part of its weights
+Methods that run a frozen block on their own tokens (:func:`ask`) or copy part of its weights
 (:mod:`vlkit.adapters.lst.pruning`) need this; running a block does not.
 """
 
@@ -24,7 +24,7 @@ from vlkit.errors import UserError
 
 
 class Opaque(UserError):
-    """A tower or block whose inside cannot be read; whoever asked says what to take instead."""
+    """The parts of a tower or block are not known; the caller adds an alternative to the message."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Dense:
 
 @dataclass(frozen=True)
 class Attention:
-    """The four maps of a softmax attention.
+    """The four linear maps of a softmax attention.
 
     Attributes:
         query, key, value: D -> heads * head width.
         out: heads * head width -> D.
         heads: number of heads.
-        scale: factor on the products of queries and keys.
+        scale: factor on the dot products of queries and keys.
         norm: the norm of this sub-layer.
     """
 
@@ -61,13 +61,13 @@ class Anatomy:
     """A transformer block.
 
     Attributes:
-        norm_first: norms stand before attention and MLP (CLIP, ViT, T5), not after the residual sums (BERT).
+        norm_first: pre-norm (CLIP, ViT, T5); False = post-norm (BERT).
         attention: self-attention.
-        cross: attention to an encoder's memory, or None.
-        expand: the maps into the MLP (two of them in a gated one).
-        shrink: the map out of the MLP.
+        cross: cross-attention to an encoder's memory, or None.
+        expand: the input maps of the MLP (two in a gated MLP).
+        shrink: the output map of the MLP.
         mlp_norm: the norm of the MLP.
-        mlp: the MLP, without norm and residual: [..., D] -> [..., D].
+        mlp: the MLP without norm and residual: [..., D] -> [..., D].
         scales: per-channel factors on the outputs of attention and MLP (layer scale), or identities.
     """
 
@@ -85,7 +85,7 @@ def anatomy_of(block: nn.Module) -> Anatomy:
     """Name the parts of a library's transformer block.
 
     Raises:
-        Opaque: a block of a kind that is not known here.
+        Opaque: the kind of block is not supported.
     """
     if isinstance(block, ResidualAttentionBlock):
         return _open_clip(block)
@@ -93,7 +93,7 @@ def anatomy_of(block: nn.Module) -> Anatomy:
         return _timm(cast(TimmBlock, block))
     family = family_of_block(block)
     if family is None or family.parts is None:
-        raise Opaque(f"block {type(block).__name__}: its attention is not of the plain kind")
+        raise Opaque(f"block {type(block).__name__}: its attention is not plain softmax attention")
     return _hf(block, family.parts)
 
 
@@ -102,7 +102,7 @@ def _dense(layer: nn.Linear) -> Dense:
 
 
 def _three(weight: Tensor, bias: Tensor | None) -> tuple[Dense, Dense, Dense]:
-    """Query, key and value out of one parameter that holds them on top of each other."""
+    """Split a stacked parameter into query, key and value."""
     biases = (None,) * 3 if bias is None else bias.chunk(3)
     q, k, v = (Dense(w, b) for w, b in zip(weight.chunk(3), biases, strict=True))
     return q, k, v
@@ -125,7 +125,7 @@ def _open_clip(block: ResidualAttentionBlock) -> Anatomy:
 
 
 def _is_plain_timm(block: nn.Module) -> bool:
-    # Exact types: a subclass may do anything. Extra norms and gates stand between the maps named here.
+    # Compares exact types, because subclasses may differ. Extra norms and gates would sit between these maps.
     if type(block) is not TimmBlock or type(block.attn) is not TimmAttention or type(block.mlp) is not TimmMlp:
         return False
     extras = (block.attn.q_norm, block.attn.k_norm, block.attn.norm, block.mlp.norm)
@@ -180,14 +180,14 @@ def _in_turn(modules: list[nn.Module], x: Tensor) -> Tensor:
 def attend(attention: Attention, queries: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     """Let ``queries`` attend to ``tokens`` through a block's own attention.
 
-    Keys and values are never made: with ``k = W_k n`` the score ``q . k`` is ``(W_k^T q) . n``, and
-    ``sum a (W_v n)`` is ``W_v (sum a n)``. Backward then keeps the tokens once in place of keys and values, and for few
-    queries the products are smaller too.
+    Keys and values are never computed: with ``k = W_k n`` the score ``q . k`` is ``(W_k^T q) . n``, and
+    ``sum a (W_v n)`` is ``W_v (sum a n)``. So autograd saves the tokens once instead of keys and values, and with few
+    queries the products are also smaller.
 
     Args:
-        attention: the maps.
-        queries: [B, Q, D], normed if the block norms first.
-        tokens: [B, N, D], normed alike.
+        attention: the linear maps.
+        queries: [B, Q, D], normalised if the block is pre-norm.
+        tokens: [B, N, D], normalised likewise.
         mask: [B, N] bool, True = may be attended to; None = all.
 
     Returns:
@@ -212,13 +212,13 @@ def attend(attention: Attention, queries: Tensor, tokens: Tensor, mask: Tensor |
 
 
 def ask(block: Anatomy, hidden: Tensor, mask: Tensor | None, queries: Tensor) -> Tensor:
-    """Run a block on ``queries`` that attend to a sequence and not to each other.
+    """Run a block on ``queries`` that attend to a sequence but not to each other.
 
-    Position biases and causal masks are left out: a query has no place in the sequence.
+    Position biases and causal masks do not apply, because a query has no position in the sequence.
 
     Args:
-        block: of a frozen base.
-        hidden: [B, N, D], the state that enters the block.
+        block: block of a frozen base.
+        hidden: [B, N, D], the input of the block.
         mask: [B, N] bool, True = may be attended to; None = all.
         queries: [Q, D] or [B, Q, D].
 
@@ -226,7 +226,7 @@ def ask(block: Anatomy, hidden: Tensor, mask: Tensor | None, queries: Tensor) ->
         [B, Q, D].
     """
     queries = queries.expand(len(hidden), *queries.shape[-2:])
-    # A sequence without gradient is a constant: backward need not keep what it was before the norm.
+    # A sequence without gradient is a constant: autograd need not save the input of the norm.
     with torch.set_grad_enabled(torch.is_grad_enabled() and hidden.requires_grad):
         tokens = block.attention.norm(hidden) if block.norm_first else hidden
     if not block.norm_first:

@@ -1,8 +1,8 @@
-"""Find out what a library's forward hands to its first block, without running the rest.
+"""Capture the arguments that a library's forward passes to its first block, without running the rest.
 
-Libraries build attention masks, position embeddings and rotary tables on the way to their first block, each in its own
-manner and differently from release to release. Instead of redoing that, :func:`inputs_of` runs the library's own
-forward and stops it at the door of the block.
+Libraries build attention masks, position embeddings and rotary tables before their first block, each in its own way
+and differently from release to release. Instead of reimplementing that, :func:`inputs_of` runs the library's own
+forward and stops it right before the block.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 from torch import nn
 
-# The block whose inputs are wanted, in this thread and no other: two threads may run one model at the same time.
+# The block to capture, per thread: two threads may run the same model at the same time.
 _wanted: ContextVar[nn.Module | None] = ContextVar("wanted block", default=None)
 
 
 class _Reached(Exception):
-    """Carries the inputs of the wanted block up and out of the library's forward."""
+    """Carries the inputs of the captured block out of the library's forward."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__()
@@ -32,16 +32,16 @@ def _stop_if_wanted(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def watch(block: nn.Module) -> None:
-    """Make ``block`` stoppable by :func:`inputs_of`; to be called once, when a tower is staged."""
+    """Register ``block`` for :func:`inputs_of`; called once, when a tower is staged."""
     if _stop_if_wanted not in block._forward_pre_hooks.values():
         block.register_forward_pre_hook(_stop_if_wanted, with_kwargs=True)
 
 
 def inputs_of(block: nn.Module, run: Callable[[], Any]) -> dict[str, Any]:
-    """Call ``run`` until it reaches ``block`` and return the arguments ``block`` would get, by name.
+    """Call ``run`` until it reaches ``block`` and return the arguments of ``block``, by name.
 
     Raises:
-        RuntimeError: ``run`` ended without calling ``block`` (which must be watched, see :func:`watch`).
+        RuntimeError: ``run`` ended without calling ``block`` (which must be registered with :func:`watch`).
     """
     token = _wanted.set(block)
     try:

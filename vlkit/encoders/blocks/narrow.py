@@ -1,4 +1,4 @@
-"""Narrower blocks of a tower's own kind, for methods that run a small network beside the frozen one."""
+"""Narrow copies of a tower's blocks, for methods that run a small network beside the frozen one."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from vlkit.errors import UserError
 
 
 class NarrowBlocks(nn.ModuleDict):
-    """Blocks like those of a tower, with the same number of heads and every width divided; keyed by block number.
+    """Blocks like those of a tower, with the same number of heads and divided widths; keyed by block number.
 
-    Blocks of transformers are built by their own class from a divided configuration; T5's first one owns the relative
-    position bias that the others share. For open_clip and timm they are open_clip's plain pre-norm blocks.
+    transformers blocks are built by their own class from a configuration with divided widths; T5's first block owns the
+    relative position bias that the others share. For open_clip and timm they are open_clip's plain pre-norm blocks.
 
     Args:
         block_of: block number -> the tower's own block (:meth:`StagedEncoder.transformer_block`).
-        layers: block numbers, rising.
-        reduction: what every width is divided by.
-        config: of the tower, if it is one of transformers and its blocks do not hold it.
+        layers: block numbers, ascending.
+        reduction: divisor of every width.
+        config: configuration of a transformers tower whose blocks do not hold it.
 
     Raises:
-        UserError: a width cannot be divided by ``reduction``.
-        Opaque: the blocks are of a kind without narrow ones.
+        UserError: a width is not divisible by ``reduction``.
+        Opaque: this kind of block has no narrow version.
     """
 
     def __init__(
@@ -49,17 +49,17 @@ class NarrowBlocks(nn.ModuleDict):
             self[str(i)] = _hf_block(block, narrow, first=i == layers[0])
 
     def start(self, extras: dict[str, Any]) -> dict[str, Any]:
-        """What the first of these blocks is called with beside its state, given a stream's extras."""
+        """Arguments of the first block besides its state, given a stream's extras."""
         if not self._transformers:
             return {"attn_mask": extras.get("attn_mask")}
         arguments = dict(extras["arguments"])
         if self._shares_bias:
-            # The base's own bias was filled in on the way; these blocks have a table of their own.
+            # The base has filled in its own bias by now; these blocks have their own table.
             arguments["position_bias"] = None
         return arguments
 
     def final_norm(self) -> nn.Module:
-        """The norm that belongs behind the last of these blocks: none for blocks that norm after their sums (BERT)."""
+        """The norm that follows the last of these blocks; identity for post-norm blocks (BERT)."""
         parts = anatomy_of(next(iter(self.values())))
         if not parts.norm_first:
             return nn.Identity()
@@ -80,13 +80,13 @@ class NarrowBlocks(nn.ModuleDict):
 
 
 def _config_of(block: nn.Module) -> Any:
-    """The configuration that a block of transformers was built from; None for other libraries' blocks."""
+    """The configuration of a transformers block; None for blocks of other libraries."""
     return next((module.config for module in block.modules() if hasattr(module, "config")), None)
 
 
 def _divided(config: Any, family: Family, reduction: int) -> Any:
     if family.parts is None:
-        raise Opaque(f"{family.name} has no narrow blocks: its attention is not of the plain kind")
+        raise Opaque(f"{family.name} has no narrow blocks: its attention is not plain softmax attention")
     narrow = copy.deepcopy(config)
     for name in family.parts.widths:
         setattr(narrow, name, _divide(getattr(config, name), reduction))
@@ -113,7 +113,7 @@ def _plain_block(block: Any, reduction: int) -> ResidualAttentionBlock:
     return ResidualAttentionBlock(
         narrow,
         heads,
-        mlp_ratio=(max(hidden // reduction, 1) + 0.5) / narrow,  # it is rounded down
+        mlp_ratio=(max(hidden // reduction, 1) + 0.5) / narrow,  # + 0.5 because open_clip rounds down
         act_layer=type(activation),
         norm_layer=partial(nn.LayerNorm, eps=getattr(norm, "eps", 1e-5)),
     )
@@ -128,6 +128,6 @@ def _divide(width: int, reduction: int) -> int:
 def _check_heads(width: int, heads: int, reduction: int) -> None:
     if width % heads:
         raise UserError(
-            f"--adapter.reduction {reduction}: width {width} cannot be shared by {heads} heads; "
+            f"--adapter.reduction {reduction}: width {width} is not divisible by {heads} heads; "
             f"give a divisor of {width * reduction // heads}"
         )

@@ -1,4 +1,4 @@
-"""Where the parts of a transformer block are, as a row of :mod:`vlkit.encoders.families` says it of its blocks."""
+"""Paths to the parts of a transformer block, as listed in the rows of :mod:`vlkit.encoders.families`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import nn
 
 @dataclass(frozen=True)
 class AttentionParts:
-    """Where the maps of an attention are: paths from its block.
+    """Paths from a block to the linear maps of its attention.
 
     Attributes:
         query, key, value, out: the linear maps.
         norm: the norm of this sub-layer.
         heads: the number of heads.
-        scaled: products of queries and keys are divided by the square root of a head's width.
+        scaled: dot products of queries and keys are divided by the square root of the head width.
     """
 
     query: str
@@ -30,18 +30,18 @@ class AttentionParts:
 
 @dataclass(frozen=True)
 class BlockParts:
-    """Where the parts of a block with plain softmax attention are: paths from the block.
+    """Paths from a block with plain softmax attention to its parts.
 
     Attributes:
-        norm_first: norms stand before attention and MLP (T5), not after the residual sums (BERT).
+        norm_first: pre-norm (T5); False = post-norm (BERT).
         attention: self-attention.
-        expand: the maps into the MLP; a block has those that its configuration asks for (two in a gated one).
-        shrink: the map out of the MLP.
-        mlp: modules that make up the MLP, in order, without norm and residual.
+        expand: the input maps of the MLP; the configuration decides which of them a block has (two in a gated MLP).
+        shrink: the output map of the MLP.
+        mlp: modules of the MLP, in order, without norm and residual.
         mlp_norm: the norm of the MLP.
-        widths: names in the configuration of every width that a narrower block divides.
-        heads: name in the configuration of the number of heads, where it has to divide the first of ``widths``.
-        cross: attention to an encoder's memory, in blocks that have it.
+        widths: configuration keys of all widths that a narrow block divides.
+        heads: configuration key of the number of heads, if it has to divide the first of ``widths``.
+        cross: cross-attention to an encoder's memory, in blocks that have it.
     """
 
     norm_first: bool
@@ -56,7 +56,7 @@ class BlockParts:
 
 
 def part_at(module: nn.Module, path: str) -> Any:
-    """What is at a dotted path from ``module``; a number picks from a list. None if there is no such thing."""
+    """The object at a dotted path from ``module``; a number indexes a list. None if the path does not exist."""
     found: Any = module
     for name in path.split("."):
         if name.lstrip("-").isdigit():

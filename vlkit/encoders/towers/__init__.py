@@ -1,1 +1,1 @@
-"""A library's towers as staged encoders, one module a kind of tower."""
+"""Staged encoders for the towers of open_clip, transformers and timm, one module per kind of tower."""

@@ -1,4 +1,4 @@
-"""Text encoders of transformers (see :mod:`vlkit.encoders.families`) as staged encoders, alone or inside open_clip."""
+"""transformers text encoders (see :mod:`vlkit.encoders.families`) as staged encoders, alone or inside open_clip."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlkit.encoders.towers.text import TextEncoder
 
 
 def trunk_of(model: nn.Module) -> nn.Module | None:
-    """The module of a transformers model that holds the encoder's blocks; None if its family has no row."""
+    """The module of a transformers model that holds the encoder's blocks; None if its family is not listed."""
     return next((m for m in (model, getattr(model, "encoder", None)) if family_of_encoder(m)), None)
 
 
@@ -27,7 +27,7 @@ def blocks_of(trunk: nn.Module) -> nn.ModuleList:
 
 
 def final_norm(trunk: nn.Module, hidden: Tensor) -> Tensor:
-    """Apply the norm a transformers encoder puts after its last block, if it has one; [B, L, D] in and out."""
+    """Apply the norm after the last block of a transformers encoder, if it has one; [B, L, D] in and out."""
     path = known_family(trunk).norm
     return hidden if path is None else trunk.get_submodule(path)(hidden)
 
@@ -36,7 +36,7 @@ def start_trunk(trunk: nn.Module, **inputs: Any) -> tuple[Tensor, dict[str, Any]
     """Run a transformers encoder up to its first block.
 
     Returns:
-        The hidden state [B, L, D] that enters block 0, and the other arguments the encoder gives its blocks.
+        The input [B, L, D] of block 0, and the other arguments that the encoder passes to its blocks.
     """
     first = blocks_of(trunk)[0]
     arguments = inputs_of(first, lambda: trunk(**inputs))
@@ -46,7 +46,7 @@ def start_trunk(trunk: nn.Module, **inputs: Any) -> tuple[Tensor, dict[str, Any]
 def run_block(trunk: nn.Module, i: int, hidden: Tensor, arguments: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
     """Run block ``i`` on [B, L, D]; returns the new hidden state and the arguments for the next block.
 
-    T5's first block makes the relative position bias; later blocks are handed it.
+    T5's first block computes the relative position bias and passes it to later blocks.
     """
     output = blocks_of(trunk)[i](hidden, **arguments)
     if isinstance(output, Tensor):
@@ -60,10 +60,10 @@ class HfText(TextEncoder):
     """A transformers text encoder: ids [B, L] int64 -> tokens [B, L, D]. Padding is masked by the encoder itself.
 
     Args:
-        model: the module whose weights these are.
+        model: the module that owns the weights.
         trunk: the part of ``model`` that holds the blocks; one of the families in :mod:`vlkit.encoders.families`.
         out_dim: width of :meth:`pool`'s output.
-        summary: position of the token that is pooled, or None if the tower pools over its tokens.
+        summary: position of the pooled token, or None if the tower pools over its tokens.
     """
 
     causal = False
@@ -77,7 +77,7 @@ class HfText(TextEncoder):
         blocks = blocks_of(trunk)
         watch(blocks[0])
         if hasattr(trunk, "layerdrop"):
-            trunk.layerdrop = 0.0  # NLLB: in training it would skip blocks at random, the first one too
+            trunk.layerdrop = 0.0  # NLLB would skip random blocks in training, even the first one
         self.depth = len(blocks)
         self.token_dim = trunk.config.hidden_size
         self.widths = (self.token_dim,) * (self.depth + 1)
@@ -108,27 +108,27 @@ class HfText(TextEncoder):
         return blocks_of(self.trunk)[i]
 
     def narrow(self, layers: tuple[int, ...], reduction: int) -> NarrowBlocks:
-        """See :meth:`StagedEncoder.narrow`; the blocks' sizes are the encoder's own, divided."""
+        """See :meth:`StagedEncoder.narrow`; the sizes come from the encoder's configuration."""
         return NarrowBlocks(self.transformer_block, layers, reduction, self.trunk.config)
 
     def tokens(self, stream: Stream) -> Tensor:
-        """[B, L, D] after the final norm (where the encoder has one outside its blocks)."""
+        """[B, L, D] after the final norm (if the encoder has one outside its blocks)."""
         return final_norm(self.trunk, stream.hidden)
 
     def real(self, ids: Tensor) -> Tensor:
-        """[B, L] bool: everything that is not padding."""
+        """[B, L] bool: every token that is not padding."""
         return ids != self.pad_id
 
 
 class HfEncoder(HfText):
     """A transformers encoder on its own.
 
-    The pooled embedding is what its family pools: the model's ``pooler_output``, or the state of the first token where
-    it has no pooler; or the mean of the real tokens after the final norm.
+    The family decides the pooling: the model's ``pooler_output`` (the state of the first token if it has no pooler), or
+    the mean of the real tokens after the final norm.
 
     Args:
-        model: the model; what is beside its encoder (a decoder, an output layer) is left out.
-        pool: ``first`` or ``mean`` in place of what the family pools.
+        model: the model; parts outside its encoder (a decoder, an output layer) are ignored.
+        pool: ``first`` or ``mean`` to override the family's pooling.
     """
 
     def __init__(self, model: nn.Module, pool: Literal["first", "mean"] | None = None) -> None:
@@ -162,7 +162,7 @@ class ClipHfText(HfText):
         return self.model.transformer
 
     def pool(self, stream: Stream) -> Tensor:
-        """[B, out_dim]: pooled over tokens or at the first one, as open_clip configures it, then projected."""
+        """[B, out_dim]: pooled over tokens or at the first token, as configured by open_clip, then projected."""
         hidden = self.tokens(stream)
         pooler = getattr(self.trunk, "pooler", None)
         output = BaseModelOutputWithPooling(hidden, None if pooler is None else pooler(hidden))

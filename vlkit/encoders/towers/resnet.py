@@ -15,7 +15,7 @@ class ClipResNet(StagedEncoder):
     """open_clip ``ModifiedResNet``: a block is one bottleneck, ``hidden`` is a grid [B, C, H, W].
 
     Args:
-        model: the tower; its attention pooling fixes the image size it was built for.
+        model: the tower; its attention pooling only works at the image size it was built for.
     """
 
     spatial = True
@@ -56,7 +56,7 @@ class ClipResNet(StagedEncoder):
 
 
 def stage_taps(lengths: list[int]) -> tuple[int, ...]:
-    """Depths worth tapping in a tower of stages: the end of every stage but the last, and all blocks of the last.
+    """Default taps of a tower with stages: the end of every stage, and every block of the last stage.
 
     Args:
         lengths: blocks per stage, shallow to deep.

@@ -1,4 +1,4 @@
-"""The decoder of T5, mT5 and UMT5 as a staged encoder; their encoder is an ordinary one of transformers."""
+"""The decoder of T5, mT5 and UMT5 as a staged encoder; :mod:`vlkit.encoders.towers.hf_text` stages their encoder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlkit.encoders.towers.text import up_to
 
 @dataclass(frozen=True)
 class DecoderInput:
-    """What a T5 decoder reads.
+    """The input of a T5 decoder.
 
     Attributes:
         ids: [B, L] int64, starts with the decoder's start token.
@@ -41,7 +41,7 @@ class T5Decoder(HfText):
     def __init__(self, stack: Any, lm_head: nn.Module) -> None:
         super().__init__(stack, stack, stack.config.d_model, summary=None)
         self.lm_head = lm_head
-        # The first T5 scales its states before it uses the embeddings as output layer; T5 1.1, Flan and mT5 do not.
+        # T5 1.0 scales its states before the output layer, which shares the embeddings; T5 1.1, Flan and mT5 do not.
         scaled = getattr(stack.config, "scale_decoder_outputs", False)
         self.output_scale = stack.config.d_model**-0.5 if scaled else 1.0
 
@@ -59,16 +59,16 @@ class T5Decoder(HfText):
         return Stream(hidden, mask, mask.long().sum(dim=1) - 1, {"arguments": arguments})
 
     def pool(self, stream: Stream) -> Tensor:
-        """[B, D]: state of the last real token after the final norm (the one that predicts what follows)."""
+        """[B, D]: state of the last real token after the final norm (it predicts the next token)."""
         rows = torch.arange(len(stream.hidden), device=stream.hidden.device)
         return self.tokens(stream)[rows, stream.summary]
 
     def logits(self, normed: Tensor) -> Tensor:
-        """Vocabulary logits [..., V] of states [..., D] that a final norm has seen (:meth:`tokens` or another)."""
+        """Vocabulary logits [..., V] for states [..., D] after a final norm (that of :meth:`tokens` or another)."""
         return self.lm_head(normed * self.output_scale)
 
     def real(self, ids: Tensor) -> Tensor:
-        """[B, L] bool: everything up to the last token that is not padding (the start token may have padding's id)."""
+        """[B, L] bool: tokens up to the last one that is not padding (the start token may have the padding id)."""
         positions = torch.arange(ids.shape[1], device=ids.device)
         last = torch.where(ids != self.pad_id, positions, 0).amax(dim=1)
         return up_to(last, ids.shape[1])
@@ -79,10 +79,10 @@ def with_memory(stream: Stream, memory: Tensor) -> Stream:
 
     Args:
         stream: from :class:`T5Decoder`.
-        memory: [B, M, D], same shape as the memory the decoder was given.
+        memory: [B, M, D], same shape as the decoder's original memory.
 
     Raises:
-        ValueError: ``memory`` has another shape: the padding mask would not fit.
+        ValueError: ``memory`` has another shape, so the padding mask does not fit.
     """
     arguments = stream.extras["arguments"]
     expected = arguments["encoder_hidden_states"].shape

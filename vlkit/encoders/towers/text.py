@@ -1,4 +1,4 @@
-"""What staged text towers share: which tokens are real, and cutting padding away."""
+"""Base class of staged text towers: which tokens are real, and trimming of padding."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class TextEncoder(StagedEncoder):
     """A staged tower that reads token ids [B, L] int64.
 
     Attributes:
-        causal: a token sees only the tokens before it.
-        trimmable: cutting columns that hold nothing but padding off the right end leaves every output as it was.
+        causal: a token attends only to itself and earlier tokens.
+        trimmable: removing all-padding columns at the right end changes no output.
     """
 
     causal: bool
@@ -24,9 +24,9 @@ class TextEncoder(StagedEncoder):
         raise TypeError(f"{type(self).__name__} does not say which tokens are real")
 
     def trim(self, ids: Tensor) -> Tensor:
-        """Cut ids [B, L] at the longest real text of the batch if that changes no output; else return them as they are.
+        """Trim ids [B, L] to the longest real text of the batch if that changes no output; otherwise return them as is.
 
-        Exact for causal towers (what comes later is never seen) and for towers that mask their padding.
+        Exact for causal towers (later tokens are never seen) and for towers that mask their padding.
         """
         if not self.trimmable or ids.numel() == 0:
             return ids

@@ -1,4 +1,4 @@
-"""timm trunks inside open_clip's ``TimmModel`` as staged encoders: plain transformers and towers of stages."""
+"""timm trunks inside open_clip's ``TimmModel`` as staged encoders: plain transformers and towers with stages."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from vlkit.encoders.staged import StagedEncoder, Stream
 from vlkit.encoders.towers.resnet import stage_taps
 from vlkit.errors import UserError
 
-# Trunks whose forward is: embed, a list ``blocks`` that all get the same extra arguments, ``norm``, ``forward_head``.
+# Trunks whose forward is: embed, ``blocks`` (which share their extra arguments), ``norm``, ``forward_head``.
 TRANSFORMERS = (VisionTransformer, VisionTransformerRelPos, Eva, Beit)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a tower of stages is put together, by attribute name.
+    """The structure of a tower with stages, by attribute names.
 
     Attributes:
         stem: modules before the first stage.
-        stages: the stages, or the one list that holds them.
+        stages: the stages, or the single list that holds them.
         tail: modules after the last stage, before ``forward_head``.
-        channels_last: the trunk keeps its grid as [B, H, W, C].
-        whole: a stage is run as one block (its own blocks are small and alike), and its width is that of the last
-            convolution in it; the trunk's ``feature_info`` leaves out stages that keep the grid's size.
+        channels_last: the trunk stores its grid as [B, H, W, C].
+        whole: a stage runs as one block (its own blocks are small and alike), and its width is that of its last
+            convolution, because the trunk's ``feature_info`` omits stages that keep the grid's size.
     """
 
     stem: tuple[str, ...]
@@ -61,10 +61,10 @@ HIERARCHIES: dict[type[nn.Module], Layout] = {
 
 
 class BareTimm(nn.Module):
-    """A timm trunk by itself in the shape of open_clip's wrapper: nothing is projected.
+    """A timm trunk with the interface of open_clip's wrapper, without projection.
 
     Args:
-        trunk: of timm, without classifier.
+        trunk: timm model without classifier.
     """
 
     def __init__(self, trunk: nn.Module) -> None:
@@ -73,7 +73,7 @@ class BareTimm(nn.Module):
         self.head = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> what the trunk pools, [B, D]."""
+        """Images [B, 3, H, W] -> the pooled output of the trunk, [B, D]."""
         return self.trunk(x)
 
 
@@ -81,14 +81,14 @@ def stage_timm(model: TimmModel | BareTimm) -> StagedEncoder:
     """Stage a wrapper of a timm trunk.
 
     Raises:
-        UserError: the trunk is of a family that is not known here.
+        UserError: the family of the trunk is not supported.
     """
     trunk = model.trunk
     _check_pooling(model)
     if isinstance(trunk, TRANSFORMERS):
         if getattr(trunk, "rope_mixed", False):
             raise UserError(
-                "timm trunk with mixed rotary positions: each block has its own; choose one with shared ones"
+                "timm trunk with mixed rotary positions: each block has its own; choose a trunk that shares them"
             )
         return TimmTransformer(model)
     layout = next((layout for kind, layout in HIERARCHIES.items() if isinstance(trunk, kind)), None)
@@ -104,14 +104,14 @@ def stage_timm(model: TimmModel | BareTimm) -> StagedEncoder:
 
 
 def _check_pooling(model: TimmModel | BareTimm) -> None:
-    """Raise :class:`UserError` if neither the trunk nor open_clip's head makes one vector of an image."""
+    """Raise :class:`UserError` if neither the trunk nor open_clip's head pools an image to one vector."""
     trunk = model.trunk
     pooling = getattr(trunk, "global_pool", None) or getattr(getattr(trunk, "head", None), "global_pool", "")
-    # A name, or timm's pooling module, which keeps it.
+    # Either a name, or timm's pooling module, which has the name as attribute.
     if not getattr(pooling, "pool_type", pooling) and "pool" not in dict(model.head.named_children()):
         raise UserError(
             f"timm trunk {type(trunk).__name__} without pooling: it has no pooled embedding; "
-            "choose timm_pool avg (or token, where it has a class token)"
+            "choose timm_pool avg (or token, if it has a class token)"
         )
 
 
@@ -157,7 +157,7 @@ class TimmTransformer(StagedEncoder):
         return self.model.head(trunk.forward_head(trunk.norm(stream.hidden)))
 
     def tokens(self, stream: Stream) -> Tensor:
-        """[B, L, D] after the final norm (where a trunk norms after pooling, that norm on every token)."""
+        """[B, L, D] after the final norm (a norm that the trunk applies after pooling is applied to every token)."""
         trunk = self.model.trunk
         norm = trunk.fc_norm if isinstance(trunk.norm, nn.Identity) else trunk.norm
         return norm(stream.hidden)
@@ -168,21 +168,21 @@ class TimmTransformer(StagedEncoder):
         size = getattr(trunk.patch_embed, "grid_size", None)
         if size is None:
             return None
-        # A trunk that takes images of any size still names the grid of the size it was made for.
+        # A trunk that accepts any image size still reports the grid of its original size.
         cells = stream.hidden.shape[1] - getattr(trunk, "num_prefix_tokens", 0)
         side = math.isqrt(cells)
         return (side, side) if size[0] * size[1] != cells == side * side else (size[0], size[1])
 
 
 class TimmStages(StagedEncoder):
-    """A timm tower of stages (ConvNeXt, FastViT, Swin, ResNet, EfficientNet) in a wrapper; ``hidden`` is [B, C, H, W].
+    """A timm tower with stages (ConvNeXt, FastViT, Swin, ResNet, EfficientNet); ``hidden`` is [B, C, H, W].
 
-    A block is one block of a stage, or a whole stage where the layout says so; the first of each stage takes along what
-    the stage does before it (downsampling).
+    A block is one block of a stage, or a whole stage if the layout says so; the first block of a stage includes the
+    stage's downsampling.
 
     Args:
         model: open_clip's wrapper.
-        layout: how its trunk is put together.
+        layout: the structure of its trunk.
     """
 
     spatial = True
@@ -203,7 +203,7 @@ class TimmStages(StagedEncoder):
         return list(modules[0]) if len(modules) == 1 else modules
 
     def _blocks(self, stage: Any) -> Sequence[nn.Module]:
-        """The blocks of a stage: the stage as a whole, its list ``blocks``, or itself where it is but a list."""
+        """The blocks of a stage: the whole stage, its list ``blocks``, or the stage itself if it is a list."""
         return [stage] if self._layout.whole else getattr(stage, "blocks", stage)
 
     def _widths(self, lengths: list[int]) -> tuple[int, ...]:
@@ -262,12 +262,12 @@ class TimmStages(StagedEncoder):
 
 
 def _last_width(module: nn.Module) -> int:
-    """Channels that the last convolution in a module puts out."""
+    """Output channels of the last convolution in a module."""
     return [part for part in module.modules() if isinstance(part, nn.Conv2d)][-1].out_channels
 
 
 def output_width(model: TimmModel | BareTimm) -> int:
-    """Width of the embedding that a wrapper of a timm trunk puts out."""
+    """Width of the embedding that a wrapper of a timm trunk returns."""
     children: dict[str, Any] = dict(model.head.named_children())
     if "proj" in children:
         return children["proj"].out_features

@@ -1,1 +1,1 @@
-"""Visual grounding: a text about an image to its box."""
+"""Visual grounding: find the box of an image that a text describes."""

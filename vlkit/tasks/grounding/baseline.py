@@ -1,4 +1,4 @@
-"""What a grounding model must beat: one box for every text, chosen on the training split, blind to all images."""
+"""The blind baseline of grounding: one box for every text, chosen on the training split without seeing images."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from vlkit.data.manifest import Dataset
 from vlkit.metrics.grounding import box_iou, grounding_metrics, precision_at_k
 
 CANDIDATES = 400
-"""Training boxes tried as the constant one."""
+"""Training boxes tried as the constant box."""
 SAMPLE = 5_000
-"""Training boxes that candidates are measured on, at most."""
+"""Most training boxes that candidates are measured on."""
 SIDES = 20
-"""Sides tried for the box at the centre, in each direction."""
+"""Side lengths tried for the centred box, in each direction."""
 
 
 def blind_boxes(dataset: Dataset, records: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, np.ndarray]:
-    """The best constant box and the best box at the centre of the image, as shares of the image.
+    """The best constant box and the best centred box, as shares of the image.
 
     Args:
-        dataset: where the images of records that do not say their size are found.
-        records: of the training split, with ``box`` in pixels.
-        seed: of the sample.
+        dataset: gives the image files of records without a stated size.
+        records: records of the training split, with ``box`` in pixels.
+        seed: seed of the sample.
 
     Returns:
         ``constant`` (the best of the median box and :data:`CANDIDATES` training boxes) and ``centre``: float32 [4].
-        The best has most training boxes at IoU >= 0.5, then the highest mean IoU.
+        The best box has the most training boxes at IoU >= 0.5, then the highest mean IoU.
     """
     boxes = _targets(records) / image_sides(dataset, records)
     rng = np.random.default_rng(seed)
@@ -45,11 +45,11 @@ def blind_boxes(dataset: Dataset, records: Sequence[dict[str, Any]], seed: int =
 def blind_metrics(
     blind: dict[str, np.ndarray], dataset: Dataset, records: Sequence[dict[str, Any]]
 ) -> dict[str, float]:
-    """What :func:`blind_boxes` score on a split, percent.
+    """Scores of :func:`blind_boxes` on a split, in percent.
 
     Returns:
-        ``acc@0.5``, ``mean_iou`` and ``acc@0.5_giou`` of the better one, and ``constant_box_acc@0.5`` and
-        ``centre_box_acc@0.5`` of each.
+        ``acc@0.5``, ``mean_iou`` and ``acc@0.5_giou`` of the better box, and ``constant_box_acc@0.5`` and
+        ``centre_box_acc@0.5`` of each box.
     """
     target, pixels = _targets(records), image_sides(dataset, records)
     scored = {}
@@ -63,7 +63,7 @@ def blind_metrics(
 
 
 def image_sides(dataset: Dataset, records: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Width, height, width, height in pixels of the image that each record's box was drawn on, float32 [n, 4]: the
+    """Width, height, width, height in pixels of the image on which each record's box was annotated, float32 [n, 4]: the
     stated size, else that of the file. Shares of a resized copy are the same.
     """
     read: dict[str, tuple[float, float]] = {}

@@ -1,8 +1,8 @@
-"""Images with texts and boxes as examples: boxes move with the pixels, and back again.
+"""Images with texts and boxes as examples: boxes are transformed with the pixels, and back.
 
 Boxes of records are absolute ``x1, y1, x2, y2`` pixels of the original image; boxes of examples are shares (0..1) of
-the model's input. A base's own preprocessing (shortest side, then a centre crop) would cut boxes away, so here the
-whole image always gets in (:class:`Fit`).
+the model's input. A base's own preprocessing (shortest side, then a centre crop) would cut off boxes, so here the
+whole image is always kept (:class:`Fit`).
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ Boxed = tuple[Image.Image, Tensor]
 """An image and its boxes, float32 [n, 4] in its pixels (:func:`with_boxes`)."""
 
 LEAST_KEPT = 0.75
-"""Share of each side that a crop keeps at least: language like "top right" or "second from the left" has to survive."""
+"""Least share of each side that a crop keeps, so that texts like "top right" or "second from the left" stay true."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How a whole image lies in the model's input.
+    """How a whole image is fitted into the model's input.
 
     Attributes:
         size: (height, width) of the input in pixels.
-        shape: ``squash``: each side is scaled on its own, the image fills the input (its aspect changes);
-            ``letterbox``: both sides are scaled alike and the rest is filled evenly (its aspect stays, cells are lost).
-        fill: 0..255, of the rest.
+        shape: ``squash``: each side is scaled separately, the image fills the input (the aspect ratio changes);
+            ``letterbox``: both sides are scaled equally and the rest is padded (the aspect ratio stays, cells are
+                lost).
+        fill: 0..255, value of the padding.
     """
 
     size: tuple[int, int]
@@ -62,7 +63,7 @@ class Fit:
         return (columns - new_width) // 2, (rows - new_height) // 2, new_width, new_height
 
     def place(self, image: Image.Image, boxes: Tensor, mode: InterpolationMode) -> Boxed:
-        """The image at the input's size, and its boxes in the input's pixels."""
+        """The image resized to the input, and its boxes in the input's pixels."""
         return self._put(image, image.size, mode), self.place_boxes(boxes, image.size)
 
     def place_boxes(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -77,24 +78,24 @@ class Fit:
         return VF.pad(x, [left, top, self.size[1] - width - left, self.size[0] - height - top], self.fill)
 
     def to_image(self, boxes: Tensor, width: int, height: int) -> Tensor:
-        """The exact inverse for boxes: shares of the input [..., 4] corners -> pixels of a ``width`` x ``height``
+        """The exact inverse for boxes: [..., 4] corners as shares of the input -> pixels of a ``width`` x ``height``
         image, not clipped to it.
         """
         left, top, inner_width, inner_height = self.inner(width, height)
-        boxes = boxes.double()  # so that a box comes back as the number it was
+        boxes = boxes.double()  # so that a box comes back exactly as it was
         sides = boxes.new_tensor([self.size[1], self.size[0]] * 2)
         scale = boxes.new_tensor([width / inner_width, height / inner_height] * 2)
         return ((boxes * sides - boxes.new_tensor([left, top] * 2)) * scale).float()
 
 
 class BoxTransform:
-    """Image and boxes -> model input and boxes in 0..1, as a training or evaluation step wants them.
+    """Image and boxes -> model input and boxes in 0..1, for training or evaluation.
 
     Args:
         preprocess: size, mean, std and interpolation of the base.
         shape: see :class:`Fit`.
-        augment: ``none``; ``color``: brightness, contrast, saturation (never hue: texts name colours); ``crop``: that,
-            and a crop around all boxes that keeps three quarters of each side or more.
+        augment: ``none``; ``color``: brightness, contrast, saturation (not hue: texts name colours); ``crop``: the
+            same, and a crop around all boxes that keeps at least three quarters of each side.
     """
 
     def __init__(self, preprocess: Preprocess, shape: Shape = "squash", augment: Augment = "none") -> None:
@@ -118,7 +119,7 @@ class BoxTransform:
         return self.tensor(image), self._shares(boxes)
 
     def boxes_alone(self, size: tuple[int, int], boxes: Tensor) -> Tensor:
-        """What becomes of the boxes of an image of ``size`` (width, height) that is not augmented."""
+        """Transformed boxes of an image of ``size`` (width, height) without augmentation."""
         return self._shares(self.fit.place_boxes(with_boxes(size, boxes), size))
 
     def _shares(self, boxes: Tensor) -> Tensor:
@@ -126,13 +127,13 @@ class BoxTransform:
 
 
 def with_boxes(size: tuple[int, int], boxes: Tensor) -> tv_tensors.BoundingBoxes:
-    """Boxes in an image of ``size`` (width, height) as torchvision's transforms know them."""
+    """Boxes in an image of ``size`` (width, height), as torchvision's transforms take them."""
     corners = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     return cast(Any, tv_tensors.BoundingBoxes)(corners, format="XYXY", canvas_size=size[::-1])
 
 
 def crop_around(image: Image.Image, boxes: Tensor) -> Boxed:
-    """A random crop that holds every box whole and at least :data:`LEAST_KEPT` of each side."""
+    """A random crop that contains every box entirely and at least :data:`LEAST_KEPT` of each side."""
     corners = boxes.as_subclass(Tensor)
     edges = []
     for axis, size in ((0, image.width), (1, image.height)):
@@ -149,7 +150,7 @@ def crop_around(image: Image.Image, boxes: Tensor) -> Boxed:
 
 
 def flip(image: Image.Image, boxes: Tensor, texts: Sequence[str]) -> tuple[Image.Image, Tensor, list[str]] | None:
-    """Image, boxes and what the texts say, mirrored; None if one of the texts cannot be mirrored."""
+    """Image, boxes and texts, mirrored; None if one of the texts cannot be mirrored."""
     swapped = [other for text in texts if (other := mirrored(text)) is not None]
     if len(swapped) < len(texts):
         return None
@@ -158,12 +159,12 @@ def flip(image: Image.Image, boxes: Tensor, texts: Sequence[str]) -> tuple[Image
 
 @dataclass(frozen=True)
 class BoxedImage:
-    """An example: one image with some of the texts about it.
+    """One image with some of the texts about it.
 
     Attributes:
-        pixels: [3, H, W] float32, or the example's number (:meth:`BoxedImages.unopened`).
-        texts: what is asked for.
-        boxes: for each text [g, 4] float32, x1, y1, x2, y2 in 0..1 of the input.
+        pixels: [3, H, W] float32, or the example's index (:meth:`BoxedImages.unopened`).
+        texts: expressions to find.
+        boxes: for each text [g, 4] float32, x1, y1, x2, y2 as shares of the input (0..1).
     """
 
     pixels: Tensor | int
@@ -172,15 +173,15 @@ class BoxedImage:
 
 
 class BoxedImages:
-    """Images with up to ``texts`` expressions each; an image with more of them is several examples.
+    """Images with up to ``texts`` expressions each; an image with more becomes several examples.
 
     Args:
         dataset: a prepared dataset of task ``grounding``.
         split: which split.
         transform: image and boxes -> input.
-        texts: expressions that share an image, which is then encoded once for all of them.
-        flip: mirror half of the images, and swap left and right in their texts.
-        several: keep all boxes of a text (records with ``boxes``) instead of the one in ``box``.
+        texts: most expressions per example; their image is encoded once for all of them.
+        flip: mirror half of the images, and swap "left" and "right" in their texts.
+        several: keep all boxes of a text (records with ``boxes``) instead of only ``box``.
     """
 
     def __init__(
@@ -204,7 +205,7 @@ class BoxedImages:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> BoxedImage:
-        """The image with its texts and boxes; draws augmentation from the global generators."""
+        """The image with its texts and boxes; augmentation uses the global generators."""
         records = self.examples[index]
         image = read_image(self.dataset, records[0])
         records = [in_file_pixels(record, image.size) for record in records]
@@ -219,7 +220,7 @@ class BoxedImages:
     # --- for training with --cache: see vlkit.tap_cache.images.ImagesWithTexts ---
 
     def unopened(self, index: int) -> BoxedImage:
-        """The example with its number in place of pixels; not augmented, not mirrored."""
+        """The example with its index in place of pixels; not augmented, not mirrored."""
         records = self.examples[index]
         name = records[0]["image"]
         if name not in self._sizes:
@@ -235,18 +236,18 @@ class BoxedImages:
         return [record["text"] for records in self.examples for record in records]
 
     def identify(self, index: int) -> list[Any]:
-        """What changes when the image of an example does; examples of one image have the same."""
+        """A value that changes when the example's image changes; examples of one image share it."""
         return identify_file(self.dataset.path(self.examples[index][0]))
 
     def load(self, indices: list[int]) -> Tensor:
-        """Images of examples, [n, 3, H, W]; without augmentation always the same."""
+        """Images of examples, [n, 3, H, W]; deterministic without augmentation."""
         images = (read_image(self.dataset, self.examples[index][0]) for index in indices)
         return torch.stack([self.transform(image, torch.empty(0, 4))[0] for image in images])
 
 
 def in_their_files(dataset: Dataset, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Records with their boxes in the pixels of their files (:func:`vlkit.data.boxes.in_file_pixels`). The headers of
-    files are read for the records that state a size.
+    """Records with their boxes in the pixels of their files (:func:`vlkit.data.boxes.in_file_pixels`). File
+    headers are read for records that state a size.
     """
     sizes: dict[str, tuple[int, int]] = {}
     for record in records:
@@ -256,8 +257,8 @@ def in_their_files(dataset: Dataset, records: Sequence[dict[str, Any]]) -> list[
 
 
 def boxes_of(record: dict[str, Any], several: bool = True) -> Tensor:
-    """Boxes of a record whose boxes are in file pixels, float32 [g, 4]: all of ``boxes`` if it has them and
-    ``several``, else ``box``.
+    """Boxes of a record in file pixels, float32 [g, 4]: all of ``boxes`` if the record has them and ``several`` is
+    true, else ``box``.
     """
     values = record.get("boxes") if several else None
     return torch.tensor(values or [record["box"]], dtype=torch.float32)
@@ -267,23 +268,23 @@ class BoxBatch(NamedTuple):
     """P images and B texts about them."""
 
     pixels: Tensor | TapBatch
-    """[P, 3, H, W] float32, or the rows of P images."""
+    """[P, 3, H, W] float32, or the cache rows of P images."""
     ids: Tensor | TapBatch
-    """[B, L] int64, or the rows of B texts."""
+    """[B, L] int64, or the cache rows of B texts."""
     owner: Tensor
     """[B] int64, the image of each text."""
     boxes: Tensor
     """[B, G, 4] float32, x1, y1, x2, y2 in 0..1, padded with zeros."""
     valid: Tensor
-    """[B, G] bool, which of them are boxes."""
+    """[B, G] bool, True = a real box, not padding."""
 
 
 class BoxCollate:
     """Examples of :class:`BoxedImages` -> :class:`BoxBatch`.
 
     Args:
-        tokenize: texts -> ids [B, L], without columns of padding only.
-        stack: what the examples hold of each image -> what a batch holds of all.
+        tokenize: texts -> ids [B, L], without columns that hold only padding.
+        stack: the examples' pixels (or indices) -> the batch's ``pixels``.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ from vlkit.tasks.grounding.data import BoxTransform, Shape, in_their_files
 from vlkit.tasks.grounding.head import Grounder
 
 TESTS = ("testA", "testB")
-"""What "test" stands for in datasets without a split of that name (RefCOCO, RefCOCO+)."""
+"""Splits that "test" means in datasets without a split of that name (RefCOCO, RefCOCO+)."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Found:
 
     Attributes:
         boxes: float32 [Q, 4], x1, y1, x2, y2 in pixels of the original image, not clipped to it.
-        scores: float32 [Q], the IoU with a right box that the model expects, 0..1; of runners-up (see
+        scores: float32 [Q], the IoU with a right box that the model expects, 0..1; for runners-up (see
             :meth:`Locator.find`) an estimate that was not learned.
     """
 
@@ -49,13 +49,13 @@ class Locator:
     """Finds texts in images with a grounding model, in batches, without gradient.
 
     Args:
-        model: on its device; called in eval mode, left in the mode it had.
-        base: the image's base (preprocessing).
-        text: the text's tower (tokenizer).
+        model: the model on its device; run in eval mode, its mode is restored.
+        base: the base that reads images (for its preprocessing).
+        text: the side that reads texts (for its tokenizer).
         fabric: device and precision.
-        shape: how images are fitted in (:class:`vlkit.tasks.grounding.data.Fit`).
-        batch_size: images at once.
-        texts: texts at once, at most.
+        shape: how images are fitted into the input (:class:`vlkit.tasks.grounding.data.Fit`).
+        batch_size: images per batch.
+        texts: most texts per batch.
     """
 
     def __init__(
@@ -80,12 +80,11 @@ class Locator:
         label: str = "images",
         candidates: int = 1,
     ) -> Iterator[list[Found]]:
-        """For each source the boxes of its texts; ``open_one`` turns a source into an RGB image. Images are read a
-        batch ahead.
+        """Boxes of each source's texts; ``open_one`` turns a source into an RGB image. Images are read a batch ahead.
 
-        A model with one query has one answer. With more ``candidates``, what else its heat map points at follows as
-        runners-up (:func:`vlkit.tasks.grounding.candidates.runners_up`), so that a text has up to that many boxes. A
-        runner-up's score is that of the answer times the heat of its place, as a share of the hottest.
+        A model with one query has one answer. With more ``candidates``, further peaks of its heat map follow as
+        runners-up (:func:`vlkit.tasks.grounding.candidates.runners_up`), up to that number of boxes per text. A
+        runner-up's score is the answer's score times the heat at its place, as a share of the hottest.
         """
         parts = list(self._parts(texts))
         hidden = not self.fabric.is_global_zero or not sys.stderr.isatty()
@@ -102,7 +101,7 @@ class Locator:
                 yield from self._boxes(torch.stack(pixels), sizes, [texts[row] for row in rows], candidates)
 
     def _parts(self, texts: Sequence[Sequence[str]]) -> Iterator[range]:
-        """Neighbouring images whose number and texts fit in one batch."""
+        """Batches of consecutive images, within the limits on images and texts."""
         start = count = 0
         for row, own in enumerate(texts):
             if row > start and (row - start == self.batch_size or count + len(own) > self.texts):
@@ -127,7 +126,7 @@ class Locator:
         with self.fabric.autocast():
             last = self.model(*(self.fabric.to_device(x) for x in (pixels, ids, owner)))[-1]
         self.model.train(training)
-        boxes, scores = last.boxes.cpu(), last.scores.sigmoid().cpu()  # once for all texts: a GPU is waited for
+        boxes, scores = last.boxes.cpu(), last.scores.sigmoid().cpu()  # once for all texts: it waits for the GPU
         row = 0
         for (width, height), own in zip(sizes, texts, strict=True):
             found = []
@@ -146,18 +145,18 @@ class Locator:
 def _with_runners_up(
     boxes: Tensor, scores: Tensor, heat: Tensor, cells: Tensor, candidates: int
 ) -> tuple[Tensor, Tensor]:
-    """The one answer (boxes [1, 4], scores [1]) and behind it what else is hot."""
+    """The one answer (boxes [1, 4], scores [1]), followed by its runners-up."""
     more, shares = runners_up(heat, cells, boxes[0], candidates - 1)
     return torch.cat([boxes, more]), torch.cat([scores, scores * shares])
 
 
 def records_of(dataset: Dataset, split: str) -> list[dict[str, Any]]:
-    """Records of a split, each with the name of the split it comes from in ``split``.
+    """Records of a split; the field ``split`` of each names the split it comes from.
 
-    "test" stands for :data:`TESTS` where the dataset has no split of that name.
+    "test" means :data:`TESTS` if the dataset has no split of that name.
 
     Raises:
-        UserError: an unknown split; lists those there are.
+        UserError: an unknown split; lists the existing ones.
     """
     names = [split]
     if split == "test" and split not in dataset.splits:
@@ -166,11 +165,11 @@ def records_of(dataset: Dataset, split: str) -> list[dict[str, Any]]:
 
 
 def find_split(locator: Locator, dataset: Dataset, split: str) -> tuple[list[dict[str, Any]], list[Found]]:
-    """Records of a split (see :func:`records_of`), their boxes in the pixels of the files, and what was found for each;
-    processes share the images.
+    """Records of a split (see :func:`records_of`) with boxes in file pixels, and the boxes found for each; processes
+    share the images.
 
     Raises:
-        UserError: an image cannot be read, or its size and the one that a record states cannot belong together.
+        UserError: an image cannot be read, or its size contradicts the size that a record states.
     """
     records = in_their_files(dataset, records_of(dataset, split))
     warn_of_cut_texts(locator.text, [record["text"] for record in records], f"{split} texts")
@@ -199,14 +198,14 @@ def metrics_of(records: Sequence[dict[str, Any]], found: Sequence[Found]) -> dic
     """Metrics of predictions, percent.
 
     Args:
-        records: with ``box``; phrases of several boxes have ``boxes`` and ``categories`` too; ``split`` names where a
-            record comes from.
-        found: boxes of each, best first.
+        records: have ``box``; phrases with several boxes also have ``boxes`` and ``categories``; ``split`` names the
+            split that a record comes from.
+        found: the boxes of each record, best first.
 
     Returns:
         ``acc@0.5`` and ``mean_iou`` of the best box, ``acc@0.5_giou`` (generalised IoU, as published for the MDETR
-        family); with several queries ``p@5`` and ``p@10`` too; for phrases ``any_box_r@k`` and ``merged_boxes_r@k``;
-        of more than one split, ``acc@0.5`` of each as ``testA_acc@0.5``.
+        family); with several queries also ``p@5`` and ``p@10``; for phrases ``any_box_r@k`` and ``merged_boxes_r@k``;
+        with more than one split, ``acc@0.5`` of each as ``testA_acc@0.5``.
     """
     target = np.array([record["box"] for record in records], dtype=np.float32)
     best = np.stack([one.boxes[0] for one in found])

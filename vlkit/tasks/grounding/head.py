@@ -1,20 +1,20 @@
 """The grounding head: from fused query states to boxes in the image.
 
-A frozen tower's cells say little about where things end, and a query that regresses coordinates learns slowly. So the
-way from cells to a box is cut into steps, easy to hard:
+The cells of a frozen tower say little about object boundaries, and a query that regresses coordinates learns slowly. So
+the head goes from cells to a box in steps, from easy to hard:
 
-1. A small convolutional *neck* lets neighbouring cells talk; fusion and head both read its cells.
-2. *What box would each cell belong to?* Every cell predicts the box of the thing it lies on, whatever the text says,
-   and learns it from all texts at once.
-3. *Which cells?* A heat map. A cell knows whether it is a thing at all; every word votes for cells on its own, so that
-   "red star" is where the votes of "red" and of "star" meet; and the fused query adds what takes the whole text and the
-   whole image.
-4. *Which box?* That of the hottest cell, averaged with those of hot cells that agree with it. The mean over the whole
-   heat map would lie between two things where the text is not understood for sure, and be wrong for both.
-5. *What is left?* The query refines that box a little. Only this step learns from the box's L1 and GIoU: heat map and
-   cells have losses of their own, and a wrong choice of thing teaches them nothing about boxes.
+1. A small convolutional *neck* mixes neighbouring cells; fusion and head both read its cells.
+2. *Which box does each cell belong to?* Every cell predicts the box of the object it lies on, independent of the text,
+   and learns this from all texts at once.
+3. *Which cells?* A heat map. A cell scores whether it lies on an object at all; every word votes for cells separately,
+   so that "red star" is where the votes of "red" and "star" agree; the fused query adds what depends on the whole text
+   and image.
+4. *Which box?* The box of the hottest cell, averaged with those of hot cells that agree with it. The mean over the
+   whole heat map would, for an ambiguous text, lie between two objects and be wrong for both.
+5. *Refinement.* The query adjusts that box slightly. Only this step learns from the box's L1 and GIoU: heat map and
+   cells have their own losses, and a wrongly chosen object teaches them nothing about boxes.
 
-Any tower that hands out cells will do, whatever their grid.
+Any tower that outputs cells works, with any grid.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from vlkit.tasks.fusion import FREQUENCIES, Fusion, NeckBlock, cell_codes
 from vlkit.tasks.grounding.overlap import pairwise_iou
 
 _REACH = 0.2
-"""Unit, as a share of the image, in which a cell tells how far away the sides of its box are."""
+"""Unit, as a share of the image, in which a cell predicts the distances to the sides of its box."""
 _MOST_CHANGE = 0.5
-"""Bound on refinement: of the centre as a share of the sides, and of the logarithm of the sides."""
+"""Bound on refinement: shift of the centre as a share of the sides, and change of the logarithm of the sides."""
 
 
 @dataclass
 class GroundingOptions:
-    """How fused queries become boxes."""
+    """Options of the head that turns fused queries into boxes."""
 
     queries: int = 1
-    """Boxes predicted for a text; more than one are matched to its annotated boxes one to one (for texts that name
-    several things)."""
+    """Boxes predicted per text; several queries are matched one to one with the annotated boxes (for texts that name
+    several objects)."""
 
     def __post_init__(self) -> None:
         if self.queries < 1:
@@ -66,13 +66,13 @@ class Cells:
 
 
 class Neck(nn.Module):
-    """Cells of a tower that know where they are and what is around them.
+    """Cells of a tower with their position and context added.
 
-    It stands in front of the fusion (whose own neck stays empty), because the head reads its cells too.
+    It runs before the fusion (whose own neck stays empty), because the head reads its cells too.
 
     Args:
-        image: the tower in front (the width of its tokens).
-        width: of the new cells.
+        image: the image tower (for the width of its tokens).
+        width: width of the new cells.
         blocks: convolutional blocks.
     """
 
@@ -87,10 +87,10 @@ class Neck(nn.Module):
         """Cells of P images; other tokens (class, registers) are left out.
 
         Raises:
-            UserError: the tower's tokens are no cells of the image.
+            UserError: the tower's tokens are not image cells.
         """
         if image.grid is None:
-            raise UserError("this base hands out no image cells, so it cannot ground; choose another --base")
+            raise UserError("this base outputs no image cells, so grounding is not possible; choose another --base")
         rows, columns = image.grid
         tokens = image.tokens[:, -rows * columns :]
         codes = cell_codes(rows, columns, tokens.device).to(self.positions.weight.dtype)
@@ -101,19 +101,19 @@ class Neck(nn.Module):
 
 
 class BoxPrediction(NamedTuple):
-    """Boxes of B texts, all float32; a box is centre x, centre y, width, height as shares of the model's input.
+    """Boxes of B texts, all float32. A box is centre x, centre y, width, height as shares of the model's input.
 
-    Sides are positive; a box may reach out of the image.
+    Sides are positive; a box may extend beyond the image.
     """
 
     boxes: Tensor
     """[B, Q, 4]."""
     scores: Tensor
-    """[B, Q] logits of how well a box fits (its IoU with a right one; 0 for a box of nothing)."""
+    """[B, Q] logits of a box's quality: its IoU with a correct box; 0 for a box without object."""
     heat: Tensor
     """[B, Q, cells] logits of the heat map, row by row."""
     cells: Tensor
-    """[B, cells, 4], the box that each cell predicts for the thing it lies on; the text has no part in it."""
+    """[B, cells, 4], the box that each cell predicts for its object, independent of the text."""
     grid: tuple[int, int]
     """Rows and columns of the cells."""
 
@@ -122,8 +122,8 @@ class BoxHead(nn.Module):
     """Query states, words and image cells -> boxes.
 
     Args:
-        text: the text's tower (the width of its tokens).
-        width: of the query states and of the cells.
+        text: the text tower (for the width of its tokens).
+        width: width of the query states and of the cells.
     """
 
     def __init__(self, text: StagedEncoder, width: int) -> None:
@@ -135,7 +135,7 @@ class BoxHead(nn.Module):
         self.point = nn.Linear(width, width)
         self.refine = _two_layers(2 * width + 4, width, 4)
         self.score = nn.Linear(width, 1)
-        # Training starts with nothing to refine.
+        # The refinement starts at zero.
         last = cast(nn.Linear, self.refine[-1])
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
@@ -145,7 +145,7 @@ class BoxHead(nn.Module):
 
         Args:
             states: a [B, Q, width] for each layer.
-            image: of P images, from :class:`Neck`.
+            image: cells of P images, from :class:`Neck`.
             text: of B texts.
             owner: [B] int64, the image of each text.
         """
@@ -156,7 +156,7 @@ class BoxHead(nn.Module):
         return [self._predict(state, votes, keys, things, cells, image.grid) for state in states]
 
     def _cell_boxes(self, keys: Tensor, grid: tuple[int, int]) -> Tensor:
-        """[P, cells, 4]: sides are told by how far they are from the cell's centre, the same way everywhere."""
+        """[P, cells, 4]: sides are predicted as distances from the cell's centre, the same way for every cell."""
         centres = cell_codes(*grid, keys.device)[:, :2] / 2 + 0.5
         left_top, right_bottom = (_REACH * F.softplus(self.cell_box(keys).float())).split(2, dim=-1)
         return torch.cat([centres + (right_bottom - left_top) / 2, left_top + right_bottom], dim=-1)
@@ -183,7 +183,7 @@ class BoxHead(nn.Module):
 
 
 def agreed_boxes(heat: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-    """The box of the hottest cell, averaged with those of other cells as far as they are hot and agree with it.
+    """The box of the hottest cell, averaged with other cells' boxes, weighted by their heat and overlap with it.
 
     Args:
         heat: [B, Q, cells] logits.
@@ -206,13 +206,13 @@ def _two_layers(width_in: int, width: int, width_out: int) -> nn.Sequential:
 
 
 class Grounder(nn.Module):
-    """Two adapted towers, their fusion and the box head: what grounding trains and serves.
+    """Two adapted towers, their fusion and the box head: the model of grounding.
 
     Args:
         image, text: adapted encoders (``forward(x) -> Encoded``).
-        neck: on the image's cells.
-        fusion: over those and the text, with Q queries.
-        head: on its query states.
+        neck: the neck on the image cells.
+        fusion: the fusion of those cells and the text, with Q queries.
+        head: the head on its query states.
     """
 
     def __init__(self, image: nn.Module, text: nn.Module, neck: Neck, fusion: Fusion, head: BoxHead) -> None:

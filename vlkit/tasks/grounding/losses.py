@@ -1,7 +1,7 @@
 """Losses of grounding: matching of predicted to annotated boxes, L1, generalised IoU, heat map and score.
 
-Annotated boxes come as a padded batch with a mask, so that nothing here waits for the device, but the matching of
-several queries (scipy, on the host).
+Annotated boxes come as a padded batch with a mask. Only the matching of several queries (scipy, on the host) waits for
+the device.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from vlkit.tasks.grounding.overlap import pairwise_giou, pairwise_iou
 
 @dataclass
 class BoxLoss:
-    """Weights of what is minimised (MDETR: 5 x L1 + 2 x GIoU)."""
+    """Weights of the loss terms (MDETR: 5 x L1 + 2 x GIoU)."""
 
     l1: float = 5.0
-    """Distance of centre and sides, as shares of the image."""
+    """Weight of the L1 distance of centre and sides, as shares of the image."""
     giou: float = 2.0
-    """1 - generalised IoU."""
+    """Weight of 1 - generalised IoU."""
     heat: float = 1.0
-    """Cross-entropy of the heat map with the cells that the box covers."""
+    """Weight of the cross-entropy of the heat map with the cells that the box covers."""
     cells: float = 1.0
-    """L1 and GIoU, in the same proportion, of the boxes that the covered cells predict."""
+    """Weight of L1 and GIoU, in the same proportion, of the boxes that the covered cells predict."""
     score: float = 1.0
-    """Cross-entropy of a box's score with its IoU."""
+    """Weight of the cross-entropy of a box's score with its IoU."""
     auxiliary: float = 1.0
-    """Of the same losses after every fusion layer but the last."""
+    """Weight of the same losses after every fusion layer except the last."""
 
     def __post_init__(self) -> None:
         for name in ("l1", "giou", "heat", "cells", "score", "auxiliary"):
@@ -51,13 +51,13 @@ def grounding_loss(
     Args:
         predictions: one for each fusion layer, the answer last.
         target: [B, G, 4] float, x1, y1, x2, y2 as shares of the model's input.
-        valid: [B, G] bool, which of them are boxes and not padding; at least one in the batch.
+        valid: [B, G] bool, True = a real box, not padding; at least one in the batch.
         weights: see :class:`BoxLoss`.
-        count: what sums over boxes are divided by, a scalar; None = their number. With several processes, whose parts
-            of a batch differ in it, the mean of their numbers makes the mean of their gradients that of the batch.
+        count: scalar divisor of sums over boxes; None = their number. With several processes, pass the mean of their
+            numbers of boxes, so that the mean of their gradients is that of the whole batch.
 
     Returns:
-        Scalars: ``loss``, the weighted sum over layers, and its parts, those of the last layer, unweighted.
+        Scalars: ``loss``, the weighted sum over layers, and its unweighted parts from the last layer.
     """
     count = (valid.sum() if count is None else count).clamp_min(1)
     *others, last = [_layer_losses(prediction, target, valid, weights, count) for prediction in predictions]
@@ -110,13 +110,13 @@ def cell_loss(found: BoxPrediction, target: Tensor, valid: Tensor, weights: BoxL
 
 
 def _without_padding(target: Tensor, valid: Tensor) -> Tensor:
-    """``target`` with the whole image for padding: the gradient of an empty box's GIoU is not a number."""
+    """``target`` with the whole image for padding: the gradient of an empty box's GIoU is NaN."""
     return torch.where(valid.unsqueeze(-1), target, target.new_tensor([0.0, 0.0, 1.0, 1.0]))
 
 
 @torch.no_grad()
 def match_queries(found: BoxPrediction, target: Tensor, valid: Tensor, weights: BoxLoss) -> tuple[Tensor, Tensor]:
-    """One query for each annotated box, at the least total cost (Hungarian matching, Carion et al., ECCV 2020).
+    """Assign one query to each annotated box at the least total cost (Hungarian matching, Carion et al., ECCV 2020).
 
     The cost of a pair is ``l1`` x L1 - ``giou`` x GIoU - ``score`` x the score as a probability.
 
@@ -130,7 +130,7 @@ def match_queries(found: BoxPrediction, target: Tensor, valid: Tensor, weights: 
     """
     count = found.boxes.shape[1]
     if count == 1:
-        # Without a second query there is nothing to choose: of several boxes the first takes it.
+        # With a single query there is no choice: the first box gets it.
         first = valid & (valid.cumsum(1) == 1)
         return torch.zeros_like(valid, dtype=torch.int64), first.to(found.boxes.dtype)
     corners = box_convert(found.boxes, "cxcywh", "xyxy")
@@ -148,14 +148,14 @@ def match_queries(found: BoxPrediction, target: Tensor, valid: Tensor, weights: 
 
 
 def cell_shares(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
-    """How a box's area is spread over the cells of a grid.
+    """Distribution of a box's area over the cells of a grid.
 
     Args:
         boxes: [..., 4] x1, y1, x2, y2 in 0..1, not empty.
         grid: rows and columns.
 
     Returns:
-        [..., rows * columns], sums to 1 (a box wholly outside the image: zeros).
+        [..., rows * columns], sums to 1 (zeros for a box entirely outside the image).
     """
     x1, y1, x2, y2 = boxes.unsqueeze(-1).unbind(-2)
     along = []

@@ -1,4 +1,4 @@
-"""What a referring expression says after its image was mirrored."""
+"""Rewrite a referring expression for the mirrored image."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _UNCLEAR = re.compile(
 
 
 def mirrored(text: str) -> str | None:
-    """The text of an image that is mirrored left to right: "left" and "right" (east and west, their short forms and
-    compounds) change places, with the case they had.
+    """The text for an image mirrored left to right: "left" and "right" (east and west, their short forms and
+    compounds) are swapped, keeping their case.
 
     Returns:
-        The new text, the same one if it names no side; None where a mirrored image cannot be told: "right" that may
-        mean "just" or "correct", "left" that may mean "remaining", and clock positions.
+        The new text, unchanged if it names no side. None if the mirrored text is uncertain: "right" may mean "just" or
+        "correct", "left" may mean "remaining", and clock positions.
     """
     if _UNCLEAR.search(text):
         return None

@@ -1,4 +1,4 @@
-"""Visual grounding: the model, and what its adapter folder says about it."""
+"""Visual grounding: the model, and its entry in the adapter config."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from vlkit.tasks.grounding.head import BoxHead, Grounder, GroundingOptions, Neck
 def build_model(
     base: ClipBase, text: TextSide, adapter: MethodOptions, fusion: FusionOptions, head: GroundingOptions
 ) -> Grounder:
-    """Put the same adaptation method on both towers, and neck, fusion and box head on their tokens.
+    """Apply the same adaptation method to both towers, and add neck, fusion and box head on their tokens.
 
     Args:
         base: the loaded base; its image tower becomes part of the model.
-        text: what reads the texts; its tower becomes part of the model.
+        text: the side that reads texts; its tower becomes part of the model.
         adapter: options of one of :data:`vlkit.adapters.ADAPTERS`.
         fusion, head: their options.
     """
@@ -37,7 +37,7 @@ def build_model(
 
 
 def identities(base: ClipBase, text: TextSide) -> dict[str, dict[str, Any]]:
-    """Who the two towers are, and under which name they load."""
+    """Identity of the two towers, and the names they are loaded by."""
     return {"image": {**base.identity["image"], "load": base.name}, "text": text.identity["text"]}
 
 
@@ -51,7 +51,7 @@ def adapter_config(
     image_size: int | None,
     metrics: dict[str, float],
 ) -> dict[str, Any]:
-    """What ``adapter_config.json`` says: everything needed to build this model again on the same bases."""
+    """Content of ``adapter_config.json``: everything needed to rebuild this model on the same bases."""
     return {
         "task": "grounding",
         "base": identities(base, text),
@@ -63,10 +63,10 @@ def adapter_config(
 
 
 def load_shape(preprocess: dict[str, Any]) -> Shape:
-    """The shape that a saved adapter's images were fitted in with.
+    """The fitting shape that a saved adapter was trained with.
 
     Raises:
-        UserError: one that this vlkit does not know.
+        UserError: a shape that this vlkit does not know.
     """
     shape = preprocess.get("shape")
     if shape not in ("squash", "letterbox"):

@@ -1,4 +1,4 @@
-"""Overlap of boxes as tensors, differentiable and without waiting for the device. Metrics have their own, in numpy."""
+"""Differentiable overlap of boxes without device synchronisation. Metrics have their own version in numpy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 _TINY = 1e-7
-"""Least area that is divided by."""
+"""Smallest area used as a divisor."""
 
 
 def pairwise_iou(left: Tensor, right: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ def pairwise_iou(left: Tensor, right: Tensor) -> Tensor:
 def pairwise_giou(left: Tensor, right: Tensor) -> Tensor:
     """Generalised IoU (Rezatofighi et al., CVPR 2019) of boxes [..., 4] (corners), row by row or broadcast: [...].
 
-    torchvision's own asks the device for values, which stops a training step until it has answered.
+    torchvision's version reads values from the device, which makes a training step wait.
     """
     shared, union = _shared_and_union(left, right)
     low, high = torch.minimum(left[..., :2], right[..., :2]), torch.maximum(left[..., 2:], right[..., 2:])

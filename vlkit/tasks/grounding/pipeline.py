@@ -1,4 +1,4 @@
-"""Visual grounding as a pipeline: an image and a text to boxes in the image."""
+"""Pipeline for visual grounding: an image and a text -> boxes in the image."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ from vlkit.tasks.grounding.model import build_model, identities, load_shape
 
 ImageInput = str | Path | Image.Image
 IMAGES_AT_ONCE = 32
-"""Most images, of several callers, that are looked at together."""
+"""Most images, from several callers, in one batch."""
 
 
 class Candidate(NamedTuple):
-    """A box that a text may speak of."""
+    """A box that a text may refer to."""
 
     box: tuple[float, float, float, float]
     """x1, y1, x2, y2 in pixels of the original image, inside it."""
     score: float
-    """0..1. Of the best candidate, and of every one of a model with several queries: the IoU with the right box that
-    the model expects. Of a runner-up of a model with one query: the best one's score times the share of heat at its
-    place, beside the hottest. Nothing was trained to make that an IoU."""
+    """0..1. For the best candidate, and for all candidates of a model with several queries: the IoU with the correct
+    box that the model expects. For a runner-up of a model with one query: the best score times the heat at its place,
+    as a share of the hottest. That value was not trained to be an IoU."""
 
 
 class GroundingPipeline:
-    """An adapted grounding model: finds in an image what a text speaks of.
+    """An adapted grounding model: finds the box in an image that a text refers to.
 
-    Safe to call from several threads; what is asked while the model is busy is found together.
+    Safe to call from several threads; calls that arrive while the model is busy are batched.
 
     Args:
         locator: model, bases and device.
-        name: what to call it in messages.
-        metrics: what the adapter's config recorded.
+        name: name used in messages.
+        metrics: the metrics recorded in the adapter's config.
     """
 
     def __init__(self, locator: Locator, name: str, metrics: dict[str, float]) -> None:
@@ -57,25 +57,25 @@ class GroundingPipeline:
         self._together = Batching(self._find, IMAGES_AT_ONCE)
 
     def ground(self, image: ImageInput, text: str, candidates: int = 1) -> Candidate | list[Candidate]:
-        """The box that ``text`` speaks of, with its score: ``box, score = model.ground("dogs.jpg", "the left dog")``.
+        """The box that ``text`` refers to, with its score: ``box, score = model.ground("dogs.jpg", "the left dog")``.
 
         Args:
             image: path or PIL image.
             text: what to find.
-            candidates: with more than 1, a list of at most as many, best first; the first is the single answer.
+            candidates: if more than 1, return a list of at most that many, best first; the first is the single answer.
 
         Raises:
             UserError: the text is blank, or ``candidates`` is below 1.
-            vlkit.data.images.MediaError: the file is no readable image; names it and the reason.
+            vlkit.data.images.MediaError: the file is not a readable image; names it and the reason.
         """
         found = self.candidates(image, text, candidates)
         return found[0] if candidates == 1 else found
 
     def candidates(self, image: ImageInput, text: str, k: int = 1) -> list[Candidate]:
-        """The k best candidates, or all there are; see :meth:`ground`.
+        """The k best candidates, or all if there are fewer; see :meth:`ground`.
 
-        A model with several queries (``--head.queries``) has as many. One with a single query offers its answer and
-        the other places that its heat map points at, which do not overlap (IoU below 0.5).
+        A model with several queries (``--head.queries``) has that many. A model with one query gives its answer and
+        boxes at further peaks of its heat map, which do not overlap (IoU below 0.5).
         """
         if not text.strip():
             raise UserError("the text is blank; say what to find in the image")
@@ -89,7 +89,7 @@ class GroundingPipeline:
         return [Candidate(tuple(box), score) for box, score in pairs]
 
     def _find(self, asked: list[tuple[Image.Image, str, int]]) -> list[Found]:
-        """What is found for each image and its text; as many candidates as any of the callers wants."""
+        """Candidates for each image and its text, as many as the largest request among the callers."""
         images, texts, counts = zip(*asked, strict=True)
         each = [[text] for text in texts]
         found = self.locator.find(images, each, lambda image: image, candidates=max(counts))
@@ -104,7 +104,7 @@ def open_adapter(
     base: ClipBase | None = None,
     text_base: TextBase | None = None,
 ) -> GroundingPipeline:
-    """Put a saved adapter on its bases; see :func:`vlkit.tasks.load.load`."""
+    """Attach a saved adapter to its bases; see :func:`vlkit.tasks.load.load`."""
     base = base or load_base(config["base"]["image"]["load"], image_size=config.get("preprocess", {}).get("image_size"))
     text = text_side(config["base"]["text"]["load"], base, text_base)
     check_base(config, identities(base, text), folder)

@@ -1,4 +1,4 @@
-"""Visual grounding: what the rest of vlkit must know about it."""
+"""Visual grounding: its description for the rest of vlkit."""
 
 from __future__ import annotations
 

@@ -13,15 +13,15 @@ from vlkit.encoders.tiny import SENTINELS
 
 
 class Denoising:
-    """Collates texts into corrupted sources and what fills them in."""
+    """Collates texts into corrupted sources and their targets."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
         self.sentinels: Any = tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(SENTINELS)])
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids [B, L], their mask [B, L], and targets [B, M], -100 where there is none."""
-        # The corruption is drawn from the texts, so it is the same whoever draws it, in whatever process.
+        """Ids [B, L], their mask [B, L], and targets [B, M] with -100 as padding."""
+        # The corruption is seeded by the texts, so it is the same in every process.
         rng = np.random.default_rng(np.frombuffer("".join(texts).encode(), dtype=np.uint8)[:4096])
         pairs = [self._corrupt(self.tokenizer(text, add_special_tokens=False).input_ids, rng) for text in texts]
         source, target = (

@@ -1,4 +1,4 @@
-"""What the base learns from styled scenes: images match captions, patch tokens of things match their phrases."""
+"""Pre-training losses on styled scenes: images match captions, patch tokens of objects match their phrases."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from vlkit.encoders.tiny import PREPROCESS, TinyTokenizer
 from vlkit.tasks.pretrain.pool import Batch
 
 Regions = Literal["none", "mean", "part"]
-"""Patch tokens that stand for a thing: none, the mean of all that show it, or, for half of the things, of a third of
-them."""
+"""Patch tokens that represent an object: none, the mean of all that show it, or (for half of the objects) the mean of a
+third of them."""
 LEVEL_SHARES = torch.tensor((0.2, 0.2, 0.6))
 THINGS = 2
-"""Things of an image that a step looks at."""
+"""Objects per image used in a step."""
 REGION_SCALE = 20.0
-"""Factor on cosines between regions and phrases."""
+"""Factor on the cosine between regions and phrases."""
 PART = 0.35
 LEAST = 0.75
-"""Patches a thing must cover to count."""
+"""Fewest patches that an object must cover to count."""
 
 
 class Objective:
-    """Losses of one base.
+    """Pre-training losses of one base.
 
     Args:
         model: the open_clip base; its vision tower must have patch tokens.
-        tokenizer: of its texts.
-        device: where it is.
+        tokenizer: tokenizer of its texts.
+        device: device of the model.
         regions: see :data:`Regions`.
-        weight: of the loss of regions, beside the contrastive one.
+        weight: weight of the region loss, relative to the contrastive loss.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class Objective:
     def texts(self, ids: Tensor) -> Tensor:
         """Ids [B, L] -> unit embeddings [B, D] float32."""
         with torch.autocast(self.device.type, torch.bfloat16):
-            # Trimming on a GPU would wait for it.
+            # Trimming would wait for the GPU.
             return F.normalize(self.text_tower(ids if ids.is_cuda else _trimmed(ids)).float(), dim=-1)
 
     def loss(self, batch: Batch) -> Tensor:
-        """The loss of a batch; its ``seed`` fixes the level of phrases and the patches taken."""
+        """The loss of a batch; its ``seed`` determines the detail of phrases and the sampled patches."""
         images, tokens = self.images(batch.images)
         texts = self.texts(batch.captions)
         logits = self.model.logit_scale.exp().clamp(max=100) * images @ texts.T
@@ -75,7 +75,8 @@ class Objective:
         return loss + self.weight * self.region_loss(tokens, batch)
 
     def region_loss(self, tokens: Tensor, batch: Batch) -> Tensor:
-        """Things' tokens name their phrases among all phrases of the batch: two things an image, for fixed shapes.
+        """Match objects' tokens to their phrases among all phrases of the batch: two objects per image, for fixed
+        shapes.
 
         Nothing here waits for the device.
         """
@@ -101,19 +102,19 @@ class Objective:
 
 
 def patch_weights(ids: Tensor, things: int, patches: int) -> Tensor:
-    """Share of each patch that shows each thing: float32 [B, things, patches] from ids [B, h, w]."""
+    """Share of each patch that each object covers: float32 [B, things, patches] from ids [B, h, w]."""
     side = round(patches**0.5)
     numbers = torch.arange(1, things + 1, device=ids.device).view(1, -1, 1, 1)
     return F.avg_pool2d((ids.unsqueeze(1) == numbers).float(), ids.shape[1] // side).flatten(2)
 
 
 def _part(weights: Tensor, rng: torch.Generator) -> Tensor:
-    """For about every other thing [B, things, patches] only a third of its patches, never none."""
+    """Keep only a third of the patches (at least one) for about half of the objects [B, things, patches]."""
     whole = torch.rand(weights.shape[:2], generator=rng, device=weights.device).unsqueeze(-1) < 0.5
     taken = weights * (torch.rand(weights.shape, generator=rng, device=weights.device) < PART)
     return torch.where(whole | (taken.sum(-1, keepdim=True) < 0.3), weights, taken)
 
 
 def _trimmed(ids: Tensor) -> Tensor:
-    """Without columns that are padding in every row."""
+    """Remove columns that are padding in every row."""
     return ids[:, : int((ids != 0).sum(1).max())]

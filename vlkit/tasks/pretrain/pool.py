@@ -1,6 +1,6 @@
-"""A pool of drawn samples on the training device: each is used several times, shifted, scaled and tinted anew.
+"""A pool of drawn samples on the training device: each is used several times, with new shift, zoom and tint.
 
-Drawing is the slow part on a GPU machine: processes draw as fast as they can, the pool keeps what they have drawn.
+On a GPU machine drawing is the bottleneck: processes draw as fast as they can, and the pool stores the samples.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from torch.utils.data import DataLoader, Dataset
 from vlkit.drawn.styled_samples import TRAIN, StyledChunks
 
 CAPTIONS = 2
-"""Captions of each drawn scene; every use takes one of them."""
+"""Captions per drawn scene; each use takes one of them."""
 SHIFT, ZOOM, CONTRAST, BRIGHTNESS, NOISE = 0.05, 0.06, 0.15, 0.08, 0.03
-"""Largest changes of a use: shifts in half images, zoom, contrast, brightness and noise in shares of 1."""
+"""Largest augmentation per use: shift in half images; zoom, contrast, brightness and noise as shares of 1."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step trains on.
+    """The batch of one step.
 
     Attributes:
         images: float32 [B, 3, 96, 96], 0 to 1.
-        ids: uint8 [B, 48, 48]; 0 = ground, i + 1 = thing i.
-        codes: int64 [B, things], of :func:`vlkit.drawn.styled_samples.thing_code`; -1 = no thing.
+        ids: uint8 [B, 48, 48]; 0 = background, i + 1 = object i.
+        codes: int64 [B, things] from :func:`vlkit.drawn.styled_samples.thing_code`; -1 = no object.
         captions: int64 [B, L].
-        seed: of choices that the objective makes.
+        seed: seed of the objective's random choices.
     """
 
     images: Tensor
@@ -43,16 +43,15 @@ class Batch:
 
 
 class Pool:
-    """A ring of samples on a device.
+    """A ring buffer of samples on a device.
 
     Args:
-        capacity: samples it holds; then new ones replace the oldest.
-        device: where.
-        tokenize: texts -> int64 [n, L].
+        capacity: most samples it holds; beyond that, new samples replace the oldest.
+        device: device of the pool. tokenize: texts -> int64 [n, L].
 
     Attributes:
-        drawn: number of the next sample of the stream.
-        filled: samples in the pool.
+        drawn: index of the next sample of the stream.
+        filled: number of samples in the pool.
     """
 
     def __init__(self, capacity: int, device: torch.device, tokenize: Callable[[list[str]], Tensor]) -> None:
@@ -62,11 +61,13 @@ class Pool:
         self._tensors: list[Tensor] = []
 
     def begin(self, number: int) -> None:
-        """Forget what is there; the next sample is ``number`` of the stream and lies where it would in a long run."""
+        """Empty the pool; the next sample has index ``number`` in the stream and the slot it would have in a long
+        run.
+        """
         self.drawn, self.filled, self._next = number, 0, number % self.capacity
 
     def add(self, chunk: list[Tensor]) -> None:
-        """Put a chunk (:func:`collated`) in."""
+        """Add a chunk (:func:`collated`)."""
         if not self._tensors:
             self._tensors = [torch.empty(self.capacity, *t.shape[1:], dtype=t.dtype, device=self.device) for t in chunk]
         at = self._next
@@ -80,13 +81,13 @@ class Pool:
         self.filled = min(self.filled + len(chunk[0]), self.capacity)
 
     def batch(self, size: int, seed: int) -> Batch:
-        """Different samples at random; a function of what is in the pool and ``seed``."""
+        """Distinct random samples; a function of the pool's content and ``seed``."""
         rng = torch.Generator(self.device).manual_seed(seed)
         filled = self.filled
         if filled <= 4 * size:
             rows = torch.randperm(filled, generator=rng, device=self.device)[:size]
         else:
-            # One of each stratum: different rows without a permutation of the whole pool.
+            # One row per stratum: distinct rows without permuting the whole pool.
             start = torch.arange(size, device=self.device) * filled // size
             stop = (torch.arange(size, device=self.device) + 1) * filled // size
             rows = start + (torch.rand(size, generator=rng, device=self.device) * (stop - start)).long()
@@ -98,7 +99,7 @@ class Pool:
 
 
 def varied(pixels: Tensor, ids: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Images [B, 3, H, W] (0 to 1) a little shifted, zoomed, tinted and noisy, their ids [B, h, w] moved with them."""
+    """Images [B, 3, H, W] (0 to 1) slightly shifted, zoomed, tinted and noisy, with ids [B, h, w] moved alike."""
     size, device = len(pixels), pixels.device
 
     def uniform(*shape: int) -> Tensor:
@@ -120,7 +121,7 @@ def varied(pixels: Tensor, ids: Tensor, rng: torch.Generator) -> tuple[Tensor, T
 
 
 class Collate:
-    """Makes a chunk ready for the pool, in the process that drew it: captions become int16 ids."""
+    """Prepares a chunk for the pool, in the process that drew it: captions become int16 ids."""
 
     def __init__(self, tokenize: Callable[[list[str]], Tensor]) -> None:
         self.tokenize = tokenize
@@ -132,15 +133,16 @@ class Collate:
 
 
 def chunk_loader(chunks: Dataset, tokenize: Callable[[list[str]], Tensor], workers: int) -> DataLoader:
-    """Chunks in order, drawn by ``workers`` processes (0: by this one)."""
+    """Chunks in order, drawn by ``workers`` processes (0 = by this process)."""
     return DataLoader(
         chunks, 1, num_workers=workers, collate_fn=Collate(tokenize), prefetch_factor=4 if workers else None
     )
 
 
 def batches(pool: Pool, seed: int, size: int, reuse: int, workers: int, first_step: int, steps: int) -> Iterator[Batch]:
-    """Batches of steps ``first_step`` .. ``steps`` - 1: each draws ``size / reuse`` new samples and takes what the pool
-    has. Step n depends on the arguments and n alone: what the pool held before ``first_step`` is drawn again.
+    """Batches of steps ``first_step`` .. ``steps`` - 1: each step adds ``size / reuse`` new samples to the pool and
+    takes a batch from it. Step n depends only on n and the arguments: samples from before ``first_step`` are drawn
+    again.
     """
     fresh = size // reuse
     behind = min(first_step, -(-pool.capacity // fresh))
@@ -154,9 +156,9 @@ def batches(pool: Pool, seed: int, size: int, reuse: int, workers: int, first_st
 
 
 def timed_batches(pool: Pool, seed: int, size: int, workers: int, first_step: int, chunk: int = 128) -> Iterator[Batch]:
-    """Batches without end of whatever has been drawn by then; drawing goes on beside training."""
+    """Endless batches from the samples drawn so far; drawing continues during training."""
     chunks = StyledChunks(seed, TRAIN, 2**31 // chunk, chunk, pool.drawn, captions=CAPTIONS)
-    # Processes are forked here, not in the thread: a fork beside other threads can copy a lock that is held.
+    # Processes are forked here, not in the thread: a fork beside other threads can copy a held lock.
     arriving = iter(chunk_loader(chunks, pool.tokenize, workers))
     ready: queue.Queue[list[Tensor]] = queue.Queue(maxsize=16)
     stop = threading.Event()
@@ -165,7 +167,7 @@ def timed_batches(pool: Pool, seed: int, size: int, workers: int, first_step: in
         for drawn in arriving:
             while not stop.is_set():
                 try:
-                    # From pinned memory a copy to the GPU runs beside its work.
+                    # A copy from pinned memory to the GPU overlaps with computation.
                     ready.put([t.pin_memory() for t in drawn] if pool.device.type == "cuda" else drawn, timeout=0.2)
                     break
                 except queue.Full:
@@ -195,4 +197,4 @@ def _next(ready: queue.Queue[list[Tensor]], thread: threading.Thread) -> list[Te
             return ready.get(timeout=1)
         except queue.Empty:
             if not thread.is_alive():
-                raise RuntimeError("the processes that draw have stopped") from None
+                raise RuntimeError("the drawing processes have stopped") from None

@@ -1,4 +1,4 @@
-"""Files of a pre-training run: weights that ship, and what going on needs."""
+"""Files of a pre-training run: the weights to ship, and the resume state."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def save_resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 def load_resume(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: str
 ) -> dict[str, str] | None:
-    """Load what :func:`save_resume` wrote and return its facts; None where there is nothing.
+    """Load the state written by :func:`save_resume` and return its facts; None if there is none.
 
     Raises:
-        UserError: the run was made with other settings.
+        UserError: the run was started with other settings.
     """
     path = folder / "resume.safetensors"
     if not path.exists():
@@ -43,7 +43,7 @@ def load_resume(
     with safe_open(path, "pt") as file:
         facts = file.metadata()
         if facts["settings"] != settings:
-            raise UserError(f"{path}: made with other settings ({facts['settings']}); give another --output")
+            raise UserError(f"{path}: written with other settings ({facts['settings']}); give another --output")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     model.load_state_dict(weights, strict=False)
@@ -57,6 +57,6 @@ def load_resume(
 
 
 def unique_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict without second names of shared tensors (T5 ties its embeddings)."""
+    """The state dict without duplicate names of shared tensors (T5 ties its embeddings)."""
     seen: dict[int, str] = {}
     return {n: t for n, t in model.state_dict().items() if seen.setdefault(t.data_ptr(), n) == n}

@@ -1,4 +1,4 @@
-"""How well a base knows styles: recall at 1 within each, and what a linear probe reads from patch tokens."""
+"""Evaluation of a base by style: recall at 1 within each, and a linear probe on patch tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vlkit.tasks.pretrain.pool import chunk_loader
 ALL = (*SEEN, MIXED, *HELD_OUT, DEMO)
 SCENES, PROBE_SCENES, CHUNK = 1000, 3000, 50
 COVERED = 0.5
-"""Share of a patch that must show one thing for the patch to have a label."""
+"""Share of a patch that one object must cover for the patch to have a label."""
 
 Drawn = list[Tensor]
 
@@ -30,12 +30,12 @@ def draw_styles(
     styles: Sequence[str] = ALL,
     scenes: int = SCENES,
 ) -> dict[str, Drawn]:
-    """Evaluation scenes by style, and three times as many for the probe (``probe``), with their fullest captions.
+    """Evaluation scenes by style, and three times as many for the probe (``probe``), with their most detailed captions.
 
-    Each as :class:`vlkit.tasks.pretrain.pool.Collate` gives it. One set of processes draws them all.
+    Each in the format of :class:`vlkit.tasks.pretrain.pool.Collate`. One set of processes draws them all.
     """
     size = min(CHUNK, scenes)
-    # Other scenes for each style: a hard scene must not count in all of them.
+    # Different scenes for each style: a hard scene must not count in all of them.
     parts = [(style, VALIDATION, style, scenes, number * 1_000_000) for number, style in enumerate(styles)]
     parts.append(("probe", PROBE, MIXED, 3 * scenes, 0))
     chunks = [
@@ -51,7 +51,7 @@ def draw_styles(
 
 @torch.no_grad()
 def recalls(objective: Objective, drawn: Drawn, batch: int = 250) -> dict[str, float]:
-    """R@1 in both directions in per cent, and the best there is (captions that are equal cannot be told apart)."""
+    """R@1 in both directions in percent, and the best possible value (equal captions cannot be told apart)."""
     images, _, _, captions = drawn
     seen = torch.cat([_embed(objective, part)[0] for part in images.split(batch)])
     read = torch.cat([objective.texts(part[:, 0].long().to(objective.device)) for part in captions.split(batch)])
@@ -69,7 +69,7 @@ def _embed(objective: Objective, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def patch_probe(objective: Objective, drawn: Drawn, steps: int = 400) -> float:
-    """Per cent of patches whose kind a linear layer on the tokens of a frozen base names; a third is held out."""
+    """Percent of patches whose kind a linear layer on a frozen base's tokens predicts; a third is held out."""
     with torch.no_grad():
         tokens, kinds, scene = labelled_patches(objective, drawn)
     tokens = (tokens - tokens.mean(0)) / tokens.std(0).clamp(min=1e-6)
@@ -89,7 +89,7 @@ def patch_probe(objective: Objective, drawn: Drawn, steps: int = 400) -> float:
 
 
 def labelled_patches(objective: Objective, drawn: Drawn, batch: int = 250) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens [n, W] of patches that mostly show one thing, its kind [n] and the number of the scene [n]."""
+    """Tokens [n, W] of patches that mostly show one object, its kind [n] and the index of the scene [n]."""
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for start in range(0, len(drawn[0]), batch):
         images, ids, codes = (tensor[start : start + batch].to(objective.device) for tensor in drawn[:3])
@@ -103,7 +103,7 @@ def labelled_patches(objective: Objective, drawn: Drawn, batch: int = 250) -> tu
 
 
 def style_metrics(objective: Objective, drawn: dict[str, Drawn]) -> dict[str, object]:
-    """``styles`` (recalls by style), the lowest of seen and of held-out ones, and ``patch_probe``."""
+    """``styles`` (recalls by style), the lowest recall of seen and of held-out styles, and ``patch_probe``."""
     styles = {style: recalls(objective, scenes) for style, scenes in drawn.items() if style != "probe"}
 
     def lowest(names: Sequence[str]) -> float:

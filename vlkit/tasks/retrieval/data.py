@@ -19,16 +19,15 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 class CaptionedRecords:
-    """Examples of a medium and one of its captions, without the medium.
+    """(image or video, caption) examples, without the image or video itself.
 
     Args:
         records: each with ``texts``.
-        every_caption: each caption is an example of its own; else each record is one, with a caption drawn anew
-            whenever it is asked for.
+        every_caption: each caption is a separate example; else each record is one, with a caption drawn on each access.
 
-    Attributes:
+        Attributes:
         captions: every caption of the records.
-        captions_of: record number -> numbers of its captions.
+        captions_of: record index -> indices of its captions.
     """
 
     def __init__(self, records: Sequence[Record], every_caption: bool) -> None:
@@ -43,18 +42,18 @@ class CaptionedRecords:
         return len(self.examples)
 
     def choose(self, index: int, draw: Any = random) -> tuple[int, int]:
-        """Numbers of the record and of the caption (into ``captions``) that example ``index`` is made of.
+        """Indices of the record and of the caption (in ``captions``) of example ``index``.
 
         Args:
-            index: of the example.
-            draw: where the caption is drawn from, if it is: the module random (which the loader seeds for each epoch
-                and example), or a ``random.Random`` in the same state.
+            index: index of the example.
+            draw: source of randomness, if the caption is drawn: the module random (which the loader seeds for each
+                epoch and example), or a ``random.Random`` in the same state.
         """
         group, k = self.examples[index]
         return group, self.captions_of[group][k] if self.every_caption else draw.choice(self.captions_of[group])
 
     def lengths(self, count: Callable[[list[str]], Tensor]) -> list[int] | Callable[[int, random.Random], int]:
-        """Lengths of the examples' captions, as :class:`vlkit.engine.loader.EpochLoader` takes them.
+        """Lengths of the examples' captions, for :class:`vlkit.engine.loader.EpochLoader`.
 
         Args:
             count: texts -> number of tokens of each, [n] int64.
@@ -72,8 +71,7 @@ class ImageTextPairs(CaptionedRecords):
         dataset: a prepared dataset.
         split: which split.
         transform: image -> [3, H, W].
-        every_caption: each caption is an example of its own; else each image is one, with a caption drawn anew
-            whenever it is asked for.
+        every_caption: each caption is a separate example; else each image is one, with a caption drawn on each access.
     """
 
     def __init__(self, dataset: Dataset, split: str, transform: Transform, every_caption: bool = True) -> None:
@@ -86,11 +84,11 @@ class ImageTextPairs(CaptionedRecords):
         return self.transform(read_image(self.dataset, self.records[group])), self.captions[caption], group
 
     def identify(self, group: int) -> list[Any]:
-        """What changes when the image does: its path, size and time of the last change."""
+        """A value that changes when the image does: its path, size and modification time."""
         return identify_file(self.dataset.path(self.records[group]))
 
     def load(self, groups: list[int]) -> Tensor:
-        """Images as the tower takes them, [n, 3, H, W]; without augmentation always the same."""
+        """Images as input of the tower, [n, 3, H, W]; deterministic without augmentation."""
         return torch.stack([self.transform(read_image(self.dataset, self.records[group])) for group in groups])
 
 
@@ -99,7 +97,7 @@ class PairCollate:
 
     Args:
         tokenize: texts -> ids [B, L].
-        trim: cuts padding that changes no output (:meth:`vlkit.encoders.towers.text.TextEncoder.trim`).
+        trim: removes padding without changing outputs (:meth:`vlkit.encoders.towers.text.TextEncoder.trim`).
     """
 
     def __init__(self, tokenize: Callable[[list[str]], Tensor], trim: Callable[[Tensor], Tensor]) -> None:

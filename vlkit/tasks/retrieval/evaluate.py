@@ -28,7 +28,7 @@ from vlkit.tasks.two_tower import TwoTower
 log = logging.getLogger(__name__)
 
 FIVE_CAPTIONS = frozenset({"coco", "flickr30k"})
-"""Datasets whose protocol measures the first five captions of an image; of every other dataset all captions count."""
+"""Datasets whose protocol measures the first five captions per image; for all others every caption counts."""
 COLUMNS = {f"{way} R@{k}": f"{way}_r{k}" for way in ("i2t", "t2i") for k in RECALL_AT} | {"rsum": "rsum"}
 """Heading -> metric, for a table of results."""
 
@@ -37,10 +37,10 @@ class Embedder:
     """Embeds images and texts with a two-tower model in batches, without gradient.
 
     Args:
-        model: on its device; called in eval mode, left in the mode it had.
-        base: the base it stands on (preprocessing, tokenizer).
+        model: the model on its device; run in eval mode, its mode is restored.
+        base: its base (for preprocessing and tokenizer).
         fabric: device and precision.
-        batch_size: images or texts at once.
+        batch_size: images or texts per batch.
     """
 
     def __init__(self, model: TwoTower, base: ClipBase, fabric: Fabric, batch_size: int = 64) -> None:
@@ -57,7 +57,7 @@ class Embedder:
         if not texts:
             return self._run(self.model.embed_texts, [], 0, label)
         ids = self.base.tokenize(list(texts))
-        # Batches of similar length can be cut shorter.
+        # Batches of similar length need less padding.
         order = self.base.text.real(ids).sum(1).argsort()
         batches = (self.base.text.trim(ids[rows]) for rows in order.split(self.batch_size))
         return self._run(self.model.embed_texts, batches, len(texts), label)[order.argsort()]
@@ -98,16 +98,16 @@ def embed_split(embedder: Embedder, dataset: Dataset, split: str) -> tuple[Tenso
 
 
 def captions_measured(dataset: Dataset) -> int | None:
-    """Most captions of an image that count; None = all."""
+    """Most captions per image that count; None = all."""
     source = dataset.source
-    while isinstance(source, dict) and "source" in source:  # a cleaned copy
+    while isinstance(source, dict) and "source" in source:  # a cleaned copy of a dataset
         source = source["source"]
-    own = isinstance(source, dict) and "folder" in source  # a folder of somebody's own, which may be called coco
+    own = isinstance(source, dict) and "folder" in source  # a user's own folder, whose name may be coco
     return 5 if dataset.name.lower() in FIVE_CAPTIONS and not own else None
 
 
 def captions_left_out(dataset: Dataset, split: str) -> str:
-    """A sentence on the captions of a split that are not measured; empty where all are."""
+    """A sentence that reports captions of a split that are not measured; empty if all are."""
     most = captions_measured(dataset)
     total = sum(len(record["texts"]) for record in dataset.records(split))
     left = total - sum(len(record["texts"][:most]) for record in dataset.records(split))
@@ -118,15 +118,15 @@ def captions_left_out(dataset: Dataset, split: str) -> str:
 
 
 def evaluate_split(embedder: Embedder, dataset: Dataset, split: str) -> dict[str, float]:
-    """Recalls of a split; see :func:`vlkit.metrics.retrieval.metrics_of_ranks` for the keys. Says once which captions
-    they leave out.
+    """Recalls of a split; see :func:`vlkit.metrics.retrieval.metrics_of_ranks` for the keys. Logs once which
+    captions are left out.
     """
     if left_out := captions_left_out(dataset, split):
         _say_once(left_out)
     return retrieval_metrics(*embed_split(embedder, dataset, split))
 
 
-@lru_cache(maxsize=64)  # a run measures every few epochs
+@lru_cache(maxsize=64)  # a run evaluates every few epochs
 def _say_once(message: str) -> None:
     log.info("%s", message)
 
@@ -138,11 +138,11 @@ def retrieval_metrics(images: Tensor, texts: Tensor, owner: np.ndarray, folds: i
         images: [N, E].
         texts: [M, E].
         owner: int [M], the image of each text.
-        folds: also report ``fold_*``, the mean over that many consecutive folds (5 folds of COCO's 5,000 test images
-            are the "COCO 1K" protocol); 1 = no folds.
+        folds: also report ``fold_*``, the mean over this number of consecutive folds (5 folds of COCO's 5,000 test
+            images are the "COCO 1K" protocol); 1 = no folds.
 
     Raises:
-        UserError: ``folds`` is less than 1, or the images do not divide into so many.
+        UserError: ``folds`` is less than 1 or does not divide the number of images.
     """
     if folds < 1:
         raise UserError(f"folds={folds}: must be at least 1; 1 = no folds")
@@ -157,7 +157,7 @@ def retrieval_metrics(images: Tensor, texts: Tensor, owner: np.ndarray, folds: i
 
 
 def index_recalls(images: np.ndarray, texts: np.ndarray, owner: np.ndarray, factory: str) -> dict[str, float]:
-    """Recalls when candidates are found through a FAISS index instead of by comparing all.
+    """Recalls with candidates from a FAISS index instead of exhaustive comparison.
 
     Args:
         images: [N, E] float32.
@@ -168,7 +168,7 @@ def index_recalls(images: np.ndarray, texts: np.ndarray, owner: np.ndarray, fact
     Returns:
         ``index_i2t_r1`` … ``index_t2i_r10`` in percent.
     """
-    from vlkit.index.approximate import trained_index  # FAISS takes a while, and few need it
+    from vlkit.index.approximate import trained_index  # importing FAISS is slow, and rarely needed
 
     deepest = max(RECALL_AT)
     metrics: dict[str, float] = {}

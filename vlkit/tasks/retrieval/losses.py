@@ -12,24 +12,24 @@ from vlkit.tasks.contrastive import Pairs, info_nce, siglip, triplet
 
 @dataclass
 class Loss:
-    """What is minimised."""
+    """Options of the retrieval loss."""
 
     kind: Literal["infonce", "siglip", "triplet"] = "infonce"
-    """Softmax contrastive (CLIP), sigmoid (SigLIP), or hinge with hardest negatives (VSE-infinity)."""
+    """infonce: softmax (CLIP); siglip: pairwise sigmoid; triplet: hinge with hardest negatives (VSE-infinity)."""
     margin: float = 0.2
-    """Margin of the triplet loss; its first epoch sums over all negatives, the second is ramped up."""
+    """Margin of the triplet loss; the first epoch uses all negatives, the second ramps up the hardest-negative loss."""
     chunk: int = 0
     """Pairs encoded at once; the gradient stays that of the whole batch (cached contrastive loss); 0 = all."""
 
 
 def contrastive_loss(pairs: Pairs, scale: Tensor, bias: Tensor, options: Loss, epoch: float) -> Tensor:
-    """A scalar.
+    """The loss, a scalar.
 
     Args:
         pairs: embeddings of the batch.
-        scale, bias: scalars, on the cosine.
+        scale, bias: scalar factor on the cosine, and bias.
         options: which loss.
-        epoch: epochs done so far, a fraction.
+        epoch: epochs done so far, as a fraction.
     """
     if options.kind == "siglip":
         return siglip(pairs, scale, bias)

@@ -1,4 +1,4 @@
-"""Image-text retrieval: the two-tower model, and what its adapter folder says about it."""
+"""Image-text retrieval: the two-tower model, and its entry in the adapter config."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vlkit.tasks.two_tower import EmbeddingHead, HeadOptions, TwoTower
 
 
 def build_model(base: ClipBase, adapter: Any, head: HeadOptions) -> TwoTower:
-    """Put the same adaptation method on both towers and a head on each.
+    """Apply the same adaptation method to both towers, and add a head to each.
 
     Args:
         base: the loaded base; its towers become part of the model and are frozen or unfrozen by the method.
@@ -25,13 +25,13 @@ def build_model(base: ClipBase, adapter: Any, head: HeadOptions) -> TwoTower:
         EmbeddingHead(base.image, head, base.joint_dim),
         EmbeddingHead(base.text, head, base.joint_dim),
         base.logit_scale,
-        # Without a bias of the base's own: -10 gives every pair of a large batch the odds of a random one (SigLIP).
+        # If the base has no bias: -10 gives every pair of a large batch the odds of a random pair (SigLIP).
         -10.0 if base.logit_bias is None else base.logit_bias,
     )
 
 
 def zero_shot(base: ClipBase) -> TwoTower:
-    """The base as it is, behind the same interface: its own pooling, nothing trained (a pair: at chance)."""
+    """The unadapted base with the same interface: its own pooling, nothing trained (a pair of encoders: at chance)."""
     return (
         build_model(base, LinearOptions(), HeadOptions(projection=base.joint_dim is not None))
         .requires_grad_(False)
@@ -40,7 +40,7 @@ def zero_shot(base: ClipBase) -> TwoTower:
 
 
 def adapter_config(base: ClipBase, adapter: Any, head: HeadOptions, metrics: dict[str, float]) -> dict[str, Any]:
-    """What ``adapter_config.json`` says: everything needed to build this model again on the same base."""
+    """Content of ``adapter_config.json``: everything needed to rebuild this model on the same base."""
     return {
         "task": "retrieval",
         "base": {tower: {**identity, "load": base.name} for tower, identity in base.identity.items()},

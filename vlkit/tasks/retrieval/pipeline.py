@@ -1,4 +1,4 @@
-"""Image-text retrieval as a pipeline: images and texts to unit vectors in one space."""
+"""Pipeline for image-text retrieval: images and texts -> unit vectors in one space."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ from vlkit.tasks.two_tower import HeadOptions
 
 ImageInput = str | Path | Image.Image
 BATCH = 64
-"""Images, or texts, that go through the model at once."""
+"""Images or texts per batch."""
 
 
 class RetrievalPipeline:
-    """An adapted two-tower model: images and texts to unit vectors in one space.
+    """An adapted two-tower model: images and texts -> unit vectors in one space.
 
-    Safe to call from several threads; calls that come in while the model is busy are embedded together.
+    Safe to call from several threads; calls that arrive while the model is busy are batched.
 
     Args:
         embedder: model, base and device.
-        name: what to call it in messages.
-        identity: short text that tells models apart; an index is bound to it.
-        metrics: what the adapter's config recorded.
+        name: name used in messages.
+        identity: short text that identifies the model; an index is bound to it.
+        metrics: the metrics recorded in the adapter's config.
     """
 
     def __init__(self, embedder: Embedder, name: str, identity: str, metrics: dict[str, float]) -> None:
         self.embedder, self.name, self.identity, self.metrics = embedder, name, identity, metrics
-        self._lock = threading.Lock()  # of what other media a pipeline adds
-        # Opened here and not in the batch, so that a bad file stops its own call alone.
+        self._lock = threading.Lock()  # for batching of further media in subclasses
+        # Opened here and not in the batch, so that a bad file fails only its own call.
         self._images: Batching[Any, Any] = Batching(
             lambda images: cast(Any, embedder.images(images, lambda image: image).numpy()), BATCH
         )
@@ -65,7 +65,7 @@ class RetrievalPipeline:
         """Paths or PIL images -> float32 [n, E], unit norm.
 
         Raises:
-            vlkit.data.images.MediaError: a file is no readable image; names it and the reason.
+            vlkit.data.images.MediaError: a file is not a readable image; names it and the reason.
         """
         vectors = np.empty((len(images), self.dim), dtype=np.float32)
         for start in range(0, len(images), BATCH):
@@ -93,7 +93,7 @@ def open_adapter(
     base: ClipBase | None = None,
     text_base: TextBase | None = None,
 ) -> RetrievalPipeline:
-    """Put a saved adapter on its base; see :func:`vlkit.tasks.load.load`. ``text_base`` is not used."""
+    """Attach a saved adapter to its base; see :func:`vlkit.tasks.load.load`. ``text_base`` is not used."""
     base = base or load_base(config["base"]["image"]["load"])
     check_base(config, base.identity, folder)
     with built_for(tensors, folder, base.image.model, base.text.model):
@@ -104,16 +104,16 @@ def open_adapter(
 
 
 def load_zero_shot(base_name: str, device: str = "auto", base: ClipBase | None = None) -> RetrievalPipeline:
-    """The base alone, unadapted, as a pipeline; ``base`` is that base if it is loaded already."""
+    """The unadapted base as a pipeline; pass ``base`` if it is already loaded."""
     base = base or load_base(base_name)
     check_joint_space(base)
     return _pipeline(base, zero_shot(base), make_fabric(device), base.name, "zero-shot", {})
 
 
 def check_joint_space(base: ClipBase) -> None:
-    """Raise :class:`UserError` if images and texts lie in no common space before an adapter is trained."""
+    """Raise :class:`UserError` if images and texts have no joint space before an adapter is trained."""
     if base.joint_dim is not None:
-        raise UserError(f"base {base.name}: a pair of encoders meets in what is trained; give an adapter folder")
+        raise UserError(f"base {base.name}: a pair has no joint space before training; give an adapter folder")
 
 
 def _pipeline(
@@ -124,6 +124,6 @@ def _pipeline(
 
 
 def model_identity(base: ClipBase, name: str, adapter: str) -> str:
-    """Short text that tells models apart: ``name``, the base, and a hash of the base's weights and ``adapter``."""
+    """Short text that identifies a model: ``name``, the base, and a hash of the base's weights and ``adapter``."""
     prints = "".join(base.identity[tower]["fingerprint"] for tower in ("image", "text"))
     return f"{name} on {base.name} ({hashlib.sha256((prints + adapter).encode()).hexdigest()[:16]})"

@@ -1,8 +1,7 @@
-"""A contrastive training step of two adapted towers on a made-up batch: what ``tasks/memory.py`` measures.
+"""A contrastive training step of two adapted towers on a synthetic batch, as measured by ``tasks/memory.py``.
 
-Images are noise and texts random words, the same in every run. To memory that matters only where a method keeps some
-values of a tap and leaves others out (SHERL in the joint space). This file alone in this folder knows models; it is
-imported on its own.
+Images are noise and texts are random words, the same in every run. The values affect memory only where a method saves
+just a part of a tap's values (SHERL in the joint space).
 """
 
 from __future__ import annotations
@@ -32,20 +31,20 @@ from vlkit.tasks.two_tower import HeadOptions, TwoTower
 
 
 class ContrastiveBench:
-    """Steps of any method on one base, measured or predicted.
+    """Training steps of any method on one base, measured or predicted.
 
     Args:
         base: name of the base.
-        predicts: compute nothing: tensors have shapes and no values.
-        text_length: tokens a text; default: the most the base reads.
-        device: where steps run, or would (:func:`vlkit.engine.distributed.make_fabric`).
+        predicts: compute nothing: tensors have shapes but no values.
+        text_length: tokens per text; default: the context length of the base.
+        device: device of the steps, real or predicted (:func:`vlkit.engine.distributed.make_fabric`).
         precision: number format.
-        active_share: share of a tap's values that SHERL in the joint space is assumed to keep, if steps are predicted
-            and it keeps the active ones alone. It depends on the data: 1 is the upper bound.
+        active_share: for predicted steps: share of a tap's values that SHERL in the joint space saves, if it saves only
+            the active ones. It depends on the data: 1 is the upper bound.
 
     Attributes:
-        base: never changed, every method gets a copy; on the meta device if steps are only predicted.
-        device: where steps run, or would.
+        base: the base, never changed (every method gets a copy); on the meta device if steps are predicted.
+        device: device of the steps, real or predicted.
         precision: number format of the step.
         predicts, text_length: as given.
     """
@@ -67,10 +66,10 @@ class ContrastiveBench:
         self.base: ClipBase = shape_base(base) if predicts else load_base(base)
         self.text_length = text_length or context_length(self.base)
         self._inference_peaks: dict[int, int] = {}
-        self._pixels: Tensor | None = None  # of the last batch: many rows are measured on one
+        self._pixels: Tensor | None = None  # of the last batch: many rows are measured on the same batch
 
     def model(self, options: Any) -> TwoTower:
-        """Both towers with the method in them; what is new has the same random weights every time."""
+        """Both towers with the method applied; new parameters have the same random weights every time."""
         towers = {"image": copy.deepcopy(self.base.image), "text": copy.deepcopy(self.base.text)}
         on_meta = torch.device("meta") if self.predicts else contextlib.nullcontext()
         with torch.random.fork_rng(devices=[]), on_meta:
@@ -90,7 +89,7 @@ class ContrastiveBench:
             with self._tensors():
                 infer = self.inference(batch_size)
                 if self.device.type == "cuda" and not self.predicts:
-                    infer()  # the first run takes workspaces of libraries along, which stay
+                    infer()  # the first run also allocates library workspaces, which stay
                 self._inference_peaks[batch_size] = peak_bytes(lambda _: infer(), self.device)
         return self._inference_peaks[batch_size]
 
@@ -99,11 +98,11 @@ class ContrastiveBench:
         return self.times(model, batch_size, repeats).ratio
 
     def times(self, model: TwoTower, batch_size: int, repeats: int) -> Times:
-        """Times of a training step in turns with :class:`Inference`."""
+        """Times of a training step, alternating with :class:`Inference`."""
         return times_in_turns(self.step(model, batch_size), self.inference(batch_size), repeats)
 
     def step(self, model: TwoTower, batch_size: int) -> Callable[[], None]:
-        """One whole training step, with an optimizer of its own, to be called again and again."""
+        """A function that runs one whole training step, with its own optimizer; can be called repeatedly."""
         _, loss_of = self._step(model, batch_size)
         optimizer = optimizer_of(model)
         return lambda: train_step(loss_of, optimizer)
@@ -117,7 +116,7 @@ class ContrastiveBench:
             yield
 
     def _step(self, model: TwoTower, batch_size: int) -> tuple[TwoTower, Callable[[], Tensor]]:
-        """The model, as a fake copy if steps are predicted, and the forward of one step."""
+        """The model (a fake copy if steps are predicted), and the forward of one step."""
         if self.predicts:
             model = fake_copy(model, self.device)
         pixels, ids = self.batch(batch_size)
@@ -131,7 +130,7 @@ class ContrastiveBench:
         return model, loss_of
 
     def inference(self, batch_size: int) -> Callable[[], Any]:
-        """:class:`Inference` on a batch, to be called again and again."""
+        """A function that runs :class:`Inference` on a batch; can be called repeatedly."""
         towers = Inference(self.base)
         towers = fake_copy(towers, self.device) if self.predicts else towers.to(self.device)
         pixels, ids = self.batch(batch_size, context_length(self.base))
@@ -140,27 +139,27 @@ class ContrastiveBench:
             with torch.no_grad(), self._fabric.autocast():
                 kind = self.device.type
                 given = {"dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}
-                # As it is, autocast keeps a copy of each weight that could train to its end; inference needs none.
+                # By default autocast keeps a cast copy of each trainable weight until it exits; inference needs none.
                 with torch.autocast(kind, **given, cache_enabled=False):
                     return towers(pixels, ids)
 
         return infer
 
     def batch(self, batch_size: int, text_length: int | None = None) -> tuple[Tensor, Tensor]:
-        """The made-up batch: images [B, 3, H, W] and token ids [B, L]; default L: that of the steps."""
+        """The synthetic batch: images [B, 3, H, W] and token ids [B, L]; L defaults to the steps' length."""
         pixels = self._pixels
         if pixels is None or len(pixels) != batch_size:
             size, generator = (batch_size, 3, *self.base.preprocess.size), torch.Generator().manual_seed(0)
             pixels = torch.randn(size, generator=generator).to(self.device)
-            self._pixels = None if self.predicts else pixels  # a fake tensor belongs to the mode it was made in
+            self._pixels = None if self.predicts else pixels  # a fake tensor belongs to the mode that created it
         ids = made_up_ids(self.base, batch_size, text_length or self.text_length)
         return pixels, ids.to(self.device)
 
 
 class Inference(nn.Module):
-    """What steps are compared with: both towers of a base, run by their own library's forward, without gradient.
+    """The reference for training steps: both towers of a base in their own library's forward, without gradient.
 
-    Texts are padded to the most that the base reads: open_clip's text towers take no other length.
+    Texts are padded to the base's context length: open_clip's text towers take no other length.
     """
 
     def __init__(self, base: ClipBase) -> None:
@@ -169,7 +168,7 @@ class Inference(nn.Module):
         self.eval()
 
     def forward(self, pixels: Tensor, ids: Tensor) -> tuple[Any, Any]:
-        """What the towers return for images [B, 3, H, W] and token ids [B, L]."""
+        """Outputs of the towers for images [B, 3, H, W] and token ids [B, L]."""
         return self.image(pixels), self.text(ids)
 
 
@@ -179,7 +178,7 @@ def optimizer_of(model: TwoTower) -> torch.optim.Optimizer:
 
 
 def context_length(base: ClipBase) -> int:
-    """Tokens of the longest text a base reads."""
+    """Context length of a base, in tokens."""
     config = open_clip.get_model_config(base.name.partition(":")[0].replace("/", "-"))
     if config is None:
         return base.tokenize(["a"]).shape[1]
@@ -187,8 +186,8 @@ def context_length(base: ClipBase) -> int:
 
 
 def made_up_ids(base: ClipBase, batch_size: int, length: int) -> Tensor:
-    """Ids [batch_size, length] int64 of texts without padding: random words, and an end of text."""
+    """Ids [batch_size, length] int64 of texts without padding: random words and an end-of-text token."""
     ids = torch.randint(3, 6, (batch_size, length), generator=torch.Generator().manual_seed(0))
     ends = getattr(base.text.model, "pool_type", None) == "eos"
-    ids[:, -1] = base.text.model.eos_id if ends else 6  # other towers look for the largest id, or for none
+    ids[:, -1] = base.text.model.eos_id if ends else 6  # other towers find the end by the largest id, or not at all
     return ids

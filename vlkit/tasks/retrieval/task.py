@@ -1,4 +1,4 @@
-"""Image-text retrieval: what the rest of vlkit must know about it."""
+"""Image-text retrieval: its description for the rest of vlkit."""
 
 from __future__ import annotations
 

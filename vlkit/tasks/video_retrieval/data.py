@@ -20,19 +20,19 @@ from vlkit.encoders.bases import Preprocess
 from vlkit.errors import UserError
 from vlkit.tasks.retrieval.data import CaptionedRecords
 
-HELD_OUT_SEED = 0  # chooses the held-out videos: the same ones for every seed of a run
+HELD_OUT_SEED = 0  # chooses the held-out videos: the same for every seed of a run
 
 
 class ClipReader:
-    """Reads clips as a base was trained to see images: [t, 3, H, W] uint8 with 1 <= t <= ``count``.
+    """Reads clips with a base's preprocessing: [t, 3, H, W] uint8 with 1 <= t <= ``count``.
 
     Args:
-        preprocess: size and manner of resizing.
-        count: frames per clip; shorter clips give all they have.
+        preprocess: size and interpolation.
+        count: frames per clip; shorter clips give all their frames.
         sampling: see :func:`vlkit.data.video.clip_frames.read_frames`.
 
     Attributes:
-        size: short side, in pixels, that frames are decoded at.
+        size: short side of decoded frames, in pixels.
     """
 
     def __init__(self, preprocess: Preprocess, count: int = 12, sampling: Sampling = "uniform") -> None:
@@ -62,8 +62,8 @@ class RecordFrames:
         dataset: a prepared dataset.
         split: which split.
         reader: frames per clip, sampling and size.
-        keep_bytes: frames read so far are kept in memory up to this size; each worker process keeps its own. Nothing
-            is kept where times are drawn anew.
+        keep_bytes: size of the in-memory cache of decoded frames, per worker process. Not used where times are drawn
+            anew on each access.
 
     Attributes:
         records: the records of the split.
@@ -76,7 +76,7 @@ class RecordFrames:
         self._room = keep_bytes
 
     def read(self, record: Record, generator: torch.Generator | None = None) -> Tensor:
-        """[t, 3, H, W] uint8; ``generator`` draws the times of sampling ``segment``, None takes the centres.
+        """[t, 3, H, W] uint8; ``generator`` draws the times for sampling ``segment``, None takes the centres.
 
         Raises:
             UserError: the clip cannot be read.
@@ -94,10 +94,10 @@ class VideoTextPairs(CaptionedRecords):
     """(frames, sentence) examples; the group number marks sentences of one video.
 
     Args:
-        frames: of the split. With sampling ``segment`` the times are drawn anew whenever an example is asked for.
-        records: those of its records that make the examples.
-        every_caption: each sentence is an example of its own (CLIP4Clip's "expand sentences"); else each video is one,
-            with a sentence drawn anew whenever it is asked for.
+        frames: frames of the split. With sampling ``segment`` the times are drawn anew on each access.
+        records: the records to use as examples.
+        every_caption: each sentence is a separate example (CLIP4Clip's "expand sentences"); else each video is one,
+            with a sentence drawn on each access.
     """
 
     def __init__(self, frames: RecordFrames, records: Sequence[Record], every_caption: bool = True) -> None:
@@ -106,7 +106,7 @@ class VideoTextPairs(CaptionedRecords):
 
     def __getitem__(self, index: int) -> tuple[Tensor, str, int]:
         """Frames [t, 3, H, W] uint8, a sentence and the group number."""
-        # Drawn before the frames are read: whether they were kept must change no number.
+        # Drawn before the frames are read, so that the frame cache does not change results.
         group, caption = self.choose(index)
         generator = None
         if self.frames.reader.sampling == "segment":
@@ -114,12 +114,12 @@ class VideoTextPairs(CaptionedRecords):
         return self.frames.read(self.records[group], generator), self.captions[caption], group
 
     def identify(self, group: int) -> list[Any]:
-        """What changes when the clip does: its file's path, size and time of the last change, and its times."""
+        """A value that changes when the clip does: its file's path, size and modification time, and its times."""
         record, source = self.records[group], self.frames.source
         return [*identify_file(source.dataset.path(record)), record.get("start"), record.get("end")]
 
     def load(self, groups: list[int]) -> list[Tensor]:
-        """Frames of each clip, [t, 3, H, W] uint8; with uniform sampling always the same."""
+        """Frames of each clip, [t, 3, H, W] uint8; deterministic with uniform sampling."""
         return [self.frames.read(self.records[group]) for group in groups]
 
 
@@ -128,7 +128,7 @@ class VideoCollate:
 
     Args:
         tokenize: texts -> ids [B, L].
-        trim: cuts padding that changes no output (:meth:`vlkit.encoders.towers.text.TextEncoder.trim`).
+        trim: removes padding without changing outputs (:meth:`vlkit.encoders.towers.text.TextEncoder.trim`).
     """
 
     def __init__(self, tokenize: Callable[[list[str]], Tensor], trim: Callable[[Tensor], Tensor]) -> None:
@@ -140,19 +140,17 @@ class VideoCollate:
 
 
 def hold_out(records: Sequence[Record], share: float) -> tuple[list[Record], list[Record]]:
-    """Split records into those to train on and a validation part, by whole video files.
+    """Split records into a training and a validation part, by whole video files.
 
     Args:
-        share: of the files, held out; at least one file is.
+        share: share of the files to hold out; at least one file is held out.
 
     Raises:
         UserError: fewer than two files.
     """
     files = list(dict.fromkeys(record["video"] for record in records))
     if len(files) < 2:
-        raise UserError(
-            "--data.hold_out: one training video alone leaves none to validate on; name a --data.validation"
-        )
+        raise UserError("--data.hold_out: a single training video leaves none for validation; give --data.validation")
     order = torch.randperm(len(files), generator=torch.Generator().manual_seed(HELD_OUT_SEED)).tolist()
     held = {files[i] for i in order[: min(len(files) - 1, max(1, round(share * len(files))))]}
     return [r for r in records if r["video"] not in held], [r for r in records if r["video"] in held]
@@ -161,7 +159,7 @@ def hold_out(records: Sequence[Record], share: float) -> tuple[list[Record], lis
 def clip_batches(
     sources: Sequence[Any], read: Callable[[Any], Tensor], size: int, threads: int = 4
 ) -> Iterator[Frames]:
-    """Read clips with a few threads, a batch ahead: yields :class:`Frames` of up to ``size`` clips, in order."""
+    """Read clips in a few threads, one batch ahead: yields :class:`Frames` of up to ``size`` clips, in order."""
     with ThreadPoolExecutor(threads) as pool:
         ahead = None
         for start in range(0, len(sources), size):

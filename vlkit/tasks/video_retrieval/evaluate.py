@@ -31,11 +31,11 @@ class VideoEmbedder(retrieval.Embedder):
     """Embeds videos, images and texts in batches, without gradient.
 
     Args:
-        model: on its device; called in eval mode, left in the mode it had.
-        base: the base it stands on (tokenizer).
+        model: the model on its device; run in eval mode, its mode is restored.
+        base: its base (for the tokenizer).
         fabric: device and precision.
         reader: how clips are read.
-        chunk: frames through the image tower at once.
+        chunk: frames per pass through the image tower.
     """
 
     model: VideoText
@@ -57,7 +57,7 @@ class VideoEmbedder(retrieval.Embedder):
 class Embedded(NamedTuple):
     """Embeddings of a set: videos [V, E] and sentences [T, E] (float32, CPU, unit norm), owner int64 [T].
 
-    ``owner`` is the video of each sentence; sentences stand in the order of their videos.
+    ``owner`` is the video of each sentence; sentences are in the order of their videos.
     """
 
     videos: Tensor
@@ -85,12 +85,12 @@ def embed_records(
 
 @dataclass
 class Clips:
-    """Clips of a split, or a part of them.
+    """All or some clips of a split.
 
     Attributes:
-        name: what to call them: the split's name, as a rule.
-        frames: reads them.
-        records: which of its records; default: all.
+        name: name in messages, usually that of the split.
+        frames: reads the clips.
+        records: the records to use; default: all.
     """
 
     name: str
@@ -112,4 +112,4 @@ def evaluate_split(embedder: VideoEmbedder, dataset: Dataset, split: str) -> dic
 
 def protocol(embedded: Embedded) -> str:
     """Which protocol :func:`vlkit.metrics.video.text_video_metrics` follows on this data."""
-    return "single sentence" if len(embedded.videos) == len(embedded.texts) else "several sentences a video"
+    return "single sentence" if len(embedded.videos) == len(embedded.texts) else "several sentences per video"

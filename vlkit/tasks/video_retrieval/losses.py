@@ -13,16 +13,16 @@ from vlkit.tasks.contrastive import gather_pairs, info_nce
 
 @dataclass
 class Loss:
-    """What is minimised: symmetric cross-entropy over the pairs of a batch."""
+    """Options of the loss: symmetric cross-entropy over the pairs of a batch."""
 
     kind: Literal["infonce", "clip4clip"] = "infonce"
-    """Other sentences of the same video: left out (infonce), or counted as negatives, as published (clip4clip)."""
+    """Other sentences of the same video are left out (infonce), or counted as negatives as published (clip4clip)."""
 
 
 def video_text_loss(
     videos: Tensor, texts: Tensor, groups: Tensor, scale: Tensor, options: Loss, fabric: Any = None
 ) -> Tensor:
-    """A scalar.
+    """The loss, a scalar.
 
     Args:
         videos, texts: [B, E], unit norm, of this process.

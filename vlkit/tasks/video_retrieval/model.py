@@ -1,4 +1,4 @@
-"""Video-text retrieval: two adapted towers, frames through the image tower in small lots, and a temporal head."""
+"""Video-text retrieval: two adapted towers, frames encoded in chunks by the image tower, and a temporal head."""
 
 from __future__ import annotations
 
@@ -26,21 +26,23 @@ from vlkit.tasks.video_retrieval.temporal import MAX_FRAMES, Init, TemporalKind,
 
 @dataclass
 class VideoHeadOptions(HeadOptions):
-    """How an encoder's outputs become an embedding of a video or of a text."""
+    """Options of the heads that turn encoder outputs into embeddings of videos and texts."""
 
     temporal: TemporalKind = "mean"
-    """mean: average them; lstm, transformer: frames see each other first (meanP, seqLSTM, seqTransf of CLIP4Clip)."""
+    """mean: average the frames; lstm, transformer: model the sequence first (meanP, seqLSTM, seqTransf of
+    CLIP4Clip).
+    """
     temporal_layers: int | None = None
     """Layers of lstm (default 1) and transformer (default 4)."""
     temporal_init: Init = "identity"
-    """identity: lstm and transformer start exactly at the mean; published: random."""
+    """identity: lstm and transformer start exactly as the mean; published: random weights."""
     scale: Literal["frozen", "trained"] = "frozen"
-    """The factor on the cosine in the loss: as the base has it (published for SHERL), or trained."""
+    """Factor on the cosine in the loss: that of the base (published for SHERL), or trained."""
 
     def __post_init__(self) -> None:
         if self.temporal_layers is not None and (self.temporal == "mean" or self.temporal_layers < 1):
-            mend = "temporal mean has no layers; leave it out" if self.temporal == "mean" else "must be at least 1"
-            raise UserError(f"--head.temporal_layers {self.temporal_layers}: {mend}")
+            fix = "temporal mean has no layers; leave it out" if self.temporal == "mean" else "must be at least 1"
+            raise UserError(f"--head.temporal_layers {self.temporal_layers}: {fix}")
 
     def check_frames(self, frames: int) -> None:
         """Refuse more frames than the temporal head has positions for."""
@@ -49,12 +51,12 @@ class VideoHeadOptions(HeadOptions):
 
 
 class VideoText(nn.Module):
-    """Frames and texts to unit vectors in one space.
+    """Frames and texts -> unit vectors in one space.
 
-    Frames pass the image tower in chunks. In training each chunk is encoded without keeping what its backward needs
-    and encoded again when its gradient is known (gradient caching over frames, as in GradCache, arXiv:2101.06983), so
-    that a step holds the activations of one chunk, however many frames the batch has; the gradient is that of the whole
-    batch. Frames wait in host memory as bytes until their chunk is due.
+    Frames pass through the image tower in chunks. In training each chunk is encoded without saved activations and
+    encoded again when its gradient is known (gradient caching over frames, as in GradCache, arXiv:2101.06983). A step
+    holds the activations of one chunk, regardless of the number of frames, and the gradient is that of the whole
+    batch. Frames stay in host memory as bytes until their chunk is due.
 
     Args:
         towers: adapted encoders and embedding heads.
@@ -72,7 +74,7 @@ class VideoText(nn.Module):
             options.temporal, towers.image_head.out_dim, options.temporal_layers, options.temporal_init
         )
         towers.logit_scale.requires_grad_(options.scale == "trained")
-        towers.logit_bias.requires_grad_(False)  # belongs to sigmoid losses
+        towers.logit_bias.requires_grad_(False)  # used only by sigmoid losses
         for name in ("mean", "std"):
             values = torch.tensor(getattr(preprocess, name), dtype=torch.float32).view(3, 1, 1)
             self.register_buffer(name, values, persistent=False)
@@ -84,7 +86,7 @@ class VideoText(nn.Module):
 
     @property
     def keeps_activations(self) -> bool:
-        """Whether backward needs more of a frame than its pooled embedding (every method but the linear control)."""
+        """Whether backward needs more of a frame than its pooled embedding (all methods except the linear control)."""
         image = self.towers.image
         return not isinstance(image, AdaptedEncoder) or bool(image.adapter.layers) or image.adapter.late > 0
 
@@ -122,7 +124,7 @@ class VideoText(nn.Module):
 
 
 def build_model(base: ClipBase, adapter: Any, head: VideoHeadOptions) -> VideoText:
-    """Put the same adaptation method on both towers, a head on each, and a temporal head behind the frames.
+    """Apply the same adaptation method to both towers; add a head to each, and a temporal head for the frames.
 
     Args:
         base: the loaded base; its towers become part of the model and are frozen or unfrozen by the method.
@@ -133,7 +135,7 @@ def build_model(base: ClipBase, adapter: Any, head: VideoHeadOptions) -> VideoTe
 
 
 def zero_shot(base: ClipBase) -> VideoText:
-    """The base as it is: frames are embedded as images and averaged, nothing trained."""
+    """The unadapted base: frames are embedded as images and averaged, nothing is trained."""
     return (
         build_model(base, LinearOptions(), VideoHeadOptions(projection=base.joint_dim is not None))
         .requires_grad_(False)
@@ -144,12 +146,12 @@ def zero_shot(base: ClipBase) -> VideoText:
 def adapter_config(
     base: ClipBase, adapter: Any, head: VideoHeadOptions, reader: ClipReader, metrics: dict[str, float]
 ) -> dict[str, Any]:
-    """What ``adapter_config.json`` says: everything needed to build this model again on the same base."""
+    """Content of ``adapter_config.json``: everything needed to rebuild this model on the same base."""
     config = images.adapter_config(base, adapter, head, metrics)
     video = {"frames": reader.count, "sampling": reader.sampling}
     return {**config, "task": "video_retrieval", "head": asdict(head), "preprocess": {**config["preprocess"], **video}}
 
 
 def frames_and_sampling(config: dict[str, Any]) -> tuple[int, Sampling]:
-    """How a saved adapter reads videos: frames a clip and how they are chosen."""
+    """How a saved adapter reads videos: frames per clip and their sampling."""
     return config["preprocess"]["frames"], config["preprocess"]["sampling"]

@@ -1,4 +1,4 @@
-"""Text-video retrieval as a pipeline: videos, images and texts to unit vectors in one space."""
+"""Pipeline for text-video retrieval: videos, images and texts -> unit vectors in one space."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class VideoRetrievalPipeline(RetrievalPipeline):
             videos: paths, or (path, start, end) with times in seconds (None = from the beginning, to the end).
 
         Raises:
-            vlkit.data.images.MediaError: a file is no readable video; names it and the reason.
+            vlkit.data.images.MediaError: a file is not a readable video; names it and the reason.
         """
         clips = [as_clip(video) for video in videos]
         with self._lock:
@@ -68,7 +68,7 @@ def open_adapter(
     base: ClipBase | None = None,
     text_base: TextBase | None = None,
 ) -> VideoRetrievalPipeline:
-    """Put a saved adapter on its base; see :func:`vlkit.tasks.load.load`. ``text_base`` is not used."""
+    """Attach a saved adapter to its base; see :func:`vlkit.tasks.load.load`. ``text_base`` is not used."""
     base = base or load_base(config["base"]["image"]["load"])
     check_base(config, base.identity, folder)
     with built_for(tensors, folder, base.image.model, base.text.model):
@@ -83,7 +83,7 @@ def open_adapter(
 def load_zero_shot(
     base_name: str, device: str = "auto", frames: int = 12, sampling: Sampling = "uniform"
 ) -> VideoRetrievalPipeline:
-    """The base alone, unadapted: frames are embedded as images and averaged."""
+    """The unadapted base: frames are embedded as images and averaged."""
     base = load_base(base_name)
     check_joint_space(base)
     reader = ClipReader(base.preprocess, frames, sampling)
@@ -100,6 +100,6 @@ def _pipeline(
     metrics: dict[str, float],
 ) -> VideoRetrievalPipeline:
     fabric.setup_module(model.requires_grad_(False)).eval()
-    # Other frames make other vectors: they belong to what an index is bound to.
+    # Other frames give other vectors, so they are part of the identity that an index is bound to.
     identity = model_identity(base, name, f"{adapter} {reader.count} {reader.sampling}")
     return VideoRetrievalPipeline(VideoEmbedder(model, base, fabric, reader), name, identity, metrics)

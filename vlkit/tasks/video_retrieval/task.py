@@ -1,4 +1,4 @@
-"""Text-video retrieval: what the rest of vlkit must know about it."""
+"""Text-video retrieval: its description for the rest of vlkit."""
 
 from __future__ import annotations
 

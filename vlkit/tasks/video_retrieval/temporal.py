@@ -1,7 +1,7 @@
 """From frame embeddings to a video embedding: the three similarity calculators of CLIP4Clip (arXiv:2104.08860).
 
-``mean`` (there ``meanP``) has no parameters. ``lstm`` (``seqLSTM``) and ``transformer`` (``seqTransf``) first let the
-frames see each other, add the result to the frames (residual) and then average as ``mean`` does.
+``mean`` (there ``meanP``) has no parameters. ``lstm`` (``seqLSTM``) and ``transformer`` (``seqTransf``) first model the
+sequence of frames, add the result to the frames (residual) and then average as ``mean`` does.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from vlkit.errors import UserError
 
 NORM_EPS = 1e-6
-"""Shorter vectors are divided by this instead of their norm (as published)."""
+"""Smallest divisor for normalisation: shorter vectors are divided by this (as published)."""
 MAX_FRAMES = 128
-"""Frames that have a position embedding."""
+"""Number of position embeddings, so the most frames."""
 HEAD_WIDTH = 64
 INIT_STD = 0.02
 
@@ -45,8 +45,8 @@ def temporal_head(kind: TemporalKind, width: int, layers: int | None = None, ini
     """The head for frame embeddings of ``width`` E: called with [B, T, E] and the mask [B, T], gives [B, E].
 
     Args:
-        layers: of lstm (default 1) and transformer (default 4), as published.
-        init: ``identity``: starts exactly at the mean; ``published``: random (PyTorch's own, and N(0, 0.02)).
+        layers: layers of lstm (default 1) and transformer (default 4), as published.
+        init: ``identity``: starts exactly as the mean; ``published``: random (PyTorch's own, and N(0, 0.02)).
     """
     if kind == "lstm":
         return LstmFrames(width, layers or 1, init)
@@ -66,13 +66,13 @@ class MeanFrames(nn.Module):
 class LstmFrames(nn.Module):
     """CLIP4Clip ``seqLSTM``: a one-directional LSTM over the frames, its output added to them, then the mean.
 
-    It reads frames as they are, before normalisation. State runs forward only, so padding behind the last real frame
-    changes no real frame and nothing has to be packed.
+    It reads frames before normalisation. State runs forward only, so padding after the last real frame does not change
+    real frames and needs no packing.
 
     Args:
         width: E.
         layers: stacked LSTM layers.
-        init: ``identity`` starts the cell candidates of the last layer at 0: its output is 0, the head is the mean.
+        init: ``identity`` starts the cell candidates of the last layer at 0: its output is 0, so the head is the mean.
     """
 
     def __init__(self, width: int, layers: int = 1, init: Init = "identity") -> None:
@@ -93,13 +93,13 @@ class TransformerFrames(nn.Module):
     """CLIP4Clip ``seqTransf``: frames plus position embeddings through pre-norm blocks, added to the frames, the mean.
 
     As published: QuickGELU, four times the width inside, heads of width 64, no dropout, layer norm with eps 1e-12.
-    (Published weights start as copies of CLIP's text blocks and positions, where those are at hand.)
+    (Published weights start as copies of CLIP's text blocks and positions, where available.)
 
     Args:
         width: E.
         layers: blocks.
-        init: ``identity`` starts positions and the output projections of every block at 0: each frame comes back
-            doubled, the head is the mean. Else weights are drawn from N(0, 0.02), biases 0.
+        init: ``identity`` starts positions and the output projections of every block at 0: each frame is doubled, so
+            the head is the mean. Otherwise weights are drawn from N(0, 0.02), biases are 0.
     """
 
     def __init__(self, width: int, layers: int = 4, init: Init = "identity") -> None:
@@ -129,7 +129,7 @@ class TransformerFrames(nn.Module):
             raise UserError(f"--frames: {frames.shape[1]} frames; the transformer head has positions for {MAX_FRAMES}")
         hidden = frames + self.positions.weight[: frames.shape[1]]
         padding = ~mask
-        # Attention over nothing is not a number: a video without real frames looks at its first (its result is zero).
+        # Attention over no frame is NaN: a video without real frames attends to its first frame (its result is zero).
         padding[:, 0] = False
         for block in self.blocks:
             hidden = block(hidden, src_key_padding_mask=padding)

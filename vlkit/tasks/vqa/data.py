@@ -35,7 +35,7 @@ class ImageQuestions:
         dataset: a prepared dataset.
         split: which split; every question must have answers.
         transform: image -> [3, H, W].
-        per_picture: most questions an image has in an example, drawn anew each time; 0 = all.
+        per_picture: most questions per image in an example, drawn anew on each access; 0 = all.
 
     Raises:
         UserError: a question of the split has no answers.
@@ -56,7 +56,7 @@ class ImageQuestions:
     # --- for training with --cache: see vlkit.tap_cache.images.ImagesWithTexts ---
 
     def unopened(self, index: int) -> tuple[int, list[Record]]:
-        """The example with its number in place of pixels."""
+        """The example with its index in place of pixels."""
         group = self.groups[index]
         if 0 < self.per_picture < len(group):
             group = random.sample(group, self.per_picture)
@@ -68,11 +68,11 @@ class ImageQuestions:
         return [record["question"] for group in self.groups for record in group]
 
     def identify(self, index: int) -> list[Any]:
-        """What changes when the image of an example does."""
+        """A value that changes when the example's image does."""
         return identify_file(self.dataset.path(self.groups[index][0]))
 
     def load(self, indices: list[int]) -> Tensor:
-        """Images of examples, [n, 3, H, W]; without augmentation always the same."""
+        """Images of examples, [n, 3, H, W]; deterministic without augmentation."""
         return torch.stack([self.transform(read_image(self.dataset, self.groups[index][0])) for index in indices])
 
 
@@ -97,7 +97,7 @@ def answered_split(dataset: Dataset, data: Splits) -> str:
     test split are hidden.
 
     Raises:
-        UserError: a split is not there, or a question of the training or validation split has no answers.
+        UserError: a split does not exist, or a question of the training or validation split has no answers.
     """
     test = reported_split(dataset, data)
     for split in (data.train, data.validation):
@@ -106,7 +106,7 @@ def answered_split(dataset: Dataset, data: Splits) -> str:
 
 
 def by_image(records: Sequence[Record]) -> list[list[Record]]:
-    """Records that ask about one image, together; images in the order of their first question."""
+    """Records grouped by image; images in the order of their first question."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record["image"], []).append(record)
@@ -117,9 +117,9 @@ class Batch(NamedTuple):
     """P images and B questions of a training step."""
 
     pixels: Tensor | TapBatch
-    """[P, 3, H, W], or the rows of P images."""
+    """[P, 3, H, W], or the cache rows of P images."""
     ids: Tensor | TapBatch
-    """[B, L] int64, the questions' tokens, or the rows of B questions."""
+    """[B, L] int64, the questions' tokens, or the cache rows of B questions."""
     owner: Tensor
     """[B] int64, the image of each question."""
     targets: Tensor
@@ -131,8 +131,8 @@ class QuestionCollate:
 
     Args:
         tokenize: questions -> ids [B, L].
-        targets: lists of ten answers, one a question -> [B, ...] (:class:`SoftTargets` or :class:`AnswerTokens`).
-        stack: what the examples hold of each image -> what a batch holds of all.
+        targets: one list of ten answers per question -> [B, ...] (:class:`SoftTargets` or :class:`AnswerTokens`).
+        stack: the examples' pixels (or indices) -> the batch's ``pixels``.
     """
 
     def __init__(
@@ -152,8 +152,8 @@ class QuestionCollate:
 
 
 def form_of(dataset: Dataset) -> Form:
-    """The form in which the answers of a dataset are compared: GQA asks for the very string, every other dataset for
-    the normalised one, so that "Yes", "yes" and "yes." are one answer.
+    """The form in which the answers of a dataset are compared: GQA compares exact strings, every other dataset
+    normalised ones, so that "Yes", "yes" and "yes." are the same answer.
     """
     return str if dataset.name == "gqa" else answer_form
 
@@ -161,10 +161,10 @@ def form_of(dataset: Dataset) -> Form:
 class SoftTargets:
     """Ten answers of each question -> [B, A] float32 scores of the vocabulary's answers.
 
-    Answers of people and of the vocabulary are compared in one form; labels that share a form share the score.
+    Annotated answers and the vocabulary are compared in the same form; labels with the same form share the score.
 
     Args:
-        vocabulary: A answers, in label order, as people write them or normalised.
+        vocabulary: A answers in label order, raw or normalised.
         form: see :func:`form_of`.
     """
 
@@ -172,7 +172,7 @@ class SoftTargets:
         self.form, self.size = form, len(vocabulary)
         labels: dict[str, list[int]] = {}
         for label, answer in enumerate(vocabulary):
-            for key in {answer, form(answer)}:  # the few forms whose own form is another one
+            for key in {answer, form(answer)}:  # a few forms change when normalised again
                 labels.setdefault(key, []).append(label)
         self.groups = {key: group for group, key in enumerate(labels)}
         self.labels = list(labels.values())
@@ -193,7 +193,7 @@ class SoftTargets:
 
 
 def warn_of_unlabelled(dataset: Dataset, splits: Sequence[str], vocabulary: Sequence[str]) -> None:
-    """Log for each split how many questions have no answer that a classifier can give; nothing where all have one."""
+    """Log for each split how many questions have no answer in the vocabulary; nothing if all have one."""
     targets = SoftTargets(vocabulary, form_of(dataset))
     for split in dict.fromkeys(splits):
         answers = [record["answers"] for record in dataset.records(split) if "answers" in record]
@@ -201,16 +201,16 @@ def warn_of_unlabelled(dataset: Dataset, splits: Sequence[str], vocabulary: Sequ
         if count:
             log.warning(
                 f"{count:,} of {len(answers):,} questions of {dataset.name}/{split} have no answer among the "
-                f"{len(vocabulary):,} of the vocabulary: no answer of the classifier is right for them"
+                f"{len(vocabulary):,} of the vocabulary: the classifier cannot answer them correctly"
             )
 
 
 class AnswerTokens:
-    """Ten answers of each question -> tokens [B, T] int64 of one of them, drawn anew each time, end token included.
+    """Ten answers of each question -> tokens [B, T] int64 of one of them, drawn on each call, end token included.
 
     Args:
         tokenize: texts -> ids [B, T], padded on the right.
-        form: what is written for an answer; see :func:`form_of`.
+        form: answer -> the text to write; see :func:`form_of`.
     """
 
     def __init__(self, tokenize: Callable[[list[str]], Tensor], form: Form = answer_form) -> None:
@@ -228,12 +228,12 @@ def answer_vocabulary(dataset: Dataset, splits: Sequence[str], min_questions: in
 
     Args:
         dataset: a prepared dataset.
-        splits: whose answers count.
-        min_questions: an answer is kept if so many questions have it; None = 9, or 1 where every question has one
-            answer only.
+        splits: splits whose answers count.
+        min_questions: an answer is kept if at least this number of questions have it; None = 9, or 1 where every
+            question has only one answer.
 
     Raises:
-        UserError: no answer is given so often.
+        UserError: no answer occurs that often.
     """
     records = [record for split in splits for record in dataset.records(split) if "answers" in record]
     form = form_of(dataset)
@@ -244,14 +244,14 @@ def answer_vocabulary(dataset: Dataset, splits: Sequence[str], min_questions: in
     )
     if not vocabulary:
         raise UserError(
-            f"--data.min_questions {min_questions}: no answer has so many questions among the {len(records)} of "
+            f"--data.min_questions {min_questions}: no answer occurs that often among the {len(records)} of "
             f"{dataset.root}; give a smaller number"
         )
     return vocabulary
 
 
 def main_answer(record: Record, form: Form = answer_form) -> str:
-    """The answer that stands for the ten, in its form: the annotation's own choice, else the most frequent one."""
+    """The answer that represents the ten, in its form: the annotation's own choice, else the most frequent one."""
     stated = record.get("multiple_choice_answer")
     return form(stated) if stated else Counter(map(form, record["answers"])).most_common(1)[0][0]
 
@@ -260,15 +260,15 @@ def read_vocabulary(path: Path) -> list[str]:
     """Read the answers of a classifier in label order: a JSON list, or an object answer -> label.
 
     Raises:
-        UserError: another content, an answer that occurs twice, or labels that are not 0, 1, 2, ...
+        UserError: wrong content, a duplicate answer, or labels that are not 0, 1, 2, ...
     """
     content = read_json(path)
     if isinstance(content, dict):
         if sorted(content.values(), key=str) != sorted(range(len(content)), key=str):
-            raise UserError(f"{path}: labels are not the whole numbers from 0 on; give answer -> label, or a list")
+            raise UserError(f"{path}: labels are not 0, 1, 2, ...; give answer -> label, or a list")
         content = sorted(content, key=content.__getitem__)
     if not isinstance(content, list) or not content or not all(isinstance(answer, str) for answer in content):
-        raise UserError(f"{path}: not a list of answers, nor answer -> label; give the classifier's vocabulary")
+        raise UserError(f"{path}: neither a list of answers nor answer -> label; give the classifier's vocabulary")
     if len(set(content)) < len(content):
         twice = Counter(content).most_common(1)[0][0]
         raise UserError(f"{path}: answer {twice!r} occurs twice; remove one of them")

@@ -29,20 +29,20 @@ from vlkit.tasks.vqa.heads import AnswerGenerator, ClassifyOptions, GenerateOpti
 from vlkit.tasks.vqa.model import HeadOptions, Model
 
 Answers = list[tuple[str, float]]
-"""Answers with their probabilities, the best first."""
+"""Answers with their probabilities, best first."""
 
 
 class Answerer:
     """Answers questions about images in batches, without gradient.
 
     Args:
-        model: on its device; called in eval mode, left in the mode it had.
-        base: the contrastive base it stands on.
-        text: what reads the questions.
+        model: the model on its device; run in eval mode, its mode is restored.
+        base: its contrastive base.
+        text: the side that reads questions.
         head: options of the model's head.
-        vocabulary: answers of a classifier, in label order.
+        vocabulary: answers of the classifier, in label order.
         fabric: device and precision.
-        batch_size: images at once.
+        batch_size: images per batch.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class Answerer:
         """The k best answers to the questions about each image.
 
         Args:
-            sources: what ``open_one`` turns into an RGB image.
-            questions: of each image.
-            open_one: source -> image.
-            k: answers a question (fewer where the vocabulary is smaller).
-            label: of the progress bar.
+            sources: images in any form that ``open_one`` reads.
+            questions: questions about each image.
+            open_one: source -> RGB image.
+            k: answers per question (fewer if the vocabulary is smaller).
+            label: label of the progress bar.
 
         Returns:
             For each image and each of its questions the answers, best first.
@@ -125,7 +125,7 @@ class Answerer:
         found = []
         for rows, logs in zip(ids.tolist(), scores.exp().tolist(), strict=True):
             texts = [text.strip() for text in base.tokenizer.batch_decode(rows, skip_special_tokens=True)]
-            merged: Counter[str] = Counter()  # different tokens can spell one text
+            merged: Counter[str] = Counter()  # different tokens can spell the same text
             for answer, probability in zip(texts, logs, strict=True):
                 merged[answer] += probability
             found.append(merged.most_common(k))
@@ -133,7 +133,7 @@ class Answerer:
 
 
 def predict_records(answerer: Answerer, dataset: Dataset, records: Sequence[Record], label: str) -> dict[Any, str]:
-    """Question id -> answer for every record, in their order; processes share the images."""
+    """Question id -> answer for every record, in order; processes share the images."""
     warn_of_cut_texts(answerer.text, [record["question"] for record in records], label)
     groups = by_image(records)
     mine = [groups[i] for i in my_share(answerer.fabric, len(groups))]
@@ -149,7 +149,7 @@ def predict_records(answerer: Answerer, dataset: Dataset, records: Sequence[Reco
 
 
 def evaluate_split(answerer: Answerer, dataset: Dataset, split: str) -> dict[str, float]:
-    """Accuracy of a split, in all and per answer type; see :func:`score`."""
+    """Accuracy of a split, overall and per answer type; see :func:`score`."""
     records = answered(dataset, split)
     predictions = predict_records(answerer, dataset, records, f"{split} questions")
     return score(records, predictions, form_of(dataset))
@@ -158,8 +158,8 @@ def evaluate_split(answerer: Answerer, dataset: Dataset, split: str) -> dict[str
 def score(records: Sequence[Record], predictions: dict[Any, str], form: Form = answer_form) -> dict[str, float]:
     """Accuracy of predictions (question id -> answer) for records with answers.
 
-    Both sides are compared in one form, also where all ten people agree. There the official evaluator wants the very
-    string: where that gives another number (raw answers such as ten times "Yes"), it stands beside as
+    Both sides are compared in the same form, even if all ten annotators agree. In that case the official evaluator
+    compares exact strings; where this gives another number (such as for ten raw answers "Yes"), it is reported as
     ``official_accuracy``. On GQA also ``accuracy_binary`` and ``accuracy_open``.
 
     Args:
@@ -186,7 +186,7 @@ def columns_of(metrics: Mapping[str, float]) -> dict[str, str]:
 def prior_metrics(
     train: Sequence[Record], test: Sequence[Record], form: Form = answer_form
 ) -> tuple[str, dict[str, float]]:
-    """What can be had without a model: the one most frequent training answer for every question, and its accuracy.
+    """The baseline without a model: the most frequent training answer for every question, and its accuracy.
 
     Also ``question_words_accuracy``: the most frequent training answer among questions with the same first three words.
     """

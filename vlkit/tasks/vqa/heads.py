@@ -24,13 +24,13 @@ class ClassifyOptions:
     blind: bool = False
     """Leave the image out: the question-only control."""
     dropout: float = 0.1
-    """In front of the last layer."""
+    """Dropout rate before the last layer."""
     loss: Literal["bce", "softmax"] = "bce"
-    """bce: each answer is judged by itself (published); softmax: answers compete, which learns faster from little."""
+    """bce: independent score per answer (published); softmax: answers compete, which learns faster from little data."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
-            raise UserError(f"--head.dropout {self.dropout}: give a share from 0 up to, not including, 1")
+            raise UserError(f"--head.dropout {self.dropout}: must be at least 0 and less than 1")
 
 
 @dataclass
@@ -41,9 +41,9 @@ class GenerateOptions:
     blind: bool = False
     """Leave the image out: the question-only control."""
     queries: int = 8
-    """Fused states that the decoder attends to beside the question."""
+    """Number of fused states that the decoder attends to in addition to the question."""
     beams: int = 3
-    """Answers followed at once when an answer is written; 1 = greedy."""
+    """Beam size for writing an answer; 1 = greedy."""
     max_tokens: int = 8
     """Longest answer in tokens."""
 
@@ -58,17 +58,17 @@ VQA_HEADS = {"classify": ClassifyOptions, "generate": GenerateOptions}
 
 
 class AnswerClassifier(nn.Module):
-    """Adapted towers, fusion and a two-layer classifier on what the fusion found.
+    """Adapted towers, fusion and a two-layer classifier on the fused query.
 
-    Beside the fusion's query the classifier reads the product of both pooled embeddings (low-rank bilinear pooling, Kim
-    et al., ICLR 2017): what an image holds as a whole is learned from it long before attention finds the right cells.
+    The classifier also reads the product of both pooled embeddings (low-rank bilinear pooling, Kim et al., ICLR 2017):
+    global image content is learned from it long before attention finds the right cells.
 
     Args:
         image: adapted vision tower; None = blind.
         text: adapted text tower.
-        fusion: with one query.
+        fusion: fusion with one query.
         answers: A, size of the vocabulary.
-        dropout: in front of the last layer.
+        dropout: dropout rate before the last layer.
     """
 
     def __init__(self, image: Any | None, text: Any, fusion: Fusion, answers: int, dropout: float = 0.0) -> None:
@@ -84,11 +84,14 @@ class AnswerClassifier(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(2 * width, answers),
         )
-        # Each answer starts at the odds of one among all: sums over thousands of sure negatives would drown the rest.
+        # Each answer starts at the odds of one among all; otherwise thousands of easy negatives would dominate the
+        # loss.
         nn.init.constant_(cast(nn.Linear, self.classifier[-1]).bias, -math.log(max(1, answers)))
 
     def forward(self, pixels: Tensor, ids: Tensor, owner: Tensor) -> Tensor:
-        """Logits [B, A] float32 of images [P, 3, H, W], questions [B, L] int64 and each one's image [B] int64."""
+        """Logits [B, A] float32 of images [P, 3, H, W], questions [B, L] int64 and the image of each question [B]
+        int64.
+        """
         image = None if self.image is None else self.image(pixels)
         text = self.text(ids)
         whole = self.whole_text(text.pooled)
@@ -110,18 +113,18 @@ class Words(NamedTuple):
 
 
 class AnswerGenerator(nn.Module):
-    """Adapted towers and fusion, whose queries join the memory of T5's decoder, which writes the answer.
+    """Adapted towers and fusion, whose queries join the memory of a T5 decoder that writes the answer.
 
     With SHERL (flavour T5) the encoder's side memory, extended by the fused states, feeds the last decoder block; the
-    blocks before it run without gradient on the frozen memory of the question. (Image tokens in front of the
-    question would need a gradient through all of the frozen encoder.) With methods that tune the base itself all
-    decoder blocks attend to the question and the fused states.
+    blocks before it run without gradient on the frozen memory of the question. (Image tokens before the question would
+    need a gradient through the whole frozen encoder.) With methods that tune the base itself, all decoder blocks
+    attend to the question and the fused states.
 
     Args:
         image: adapted vision tower; None = blind.
         encoder: :class:`SherlT5Encoder`, or another adapted encoder (``forward(ids) -> Encoded``).
         decoder: :class:`SherlT5Decoder`, or another adapted decoder (``forward(DecoderInput) -> Encoded``).
-        fusion: its queries become memory.
+        fusion: fusion whose queries become memory.
     """
 
     decoder: Any  # SherlT5Decoder, or an adapted decoder
@@ -131,11 +134,11 @@ class AnswerGenerator(nn.Module):
         self.image, self.text, self.decoder, self.fusion = image, encoder, decoder, fusion
         width = decoder.base.token_dim
         self.to_memory = nn.Linear(fusion.width, width)
-        # The decoder is used to memories that an RMS norm has seen.
+        # The decoder expects a memory normalised by an RMS norm.
         self.memory_norm = nn.RMSNorm(width, eps=1e-6)
 
     def memory(self, pixels: Tensor | None, ids: Tensor, owner: Tensor) -> Memory:
-        """What the decoder attends to: ``side`` is [B, L + Q, D], the question's tokens and the fused states."""
+        """The decoder's memory: ``side`` is [B, L + Q, D], the question's tokens and the fused states."""
         text = self.text(ids)
         words = Words(text.side, text.mask) if isinstance(text, Memory) else Words(text.tokens, text.mask)
         image = None if self.image is None else self.image(pixels)
@@ -148,7 +151,7 @@ class AnswerGenerator(nn.Module):
         return Memory(frozen, side, mask, F.pad(mask, (0, fused.shape[1]), value=True))
 
     def decode(self, memory: Memory, start: Tensor) -> Tensor:
-        """Logits [B, T, V] float32 of what follows each of the tokens ``start`` [B, T] int64 (start token first)."""
+        """Logits [B, T, V] float32 of the token after each of ``start`` [B, T] int64 (start token first)."""
         if isinstance(self.decoder, SherlT5Decoder):
             states = self.decoder(start, memory)
         else:
@@ -164,12 +167,12 @@ class AnswerGenerator(nn.Module):
 def beam_search(
     model: AnswerGenerator, memory: Memory, start_id: int, end_id: int, pad_id: int, beams: int, max_tokens: int
 ) -> tuple[Tensor, Tensor]:
-    """The most probable answers. Answers are few tokens, so nothing is cached between steps.
+    """The most probable answers by beam search. Answers are short, so nothing is cached between steps.
 
     Args:
         model: in eval mode.
-        memory: of B questions.
-        beams: K, answers followed and returned for each question.
+        memory: memory of B questions.
+        beams: K, beam size and number of answers returned per question.
         max_tokens: longest answer, end token included.
 
     Returns:
@@ -181,11 +184,11 @@ def beam_search(
     wide = Memory(*parts)
     ids = torch.full((count * beams, 1), start_id, device=device)
     score = torch.full((count, beams), -math.inf, device=device)
-    score[:, 0] = 0.0  # all beams start alike: one of them counts
+    score[:, 0] = 0.0  # all beams start equal: only one counts
     ended = torch.zeros(count * beams, dtype=torch.bool, device=device)
     for _ in range(max_tokens):
         step = model.decode(wide, ids)[:, -1].log_softmax(-1)
-        # An answer that has ended goes on as padding, at no cost.
+        # A finished answer continues as padding, at no cost.
         only_pad = torch.full_like(step[0], -math.inf)
         only_pad[pad_id] = 0.0
         step = torch.where(ended[:, None], only_pad, step)

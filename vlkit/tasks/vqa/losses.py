@@ -1,4 +1,4 @@
-"""Losses of visual question answering: of a classifier over a vocabulary, and of a decoder that writes."""
+"""Losses of visual question answering: for a classifier over a vocabulary, and for a decoder."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def answer_bce(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def answer_softmax(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy against the soft targets as shares, averaged over the questions that have any.
+    """Cross-entropy with the soft targets normalised to sum to 1, averaged over the questions that have targets.
 
     Args:
         logits: [B, A].
-        targets: [B, A] in 0..1; a row of zeros says nothing.
+        targets: [B, A] in 0..1; a row of zeros is ignored.
     """
     total = targets.sum(1)
     per_question = -(targets * logits.log_softmax(1)).sum(1) / total.clamp_min(1e-6)
@@ -30,12 +30,12 @@ def answer_softmax(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def shift_right(targets: Tensor, start_id: int) -> Tensor:
-    """What the decoder reads to predict ``targets`` [B, T]: the start token, then all targets but the last."""
+    """Decoder input to predict ``targets`` [B, T]: the start token, then all targets except the last."""
     return torch.cat([torch.full_like(targets[:, :1], start_id), targets[:, :-1]], dim=1)
 
 
 def token_loss(logits: Tensor, targets: Tensor, pad_id: int) -> Tensor:
-    """Cross-entropy a token, padding left out.
+    """Mean cross-entropy per token, without padding.
 
     Args:
         logits: [B, T, V].

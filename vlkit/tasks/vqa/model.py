@@ -1,4 +1,4 @@
-"""Visual question answering: the model, and what its adapter folder says about it."""
+"""Visual question answering: the model, and its entry in the adapter config."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ HeadOptions = ClassifyOptions | GenerateOptions
 def build_model(
     base: ClipBase, text: TextSide, adapter: MethodOptions, head: HeadOptions, fusion: FusionOptions, answers: int
 ) -> Model:
-    """Put the same adaptation method on both towers, and fusion and answer head behind them.
+    """Apply the same adaptation method to both towers, and add fusion and answer head.
 
     Args:
         base: the loaded base; its vision tower becomes part of the model.
-        text: what reads the questions; its towers become part of the model.
+        text: the side that reads questions; its towers become part of the model.
         adapter: options of one of :data:`vlkit.adapters.ADAPTERS`.
         head: options of one of :data:`vlkit.tasks.vqa.heads.VQA_HEADS`.
         fusion: options of the fusion.
-        answers: size of the vocabulary; of no meaning to a head that writes.
+        answers: size of the vocabulary; ignored by a generating head.
 
     Raises:
         UserError: the method does not fit a tower or the head.
@@ -45,7 +45,7 @@ def build_model(
 
 
 def identity_of(base: ClipBase, text: TextSide, head: HeadOptions) -> dict[str, dict[str, Any]]:
-    """Who the towers of a model are: ``image``, ``text`` and, where the head writes, ``decoder``."""
+    """Identity of a model's towers: ``image``, ``text`` and, for a generating head, ``decoder``."""
     towers = {name: who for name, who in text.identity.items() if name == "text" or isinstance(head, GenerateOptions)}
     return {"image": {**base.identity["image"], "load": base.name}, **towers}
 
@@ -59,7 +59,7 @@ def adapter_config(
     vocabulary: list[str],
     metrics: dict[str, float],
 ) -> dict[str, Any]:
-    """What ``adapter_config.json`` says: everything needed to build this model again on the same bases."""
+    """Content of ``adapter_config.json``: everything needed to rebuild this model on the same bases."""
     return {
         "task": "vqa",
         "base": identity_of(base, text, head),

@@ -1,4 +1,4 @@
-"""Visual question answering as a pipeline: an image and a question to answers with probabilities."""
+"""Pipeline for visual question answering: an image and a question -> answers with probabilities."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from vlkit.tasks.vqa.model import build_model, head_options, identity_of
 
 ImageInput = str | Path | Image.Image
 IMAGES_AT_ONCE = 32
-"""Most images, of several callers, that are answered about together."""
+"""Most images, from several callers, in one batch."""
 
 
 class VqaPipeline:
     """Answers questions about images.
 
-    Safe to call from several threads; what is asked while the model is busy is answered together.
+    Safe to call from several threads; calls that arrive while the model is busy are batched.
 
-    A classifier's probability is its estimate of the answer's VQA accuracy (with ``--head.loss bce`` they need not sum
-    to 1); a decoder's is that of the written text.
+    A classifier's probability estimates the answer's VQA accuracy (with ``--head.loss bce`` they need not sum to 1); a
+    decoder's is that of the written text.
 
     Args:
         answerer: model, bases and device.
-        name: what to call it in messages.
-        metrics: what the adapter's config recorded.
+        name: name used in messages.
+        metrics: the metrics recorded in the adapter's config.
     """
 
     def __init__(self, answerer: Answerer, name: str, metrics: dict[str, float]) -> None:
@@ -47,10 +47,10 @@ class VqaPipeline:
         self._together = Batching(self._answer_groups, IMAGES_AT_ONCE)
 
     def answer(self, image: ImageInput, question: str, k: int = 5) -> Answers:
-        """The k best answers to a question about an image, as (answer, probability), the best first.
+        """The k best answers to a question about an image, as (answer, probability), best first.
 
         Raises:
-            vlkit.data.images.MediaError: a file is no readable image; names it and the reason.
+            vlkit.data.images.MediaError: a file is not a readable image; names it and the reason.
             UserError: the question is blank, or ``k`` is less than 1.
         """
         return self.answers([image], [question], k)[0]
@@ -58,15 +58,15 @@ class VqaPipeline:
     def answers(self, images: Sequence[ImageInput], questions: Sequence[str], k: int = 5) -> list[Answers]:
         """:meth:`answer` for pairs of an image and a question.
 
-        An image that follows itself (the same object or path) is encoded once.
+        Consecutive pairs with the same image (object or path) encode it once.
 
         Raises:
-            ValueError: another number of images than of questions.
+            ValueError: the numbers of images and questions differ.
         """
         if len(images) != len(questions):
-            raise ValueError(f"{len(images)} images and {len(questions)} questions; give one image a question")
+            raise ValueError(f"{len(images)} images and {len(questions)} questions; give one image per question")
         if k < 1:
-            raise UserError(f"k {k}: give the number of answers, 1 or more")
+            raise UserError(f"k={k}: must be at least 1")
         if any(not question.strip() for question in questions):
             raise UserError("the question is blank; ask something")
         warn_of_cut_texts(self.answerer.text, questions, "questions")
@@ -81,7 +81,7 @@ class VqaPipeline:
         return [answers for group in found for answers in group]
 
     def _answer_groups(self, asked: list[tuple[ImageInput, list[str], int]]) -> list[list[Answers]]:
-        """Answers to the questions of each image; how far a decoder looks depends on ``k``, so each has its run."""
+        """Answers to the questions of each image; a decoder's beam size depends on ``k``, so each ``k`` runs alone."""
         found: dict[int, list[Answers]] = {}
         for k in {k for *_, k in asked}:
             rows = [row for row, (*_, own) in enumerate(asked) if own == k]
@@ -102,7 +102,7 @@ def open_adapter(
     base: ClipBase | None = None,
     text_base: TextBase | None = None,
 ) -> VqaPipeline:
-    """Put a saved adapter on its bases; see :func:`vlkit.tasks.load.load`."""
+    """Attach a saved adapter to its bases; see :func:`vlkit.tasks.load.load`."""
     image = config["base"]["image"]
     base = base or load_base(image["load"], image_size=image.get("image_size"))
     text = text_side(config["base"]["text"]["load"], base, text_base)

@@ -1,4 +1,4 @@
-"""Visual question answering: what the rest of vlkit must know about it."""
+"""Visual question answering: its description for the rest of vlkit."""
 
 from __future__ import annotations
 
