@@ -3,7 +3,7 @@
     python demos/app.py                                        # shipped adapters, demo images and clips
     python demos/app.py --model runs/mine runs/other --images IMAGES
 
-It listens on this machine alone; --host 0.0.0.0 opens it to the network, --auth name:password asks who is there.
+It listens on this machine only; --host 0.0.0.0 opens it to the network, --auth name:password requires a login.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Config:
-    """Show what training saved in a web page."""
+    """Try saved adapters in a web page."""
 
     model: list[Path] = field(default_factory=list)
-    """Run or adapter folders, of any tasks; tasks without one use the adapter that comes with the package."""
+    """Run or adapter folders, of any tasks; tasks without one use the adapter shipped in the package."""
     images: Path | None = None
     """Folder of images to search, with its sub-folders; default: the demo images."""
     videos: Path | None = None
     """Folder of videos to search; default: the demo clips."""
     port: int = 7860
-    """Where to listen."""
+    """Port to listen on."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 = every network of this machine."""
     auth: str | None = None
-    """name:password that visitors must give."""
+    """User name and password for visitors, as name:password."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto = CUDA if there is a device."""
+    """Device for the models; auto = CUDA if there is a device."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.port <= 65535:
@@ -62,12 +62,12 @@ class Config:
 def main(config: Config) -> None:
     for talkative in ("httpx", "faiss"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
-    # Uploads and what is shown live here and nowhere else, and go when the demo ends.
+    # Uploads and displayed files are stored only here and deleted when the demo ends.
     with tempfile.TemporaryDirectory(prefix="vlkit-demo-") as folder:
         os.environ |= {
             **{"GRADIO_TEMP_DIR": folder, "GRADIO_EXAMPLES_CACHE": f"{folder}/examples"},
             **{"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"},
-            "MPLBACKEND": "agg",  # or the first request waits for Gradio to try Matplotlib's windows one by one
+            "MPLBACKEND": "agg",  # else the first request waits while Gradio tries Matplotlib's GUI backends
         }
         with drawing_ahead():
             studio = prepare(config)
@@ -75,8 +75,8 @@ def main(config: Config) -> None:
 
 
 def prepare(config: Config) -> Studio:
-    """Load the models, and say what there is to search."""
-    # Here and not above: the album is drawn meanwhile, and Gradio reads its environment when it is imported.
+    """Load the models and set up the folders to search."""
+    # Imported here: the album is drawn meanwhile, and Gradio reads its environment variables on import.
     from tabs.common import Studio
 
     from vlkit.serving import Library, images_in, load_models, videos_in
@@ -91,7 +91,7 @@ def prepare(config: Config) -> Studio:
 
 
 def serve(studio: Studio, config: Config) -> None:
-    """Listen, index in the background, and stop in good order at Ctrl-C or SIGTERM."""
+    """Listen, index in the background, and shut down cleanly on Ctrl-C or SIGTERM."""
     from tabs.page import THREADS, build_page
     from tabs.theme import CSS, theme
 
@@ -111,10 +111,10 @@ def serve(studio: Studio, config: Config) -> None:
 
 
 def open_port(page: Any, config: Config, **options: Any) -> None:
-    """Start to listen in threads of the web server; never a public link.
+    """Start the web server in its own threads, never with a public link.
 
     Raises:
-        UserError: the address or port cannot be had.
+        UserError: the address or port is not available.
     """
     from vlkit.serving.limits import UPLOAD_BYTES
 
@@ -136,7 +136,7 @@ def open_port(page: Any, config: Config, **options: Any) -> None:
             **options,
         )
     except OSError:
-        raise UserError(f"--port {config.port}: cannot listen there on {config.host}; choose another --port") from None
+        raise UserError(f"--port {config.port}: cannot listen on {config.host}; choose another --port") from None
     Console().print(f"the demo is at http://{config.host}:{config.port}")
 
 

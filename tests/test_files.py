@@ -37,8 +37,8 @@ def test_byte_order_marks_are_no_text(tmp_path: Path, encoding: str) -> None:
         (b"\xff\xfea", "x.json: not UTF-8 text"),
         (b"\xe4", "x.json: not UTF-8 text"),
         (b'{"a": 1,\n}', "x.json: line 2: not valid JSON"),
-        (b"[" * 100_000, "x.json: .*nested too deeply"),
-        (b"9" * 5000, "x.json: not JSON that can be read"),
+        (b"[" * 100_000, "x.json: .*nesting too deep"),
+        (b"9" * 5000, "x.json: not readable JSON"),
         (None, "x.json: no such file; is this the right file"),
     ],
 )

@@ -14,7 +14,7 @@ class UserError(Exception):
 
 
 class NothingThereError(UserError):
-    """A folder exists and holds none of the files that are looked for; an index of it is then empty."""
+    """A folder exists but contains none of the files searched for; its index is then empty."""
 
 
 def some(names: Sequence[object], limit: int = 5) -> str:

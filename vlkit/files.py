@@ -19,8 +19,8 @@ from vlkit.errors import UserError
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success flush it to disk and rename it into place.
 
-    A reader, or a process killed at any moment, sees the old file or the new one, never a part. The parent folder is
-    made if missing. If the body raises, the temporary file is removed and ``path`` is untouched.
+    Readers see the old file or the new one, never a partial file, even if the process is killed. A missing parent
+    folder is created. If the body raises, the temporary file is removed and ``path`` is untouched.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,8 +53,8 @@ def _umask() -> int:
 def write_text(path: str | Path, text: str) -> None:
     """Write ``text`` (UTF-8) to ``path`` in one step (:func:`whole_file`).
 
-    What UTF-8 cannot hold, such as the bytes of a file name that is not UTF-8, is written as ``\\udce9``. JSON and YAML
-    read that back as the same name.
+    Characters that UTF-8 cannot encode, such as the bytes of a non-UTF-8 file name, are written as ``\\udce9``; JSON
+    and YAML read them back unchanged.
     """
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -66,17 +66,17 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_text(path: str | Path, fix: str = "is this the right file?") -> str:
-    """The text of a file that a user gave: the one way to read CSV, TSV, TXT, JSON and JSONL.
+    """Read a text file from the user; used for all CSV, TSV, TXT, JSON and JSONL files.
 
-    UTF-8 with or without a byte order mark; UTF-16 (what some spreadsheets and shells write) where a byte order mark
-    says so. Line ends stay as they are.
+    Accepts UTF-8 with or without a byte order mark, and UTF-16 with one, which some spreadsheets and shells write. Line
+    endings are kept.
 
     Args:
         path: the file.
-        fix: how to fix it, the end of the message where there is no such file or it cannot be read.
+        fix: advice that ends the error message if the file is missing or unreadable.
 
     Raises:
-        UserError: the file is missing, a folder, cannot be opened, or is no such text; the message names it.
+        UserError: the file is missing, is a folder, cannot be opened, or is not UTF-8 or UTF-16; the message names it.
     """
     try:
         content = Path(path).read_bytes()
@@ -90,10 +90,10 @@ def read_text(path: str | Path, fix: str = "is this the right file?") -> str:
 
 
 def decode_text(content: bytes, where: str | Path) -> str:
-    """The text of ``content`` without its byte order mark; see :func:`read_text`.
+    """Decode ``content`` without its byte order mark; see :func:`read_text`.
 
     Raises:
-        UserError: it is neither UTF-8 nor UTF-16 with a byte order mark; the message begins with ``where``.
+        UserError: ``content`` is neither UTF-8 nor UTF-16 with a byte order mark; the message begins with ``where``.
     """
     utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
@@ -113,16 +113,16 @@ def read_json(path: str | Path, fix: str = "is this the right file?") -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         reason = f"line {error.lineno}: not valid JSON ({error.msg})"
-    except (ValueError, RecursionError):  # a number of thousands of digits, brackets in thousands of brackets
-        reason = "not JSON that can be read (a number too long, or nested too deeply)"
+    except (ValueError, RecursionError):  # numbers with thousands of digits, or thousands of nested brackets
+        reason = "not readable JSON (a number is too long, or the nesting too deep)"
     raise UserError(f"{path}: {reason}; is the file complete?")
 
 
 def cache_folder() -> Path:
-    """Where vlkit keeps what it can make again: $VLKIT_CACHE, else $XDG_CACHE_HOME/vlkit, else ~/.cache/vlkit.
+    """Folder for files that vlkit can recreate: $VLKIT_CACHE, else $XDG_CACHE_HOME/vlkit, else ~/.cache/vlkit.
 
     Raises:
-        UserError: none of them is known, as for a user id without an entry in a container.
+        UserError: no such folder is known, for example for a container user without a home folder.
     """
     if os.environ.get("VLKIT_CACHE"):
         return Path(os.environ["VLKIT_CACHE"])

@@ -1,1 +1,1 @@
-"""The tabs of the web demo: layout and words. What they show is computed by :mod:`vlkit.serving` and the pipelines."""
+"""The tabs of the web demo: layout and text. :mod:`vlkit.serving` and the pipelines compute the results."""

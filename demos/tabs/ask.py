@@ -29,7 +29,7 @@ MOST_ANSWERS = 10
 def build(studio: Studio) -> None:
     """Lay out the tab; call it within a ``gr.Tab``."""
     models = studio.models.by_task.get("vqa", {})
-    lead("Ask a question about an image. A bar is the model's probability of one answer; each is judged by itself.")
+    lead("Ask a question about an image. Each bar is the model's probability of one answer, scored independently.")
     if not models:
         no_model("vqa", "questions")
         return
@@ -41,7 +41,7 @@ def build(studio: Studio) -> None:
             count = gr.Slider(1, MOST_ANSWERS, value=5, step=1, label="Answers", visible=False)
             button = gr.Button("Ask", variant="primary", elem_id="ask-button")
             result = gr.HTML(elem_id="ask-result")
-    # Another question of each image's four or five: they come in order of their kind.
+    # A different question number for each image, because each image's questions are sorted by kind.
     rows = [
         [str(studio.album.plain / entry.name), entry.questions[number % len(entry.questions)][0]]
         for number, entry in enumerate(studio.album.about_plain)

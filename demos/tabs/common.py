@@ -1,4 +1,4 @@
-"""What the tabs share: the state of the app, errors as sentences, endpoints, the image input and bars."""
+"""Shared code of the tabs: the app's state, error messages, endpoints, the image input and bars."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ TRAIN = {
     "grounding": "python tasks/grounding/train.py --output runs/grounding",
     "video_retrieval": "python tasks/video_retrieval/train.py --output runs/video",
 }
-"""How to get a model for a tab that has none."""
+"""Training command for a tab without a model."""
 
 
 @dataclass
 class Studio:
-    """What the tabs work on.
+    """State shared by the tabs.
 
     Attributes:
         models: the loaded adapters.
         library: the images to search.
         clips: the videos to search; None without a model for them.
-        album: the demo images and clips, with what is known of them: examples to click.
+        album: the demo images and clips with their annotations, used as examples.
         own_images, own_videos: whether they are the user's folders instead of the album's.
         about: bases, adapters, device and precision.
     """
@@ -64,7 +64,7 @@ with mock.patch("gradio.component_meta.create_or_modify_pyi"):
         is_template = True
 
         def preprocess(self, payload: Any) -> Image.Image | None:
-            """What is wrong with a file is told in a sentence; Gradio would decode it and answer with a traceback."""
+            """Report a bad file in one sentence; Gradio itself would decode it and show a traceback."""
             return None if payload is None else told(open_upload)(payload.path, payload.orig_name or "")
 
 
@@ -74,7 +74,7 @@ def image_input(label: str, **options: Any) -> ImageInput:
 
 
 def told(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let errors of a handler appear as a sentence in the page: ours as they are, others named and logged."""
+    """Show a handler's errors as one sentence in the page: user errors unchanged, others logged and reported."""
     if inspect.isgeneratorfunction(function):
 
         @functools.wraps(function)
@@ -102,22 +102,22 @@ def _sentence(error: Exception) -> gr.Error:
     if isinstance(error, UserError | MediaError):
         return gr.Error(as_html(str(error), quote=False), duration=None, print_exception=False)
     log.error("a request failed", exc_info=error)
-    return gr.Error("This request failed; the log of the server says why.", duration=None, print_exception=False)
+    return gr.Error("This request failed; see the server log for the reason.", duration=None, print_exception=False)
 
 
 def as_html(text: str, quote: bool = True) -> str:
-    """A text of a user, or one that quotes it, as HTML that shows it character by character.
+    """Escape a text that contains user input, so that HTML shows it character by character.
 
-    File names, queries, answers and names of models go through here, and never into ``gr.Markdown``.
+    File names, queries, answers and model names pass through here and never enter ``gr.Markdown``.
 
     Args:
-        quote: escape quotation marks, too; only attributes need it.
+        quote: also escape quotation marks; only attributes need it.
     """
     return html.escape(visible(text), quote=quote)
 
 
 def endpoint(name: str, function: Callable[..., Any], inputs: list[Any], **options: Any) -> None:
-    """Offer ``function`` to programs as ``/name``; it answers with JSON. The page itself does not show it."""
+    """Offer ``function`` as the API endpoint ``/name``, which returns JSON; the page does not show it."""
     trigger, answer = gr.Button(visible=False), gr.JSON(visible=False, label="answer")
     trigger.click(told(function), inputs, answer, api_name=name, **options)
 
@@ -125,7 +125,7 @@ def endpoint(name: str, function: Callable[..., Any], inputs: list[Any], **optio
 def on_page(
     events: Iterable[Any], function: Callable[..., Any], inputs: list[Any], outputs: list[Any], **options: Any
 ) -> Any:
-    """Run ``function`` on any of these events of the page; programs have :func:`endpoint`."""
+    """Run ``function`` on any of these page events; the API uses :func:`endpoint` instead."""
     return gr.on(list(events), told(function), inputs, outputs, api_visibility="private", **options)
 
 
@@ -137,7 +137,7 @@ def on_example(
 
 
 def picker(models: dict[str, Any]) -> gr.Dropdown:
-    """A choice among models, shown only if there is one to make."""
+    """A choice of model, shown only if there are several."""
     names = list(models)
     return gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1, interactive=True)
 
@@ -149,7 +149,7 @@ def chosen(models: dict[str, Any], name: str | None) -> Any:
         UserError: there is none of that name.
     """
     if name and name not in models:
-        raise UserError(f"There is no model {name!r} here; these are loaded: {', '.join(models)}.")
+        raise UserError(f"There is no model {name!r}; the loaded models are {', '.join(models)}.")
     return models[name or next(iter(models))]
 
 
@@ -165,7 +165,7 @@ def no_model(task: str, what: str) -> None:
 
 
 def status_of(library: Library, what: str, notes: list[str] | None = None) -> str:
-    """HTML of what can be found, and a progress bar while the folder is being indexed.
+    """HTML with the number of searchable items, and a progress bar while the folder is being indexed.
 
     Args:
         what: what the folder holds, in the plural.
@@ -198,7 +198,7 @@ def show_progress(library: Library, status: gr.HTML, say: Callable[..., str], in
 
 
 def lead(text: str) -> None:
-    """The line that says what a tab does."""
+    """The line that describes a tab."""
     gr.Markdown(text, elem_classes="lead")
 
 
@@ -209,7 +209,7 @@ def bars(
 
     Args:
         rows: (name, share of the full width, 0 to 1).
-        shown: share -> what is written beside it.
+        shown: share -> the text beside the bar.
         colours: of the rows, as CSS; default the accent.
         label: what the list is, for screen readers.
     """

@@ -1,4 +1,4 @@
-"""Ground: the box of what a phrase means, drawn on the image, with the runners-up."""
+"""Ground: the box of the object that a phrase describes, drawn on the image, with other candidates."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Scored = list[tuple[list[float], float]]
 def build(studio: Studio) -> None:
     """Lay out the tab; call it within a ``gr.Tab``."""
     models = studio.models.by_task.get("grounding", {})
-    lead("Name a thing in the image; the model draws a box around it.")
+    lead("Describe an object in the image; the model draws a box around it.")
     if not models:
         no_model("grounding", "grounding")
         return
@@ -48,7 +48,7 @@ def build(studio: Studio) -> None:
             ready = gr.Radio(
                 [], label="Phrases for this image: click one, or edit it above", visible=False, elem_id="ground-ready"
             )
-            count = gr.Slider(1, MOST_BOXES, value=3, step=1, label="Candidates, at most")
+            count = gr.Slider(1, MOST_BOXES, value=3, step=1, label="Maximum number of candidates")
             model = picker(models)
             button = gr.Button("Find it", variant="primary", elem_id="ground-button")
         with gr.Column():
@@ -59,7 +59,7 @@ def build(studio: Studio) -> None:
     rows = [[str(studio.album.images / entry.name), entry.phrases[0][0]] for entry in shown(studio)]
     examples = gr.Examples(rows, [image, phrase], api_visibility="private", label="Try, then edit the phrase")
     gr.Markdown(
-        "The examples are test images, which the shipped adapter was not trained on, taken as they come: it gets "
+        "The examples are unselected test images that the shipped adapter was not trained on; it gets "
         "some of them wrong.",
         elem_classes="lead",
     )
@@ -79,7 +79,7 @@ def build(studio: Studio) -> None:
         return gr.Image(drawn, alt_text=alt), table(found)
 
     def offer(image: Image.Image | None, phrase: str) -> gr.Radio:
-        """Phrases of a demo image; of any other none are known."""
+        """Phrases of a demo image; none for other images."""
         phrases = known.get(hashlib.sha256(image.tobytes()).hexdigest(), []) if image else []
         value = phrase if phrase in phrases else None
         return gr.Radio(phrases, value=value, visible=bool(phrases))
@@ -87,7 +87,7 @@ def build(studio: Studio) -> None:
     def ground(
         image: Image.Image | None, phrase: str, count: int = 3, model: str | None = None
     ) -> list[dict[str, Any]]:
-        """Boxes of what a phrase means: [{"box": [x1, y1, x2, y2] in pixels, "score"}], best first."""
+        """Boxes of the object that a phrase describes: [{"box": [x1, y1, x2, y2] in pixels, "score"}], best first."""
         return [{"box": box, "score": score} for box, score in boxes(image, phrase, count, model)]
 
     inputs = [image, phrase, count, model]
@@ -107,7 +107,7 @@ def shown(studio: Studio) -> list[AlbumImage]:
 
 
 def digest(path: Path) -> str:
-    """Hash of an image's pixels, by which it is known again."""
+    """Hash of an image's pixels, to recognise it."""
     return hashlib.sha256(open_image(path).tobytes()).hexdigest()
 
 
@@ -121,6 +121,6 @@ def table(found: Scored) -> str:
     return (
         '<table class="boxes"><caption>Candidates, best first</caption><thead><tr><th scope="col">No.</th>'
         '<th scope="col">Score</th><th scope="col">x in pixels</th><th scope="col">y in pixels</th></tr></thead>'
-        f'<tbody>{rows}</tbody></table><p class="lead">The first score is the overlap with the right box that the '
-        "model expects. A runner-up has the share of it that its place is hot beside the hottest.</p>"
+        f'<tbody>{rows}</tbody></table><p class="lead">The first score is the overlap (IoU) with the correct box '
+        "that the model predicts. The others are scaled by their value in the heat map, relative to its maximum.</p>"
     )

@@ -1,4 +1,4 @@
-"""Memory: what SHERL, LoRA and full fine-tuning need for a base and a batch size, and whether a GPU has that much."""
+"""Memory: how much SHERL, LoRA and full fine-tuning need for a base and a batch size, and whether it fits on a GPU."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from vlkit.serving.memory import BASES, METHODS, Need, memory_needs
 
 GIB, MOST_PAIRS = 2**30, 1024
 GPUS = [4, 6, 8, 12, 16, 24, 32, 48, 80, 141]
-PARTS = ["parameters and optimizer", "kept for backward", "everything else at the peak"]
+PARTS = ["parameters and optimizer", "saved activations", "everything else at the peak"]
 
 
 def build(studio: Studio, tab: gr.Tab) -> None:
-    """Lay out the tab; call it within ``tab``, which shows what the base at the top needs as soon as it is opened."""
-    lead("What one training step needs, predicted without loading the model (contrastive, both towers, float32).")
+    """Lay out the tab; call it within ``tab``, which shows the prediction for the first base when it is opened."""
+    lead("Memory of one training step, predicted without loading the model (contrastive loss, both towers, float32).")
     with gr.Row():
         base = gr.Dropdown(list(BASES), value=BASES[0], label="Base", elem_id="memory-base")
-        size = gr.Slider(1, MOST_PAIRS, value=64, step=1, label="Pairs a step", elem_id="memory-size")
+        size = gr.Slider(1, MOST_PAIRS, value=64, step=1, label="Pairs per step", elem_id="memory-size")
         gpu = gr.Dropdown([(f"{n} GB", n) for n in GPUS], value=8, label="My GPU", elem_id="memory-gpu")
     button = gr.Button("Predict", variant="primary", elem_id="memory-button")
     result = gr.HTML(elem_id="memory-result")
@@ -36,13 +36,13 @@ def build(studio: Studio, tab: gr.Tab) -> None:
 
     def predicted(base: str, size: float, gpu: float) -> Iterator[Need]:
         if base not in BASES:
-            raise UserError(f"The base must be one of {', '.join(BASES)}; tasks/memory.py --estimate takes any.")
+            raise UserError(f"The base must be one of {', '.join(BASES)}; tasks/memory.py --estimate accepts any.")
         gigabytes = check_count(gpu, "GPU memory in GB", 1024)
         return memory_needs(base, check_count(size, "number of pairs", MOST_PAIRS), gigabytes * GIB)
 
     def show(base: str, size: float, gpu: float) -> Iterator[str]:
         needs: list[Need] = []
-        yield f'<p role="status">Predicting {", ".join(METHODS)}: up to half a minute for a base that is new here …</p>'
+        yield f'<p role="status">Predicting {", ".join(METHODS)}: up to half a minute for a new base …</p>'
         for need in predicted(base, size, gpu):
             needs.append(need)
             yield chart(needs, int(gpu), waiting=list(METHODS)[len(needs) :])
@@ -51,7 +51,7 @@ def build(studio: Studio, tab: gr.Tab) -> None:
         """What each method needs in bytes, the largest batch that fits, and whether this one does."""
         return [asdict(need) for need in predicted(base, pairs, gpu_gb)]
 
-    # One prediction at a time: searches of other visitors go on beside it.
+    # One prediction at a time, so that other visitors can search meanwhile.
     limits = {"concurrency_limit": 1, "concurrency_id": "memory"}
     on_page([button.click, tab.select], show, [base, size, gpu], [result], **limits)
     on_example(examples, show, [base, size, gpu], [result], **limits)
@@ -59,10 +59,10 @@ def build(studio: Studio, tab: gr.Tab) -> None:
 
 
 def chart(needs: list[Need], gpu: int, waiting: list[str]) -> str:
-    """HTML of a stacked bar a method, the GPU's memory as a line, and the answer in words."""
+    """HTML of one stacked bar per method, the GPU's memory as a line, and the answer in words."""
     widest = max(*(need.total for need in needs), gpu * GIB) * 1.02
     fitting = [need.method for need in needs if need.fits]
-    answer = f"On a GPU of {gpu} GB " + (f"this fits: {', '.join(fitting)}." if fitting else "nothing of this fits.")
+    answer = f"On a GPU of {gpu} GB " + (f"this fits: {', '.join(fitting)}." if fitting else "none of these fits.")
     items = []
     for need in needs:
         parts = (need.parameters, need.kept, max(0, need.total - need.parameters - need.kept))
@@ -89,5 +89,5 @@ def _size(count: int) -> str:
 
 
 def _round(count: int | None) -> str:
-    """Two digits: the rest is not known."""
+    """Round to two digits, the precision of the prediction."""
     return f"{float(f'{count or 0:.2g}'):,.0f}"

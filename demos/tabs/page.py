@@ -11,7 +11,7 @@ from tabs.common import Studio, as_html, endpoint
 
 TABS = {"Search": search, "Video search": video, "Ask": ask, "Ground": ground, "Memory": memory}
 QUEUE, THREADS = 128, 32
-"""Requests that may wait, and that may run, at the same time."""
+"""Maximum number of requests that wait, and that run, at the same time."""
 
 
 def build_page(studio: Studio) -> gr.Blocks:

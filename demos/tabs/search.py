@@ -1,4 +1,4 @@
-"""Search: words or an image to images, and an image to words, with every loaded model side by side."""
+"""Search: images by text or by image, and captions by image, with all loaded models side by side."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ QUERIES = ["people outdoors", "food on a table", "an animal", "a street at night
 
 def build(studio: Studio) -> None:
     """Lay out the tab; call it within a ``gr.Tab``."""
-    lead("Find images by words or by another image, or let the model choose among captions.")
+    lead("Find images by text or by another image, or rank captions for an image.")
     added = gr.State(AddedImages(), time_to_live=3600)
     names = list(studio.models.adapters)
     with gr.Tabs():
@@ -64,11 +64,11 @@ def build(studio: Studio) -> None:
             with gr.Column():
                 image_examples = gr.Examples(_images(studio), image, api_visibility="private", label="Try")
                 by_image = gr.Button("Search", variant="primary", elem_id="search-image-button")
-        with gr.Tab("Image to words") as captions_tab:
+        with gr.Tab("Image to text") as captions_tab:
             _build_words(studio)
     with gr.Column() as results:
         before = gr.Checkbox(
-            False, label="Before / after: show the base without adapter, too", elem_id="before-after", container=False
+            False, label="Before / after: also show the base without adapter", elem_id="before-after", container=False
         )
         with gr.Row():
             galleries = [_gallery(name) for name in studio.models.retrieval]
@@ -107,7 +107,7 @@ def build(studio: Studio) -> None:
         return _answer(find(studio, check_text(text, "query"), count, _one(studio, model)))
 
     def search_by_picture(image: Image.Image | None, count: int = 6, model: str | None = None) -> dict[str, Any]:
-        """Images like an image; answers as search does."""
+        """Images like an image; same format as search."""
         return _answer(find(studio, given(image), count, _one(studio, model)))
 
     endpoint("search", search, [text, count, model], concurrency_limit=16)
@@ -153,7 +153,7 @@ def _build_words(studio: Studio) -> None:
     with gr.Row():
         image = image_input("Image to describe", height=240, elem_id="words-image")
         with gr.Column():
-            texts = gr.Textbox("\n".join(captions), label="Captions to choose among, one a line", lines=6, max_lines=6)
+            texts = gr.Textbox("\n".join(captions), label="Captions to rank, one per line", lines=6, max_lines=6)
             model = picker(studio.models.retrieval)
             button = gr.Button("Choose captions", variant="primary", elem_id="words-button")
     result = gr.HTML(elem_id="words-result")
@@ -162,7 +162,7 @@ def _build_words(studio: Studio) -> None:
     def ranked(image: Image.Image | None, texts: str, model: str | None) -> list[tuple[str, float]]:
         lines = [line.strip() for line in (texts or "").splitlines() if line.strip()]
         if not lines or len(lines) > MOST_TEXTS:
-            raise UserError(f"Give 1 to {MOST_TEXTS} captions, one a line.")
+            raise UserError(f"Give 1 to {MOST_TEXTS} captions, one per line.")
         lines = [check_text(line, "caption") for line in lines]
         return rank_texts(studio.models.retrieval[next(iter(_one(studio, model)))], given(image), lines)
 
@@ -170,7 +170,7 @@ def _build_words(studio: Studio) -> None:
         return bars(ranked(image, texts, model)[:5], lambda score: f"{score:.3f}", label="Captions, best first")
 
     def choose_captions(image: Image.Image | None, texts: str, model: str | None = None) -> list[dict[str, Any]]:
-        """Captions (one a line) for an image: [{"text", "score"}], best first."""
+        """Captions (one per line) for an image: [{"text", "score"}], best first."""
         return [{"text": text, "score": score} for text, score in ranked(image, texts, model)]
 
     on_page([button.click], show, [image, texts, model], [result])
@@ -182,7 +182,7 @@ def _build_adding(studio: Studio, added: gr.State, status: gr.HTML) -> None:
     with gr.Accordion("Add your own images", open=False):
         files = gr.File(label="Images", file_count="multiple", type="filepath", height=140, elem_id="add-files")
         gr.Markdown(
-            "They are kept in memory for your visit, found by your searches alone, and forgotten afterwards.",
+            "They are kept in memory during your visit, found only by your searches, and deleted afterwards.",
             elem_classes="lead",
         )
 
@@ -227,7 +227,7 @@ def _answer(rows: dict[str, list[Found]]) -> dict[str, Any]:
 def _one(studio: Studio, model: str | None) -> list[str]:
     names = list(studio.models.retrieval)
     if model and model not in names:
-        raise UserError(f"There is no model {model!r} here; these are loaded: {', '.join(names)}.")
+        raise UserError(f"There is no model {model!r}; the loaded models are {', '.join(names)}.")
     return [model or names[0]]
 
 

@@ -1,4 +1,4 @@
-"""How the demo looks. System fonts and no outside files: it works without a network."""
+"""The demo's theme. It uses system fonts and no external files, so it works offline."""
 
 from __future__ import annotations
 

@@ -102,12 +102,12 @@ def build(studio: Studio) -> None:
 
 
 def _example(clip: AlbumClip) -> str:
-    """Its most detailed sentence that Gradio shows whole, else the plainest."""
+    """The clip's most detailed sentence that Gradio shows in full, else the plainest."""
     return next((text for text in reversed(clip.captions) if len(text) <= SHOWN_CHARACTERS), clip.captions[0])
 
 
 def play(clip: FoundClip) -> gr.Video:
-    """The player with that moment, cut out once and kept while the demo runs."""
+    """The player with that moment, cut out once and cached while the demo runs."""
     name = hashlib.sha256(os.fsencode(f"{clip.path}|{clip.start}|{clip.end}")).hexdigest()[:24]
     path = Path(os.environ["GRADIO_TEMP_DIR"]) / "clips" / f"{name}.mp4"
     if not path.exists():

@@ -186,7 +186,7 @@ def test_split_without_any_image_is_left_out_and_noted(karpathy, tmp_path):
     ("content", "message"),
     [
         ("{", "line 1"),
-        ([{"caption": "a"}], "name says no split"),
+        ([{"caption": "a"}], "name contains no split"),
         ({"images": [{"sentences": [], "split": "train"}]}, r'images\[0\]: field "filename" is missing'),
         ({"images": [{"sentences": [], "split": "dev", "filename": "a"}]}, 'field "split" is "dev"'),
         (

@@ -123,7 +123,7 @@ def test_files_that_do_not_belong_together(tmp_path: Path):
     everything = write(tmp_path, "val_all_questions.json", {"01": question()})
     with pytest.raises(UserError, match=r'split "val" comes from val_balanced_questions\.json too'):
         gqa.read([balanced, everything])
-    with pytest.raises(UserError, match="name says no split"):
+    with pytest.raises(UserError, match="name contains no split"):
         gqa.read([write(tmp_path, "mine.json", {"01": question()})])
 
 

@@ -224,7 +224,7 @@ def test_test_sentence_that_is_no_caption_is_noted(official: Path) -> None:
         (lambda d: d["videos"][2].update({"end time": "9"}), r'videos\[2\]: field "end time" is not of type'),
         (lambda d: d["videos"][2].update({"end time": 1}), r'videos\[2\]: field "end time" is 1, not after'),
         (lambda d: d["videos"][2].pop("start time"), r'videos\[2\]: field "start time" is missing'),
-        (lambda d: d["videos"][2].update(video_id="video1"), r'videos\[2\]: .*"video1" stands there twice'),
+        (lambda d: d["videos"][2].update(video_id="video1"), r'videos\[2\]: .*"video1" occurs twice'),
         (lambda d: d["sentences"][5].pop("caption"), r'sentences\[5\]: field "caption" is missing'),
         (lambda d: d["sentences"][5].update(video_id="video77"), r'sentences\[5\]: .*no video "video77"'),
     ],
@@ -386,7 +386,7 @@ def test_wrong_msvd_captions_are_named(clips: Path, content: object, message: st
 
 def test_msvd_lists_that_are_missing_or_overlap(clips: Path, tmp_path: Path) -> None:
     (clips / "test_list.txt").write_text(f"{IDS[2]}\n{IDS[0]}\n")
-    with pytest.raises(UserError, match=r"test_list.txt:2: .* stands in train_list.txt:1 too"):
+    with pytest.raises(UserError, match=r"test_list.txt:2: .* is in train_list.txt:1 too"):
         msvd.read(clips)
     with pytest.raises(UserError, match="--lists"):
         msvd.read(clips, tmp_path)

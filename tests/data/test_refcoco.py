@@ -259,7 +259,7 @@ def test_mdetr_files_must_be_of_one_dataset_and_say_their_split(tmp_path: Path) 
         refcoco.read_mdetr(paths[:2])
     with pytest.raises(UserError, match='split "val" comes from'):
         refcoco.read_mdetr([paths[0], paths[2]])
-    with pytest.raises(UserError, match="its name says no split"):
+    with pytest.raises(UserError, match="its name contains no split"):
         refcoco.read_mdetr([paths[3]])
 
 

@@ -33,7 +33,7 @@ def test_every_other_ending_is_counted_by_name(tmp_path):
     touch(tmp_path, "a.jpg", "b.HEIC", "c.heic", "d.avi", "e.txt", "README", "f.CR2", "x.jpg.part")
     note = find_media(tmp_path, "images", beside=(".txt",)).note()
     assert note == (
-        "passed over: 1 .cr2 (not supported; convert to JPEG or PNG), 2 .heic (not supported; convert to JPEG or PNG), "
+        "skipped: 1 .cr2 (not supported; convert to JPEG or PNG), 2 .heic (not supported; convert to JPEG or PNG), "
         "1 without an ending, 1 .avi, 1 .part"
     )
     assert find_media(tmp_path, "videos").names == ["d.avi"]
@@ -55,7 +55,7 @@ def test_hidden_files_and_thumbnail_folders_are_passed_over_and_named(tmp_path):
     assert found.names == ["a.jpg", "x/c.jpg"]
     assert found.causes == {
         "hidden": ["._a.jpg", ".cache"],
-        "folders of thumbnails or copies": ["#recycle", "@eaDir", "__MACOSX", "x/Thumbnails"],
+        "thumbnail or system folders": ["#recycle", "@eaDir", "__MACOSX", "x/Thumbnails"],
     }
     assert "2 hidden (._a.jpg, .cache)" in found.note()
     # The given folder may have any name.
@@ -80,7 +80,7 @@ def test_links_are_followed_once_and_loops_end(tmp_path):
     found = find_media(root, "images")
     assert found.names == ["far/b.jpg", "far/c/d.jpg", "file.jpg", "kept/s.jpg", "own/a.jpg"]
     assert found.causes["broken links"] == ["gone.jpg", "self.jpg"]
-    assert found.causes["links to a folder that holds this one"] == ["up"]
+    assert found.causes["links to a parent folder"] == ["up"]
     linked = tmp_path / "link"
     linked.symlink_to(root)
     assert find_media(linked, "images").names == found.names
@@ -117,7 +117,7 @@ def test_what_is_no_file_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "folder.jpg").mkdir()
     found = find_media(tmp_path, "images")
-    assert found.names == ["a.jpg"] and found.causes == {"that are no files": ["pipe.jpg"]}
+    assert found.names == ["a.jpg"] and found.causes == {"that are not regular files": ["pipe.jpg"]}
 
 
 def test_own_folders_follow_the_same_rule(tmp_path):
@@ -125,5 +125,5 @@ def test_own_folders_follow_the_same_rule(tmp_path):
     (tmp_path / "a.txt").write_text("a dog\n")
     source = own_folder.read(tmp_path, val=0, test=0)
     assert [record["image"] for record in source.splits["train"]] == ["a.jpg"]
-    (note,) = [note for note in source.notes if note.startswith("passed over")]
+    (note,) = [note for note in source.notes if note.startswith("skipped: ")]
     assert "1 .heic (not supported" in note and "@eaDir" in note and ".hidden" in note and ".txt" not in note

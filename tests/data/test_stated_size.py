@@ -47,9 +47,9 @@ def test_records_of_the_same_size_or_none_come_back_as_they_are():
         ((640, 480), (480, 640), "transposed"),
         ((640, 480), (240, 320), "transposed"),
         ((97, 96), (96, 97), "transposed"),
-        ((640, 480), (480, 480), "not the same image"),
-        ((640, 480), (224, 224), "not the same image"),
-        ((640, 480), (640, 420), "not the same image"),
+        ((640, 480), (480, 480), "not a resized copy of the same image"),
+        ((640, 480), (224, 224), "not a resized copy of the same image"),
+        ((640, 480), (640, 420), "not a resized copy of the same image"),
     ],
 )
 def test_sizes_that_cannot_be_one_image_are_named(stated, size, problem):

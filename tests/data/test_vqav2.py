@@ -195,7 +195,7 @@ def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="annotations without questions"):
         vqav2.read(asked, [*answered, *val[1]])
     nameless = write(tmp_path, "mine.json", {**questions(), "data_subtype": None})
-    with pytest.raises(UserError, match='field "data_subtype" names no split'):
+    with pytest.raises(UserError, match='neither field "data_subtype" nor the file name gives a split'):
         vqav2.read([nameless], answered)
 
 

@@ -135,7 +135,7 @@ def test_a_image_is_uploaded_searched_described_and_added(page, shots: Path, tmp
     assert "fake.jpg: cannot be used as an image (not an image)" in page.locator("#index-status").inner_text()
     page.screenshot(path=shots / "search_by_picture.png", full_page=True)
 
-    page.get_by_role("tab", name="Image to words").click()
+    page.get_by_role("tab", name="Image to text").click()
     page.locator("#words-image input[type=file]").set_input_files(image)
     page.locator("#words-image img").wait_for()
     page.locator("textarea").filter(visible=True).first.fill(f"a green bus\n{QUERY}\na cat on a hat")

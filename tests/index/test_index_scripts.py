@@ -165,7 +165,7 @@ def test_what_is_passed_over_in_a_folder_is_said(media, tmp_path, capsys):
     put(folder, media, "a")
     index(media, folder, to)
     said = capsys.readouterr().out
-    assert "note: passed over: " in said and heic in said
+    assert "note: skipped: " in said and heic in said
     assert "1 .txt" in said and "1 hidden (.hidden)" in said and "@eaDir" in said
     assert [item.id.split("#")[0] for item in VectorIndex.open(to).items] == [f"a{SUFFIX[media]}"]
 

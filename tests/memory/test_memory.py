@@ -1,4 +1,4 @@
-"""Bytes kept for backward, peaks, predictions and the table of methods."""
+"""Bytes of saved activations, peaks, predictions and the table of methods."""
 
 from __future__ import annotations
 

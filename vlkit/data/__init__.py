@@ -1,1 +1,1 @@
-"""Prepared datasets, media files and what turns them into batches. Nothing here knows a model."""
+"""Prepared datasets and media files, and the code that turns them into batches. Nothing here depends on a model."""

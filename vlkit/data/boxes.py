@@ -1,8 +1,8 @@
-"""Boxes of records: their geometry, and the size of the image that they were drawn on.
+"""Boxes of records: their geometry, and the size of the annotated image.
 
-A box is absolute ``x1, y1, x2, y2`` pixels, of the image that was annotated. A record states its size as ``width`` and
-``height``; without them it is that of the file. Where the file is a resized copy, boxes are scaled with it. Every
-reader of boxes goes through :func:`in_file_pixels`.
+A box is ``x1, y1, x2, y2`` in absolute pixels of the annotated image. A record states that image's size as ``width``
+and ``height``; without them, the size of the file is assumed. If the file is a resized copy, the boxes are scaled.
+Every reader of boxes calls :func:`in_file_pixels`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from vlkit.errors import UserError
 
 Record = dict[str, Any]
 BOX_SLACK = 1.0
-"""Pixels that a box may lie outside its image: annotated ones end up to a rounding step there."""
+"""Pixels by which a box may exceed its image; annotated boxes do so because of rounding."""
 SIZE_SLACK = 1.0
-"""Pixels that each side of a resized copy may differ from the exact scale: sides are whole numbers."""
+"""Pixels by which each side of a resized copy may differ from the exact scale, because sides are whole numbers."""
 
 
 def stated_size(record: Record) -> tuple[float, float] | None:
-    """Width and height in pixels of the image that a record's boxes were drawn on; None if it does not state both."""
+    """Width and height in pixels of the annotated image; None if the record does not state both."""
     width, height = record.get("width"), record.get("height")
     return None if width is None or height is None else (width, height)
 
@@ -37,7 +37,7 @@ def corners_of(bbox: list[float]) -> list[float]:
 
 
 def box_problem(box: list[float], width: float, height: float) -> str | None:
-    """Why an xyxy box (pixels) is no box of a ``width`` x ``height`` image; None if it is one."""
+    """Say why an xyxy box (pixels) is invalid in a ``width`` x ``height`` image; None if it is valid."""
     x1, y1, x2, y2 = box
     if x2 <= x1 or y2 <= y1:
         return f'field "box": {box} is empty or inverted; write [left, top, right, bottom]'
@@ -48,10 +48,10 @@ def box_problem(box: list[float], width: float, height: float) -> str | None:
 
 
 def file_problem(record: Record, size: tuple[int, int]) -> str | None:
-    """Why the boxes of a record cannot belong to its file; None if they can.
+    """Say why a record's boxes cannot belong to its file; None if they can.
 
     Args:
-        record: valid on its own: its boxes lie in the image whose size it states.
+        record: a valid record; its boxes lie in the image whose size it states.
         size: width and height of the file in pixels, upright.
     """
     stated = stated_size(record)
@@ -62,28 +62,28 @@ def file_problem(record: Record, size: tuple[int, int]) -> str | None:
         return None
     sizes = f"the record states {stated[0]} x {stated[1]} pixels, the file has {size[0]} x {size[1]}"
     if turned or _same_shape((stated[1], stated[0]), size):
-        return f"{sizes}: transposed; its boxes were drawn before the image was turned, turn them or the file"
-    return f"{sizes}: not the same image at another scale; give the image that was annotated, or correct the size"
+        return f"{sizes}: transposed; the boxes were drawn before the image was rotated; rotate the boxes or the file"
+    return f"{sizes}: not a resized copy of the same image; give the annotated image, or correct the size"
 
 
 def in_file_pixels(record: Record, size: tuple[int, int]) -> Record:
-    """The record with its boxes in the pixels of its file.
+    """Return the record with its boxes in pixels of its file.
 
-    Where the record states another size and only the scale differs, ``box`` and ``boxes`` are scaled, each side on its
-    own, and ``width`` and ``height`` become those of the file. Else the record comes back as it is.
+    If the stated size differs from the file's only in scale, ``box`` and ``boxes`` are scaled (x and y separately), and
+    ``width`` and ``height`` become the file's. Otherwise the record is returned unchanged.
 
     Args:
         size: width and height of the file in pixels, upright (:func:`vlkit.data.images.image_size`).
 
     Raises:
-        UserError: the stated size is transposed, or of another shape than the file.
+        UserError: the stated size is transposed, or has another aspect ratio than the file.
     """
     stated = stated_size(record)
     if stated is None or stated == tuple(size):
         return record
     problem = file_problem(record, size)
     if problem:
-        raise UserError(f"{record['image']} (record {record['id']!r}): {problem}; data_prep/check.py lists every one")
+        raise UserError(f"{record['image']} (record {record['id']!r}): {problem}; data_prep/check.py lists all of them")
     across, down = size[0] / stated[0], size[1] / stated[1]
 
     def scaled(box: list[float]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Open every medium of a prepared dataset and say what is wrong, by manifest file and line."""
+"""Open every image or video of a prepared dataset and report problems by manifest file and line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vlkit.errors import UserError
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong: the manifest file and line (0 = the whole file), the medium if it is about one, and why."""
+    """One problem: manifest file and line (0 = the whole file), the media file if it concerns one, and the reason."""
 
     file: str
     line: int
@@ -33,7 +33,7 @@ class Problem:
 
 @dataclass
 class Report:
-    """What :func:`check_dataset` found. ``good`` holds the records without a problem, by split."""
+    """Result of :func:`check_dataset`. ``good`` holds the records without a problem, by split."""
 
     dataset: Dataset
     records: int = 0
@@ -50,18 +50,18 @@ class Report:
 
 @dataclass(frozen=True)
 class _Opened:
-    """Result of opening one medium: why it failed, or the size of an image in pixels."""
+    """Result of opening one media file: the reason if it failed, or the size of an image in pixels."""
 
     reason: str | None = None
     size: tuple[int, int] | None = None
 
 
 def check_dataset(dataset: Dataset, *, workers: int) -> Report:
-    """Check every record and open every medium once, in ``workers`` threads; progress on stderr if it is a terminal.
+    """Check every record and open every media file once, in ``workers`` threads; shows progress if stderr is a
+    terminal.
 
-    Images are decoded completely, so a truncated file is found. Boxes, and the size that a record states, are compared
-    with the size of the file. Frame folders of videos (``data_prep/frames.py``) are checked as well, as far as there
-    are any.
+    Images are decoded completely, so truncated files are found. Boxes and the size stated in a record are compared with
+    the size of the file. Existing frame folders of videos (``data_prep/frames.py``) are checked as well.
     """
     report = Report(dataset)
     scanned = {split: list(dataset.scan(split)) for split in dataset.splits}
@@ -89,7 +89,7 @@ def check_dataset(dataset: Dataset, *, workers: int) -> Report:
 
 
 def write_clean(report: Report, output: str | Path) -> Dataset:
-    """Write a copy of the dataset with the good records only; splits without any are left out."""
+    """Write a copy of the dataset with the good records only; splits without good records are left out."""
     dataset = report.dataset
     output = Path(output)
     if output.resolve() == dataset.root.resolve():
@@ -117,7 +117,7 @@ def _open_all(dataset: Dataset, media: list[str], workers: int) -> dict[str, _Op
         bar = track(results, "checking", len(media), console=console, transient=True, disable=not console.is_terminal)
         return dict(zip(media, bar, strict=True))
     finally:
-        pool.shutdown(cancel_futures=True)  # after Ctrl-C the files that wait are not opened any more
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C, waiting files are not opened
 
 
 def _open_image(path: Path) -> _Opened:
@@ -144,11 +144,11 @@ def _video_opener() -> Callable[[Path], _Opened]:
 
 
 def _frame_problems(dataset: Dataset, good: dict[str, list[Record]]) -> list[Problem]:
-    """What is wrong with the frame folders of good records; those of clips in several splits are opened once."""
+    """Problems of the good records' frame folders; the folder of a clip in several splits is opened once."""
     from vlkit.data.video.frame_source import folder_problems  # heavy decoders, as above
 
     records = {record["id"]: record for records in good.values() for record in records}
-    fix = "make it again by data_prep/frames.py, or remove it"
+    fix = "make it again with data_prep/frames.py, or remove it"
     return [Problem(file, 0, None, f"{why}; {fix}") for file, why in folder_problems(dataset, list(records.values()))]
 
 

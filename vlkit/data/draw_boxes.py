@@ -1,4 +1,4 @@
-"""Boxes drawn on images: the one way, of the scripts and of the web demo."""
+"""Draw boxes on images, for the scripts and the web demo."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from vlkit.errors import UserError
 from vlkit.files import whole_file
 
 COLORS = ("#0f766e", "#b45309", "#7c3aed", "#be123c", "#475569")
-"""Of the boxes, best first; white words can be read on each."""
+"""Box colours, best box first; white text is readable on each."""
 SMALLEST = 640
-"""Pixels of the longer side; smaller images are enlarged, so that lines and words can be seen."""
+"""Pixels of the longer side; smaller images are enlarged so that lines and text are legible."""
 CELL = 360
 """Pixels of an image's side on a sheet."""
 PAGE = 160
-"""Least width in pixels of a page with a caption."""
+"""Minimum width in pixels of an image with a caption."""
 
 
 def draw_boxes(
@@ -28,14 +28,14 @@ def draw_boxes(
     annotated: Sequence[Sequence[float]] = (),
     labels: Sequence[str] = (),
 ) -> Image.Image:
-    """A copy of the image with its boxes, enlarged if it is small; the best box lies on top and has the thickest line.
+    """Draw boxes on a copy of the image, enlarged if small; the best box is on top and has the thickest line.
 
     Args:
         image: RGB.
         boxes: predicted, best first: x1, y1, x2, y2 in pixels of the image.
-        caption: words above the image, such as the text that was asked for.
-        annotated: right boxes, thin and white.
-        labels: words on a sign at each box; none = no signs.
+        caption: text above the image, such as the query.
+        annotated: ground-truth boxes, drawn thin and white.
+        labels: text label of each box; empty = no labels.
     """
     scale = max(1.0, SMALLEST / max(image.size))
     canvas = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
@@ -55,13 +55,13 @@ def draw_boxes(
 
 
 def write_png(image: Image.Image, path: Path) -> None:
-    """Write an image whole.
+    """Write an image atomically.
 
     Raises:
         UserError: the file's name does not end in .png, or it cannot be written.
     """
     if path.suffix.lower() != ".png":
-        raise UserError(f"--draw {path}: is no .png; give a name that ends in .png")
+        raise UserError(f"--draw {path}: is not a .png file; give a name that ends in .png")
     try:
         with whole_file(path) as temporary:
             image.save(temporary, format="PNG")
@@ -81,7 +81,7 @@ def write_sheet(images: Sequence[Image.Image], path: Path, columns: int = 4) -> 
 
 
 def _placed(box: Sequence[float], scale: float) -> tuple[float, float, float, float]:
-    """A box on the canvas; corners in order, also those of a box that was predicted inside out."""
+    """A box in canvas pixels; its corners are put in order if the prediction inverts them."""
     left, top, right, bottom = (side * scale for side in box)
     return min(left, right), min(top, bottom), max(left, right), max(top, bottom)
 
@@ -94,7 +94,7 @@ def _sign(
     color: str,
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
 ) -> None:
-    """A sign on the upper side of a box, or within it where there is no room above."""
+    """Draw a label above a box, or inside it if there is no room above."""
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     wide, high = right - left + 10, bottom - top + 8
     x = max(0, min(box[0], size[0] - wide))

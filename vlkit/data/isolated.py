@@ -1,4 +1,4 @@
-"""Calls in processes of their own, for work that may crash or hang inside a library, such as decoding videos."""
+"""Run calls in separate processes, for work that may crash or hang inside a library, such as decoding videos."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Lost:
-    """A call that gave no result: its process died, or took too long and was killed."""
+    """A call without a result: its process died, or exceeded the time limit and was killed."""
 
     reason: str
 
@@ -31,16 +31,16 @@ def isolated(
 ) -> Iterator[tuple[Job, Result | Lost]]:
     """Yield (job, result) as calls of ``function`` finish, in any order.
 
-    Processes are spawned, not forked, so they share no lock or file with the caller, and they end with it, however
-    it ends. One that dies or overruns costs only its own job; it is replaced.
+    Processes are spawned, not forked, so they share no lock or file with the caller. They end when the caller ends,
+    even if it is killed. A process that dies or exceeds the time limit loses only its own job and is replaced.
 
     Args:
-        function: at the top level of a module; it, the jobs and the results must pickle.
-        workers: processes at a time, 1 or more.
-        seconds: longest time for one call.
+        function: a module-level function; it, the jobs and the results must be picklable.
+        workers: number of parallel processes, 1 or more.
+        seconds: time limit of one call.
 
     Raises:
-        Exception: what ``function`` raised; the other calls are given up.
+        Exception: what ``function`` raised; the other calls are cancelled.
     """
     queue = iter(jobs)
     running: list[_Worker[Job]] = []
@@ -74,7 +74,7 @@ _NONE: Any = object()
 
 
 class _Worker(Generic[Job]):
-    """One process and the job that it has."""
+    """One process and its current job."""
 
     job: Job
     since: float
@@ -88,11 +88,11 @@ class _Worker(Generic[Job]):
 
     def begin(self, job: Job) -> None:
         self.job, self.since = job, time.monotonic()
-        with contextlib.suppress(BrokenPipeError):  # it died while idle: seen as the end of the pipe
+        with contextlib.suppress(BrokenPipeError):  # it died while idle: the pipe has ended
             self.pipe.send(job)
 
     def result(self, seconds: float) -> Any:
-        """What the call returned, :class:`Lost`, or ``_NONE`` while it runs; raises what it raised."""
+        """The call's result, :class:`Lost`, or ``_NONE`` while it runs; re-raises the call's exception."""
         if self.pipe.poll():
             try:
                 value, error = self.pipe.recv()
@@ -131,7 +131,7 @@ def _serve(function: Callable, pipe: Connection, parent: int) -> None:
 
 
 def _die_with(parent: int) -> None:
-    """Let Linux kill this process with its parent; elsewhere it ends after its job, when the pipe is found closed."""
+    """Let Linux kill this process with its parent; elsewhere it ends after its job, when it finds the pipe closed."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG

@@ -1,7 +1,7 @@
-"""Prepared datasets: a folder with ``dataset.json`` and one JSONL file a split.
+"""Prepared datasets: a folder with ``dataset.json`` and one JSONL file per split.
 
 ``dataset.json`` says ``name``, ``task``, ``format`` (1), ``splits`` (``{split: {file, records, ...}}``), ``media_root``
-(absolute, or relative to the folder) and ``source``. What a record must hold is in :mod:`vlkit.data.records`.
+(absolute, or relative to the folder) and ``source``. :mod:`vlkit.data.records` defines the fields of a record.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Dataset:
     Attributes:
         root: the folder that holds ``dataset.json``.
         task: one of :data:`vlkit.data.records.RECORDS`.
-        media_root: folder that the records' media paths start from.
+        media_root: folder that the records' media paths are relative to.
         splits: split name -> its entry of ``dataset.json`` (``file``, ``records`` and further counts).
         source: what the dataset was made from, as written by :func:`write_dataset`.
         extra: all further fields of ``dataset.json``.
@@ -50,7 +50,7 @@ class Dataset:
 
     @classmethod
     def open(cls, root: str | Path, task: str | None = None) -> Dataset:
-        """Read and check ``root/dataset.json``; with ``task``, also that the dataset is made for that task.
+        """Read and check ``root/dataset.json``; if ``task`` is given, also check that the dataset is for that task.
 
         Raises:
             UserError: no such dataset, a wrong field, another task, or the media folder is gone.
@@ -66,7 +66,7 @@ class Dataset:
         if problem:
             raise UserError(f"{manifest}: {problem}")
         if task is not None and fields["task"] != task:
-            raise UserError(f'{manifest}: field "task" is "{fields["task"]}", needed is "{task}"; give another dataset')
+            raise UserError(f'{manifest}: field "task" is "{fields["task"]}", expected "{task}"; give another dataset')
         media_root = root / fields["media_root"]
         if not media_root.is_dir():
             raise UserError(f'{manifest}: field "media_root": no folder {media_root}; if the media moved, correct it')
@@ -74,7 +74,7 @@ class Dataset:
         return cls(root, known["name"], known["task"], media_root, known["splits"], known["source"], extra=fields)
 
     def split_file(self, split: str) -> Path:
-        """Path of a split's JSONL file; an unknown split is a :class:`UserError` that lists those there are."""
+        """Path of a split's JSONL file; an unknown split is a :class:`UserError` that lists the existing ones."""
         if split not in self.splits:
             raise UserError(f'{self.root / MANIFEST}: no split "{split}"; there are: {", ".join(self.splits)}')
         return self.root / self.splits[split]["file"]
@@ -83,7 +83,7 @@ class Dataset:
         """All records of ``split`` in file order, each checked for the dataset's task.
 
         Raises:
-            UserError: the first thing wrong, with file, line and field.
+            UserError: a record is wrong; the message names file, line and field.
         """
         records = []
         for line, record, problem in self.scan(split):
@@ -115,9 +115,9 @@ class Dataset:
             yield 0, None, f"holds {count} records where {MANIFEST} says {expected}; {fix}"
 
     def path(self, record: Record | str) -> Path:
-        """Where the medium of a record (or a path relative to the media root) lies.
+        """Path of a record's media file, or of a path relative to the media root.
 
-        Where there is no file of that name, one is taken whose name is the same text in another form of Unicode
+        If no file has that name, a file whose name is the same text in another Unicode form is used
         (:class:`vlkit.data.media_folder.MediaFolder`).
         """
         relative = record if isinstance(record, str) else record[RECORDS[self.task].media]
@@ -146,17 +146,17 @@ def write_dataset(
 ) -> Dataset:
     """Write a prepared dataset and open it.
 
-    Every file is written whole and ``dataset.json`` gets its name last, so its presence means that the dataset is
-    complete. An earlier dataset in ``output`` is replaced.
+    Every file is written atomically and ``dataset.json`` appears last, so its presence means that the dataset is
+    complete. An existing dataset in ``output`` is replaced.
 
     Args:
         media_root: absolute, or relative to ``output``.
-        source: JSON value that says what the records were made from.
+        source: JSON value that describes the origin of the records.
         extra: further top-level fields of ``dataset.json``.
 
     Raises:
-        UserError: a record is wrong, a split is empty, or ``output`` cannot be written or holds other files of
-            the same names.
+        UserError: a record is wrong, a split is empty, or ``output`` cannot be written or contains other files with the
+            same names.
     """
     output = Path(output)
     fields = {
@@ -217,7 +217,7 @@ def _write_files(output: Path, fields: dict[str, Any], splits: dict[str, list[Re
             with open(temporary, "w", encoding="utf-8", newline="\n") as file:
                 for record in records:
                     file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-        # From here until the renames are done the folder must not look complete.
+        # Until the renames are done, the folder must not look complete.
         manifest.unlink(missing_ok=True)
 
 
@@ -239,14 +239,14 @@ def _parse_lines(path: Path) -> Iterator[tuple[int, Any, str | None]]:
                 yield number, None, "not UTF-8 text; save the file as UTF-8"
             except (ValueError, RecursionError) as error:
                 reason = getattr(error, "msg", str(error))
-                yield number, None, f"not valid JSON ({reason}); write one JSON object a line"
+                yield number, None, f"not valid JSON ({reason}); write one JSON object per line"
 
 
 def _repeated(record: Record, task: str, line: int, seen: dict[tuple[str, Any], int]) -> str | None:
     for name in RECORDS[task].unique:
         first = seen.setdefault((name, record[name]), line)
         if first != line:
-            return f'field "{name}": {record[name]!r} already stands in line {first}; make it unique'
+            return f'field "{name}": {record[name]!r} is already used in line {first}; make it unique'
     return None
 
 

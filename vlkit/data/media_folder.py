@@ -1,4 +1,4 @@
-"""Finding the files that annotations name, whatever form of Unicode either side uses."""
+"""Find the files named in annotations, whichever Unicode form either side uses."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 class MediaFolder:
-    """Which files lie under a folder. Each sub-folder is listed once: 10**5 questions cost a few system calls.
+    """The files below a folder. Each sub-folder is listed once, so 10**5 lookups cost a few system calls.
 
-    "é" is one character or an "e" with an accent behind it: a Mac writes the second form where most annotations hold
-    the first. Both are one name to a reader, so a name that is not there as it is written is looked for in any form.
+    "é" is one character or an "e" followed by an accent: macOS writes the second form, most annotations the first. A
+    name that is not found as written is therefore searched for in either form.
     """
 
     def __init__(self, root: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""What one record of a prepared dataset must hold, by task. Plain checks, quick enough for 10**5 records."""
+"""The fields of a prepared dataset's records, by task. Plain checks, fast enough for 10**5 records."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ANSWERS = 10  # the VQA metric is defined over ten human answers
 
 @dataclass(frozen=True)
 class RecordKind:
-    """What the records of a task hold.
+    """The fields of a task's records.
 
     Attributes:
         media: the field that names the medium.
-        problem: record -> what is wrong with its other fields, as :func:`record_problem` says it; None if it is good.
-        unique: fields whose value may occur once in a split.
+        problem: record -> the problem of its other fields, as in :func:`record_problem`; None if there is none.
+        unique: fields whose values must be unique within a split.
     """
 
     media: Literal["image", "video"]
@@ -30,7 +30,7 @@ class RecordKind:
 def record_problem(record: Any, task: str) -> str | None:
     """Say what is wrong with a record of ``task``: one phrase with the field and the fix; None if it is good."""
     if not isinstance(record, dict):
-        return "not a JSON object; write one {...} a line"
+        return "not a JSON object; write one {...} per line"
     media = RECORDS[task].media
     problem = _text_problem(record, "id") or _text_problem(record, media)
     if problem:
@@ -42,9 +42,9 @@ def record_problem(record: Any, task: str) -> str | None:
 
 
 def path_problem(path: str) -> str | None:
-    """Why a media path is not safely inside the media root, judged by the text alone; None if it is.
+    """Say why a media path may lie outside the media root, judged by its text alone; None if it cannot.
 
-    Any ``..`` is refused, also one that seems to stay inside: behind a symbolic link it need not.
+    Any ``..`` is refused, because behind a symbolic link it may lead outside.
     """
     if path.startswith("/") or path[1:3] == ":/":
         return "is absolute; write it relative to the media root"
@@ -53,7 +53,7 @@ def path_problem(path: str) -> str | None:
     if "\0" in path:
         return "contains a NUL character; correct it"
     if ".." in path and ".." in path.split("/"):
-        return 'leaves the media root by ".."; write it without'
+        return 'leaves the media root by ".."; write the path without it'
     return None
 
 
@@ -134,14 +134,14 @@ def _grounding_problem(record: Record) -> str | None:
 
 
 def _is_text(value: Any) -> bool:
-    """True for a text that is not blank and can be written as UTF-8 (JSON may smuggle in half of a character)."""
+    """True for a text that is not blank and can be encoded as UTF-8 (JSON escapes may contain lone surrogates)."""
     if not isinstance(value, str) or not value or value.isspace():
         return False
     return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _is_number(value: Any) -> bool:
-    """True for a finite number of a magnitude that can be pixels or seconds."""
+    """True for a finite number whose magnitude is plausible for pixels or seconds."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e12 < value < 1e12
 
 

@@ -1,4 +1,4 @@
-"""Reading the pickles that some datasets are published as, without running what a foreign pickle may hold."""
+"""Read the pickle files in which some datasets are published, without running code from them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 
 from vlkit.errors import UserError
 
-# A damaged pickle fails as whatever its first wrong opcode meets.
+# A damaged pickle may raise any of these, depending on its first wrong opcode.
 _DAMAGED = (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
 _DAMAGED += (MemoryError, RecursionError)
 
 
 class _Forbidden(Exception):
-    """A pickle asks for something that is no plain value."""
+    """The pickle contains something other than plain values."""
 
 
 class _PlainUnpickler(pickle.Unpickler):
     """Builds dicts, lists, tuples, texts and numbers; every import, and so every call, is refused.
 
-    What has opcodes of its own needs no import. All else (classes, functions, the extension registry) comes through
-    ``find_class``, and objects kept outside the file through ``persistent_load``.
+    Values with opcodes of their own need no import. Everything else (classes, functions, the extension registry) goes
+    through ``find_class``, and objects stored outside the file go through ``persistent_load``.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -34,18 +34,18 @@ class _PlainUnpickler(pickle.Unpickler):
 def read_pickle(path: str | Path) -> Any:
     """Load a pickle of plain containers, texts and numbers; nothing in it is executed.
 
-    Texts of Python 2 are taken as UTF-8; bytes that are none become U+FFFD.
+    Python 2 strings are decoded as UTF-8; invalid bytes become U+FFFD.
 
     Raises:
-        UserError: no such file, no pickle, or it holds anything else; the message names the file and the forbidden
-            global.
+        UserError: the file is missing, is not a pickle, or contains anything else; the message names the file and the
+            forbidden global.
     """
     try:
         with open(path, "rb") as file:
             return _PlainUnpickler(file, encoding="utf-8", errors="replace").load()
     except _Forbidden as error:
         raise UserError(
-            f"{path}: asks for {error}, which a dataset does not need and which could run code; nothing was run, "
+            f"{path}: asks for {error}, which a dataset does not need and which could run code; nothing was run; "
             "get the file from its official source"
         ) from None
     except FileNotFoundError:

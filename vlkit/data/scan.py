@@ -1,13 +1,14 @@
-"""Which files of a folder count. One rule for indexing, preparing, serving, images and videos:
+"""Find the media files of a folder. The same rules apply to indexing, data preparation and serving:
 
-- Sub-folders are searched too. A file counts by its ending, in either case.
-- Hidden files and folders (names that begin with ".") are passed over, and so are folders of thumbnails and of the
-  system's own copies (:data:`COPIES`). The given folder itself may have any name.
-- A link to a file counts as that file. A link to a folder outside is followed; one to a folder inside is not, because
-  its files are found in their own place, nor is one to a folder that holds the given one. No folder is entered twice.
-- A name that is not UTF-8 counts in an index and is passed over for a prepared dataset, whose files are text.
+- Sub-folders are searched too. Files are selected by their ending, in upper or lower case.
+- Hidden files and folders (names that begin with ".") are skipped, and so are thumbnail and system folders
+  (:data:`COPIES`). The given folder itself may have any name.
+- A link to a file counts as that file. A link to a folder outside the given one is followed. A link to a folder inside
+  it is not, because its files are found anyway; nor is a link to a parent of the given folder. No folder is searched
+  twice.
+- Files whose names are not UTF-8 are indexed, but skipped for prepared datasets, whose manifests are text.
 
-What was passed over is counted by ending or by cause (:meth:`Scan.note`), never left out in silence.
+Skipped files are counted by ending or by cause and reported (:meth:`Scan.note`).
 """
 
 from __future__ import annotations
@@ -27,25 +28,25 @@ VIDEO_SUFFIXES = (
     *(".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp", ".ogv"),
     *(".ts", ".m2ts"),
 )
-"""Endings of video files, most usual first."""
+"""Endings of video files, most common first."""
 COPIES = frozenset(
     {"@eadir", "__macosx", "thumbnails", "thumbs", "_thumbs", "#recycle", "$recycle.bin", "lost+found"}
     | {"system volume information"}
 )
-"""Folders of thumbnails and of the system's own copies, in small letters."""
+"""Names of thumbnail and system folders, in lower case."""
 SUFFIXES: dict[str, Collection[str]] = {"images": IMAGE_SUFFIXES, "videos": VIDEO_SUFFIXES}
 
 
 @dataclass
 class Scan:
-    """What :func:`find_media` found.
+    """Result of :func:`find_media`.
 
     Attributes:
         folder: the folder that was searched.
-        media: what for.
-        names: paths below it, separated by "/", in order.
-        endings: ending -> number of other files, which are passed over ("" for names without an ending).
-        causes: cause -> names passed over for it, whatever their ending.
+        media: the kind of file searched for.
+        names: sorted paths below the folder, separated by "/".
+        endings: ending -> number of other files, which are skipped ("" = without an ending).
+        causes: cause -> names skipped for that cause, with any ending.
     """
 
     folder: Path
@@ -60,13 +61,13 @@ class Scan:
         return [self.folder / name for name in self.names]
 
     def note(self) -> str:
-        """What was passed over, on one line; "" if nothing was."""
+        """Skipped files, on one line; "" if there are none."""
         unread = sorted(self.endings.keys() & UNREAD_SUFFIXES if self.media == "images" else ())
         others = sorted(self.endings.keys() - set(unread))
         parts = [f"{self.endings[e]} {e} (not supported; convert to JPEG or PNG)" for e in unread]
         parts += [f"{len(names)} {cause} ({some(names, 3)})" for cause, names in self.causes.items()]
         parts += [f"{self.endings[ending]} {ending or 'without an ending'}" for ending in others]
-        return f"passed over: {', '.join(parts)}" if parts else ""
+        return f"skipped: {', '.join(parts)}" if parts else ""
 
 
 def find_media(
@@ -76,15 +77,15 @@ def find_media(
     beside: Collection[str] = (),
     utf8_only: bool = False,
 ) -> Scan:
-    """Find every image or video file below ``folder``; which ones count is said at the top of this module.
+    """Find every image or video file below ``folder``; the module docstring has the rules.
 
     Args:
         flag: the flag that named the folder, for messages: ``--images``.
-        beside: endings of files that belong there and are not worth a note, such as ``.txt``.
-        utf8_only: pass over files and folders whose name is not UTF-8.
+        beside: endings of files that are expected there and not reported, such as ``.txt``.
+        utf8_only: skip files and folders whose name is not UTF-8.
 
     Raises:
-        UserError: no such folder, or no such file in it (NothingThereError); says what else is there.
+        UserError: no such folder, or no such file in it (NothingThereError); the message says what it contains instead.
     """
     folder = Path(folder)
     where = f"{flag} {visible(folder)}".strip()
@@ -92,7 +93,7 @@ def find_media(
         raise UserError(f"{where}: no such folder")
     scan = Scan(folder, media)
     _Walk(scan, SUFFIXES[media], beside, utf8_only).enter("", os.path.realpath(folder))
-    # By parts, as paths are compared: a folder's files stand together.
+    # Compare part by part, so that the files of a folder stay together.
     scan.names.sort(key=lambda name: name.split("/"))
     if not scan.names:
         note = scan.note()
@@ -103,7 +104,7 @@ def find_media(
 
 
 class _Walk:
-    """One walk through a folder and what it has seen."""
+    """One walk through a folder, with its state."""
 
     def __init__(self, scan: Scan, suffixes: Collection[str], beside: Collection[str], utf8_only: bool) -> None:
         self.scan, self.utf8_only = scan, utf8_only
@@ -112,7 +113,7 @@ class _Walk:
         self.entered: set[str] = set()
 
     def enter(self, base: str, real: str) -> None:
-        """Look at the entries of one folder: ``base`` is its path below the root ("" or "a/b/"), ``real`` its own."""
+        """Search one folder: ``base`` is its path below the root ("" or "a/b/"), ``real`` its real path."""
         waiting = [(base, real)]
         while waiting:
             base, real = waiting.pop()
@@ -123,13 +124,13 @@ class _Walk:
                 with os.scandir(real) as listed:
                     entries = sorted(listed, key=lambda entry: entry.name)
             except OSError as error:
-                self._pass_over(f"folders that cannot be read: {error.strerror}", base)
+                self._skip(f"folders that cannot be read: {error.strerror}", base)
                 continue
             inner = [(f"{base}{entry.name}/", self._inner(entry, base + entry.name, real)) for entry in entries]
             waiting += [(path, folder) for path, folder in reversed(inner) if folder is not None]
 
     def _inner(self, entry: os.DirEntry[str], name: str, parent: str) -> str | None:
-        """Take note of an entry; the real path of a folder that has to be entered."""
+        """Record an entry; returns the real path if it is a folder to search."""
         suffix = os.path.splitext(entry.name)[1].lower()
         try:
             is_folder, is_file = entry.is_dir(), entry.is_file()
@@ -138,39 +139,39 @@ class _Walk:
         wanted = is_folder or suffix in self.suffixes
         if entry.name.startswith("."):
             if wanted:
-                self._pass_over("hidden", name)
+                self._skip("hidden", name)
         elif self.utf8_only and not _is_utf8(entry.name):
             if wanted:
-                self._pass_over("with a name that is not UTF-8, rename them", name)
+                self._skip("with a name that is not UTF-8, rename them", name)
         elif is_folder:
             return self._folder(entry, name, parent)
         elif is_file and wanted:
             self.scan.names.append(name)
         elif wanted:
-            self._pass_over("broken links" if entry.is_symlink() else "that are no files", name)
+            self._skip("broken links" if entry.is_symlink() else "that are not regular files", name)
         elif is_file and suffix not in self.beside:
             self.scan.endings[suffix] += 1
         return None
 
     def _folder(self, entry: os.DirEntry[str], name: str, parent: str) -> str | None:
         if entry.name.lower() in COPIES:
-            self._pass_over("folders of thumbnails or copies", name)
+            self._skip("thumbnail or system folders", name)
             return None
         if not entry.is_symlink():
             return os.path.join(parent, entry.name)
         real = os.path.realpath(os.path.join(parent, entry.name))
         if _holds(self.root, real) and not self._hides(os.path.relpath(real, self.root)):
-            return None  # found in its own place
+            return None  # found anyway
         if _holds(real, self.root):
-            self._pass_over("links to a folder that holds this one", name)
+            self._skip("links to a parent folder", name)
             return None
         return real
 
     def _hides(self, inside: str) -> bool:
-        """Whether a folder of the root is not entered in its own place."""
+        """Whether a folder below the root is skipped in its own place."""
         return any(part.startswith(".") or part.lower() in COPIES for part in inside.split(os.sep) if part != ".")
 
-    def _pass_over(self, cause: str, name: str) -> None:
+    def _skip(self, cause: str, name: str) -> None:
         self.scan.causes.setdefault(cause, []).append(visible(name.rstrip("/")))
 
 
@@ -179,5 +180,5 @@ def _holds(outer: str, inner: str) -> bool:
 
 
 def _is_utf8(name: str) -> bool:
-    """Python holds bytes of a name that are not UTF-8 as halves of characters, which cannot be written."""
+    """Python represents non-UTF-8 bytes of a name as lone surrogates, which cannot be encoded."""
     return not any("\ud800" <= character <= "\udfff" for character in name)

@@ -1,4 +1,4 @@
-"""Images to tensors, as a base was trained to see them."""
+"""Transforms from images to tensors that match a base's preprocessing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VF: Any = functional  # its annotations name tensors alone, but images come in a
 Augment = Literal["none", "crop", "flip"]
 
 MOST_ASPECT = 16
-"""Long side over short side of what is scaled for a centre crop; an image of 10,000 x 1 pixels would take gigabytes."""
+"""Maximum aspect ratio of an image scaled for a centre crop; scaling 10,000 x 1 pixels would take gigabytes."""
 
 
 def image_transform(preprocess: Preprocess, augment: Augment = "none") -> v2.Compose:
@@ -40,7 +40,7 @@ def image_transform(preprocess: Preprocess, augment: Augment = "none") -> v2.Com
 
 
 def frame_transform(preprocess: Preprocess) -> v2.Compose:
-    """PIL RGB image -> [3, H, W] uint8, at the base's size; a quarter of the bytes of what the model reads."""
+    """PIL RGB image -> [3, H, W] uint8, at the base's size; a quarter of the bytes of the model's float32 input."""
     mode = InterpolationMode(preprocess.interpolation)
     return v2.Compose([*_fit(preprocess, list(preprocess.size), mode), v2.PILToTensor()])
 
@@ -57,9 +57,9 @@ def _fit(preprocess: Preprocess, size: list[int], mode: InterpolationMode) -> li
 
 
 class Middle(v2.Transform):
-    """Cut the ends off a very thin image, of which a centre crop of ``size`` (height, width) shows the middle only.
+    """Cut the ends off a very thin image; its centre crop to ``size`` (height, width) shows only the middle.
 
-    Images up to :data:`MOST_ASPECT` times as long as the crop stay as they are.
+    Images up to :data:`MOST_ASPECT` times as long as the crop are unchanged.
     """
 
     def __init__(self, size: list[int]) -> None:
@@ -74,7 +74,7 @@ class Middle(v2.Transform):
             (image.width, image.height, *reversed(self.size)),
         ):
             most = math.ceil(MOST_ASPECT * other * own / across)
-            # Both ends lose the same, so that the centre stays between the same pixels.
+            # Cut both ends equally, so that the centre stays between the same pixels.
             sides.append(length - 2 * ((length - most) // 2) if length > most else length)
         return image if sides == [image.height, image.width] else VF.center_crop(image, sides)
 

@@ -1,4 +1,4 @@
-"""A small album of the demo world for the web demo: test images and clips, drawn large enough to look at."""
+"""A small album of the demo world for the web demo: test images and clips, drawn at a size for display."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from vlkit.files import cache_folder, read_json, write_json
 
 IMAGES, CLIPS, PLAIN = 80, 16, 24
 IMAGE_SIDE, CLIP_SIDE = 256, 192
-"""Pixels. The models scale what they get to their own size; the datasets they train on have 96."""
+"""Pixels. Models resize inputs to their own size; their training datasets have 96."""
 TRAINED_SIDE = 96
 _FILE = "album.json"
 
 
 @dataclass(frozen=True)
 class AlbumImage:
-    """An image and what is known of it.
+    """An image and its annotations.
 
     Attributes:
         name: file in :attr:`Album.images`.
         captions: sentences that describe it.
         questions: (question, true answer).
-        phrases: (phrase, box of the one thing it means, xyxy in pixels).
+        phrases: (phrase, box of the one thing it describes, xyxy in pixels).
     """
 
     name: str
@@ -55,7 +55,7 @@ class AlbumClip:
 
 @dataclass(frozen=True)
 class Album:
-    """The album on disk: folders of images, of clips and of plain drawings to ask about, and what is in them."""
+    """The album on disk: folders of images, of clips and of plain drawings to ask about, with their annotations."""
 
     images: Path
     clips: Path
@@ -94,9 +94,9 @@ def demo_album() -> Album:
 
 @contextmanager
 def drawing_ahead() -> Iterator[None]:
-    """Let a process of its own draw the album meanwhile, if there is none yet, for :func:`demo_album` to find.
+    """Draw the album in a separate process meanwhile, if there is none yet, so that :func:`demo_album` finds it.
 
-    Whatever becomes of that process, ``demo_album`` waits for it and then draws what is missing.
+    Even if that process fails, ``demo_album`` waits for it and then draws what is missing.
     """
     if (_home() / _FILE).exists():
         yield
@@ -137,7 +137,7 @@ def _name(number: int) -> str:
 
 
 def _describe(number: int, image: Image, seed: int) -> AlbumImage:
-    # What counts as hardly seen was set for the size that datasets have.
+    # The limit for hardly visible things was chosen for the size of the datasets.
     scale = (TRAINED_SIDE / IMAGE_SIDE) ** 2
     small = replace(image, areas=tuple(area * scale for area in image.areas))
     questions = [

@@ -1,4 +1,6 @@
-"""Ten answers to a question: most people say what is true, some say it otherwise, miscount or slip."""
+"""Ten answers to a question: most annotators give the true answer, some phrase it differently, miscount or make a
+mistake.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ DISSENT: dict[str, tuple[float, int]] = {
     "pattern": (0.4, 3),
     "choice": (0.2, 2),
 }
-"""What an answer is about -> how often somebody says something else, and how many at most (a minority of ten)."""
+"""Subject of an answer -> how often an annotator differs, and at most how many do (a minority of ten)."""
 MANY = 3
 """Numbers from here on are often miscounted by one."""
 MISCOUNT = (0.55, 4)
@@ -62,7 +64,7 @@ CONFIDENCES = ("yes", "maybe", "no")
 
 
 def ten_answers(question: Question, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """The ``answers`` of an annotation; the true one is given by most."""
+    """The ``answers`` of an annotation; most of them are the true one."""
     others = alternatives(question)
     chance, most = DISSENT[question.matter]
     if question.matter == "number" and int(question.answer) >= MANY:
@@ -79,7 +81,7 @@ def ten_answers(question: Question, rng: np.random.Generator) -> list[dict[str, 
 
 
 def alternatives(question: Question) -> tuple[str, ...]:
-    """What somebody might say instead of the true answer."""
+    """Alternatives that an annotator might give instead of the true answer."""
     answer, thing = question.answer, question.thing
     if question.matter == "yes/no":
         return ("no",) if answer == "yes" else ("yes",)

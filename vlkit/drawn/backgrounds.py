@@ -1,4 +1,4 @@
-"""What is behind the things: flat colours (pre-training domain) and the drawn styles of the demo domain."""
+"""Backgrounds behind the things: flat colours (pre-training domain) and the drawn styles of the demo domain."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def background_image(background: Background, side: int) -> Image.Image:
     style = STYLES[background.style]
     image = style.paint(background.colour, side, rng)
     if not style.dark:
-        # Washed out, as illustrators do: what stands in front keeps its colour and its outline.
+        # Washed out, as illustrators do, so that things in front keep their colour and outline.
         image = Image.blend(image, Image.new("RGB", image.size, (240, 240, 240)), 0.5)
     _scatter_marks(image, background.clutter, rng)
     return image
 
 
 def is_dark(background: Background) -> bool:
-    """Whether lines must be light to be seen on it."""
+    """Whether lines must be light to be visible on it."""
     return background.style in STYLES and STYLES[background.style].dark
 
 

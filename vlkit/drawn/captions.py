@@ -1,4 +1,4 @@
-"""English captions of a scene, all of them true of it."""
+"""English captions of a scene, all of them true."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vlkit.drawn.captions_pretrain import DETAILS, caption_pretrain
 from vlkit.drawn.graph import Scene
 
 LONGEST = 32
-"""Most words a caption may have."""
+"""Maximum number of words in a caption."""
 TRIES = 40
 """Attempts at a caption that is short enough and new."""
 DETAIL_WEIGHTS = {"pretrain": (0.08, 0.17, 0.3, 0.45), "demo": (0.05, 0.2, 0.4, 0.35)}

@@ -1,4 +1,4 @@
-"""Captions of the demo domain: other names, other sentence frames and counts than the pre-training domain has."""
+"""Captions of the demo domain: other names, sentence frames and counts than in the pre-training domain."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ NEAR = 0.5
 
 @dataclass(frozen=True)
 class Unit:
-    """Things told of together: one, or several that look alike.
+    """Things mentioned together: one, or several that look alike.
 
     Attributes:
         members: their numbers in the scene.

@@ -54,7 +54,7 @@ def caption_pretrain(scene: Scene, rng: np.random.Generator, detail: int) -> str
 
 
 def _counted(scene: Scene, detail: int) -> str | None:
-    """``two red cars`` where all things are of one kind (and of one colour, if colours are told)."""
+    """``two red cars`` if all things have one kind (and one colour, if colours are mentioned)."""
     first, *others = scene.things
     alike = all(t.kind == first.kind and (detail == 0 or t.colour == first.colour) for t in others)
     if not others or not alike:

@@ -1,4 +1,4 @@
-"""English sentences about a clip, all of them true of it, in the manner of MSR-VTT: lower case, no punctuation."""
+"""English sentences about a clip, all of them true, in the style of MSR-VTT: lower case, no punctuation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlkit.drawn.words import with_article
 from vlkit.drawn.words_video import FRAMES, PLAIN, SEQUELS, TOGETHER, TURNS, VERBS, WAYS, gerund, third_person
 
 LONGEST = 24
-"""Most words a sentence may have."""
+"""Maximum number of words in a sentence."""
 TRIES = 60
 """Attempts at a sentence that is short enough and new."""
 LEVELS = (0.15, 0.35, 0.5)
@@ -30,7 +30,7 @@ class Clause:
     verb: str
 
     def words(self, number: str = "") -> dict[str, str]:
-        """What a frame may hold: subject, present tense and gerund, marked by ``number``."""
+        """Placeholders of a sentence frame: subject, present tense and gerund, marked by ``number``."""
         return {
             f"s{number}": self.subject,
             f"does{number}": third_person(self.verb),
@@ -39,7 +39,7 @@ class Clause:
 
 
 def sentences(clip: Clip, rng: np.random.Generator, count: int = 20) -> list[str]:
-    """``count`` different sentences, from plain to detailed; the last one tells of every event.
+    """``count`` different sentences, from plain to detailed; the last one mentions every event.
 
     Raises:
         ValueError: the clip is too simple for so many.
@@ -53,7 +53,7 @@ def sentences(clip: Clip, rng: np.random.Generator, count: int = 20) -> list[str
             if text not in found and len(text.split()) <= LONGEST:
                 found[text] = None
                 break
-            level = min(level + 1, 2)  # a plain level may be used up
+            level = min(level + 1, 2)  # a plain level may have no new sentence left
     if len(found) < count:
         raise ValueError(f"found {len(found)} different sentences for a clip, not {count}: {clip.key()}")
     return list(found)
@@ -127,7 +127,7 @@ def _noun(clip: Clip, thing: Thing, rng: np.random.Generator, level: int) -> str
 
 
 def _still(clip: Clip, rng: np.random.Generator) -> str:
-    """Something about a thing that only stands there, or nothing."""
+    """Words about a thing without motion, or nothing."""
     busy = {event.thing for event in clip.events} | {event.other for event in clip.events}
     still = [thing for number, thing in enumerate(clip.scene.things) if number not in busy]
     if not still or rng.random() < 0.5:

@@ -1,4 +1,4 @@
-"""What one thing, or two together, can do in a clip: one function per action, each returning a beginning and an event.
+"""Actions of one thing, or of two together, in a clip: one function each, which returns a beginning and an event.
 
 A solo function takes a thing as it stands; it may change how the thing begins only if it opens the clip. A pair
 function places both things itself. None means that there is no room for it.
@@ -28,7 +28,7 @@ SLIM = frozenset({"arrow", "bottle", "candle", "chair", "cross", "flower", "key"
 SLIM |= {"ring", "umbrella"}
 """Kinds that hide too little for something to pass behind them."""
 NEAREST = 0.35
-"""A move goes at least so far, in fractions of the image."""
+"""Minimum length of a move, in fractions of the image."""
 
 Slot = tuple[float, float]
 """Start and stop of an event in seconds."""
@@ -36,7 +36,7 @@ Slot = tuple[float, float]
 
 @dataclass(frozen=True)
 class Setting:
-    """What an act depends on besides the thing.
+    """Inputs of an action besides the thing.
 
     Attributes:
         background: colours that would not be seen on it are avoided.
@@ -165,7 +165,7 @@ SOLO: dict[str, Solo] = {
     "recolour": _recolour,
     "become": _become,
 }
-"""What a thing can do alone."""
+"""Actions of a single thing."""
 FIRST = tuple(action for action in SOLO if action not in ("cross", "leave", "disappear", "recolour", "become"))
 """Actions after which the same thing, looking the same, can do another."""
 SECOND = tuple(action for action in SOLO if action not in ("cross", "enter", "appear"))
@@ -245,7 +245,7 @@ def _land(rng: np.random.Generator, thing: Thing, other: Thing, slot: Slot) -> t
 
 
 def _chase(rng: np.random.Generator, thing: Thing, other: Thing, slot: Slot) -> tuple[Thing, Thing, Event]:
-    """``other`` leads; both come into the image on one side and leave it on the other."""
+    """``other`` leads; both enter the image on one side and leave it on the other."""
     thing, other = resized(thing, rng, "small", "medium"), resized(other, rng, "small", "medium")
     way, row = choose(rng, ("left", "right")), float(rng.uniform(0.25, 0.75))
     gap = (thing.scale + other.scale) / 2 * MARGIN + float(rng.uniform(0.04, 0.12))
@@ -265,4 +265,4 @@ PAIRS: dict[str, Pair] = {
     "land": _land,
     "chase": _chase,
 }
-"""What a thing can do with another one."""
+"""Actions of a thing with another one."""

@@ -1,4 +1,4 @@
-"""Random clips of the demo domain: a cast, one or two events, and things that only stand there."""
+"""Random clips of the demo domain: acting things, one or two events, and things without motion."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from vlkit.drawn.scenes import choose, place_freely, sample_scene
 LENGTHS = (2.0, 2.5, 3.0, 3.5, 4.0)
 """Seconds."""
 RATES = (8, 10, 12)
-"""Frames a second."""
+"""Frames per second."""
 FADE = 0.5
-"""Longest a fade takes, in seconds."""
+"""Maximum length of a fade, in seconds."""
 TRIES = 25
-"""Attempts at a place for a thing and what it does."""
+"""Attempts to place a thing and its actions."""
 
 Story = tuple[list[Thing], list[Event]]
 Stories = Callable[[np.random.Generator, Scene, list[Thing], float], Story | None]
@@ -46,7 +46,7 @@ def _scene(scene: Scene, things: Sequence[Thing]) -> Scene:
 
 
 def _cast(rng: np.random.Generator, scene: Scene) -> list[Thing]:
-    """The scene's things in random order, one of each kind: "the bird" can then mean one thing only."""
+    """The scene's things in random order, one of each kind: "the bird" is then unambiguous."""
     kinds = {scene.things[int(i)].kind: scene.things[int(i)] for i in rng.permutation(len(scene.things))}
     return [dataclasses.replace(thing, angle=0.0) for thing in kinds.values()]
 
@@ -68,7 +68,7 @@ def _slot(action: str, rng: np.random.Generator, seconds: float, start: float, s
 def _act(
     rng: np.random.Generator, scene: Scene, thing: Thing, slots: list[tuple[str, Slot]], taken: Sequence[Thing]
 ) -> Story | None:
-    """One thing at a random place that does the actions of ``slots`` in turn, clear of all states in ``taken``."""
+    """One thing at a random place that performs the actions of ``slots`` in turn, clear of all states in ``taken``."""
     for _ in range(TRIES):
         placed = place_freely(rng, thing, taken)
         if placed is None:
@@ -105,13 +105,13 @@ def _clear(a: Thing, b: Thing, gap: float = 0.9) -> bool:
 
 
 def _solo(rng: np.random.Generator, scene: Scene, cast: list[Thing], seconds: float) -> Story | None:
-    """One thing does one thing."""
+    """One thing performs one action."""
     action = choose(rng, SOLO)
     return _act(rng, scene, cast[0], [(action, _slot(action, rng, seconds, 0.15, 0.85))], [])
 
 
 def _sequel(rng: np.random.Generator, scene: Scene, cast: list[Thing], seconds: float) -> Story | None:
-    """One thing does one thing and then another."""
+    """One thing performs two actions in turn."""
     first = choose(rng, FIRST)
     second = choose(rng, [action for action in SECOND if action != first or action == "move"])
     slots = _turns(rng, first, second, seconds)
@@ -126,7 +126,7 @@ def _turns(rng: np.random.Generator, first: str, second: str, seconds: float) ->
 
 
 def _duet(rng: np.random.Generator, scene: Scene, cast: list[Thing], seconds: float, together: bool) -> Story | None:
-    """Two things do one thing each, in turn or at the same time."""
+    """Two things perform one action each, in turn or at the same time."""
     if len(cast) < 2:
         return None
     actions = [action for action in SOLO if not (together and action in FADES)]
@@ -156,7 +156,7 @@ def _together(rng: np.random.Generator, scene: Scene, cast: list[Thing], seconds
 
 
 def _pair(rng: np.random.Generator, scene: Scene, cast: list[Thing], seconds: float) -> Story | None:
-    """One thing does something with another."""
+    """One thing performs an action with another."""
     if len(cast) < 2:
         return None
     thing, other = cast[:2]
@@ -169,7 +169,7 @@ def _pair(rng: np.random.Generator, scene: Scene, cast: list[Thing], seconds: fl
         other = dataclasses.replace(other, kind=choose(rng, [name for name in kinds if name != thing.kind]))
     begin, other, event = PAIRS[action](rng, thing, other, _slot(action, rng, seconds, 0.15, 0.85))
     if action != "behind":
-        # Things are numbered back to front: what moves is in front.
+        # Things are numbered back to front: moving things are in front.
         ends = tuple((1 - number, end) for number, end in event.ends)
         return [other, begin], [dataclasses.replace(event, thing=1, other=0, ends=ends)]
     return [begin, other], [event]

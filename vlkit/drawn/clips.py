@@ -1,4 +1,4 @@
-"""Graphs of the demo world's clips: things, what they do and when, and what is seen at any time.
+"""Graphs of the demo world's clips: things, their actions over time, and what is visible at any time.
 
 A clip is a scene (its things as they are at the start, or where they wait outside) and events in order of time.
 """
@@ -25,7 +25,7 @@ PairAction = Literal["behind", "front", "approach", "retreat", "orbit", "swap", 
 Action = SoloAction | PairAction
 
 FADES: frozenset[str] = frozenset({"appear", "disappear", "recolour", "become"})
-"""Actions seen as one image fading into another; at most one of them may go on at a time."""
+"""Actions shown as a cross-fade of two images; at most one of them may be active at a time."""
 REACH = 0.75
 """A thing whose centre is this many of its own widths outside the image is not seen at all, at any angle."""
 HOP, SHAKE = 0.14, 0.06
@@ -34,7 +34,7 @@ HOP, SHAKE = 0.14, 0.06
 
 @dataclass(frozen=True)
 class Event:
-    """Something one thing does, alone or with another.
+    """An action of one thing, alone or with another.
 
     Attributes:
         action: what it does.
@@ -82,13 +82,13 @@ class Clip:
 
     @property
     def together(self) -> bool:
-        """Whether events go on at the same time rather than one after the other."""
+        """Whether events overlap in time."""
         return len(self.events) > 1 and self.events[1].start < self.events[0].stop
 
     def key(self) -> str:
-        """Who (colour and kind) does what, in which order: two clips with one key must not lie in two splits.
+        """Things (colour and kind) and their actions in order: clips with the same key must not be in different splits.
 
-        Places, sizes, patterns, background and the things that only stand there do not count.
+        Places, sizes, patterns, background and things without motion do not count.
         """
         names = [f"{thing.colour} {thing.kind}" for thing in self.scene.things]
         events = []
@@ -130,10 +130,10 @@ def in_view(thing: Thing) -> bool:
 
 
 def things_at(clip: Clip, time: float) -> tuple[dict[int, Thing], dict[int, Thing], float]:
-    """Things that are there ``time`` seconds after the start, by number.
+    """Things that are present ``time`` seconds after the start, by number.
 
     Returns:
-        The things; the things after the fade that goes on (else the same); how far that fade is, 0 to 1.
+        The things; the things after the current fade (else the same); the progress of that fade, 0 to 1.
     """
     appearing = {event.thing for event in clip.events if event.action == "appear"}
     now = {number: thing for number, thing in enumerate(clip.scene.things) if number not in appearing}

@@ -48,7 +48,7 @@ def write_coco(world: World, folder: Path) -> None:
 
 
 def write_scenes(world: World, folder: Path) -> None:
-    """Write ``scenes_<split>.jsonl``: a line an image with its scene graph, boxes (xyxy pixels) and areas."""
+    """Write ``scenes_<split>.jsonl``: one line per image with its scene graph, boxes (xyxy pixels) and areas."""
     for split, images in world.images.items():
         lines = []
         for p in images:
@@ -58,7 +58,7 @@ def write_scenes(world: World, folder: Path) -> None:
 
 
 def _write(path: Path, value: Any) -> None:
-    """JSON on one line, as the official files are: polygons with a number a line would be ten times as long."""
+    """JSON on one line, as the official files are: with one number per line, polygons would be ten times as long."""
     write_text(path, json.dumps(value) + "\n")
 
 
@@ -111,7 +111,7 @@ def instance_records(image: Image, side: int) -> list[dict[str, Any]]:
 
 
 def polygons(thing: Thing, side: int) -> list[list[float]]:
-    """The drawn parts of a thing as COCO polygons ``[x0, y0, x1, y1, ...]``; their union is its form."""
+    """The drawn parts of a thing as COCO polygons ``[x0, y0, x1, y1, ...]``; their union is its shape."""
     found = []
     for part in KINDS[thing.kind].parts:
         points = place_points(part.points, thing, side).clip(0, side)

@@ -12,7 +12,7 @@ BLOCK = 96
 
 
 class Dice:
-    """Random choices from a generator, drawn in blocks: a scene needs about a hundred of them, each a microsecond."""
+    """Random choices from a generator, drawn in blocks: a scene needs about a hundred, each takes a microsecond."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng

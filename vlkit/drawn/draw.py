@@ -1,6 +1,6 @@
 """Scenes to images, exact boxes and outlines.
 
-Everything is drawn twice as large and reduced, so edges are smooth. Beside the image a second image keeps, for
+Everything is drawn at twice the size and downscaled, so edges are smooth. Beside the image a second image keeps, for
 each pixel, the number of the thing seen there; boxes and areas are read from it and so agree with the image.
 """
 
@@ -59,12 +59,12 @@ def draw(scene: Scene, size: int = 96) -> Image.Image:
 
 
 def boxes(scene: Scene, size: int = 96) -> list[tuple[float, float, float, float] | None]:
-    """Box of what is seen of each thing, xyxy in pixels of an image of that size; None for a thing wholly hidden."""
+    """Box of each thing's visible part, xyxy in pixels of an image of that size; None for a fully hidden thing."""
     return mask_boxes(render(scene, size)[1], len(scene.things))
 
 
 def render(scene: Scene, size: int = 96) -> tuple[Image.Image, np.ndarray]:
-    """Image and, twice as fine, which thing is seen where.
+    """Image and, at twice the resolution, the visible thing at each pixel.
 
     Returns:
         RGB image [size, size] and uint8 [2 * size, 2 * size]: 0 = background, i + 1 = thing i.
@@ -124,7 +124,7 @@ def mix(a: tuple[int, int, int], b: tuple[int, int, int], weight: float) -> tupl
 
 
 def draw_thing(canvas: Canvas, thing: Thing, number: int) -> None:
-    """Draw one thing over what is there, at its own place, size and turn; it may reach past the image's edge."""
+    """Draw one thing over the canvas, at its own place, size and angle; it may extend past the image's edge."""
     pen, ids = ImageDraw.Draw(canvas.image), ImageDraw.Draw(canvas.ids)
     colours = tones(thing)
     side = canvas.side

@@ -1,4 +1,4 @@
-"""Referring expressions of the demo world: short phrases, each of which fits exactly one thing of its image."""
+"""Referring expressions of the demo world: short phrases, each of which describes exactly one thing of its image."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from vlkit.drawn.refer import Phrase, described, extreme, landmarks, placed, rel
 from vlkit.drawn.scenes import choose
 
 SKILLS = {"kind": 0.12, "attribute": 0.3, "place": 0.25, "order": 0.25, "relation": 0.3, "size": 0.15}
-"""What a reader must see to find the thing, and how often it is asked for where it can be."""
+"""Skill that a reader needs to find the thing, and how often it is tested where possible."""
 BASES = 4
-"""Phrases that places and relations are added to, a target."""
+"""Number of phrases per target to which places and relations are added."""
 
 BARE = 0.35
-"""How often a place may be all that is said ("leftmost thing")."""
+"""How often an expression may be a place alone ("leftmost thing")."""
 
 
 def candidates(scene: Scene, i: int, rng: np.random.Generator) -> dict[str, list[Phrase]]:
-    """Expressions that name thing ``i`` and no other, by skill; a skill is left out where the scene has no use for it.
+    """Expressions that name thing ``i`` and no other, by skill; a skill is left out if the scene does not allow it.
 
-    Places, order and relations are given only where the thing is not yet clear without them.
+    Places, order and relations are used only if the thing is ambiguous without them.
     """
     found: dict[str, list[Phrase]] = {skill: [] for skill in SKILLS}
     options = described(scene, i, rng)

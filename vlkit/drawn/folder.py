@@ -1,4 +1,4 @@
-"""Making a folder of many files so that it is either complete or not there."""
+"""Create a folder of many files so that it is either complete or missing."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pathlib import Path
 def whole_folder(path: str | Path, is_complete: Callable[[], bool]) -> Iterator[Path | None]:
     """Yield an empty sibling folder ``.<name>.part``; on success rename it to ``path``, which must be empty or missing.
 
-    One process at a time makes it: others wait, and get None when ``is_complete()`` then says that nothing is left to
-    do. What a killed process left behind is cleared by the next. If the body raises, the sibling is removed.
+    One process at a time creates it; others wait, and get None if ``is_complete()`` is then true. The next process
+    removes the remains of a killed one. If the body raises, the sibling is removed.
     """
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def whole_folder(path: str | Path, is_complete: Callable[[], bool]) -> Iterator[
 
 
 def _lock(part: Path) -> int:
-    """Make and lock the folder; returns its open handle. The lock goes with the process, however that ends."""
+    """Create and lock the folder; returns its open handle. The lock ends with the process, even if it is killed."""
     while True:
         part.mkdir(exist_ok=True)
         handle = os.open(part, os.O_RDONLY)

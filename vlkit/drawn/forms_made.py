@@ -1,4 +1,4 @@
-"""How things made by people look: a function a kind lists its parts, back to front."""
+"""Shapes of man-made things: one function per kind lists its parts, back to front."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How plain shapes, plants, animals and the sky look: a function a kind lists its parts, back to front."""
+"""Shapes of plain forms, plants, animals and the sky: one function per kind lists its parts, back to front."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outlines of simple forms as polygons, the only thing the demo world draws with.
+"""Outlines of simple forms as polygons, from which everything in the demo world is drawn.
 
 Local coordinates: x to the right, y down, a kind fills about [-1, 1] x [-1, 1]. Points are float64 [n, 2].
 """

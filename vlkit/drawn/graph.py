@@ -1,4 +1,4 @@
-"""Scene graphs of the demo world: things, their places and relations, before anything is drawn or said.
+"""Scene graphs of the demo world: things, their places and relations, before drawing and captioning.
 
 Coordinates are fractions of the image's side: (0, 0) top left, (1, 1) bottom right. Images are square.
 """
@@ -50,7 +50,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Background:
-    """What is behind the things.
+    """The background behind the things.
 
     Attributes:
         style: ``flat``, or one of the demo styles of :mod:`vlkit.drawn.backgrounds`.
@@ -86,7 +86,7 @@ class Scene:
     on: tuple[tuple[int, int], ...] = ()
 
     def key(self) -> str:
-        """What makes a scene another scene for a reader: two with one key must not lie in two splits.
+        """Identity of a scene for a viewer: scenes with the same key must not be in different splits.
 
         Things (kind, colour, size, pattern, place) in any order and the background's style; shifts by a few pixels,
         shades and wobble do not count.
@@ -119,7 +119,7 @@ def place(thing: Thing) -> str:
 
 
 def relation(scene: Scene, i: int, j: int) -> Relation | None:
-    """How thing ``i`` stands to thing ``j``; None where neither direction is clear enough to say."""
+    """Relation of thing ``i`` to thing ``j``; None if neither direction is clear."""
     if (i, j) in scene.on:
         return "on"
     if (j, i) in scene.on:

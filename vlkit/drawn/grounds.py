@@ -29,7 +29,7 @@ def noise_fields() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _field(rng: np.random.Generator, cells: int) -> np.ndarray:
-    """Noise [96, 96] that varies over ``cells`` cells a side; its edges do not meet, which a shift shows."""
+    """Noise [96, 96] that varies over ``cells`` cells per side; its edges do not meet, which a shift shows."""
     coarse = Image.fromarray(rng.normal(0, 1, (cells, cells)).astype(np.float32))
     field = np.asarray(coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
     return ((field - field.mean()) / field.std()).astype(np.float32)

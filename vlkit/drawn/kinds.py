@@ -1,4 +1,4 @@
-"""The kinds of things in the demo world, with what they are made of and what can stand on them."""
+"""The kinds of things in the demo world, with their shapes and the surfaces that can carry other things."""
 
 from __future__ import annotations
 

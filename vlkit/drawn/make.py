@@ -1,4 +1,4 @@
-"""Making the demo world on disk: which parts there are, and that each is complete or not there."""
+"""Create the demo world on disk, from parts that are each either complete or missing."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from vlkit.files import read_json, write_json
 log = logging.getLogger(__name__)
 
 VERSION = 2
-"""Goes up when the same seed gives other files."""
+"""Incremented when the same seed gives other files."""
 MARKER = "world.json"
 
 Writer = Callable[[World, Path], None]
 WRITERS: tuple[Writer, ...] = (write_scenes, write_coco)
-"""What every world holds beside its images, each given (world, folder)."""
+"""Writers of the files that every world has beside its images, called with (world, folder)."""
 PARTS: dict[str, Writer] = {"vqa": write_vqa, "refcoco": write_refcoco, "msrvtt": write_msrvtt}
-"""What a world may hold besides: a part is a sub-folder of that name, written by (world, sub-folder)."""
+"""Writers of optional parts: a part is a sub-folder of that name, called with (world, sub-folder)."""
 
 
 def make_world(
@@ -38,7 +38,7 @@ def make_world(
     parts: Iterable[str] | None = None,
     style: Style = "drawn",
 ) -> Path:
-    """Write the demo world to ``output``; what is there already, of the same settings, is left as it is.
+    """Write the demo world to ``output``; existing files of the same settings are kept.
 
     Args:
         output: folder to make. It appears at the end, whole; a part that is added later does so too.
@@ -102,8 +102,8 @@ def is_complete(output: Path, settings: dict[str, Any]) -> bool:
         return False
     marker = output / MARKER
     if not marker.is_file():
-        raise UserError(f"{output}: exists and is no demo world; choose another --output or remove it")
-    found = {"style": "drawn", **read_json(marker)}  # worlds of earlier versions do not say
+        raise UserError(f"{output}: exists and is not a demo world; choose another --output or remove it")
+    found = {"style": "drawn", **read_json(marker)}  # worlds of earlier versions do not state it
     other = [key for key in settings if found.get(key) != settings[key]]
     if other:
         got = ", ".join(f"{key} {found.get(key)}" for key in other)

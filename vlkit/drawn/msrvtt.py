@@ -24,7 +24,7 @@ INFO = {
 ANIMATION = 8
 """MSR-VTT's category of cartoons."""
 PER_IMAGE = {"train": 0.15, "test": 0.2}
-"""Clips an image of the split: 60 + 20 in a small world, 300 + 100 in a medium one, 1,500 + 200 in a large one."""
+"""Clips per image of the split: 60 + 20 in a small world, 300 + 100 in a medium one, 1,500 + 200 in a large one."""
 SEVEN_OF_NINE = 7010 / 9000
 """Share of the 9k list that is in the 7k list, as in MSR-VTT; the rest of it is official test."""
 VALIDATE = 497 / 7010
@@ -42,7 +42,7 @@ def write_msrvtt(world: World, folder: Path) -> None:
     write_text(folder / "MSRVTT_data.json", json.dumps(described(videos, rng)) + "\n")
     write_text(folder / "MSRVTT_train.9k.csv", _table(["video_id"], [[v.video_id] for v in train]))
     write_text(folder / "MSRVTT_train.7k.csv", _table(["video_id"], [[v.video_id] for v in train[: seven(train)]]))
-    # The last sentence tells of every event; a plain one ("a ball moves") would fit many clips.
+    # The last sentence mentions every event; a plain one ("a ball moves") would fit many clips.
     rows = [[f"ret{i}", f"msr{v.number}", v.video_id, v.sentences[-1]] for i, v in enumerate(test)]
     write_text(folder / "MSRVTT_JSFUSION_test.csv", _table(["key", "vid_key", "video_id", "sentence"], rows))
     write_clips(videos, folder)

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a task's dataset comes from the demo world.
+    """How a task's dataset is made from the demo world.
 
     Attributes:
         parts: what the world must hold besides images and captions (:data:`vlkit.drawn.make.PARTS`).
@@ -50,7 +50,7 @@ RECIPES: dict[str, Recipe] = {
 def demo_dataset(task: str, size: WorldSize = "medium", seed: int = 0, style: Style = "drawn") -> Path:
     """The prepared demo dataset of a task, below ``cache_folder()/demo``; made on first use, then reused.
 
-    The tasks share the images of one world a style. A killed run leaves nothing that a later one would take for
+    The tasks share the images of one world per style. A killed run leaves nothing that a later one would take for
     complete, and of several processes at once one does the work.
 
     Args:
@@ -86,7 +86,7 @@ def demo_dataset(task: str, size: WorldSize = "medium", seed: int = 0, style: St
 
 
 def _is_ready(output: Path, task: str) -> bool:
-    """Whether the dataset is there; one whose media are gone (a cleared or moved cache) is not."""
+    """Whether the dataset exists, including its media (a cleared or moved cache may lack them)."""
     try:
         Dataset.open(output, task)
     except UserError:

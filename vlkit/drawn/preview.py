@@ -1,4 +1,4 @@
-"""A contact sheet of the demo world: people look rather than read."""
+"""A contact sheet of the demo world."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a question is, and what the questions of every form share."""
+"""A question, and helpers for questions of every form."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Question:
 
     @property
     def answer_type(self) -> AnswerType:
-        """As VQA v2 sorts answers."""
+        """Answer type as in VQA v2."""
         return self.matter if self.matter in ("yes/no", "number") else "other"
 
 

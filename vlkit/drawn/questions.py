@@ -1,4 +1,4 @@
-"""Which questions are asked about a scene."""
+"""Choose the questions about a scene."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vlkit.drawn.question import AnswerType, Question
 from vlkit.drawn.scenes import choose
 
 Make = Callable[[Scene, np.random.Generator], Question | None]
-"""Asks a question of one form; None where the scene does not allow it."""
+"""Asks a question of one form; None if the scene does not allow it."""
 
 TEMPLATES: dict[AnswerType, dict[str, tuple[float, Make]]] = {
     "yes/no": {
@@ -61,7 +61,7 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
 
 
 def _ask(scene: Scene, rng: np.random.Generator, forms: dict[str, tuple[float, Make]]) -> Question | None:
-    """A question of one of ``forms``, which is taken out as are those that the scene does not allow."""
+    """A question of one of ``forms``; removes that form and those that the scene does not allow."""
     while forms:
         name = choose(rng, forms, [weight for weight, _ in forms.values()])
         question = forms.pop(name)[1](scene, rng)

@@ -39,7 +39,7 @@ def exists(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def exists_coloured(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """Is there a red cat? The false one names a colour and a kind that are there, but not together."""
+    """Is there a red cat? The false one names a colour and a kind that occur, but not together."""
     present = {(thing.colour, thing.kind) for thing in scene.things}
     crossed = {(a.colour, b.kind) for a in scene.things for b in scene.things} - present
     texts = [
@@ -112,7 +112,7 @@ def are_more(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def _unequal_pair(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
-    """What a bigger and a smaller thing are called, without a word on their size."""
+    """Names of a bigger and a smaller thing, without size words."""
     for i in any_order(scene, rng):
         for j in any_order(scene, rng):
             if ORDER.index(scene.things[i].size) > ORDER.index(scene.things[j].size):
@@ -123,7 +123,7 @@ def _unequal_pair(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | N
 
 
 def count_kind(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """How many cats are there? Kinds that are there twice are preferred, or the answer would mostly be 1."""
+    """How many cats are there? Kinds that occur twice are preferred, otherwise the answer would mostly be 1."""
     counts = Counter(thing.kind for thing in scene.things)
     kinds = [*sorted(counts), choose(rng, [kind for kind in KINDS if kind not in counts])]
     kind = choose(rng, kinds, [{0: 0.5, 1: 0.3}.get(counts[kind], 4.0) for kind in kinds])

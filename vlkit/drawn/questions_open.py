@@ -47,7 +47,7 @@ def what_is_on(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def what_is_related(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """What is above the cat? Only where exactly one thing could be meant."""
+    """What is above the cat? Only if exactly one thing fits."""
     for i, j, kind in related_pairs(scene, rng):
         if any(stands(scene, k, j, kind) is not False for k in range(len(scene.things)) if k != i):
             continue
@@ -106,7 +106,7 @@ def size_of(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def pattern_of(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """What pattern does the cat have? Plain things are asked for less often than they occur."""
+    """What pattern does the cat have? Plain things are asked about less often than they occur."""
     for i in any_order(scene, rng):
         pattern = scene.things[i].pattern
         phrase = named(scene, i, rng, without="pattern") if pattern != "plain" or rng.random() < 0.2 else None

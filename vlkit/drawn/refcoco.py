@@ -16,17 +16,17 @@ from vlkit.drawn.world import Image, World, generator, mapped
 from vlkit.files import whole_file, write_text
 
 STREAM = 4
-"""Number of this use of an image's generators (:func:`vlkit.drawn.world.generator`)."""
+"""Stream number for this use of an image's generators (:func:`vlkit.drawn.world.generator`)."""
 TARGETS, SENTENCES = 3, 2
-"""Most things referred to in an image, and most sentences for each."""
+"""Maximum number of things referred to per image, and of sentences for each."""
 SMALLEST = 40
-"""Pixels that must be seen of a thing that is referred to."""
+"""Minimum number of visible pixels of a thing that is referred to."""
 LIVING = frozenset(name for name, kind in KINDS.items() if kind.group in ("animal", "plant")) | {"snowman"}
-"""Kinds that testA asks for; testB has the images without any (RefCOCO: people, and images of others)."""
+"""Kinds in testA; testB has the images without any of them (in RefCOCO: people, and images of other things)."""
 SPLITS = ("train", "val", "testA", "testB")
 
 Named = list[tuple[int, list[Phrase]]]
-"""Things of one image (their numbers in the scene) with what they are called."""
+"""Things of one image (their numbers in the scene) with their expressions."""
 
 
 def write_refcoco(world: World, folder: Path) -> None:
@@ -61,7 +61,7 @@ def split_of(image: Image) -> str:
 
 
 def referred(image: Image, seed: int) -> Named:
-    """Things of an image and what they are called; none that is hardly seen or cannot be told apart."""
+    """Things of an image with their expressions, without those that are hardly visible or ambiguous."""
     rng = generator(seed, image.split, image.image_id, STREAM)
     things = image.scene.things
     living = split_of(image) == "testA"
@@ -79,7 +79,7 @@ def referred(image: Image, seed: int) -> Named:
 
 
 def official_refs(images: list[Image], found: list[Named]) -> list[dict[str, Any]]:
-    """The list that ``refs(unc).p`` holds, a record a thing; ids run on from 0."""
+    """The content of ``refs(unc).p``, one record per thing; ids count from 0."""
     refs: list[dict[str, Any]] = []
     sent_id = 0
     for image, things in zip(images, found, strict=True):
@@ -110,7 +110,9 @@ def raw_form(words: str, number: int) -> str:
 
 
 def finetune_files(images: list[Image], found: list[Named], instances: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Split -> content of MDETR's file: an image record and an annotation an expression; ids run on over the splits."""
+    """Split -> content of MDETR's file: one image record and one annotation per expression; ids continue over the
+    splits.
+    """
     boxes = {record["id"]: record for record in instances["annotations"]}
     head = {key: instances[key] for key in ("info", "licenses", "categories")}
     files: dict[str, dict[str, Any]] = {split: {**head, "images": [], "annotations": []} for split in SPLITS}

@@ -1,4 +1,4 @@
-"""Phrases that pick out one thing of a scene, with what each of them is true of.
+"""Phrases that identify one thing of a scene, with the things that each phrase is true of.
 
 Truth has three values: True (clearly so), False (clearly not) and None (arguable: a diagonal neighbour is a bit to the
 left, a medium-sized thing is a bit large). A phrase names a thing only if it is clearly true of that thing and clearly
@@ -38,13 +38,13 @@ BROAD = frozenset(
         "new moon",
     }
 )
-"""Other names that would fit a second kind as well."""
+"""Other names that also fit a second kind."""
 BASIC = 0.7
-"""How often a thing or colour is called by its basic name."""
+"""How often the basic name of a thing or colour is used."""
 ARGUABLE = 0.04
 """Sideways or up-down shift (fraction of the image) below which nobody would say "left of" or "above"."""
 APART = 0.1
-"""Shift from which on things in a row have a clear order."""
+"""Minimum shift for things in a row to have a clear order."""
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big")}
 PATTERN_WORDS = {"striped": ("striped",), "dotted": ("spotted", "dotted"), "checkered": ("checkered", "chequered")}
 
@@ -66,7 +66,7 @@ class Phrase:
     other: str = ""
 
     def names(self, i: int) -> bool:
-        """Whether the phrase picks out thing ``i`` and nothing else."""
+        """Whether the phrase identifies thing ``i`` and nothing else."""
         return self.fits[i] is True and all(fit is False for j, fit in enumerate(self.fits) if j != i)
 
     @property
@@ -131,7 +131,7 @@ def _truth(clearly: bool, arguably: bool) -> Truth:
 
 
 ATTRIBUTES = {"size": _size, "pattern": _pattern, "colour": _colour}
-"""What may stand before a noun, in the order of English."""
+"""Attributes before a noun, in English order."""
 
 
 def described(scene: Scene, i: int, rng: np.random.Generator, without: str = "") -> list[Phrase]:
@@ -156,7 +156,7 @@ def described(scene: Scene, i: int, rng: np.random.Generator, without: str = "")
 
 
 def named(scene: Scene, i: int, rng: np.random.Generator, without: str = "") -> Phrase | None:
-    """A short phrase that picks out thing ``i`` by its attributes, or, failing these, by where it is.
+    """A short phrase that identifies thing ``i`` by its attributes or, if they do not suffice, by its place.
 
     "left star" is preferred to "star on the left", which in "the cat above the star on the left" could go with either.
     """
@@ -168,7 +168,7 @@ def named(scene: Scene, i: int, rng: np.random.Generator, without: str = "") -> 
     return choose(rng, [p for p, rank in zip(unique, ranks, strict=True) if rank == min(ranks)]) if unique else None
 
 
-# --- By place: each takes a phrase ("red star") and says which of those things is meant ---
+# --- By place: each narrows a phrase ("red star") down to one of those things ---
 
 SIDES: dict[str, tuple[str, int, tuple[str, ...], tuple[str, ...]]] = {
     "left": ("x", 1, ("{} on the left", "left {}", "{} to the left"), ("leftmost {}", "{} furthest left")),
@@ -275,7 +275,7 @@ def stands(scene: Scene, i: int, j: int, kind: Relation) -> Truth:
 
 
 def landmarks(scene: Scene, i: int, rng: np.random.Generator) -> dict[int, Phrase]:
-    """What the other things are called that thing ``i`` has a clear relation to."""
+    """Names of the other things to which thing ``i`` has a clear relation."""
     found = {j: named(scene, j, rng) for j in range(len(scene.things)) if j != i and relation(scene, i, j) is not None}
     return {j: phrase for j, phrase in found.items() if phrase is not None and phrase.ends_with_head}
 

@@ -1,4 +1,4 @@
-"""Styled scenes to images: things are drawn twice as large and reduced, looks are applied as arrays."""
+"""Styled scenes to images: things are drawn at twice the size and downscaled, looks are applied as arrays."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _Y, _X = (axis.astype(np.float32) for axis in np.mgrid[0:SIDE, 0:SIDE])
 
 
 def render_styled(scene: Scene, look: Look) -> tuple[np.ndarray, np.ndarray]:
-    """Image uint8 [96, 96, 3] and which thing is seen where, uint8 [96, 96]: 0 = ground, i + 1 = thing i."""
+    """Image uint8 [96, 96, 3] and the visible thing at each pixel, uint8 [96, 96]: 0 = ground, i + 1 = thing i."""
     dice = Dice(np.random.Generator(np.random.PCG64(look.seed)))
     ground = paint_ground(look, dice, *ground_colours(look, dice))
     image = Image.fromarray(_bytes(ground)).resize((FINE, FINE), Image.Resampling.NEAREST)
@@ -38,7 +38,7 @@ def render_styled(scene: Scene, look: Look) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw_thing(canvas: Canvas, thing: Thing, number: int, look: Look) -> None:
-    """One thing, over what is there; it may reach past the edge of the image."""
+    """Draw one thing over the canvas; it may extend past the edge of the image."""
     pen, ids = ImageDraw.Draw(canvas.image), ImageDraw.Draw(canvas.ids)
     colours = tones(thing)
     for part in KINDS[thing.kind].parts:
@@ -61,7 +61,7 @@ def _draw_thing(canvas: Canvas, thing: Thing, number: int, look: Look) -> None:
 
 
 def _pen(thing: Thing, fill: tuple[int, int, int], look: Look) -> tuple[tuple[int, int, int], int]:
-    """Colour and width (drawn pixels) of lines. Lines are darker than what they enclose, or a little lighter."""
+    """Colour and width (drawn pixels) of lines. Lines are darker than the area they enclose, or a little lighter."""
     if look.line == "edge":
         return mix(fill, (0, 0, 0), 0.35), SUPERSAMPLE
     thin = 26 if look.line == "sketch" else 18
@@ -127,7 +127,7 @@ def _shading(scene: Scene, ids: np.ndarray, dice: Dice) -> np.ndarray:
 
 
 def _finish(pixels: np.ndarray, look: Look, dice: Dice) -> np.ndarray:
-    """What happens to the whole image: uint8 [96, 96, 3] from float32."""
+    """Effects on the whole image: uint8 [96, 96, 3] from float32."""
     if look.contrast != 1 or look.brightness:
         pixels = (pixels - 128) * look.contrast + (128 + look.brightness)
     if look.inverted:
@@ -145,7 +145,7 @@ def _finish(pixels: np.ndarray, look: Look, dice: Dice) -> np.ndarray:
 
 
 def _inverted(pixels: np.ndarray) -> np.ndarray:
-    """Light becomes dark and dark light; the hue and how strong it is stay."""
+    """Invert lightness; hue and saturation are kept."""
     red, green, blue = pixels[:, :, 0], pixels[:, :, 1], pixels[:, :, 2]
     highest, lowest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     return pixels + (255 - highest - lowest)[:, :, None]
@@ -157,7 +157,7 @@ def _blurred(image: np.ndarray, radius: float) -> Image.Image:
 
 @lru_cache(maxsize=1)
 def _pixel_noise() -> np.ndarray:
-    """Independent noise float32 [192, 192]: windows of it look alike to nobody."""
+    """Independent noise float32 [192, 192]: no two windows of it look alike."""
     return np.random.Generator(np.random.PCG64(7)).normal(0, 1, (FINE, FINE)).astype(np.float32)
 
 
@@ -168,7 +168,7 @@ def _noise_window(dice: Dice) -> np.ndarray:
 
 
 def _compressed(image: np.ndarray, quality: int) -> np.ndarray:
-    """After a passage through JPEG."""
+    """The image after JPEG compression."""
     memory = io.BytesIO()
     Image.fromarray(image).save(memory, "JPEG", quality=quality)
     return np.asarray(Image.open(memory).convert("RGB"))

@@ -45,7 +45,7 @@ class PretrainingPairs(Dataset[tuple[Tensor, str]]):
 
 
 class PretrainingTexts(Dataset[str]):
-    """Captions alone, two of one scene in a row; arguments as :class:`PretrainingPairs`."""
+    """Only captions, two of one scene in a row; arguments as :class:`PretrainingPairs`."""
 
     def __init__(self, seed: int, split: int, count: int, first: int = 0) -> None:
         self.seed, self.split, self.count, self.first = seed, split, count, first

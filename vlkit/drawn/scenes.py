@@ -46,7 +46,7 @@ __all__ = [
 
 PATTERNS: tuple[Pattern, ...] = ("plain", "striped", "dotted", "checkered")
 MARGIN = 1.08
-"""Room a thing needs at the image's edge, in its own width: outlines and turned corners reach a bit past it."""
+"""Margin of a thing to the image's edge, in its own widths: outlines and rotated corners extend past its box."""
 
 
 def sample_scene(rng: np.random.Generator, domain: Domain) -> Scene:

@@ -24,10 +24,10 @@ from vlkit.drawn.words import COLOURS, with_article
 TRAIN, VALIDATION, PROBE = 201, 202, 203
 """Numbers of the splits: part of every seed, and no number of the first world or of the demo."""
 DEMO = "demo"
-"""Evaluation only: what the demo domain draws, of kinds that this world has, in this world's words."""
+"""Evaluation only: drawings of the demo domain, of this world's kinds and in its words."""
 KIND_NUMBERS, COLOUR_NUMBERS = list(KINDS), list(COLOURS)
 LEVELS = ("kind", "colour", "all")
-"""How much a phrase says of a thing."""
+"""Level of detail of a phrase about a thing."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _drawn(rng: np.random.Generator, style: str | None) -> tuple[Look | None, Sc
 
 
 def thing_code(thing: Thing) -> int:
-    """What a phrase can say of a thing as one number: kind, colour, size and pattern."""
+    """Attributes of a thing in a phrase as one number: kind, colour, size and pattern."""
     kind, colour = KIND_NUMBERS.index(thing.kind), COLOUR_NUMBERS.index(thing.colour)
     size, pattern = list(SIZES).index(thing.size), PATTERNS.index(thing.pattern)
     return ((kind * len(COLOURS) + colour) * len(SIZES) + size) * len(PATTERNS) + pattern
@@ -110,7 +110,7 @@ def phrases(level: str) -> list[str]:
 
 
 def phrase_numbers(codes: Tensor, level: str) -> Tensor:
-    """Where the phrases of :func:`thing_code` numbers stand in the list of a level."""
+    """Positions of the phrases of :func:`thing_code` numbers in the list of a level."""
     return codes // {"kind": PER_KIND, "colour": PER_COLOUR, "all": 1}[level]
 
 

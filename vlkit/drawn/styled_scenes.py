@@ -1,4 +1,4 @@
-"""Scenes of the second pre-training world: more sizes, shades, turns and places than the first one has."""
+"""Scenes of the second pre-training world: more sizes, shades, angles and places than in the first one."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from vlkit.drawn.styles import Look
 from vlkit.drawn.words import COLOURS, SHADES
 
 UNSEEN_KINDS = ("bell", "cactus", "kite", "rocket")
-"""Kinds that neither images nor captions of this world have: the demo domain keeps them for adaptation."""
+"""Kinds absent from this world's images and captions; the demo domain keeps them for adaptation."""
 KNOWN_KINDS = tuple(kind for kind in KINDS if kind not in UNSEEN_KINDS)
 MOST = 4
-"""Most things in a scene."""
+"""Maximum number of things in a scene."""
 
 _COUNTS = (0.18, 0.42, 0.32, 0.08)
 _SIZES: dict[Size, tuple[float, float]] = {"small": (0.165, 0.235), "medium": (0.26, 0.335), "large": (0.375, 0.48)}
@@ -36,7 +36,7 @@ _SMALL_TO_MEDIUM, _MEDIUM_TO_LARGE = 0.247, 0.355
 
 
 def styled_scene(dice: Dice, look: Look) -> Scene:
-    """1 to 4 things whose colours can be told from the ground of ``look``."""
+    """1 to 4 things whose colours are distinguishable from the ground of ``look``."""
     palette = visible_colours(look)
     things: list[Thing] = []
     on: tuple[tuple[int, int], ...] = ()
@@ -56,7 +56,7 @@ def styled_scene(dice: Dice, look: Look) -> Scene:
 
 
 def visible_colours(look: Look) -> list[tuple[str, float, float]]:
-    """(colour, lowest and highest shade) of things that can be told from the look's ground."""
+    """(colour, lowest and highest shade) of things that are distinguishable from the look's ground."""
     names, middles = _versions(look.inverted)
     first, second = ground_colours(look, Dice(np.random.Generator(np.random.PCG64(look.seed))))
     clear = np.abs(middles - first).sum(1) > _CLOSE_COLOUR
@@ -107,7 +107,7 @@ def _placed(dice: Dice, thing: Thing, others: list[Thing], tries: int = 30) -> T
 
 
 def _on_top(dice: Dice, thing: Thing, support: Thing) -> Thing | None:
-    """The thing upright on top of ``support``, or None where that has no surface or no room."""
+    """The thing upright on top of ``support``, or None if it has no surface or no room."""
     top = KINDS[support.kind].top
     if top is None or abs(support.angle) > 5 or thing.scale > 1.2 * support.scale:
         return None
@@ -119,7 +119,7 @@ def _on_top(dice: Dice, thing: Thing, support: Thing) -> Thing | None:
 
 
 def _cropped(scene: Scene, dice: Dice) -> Scene:
-    """A part of the scene, enlarged; things less than half in it are gone, sizes are what they are now."""
+    """A part of the scene, enlarged; things less than half inside are removed, sizes are updated."""
     zoom = dice.uniform(1.15, 1.7)
     for _ in range(6):
         left, top = dice.uniform(0, 1 - 1 / zoom), dice.uniform(0, 1 - 1 / zoom)

@@ -1,6 +1,6 @@
 """Looks of the second pre-training world: how a scene is drawn, by named styles, several of them at once.
 
-A look says everything about an image but what it shows. ``SEEN`` styles occur in training, alone and mixed;
+A look determines everything about an image except its content. ``SEEN`` styles occur in training, alone and mixed;
 ``HELD_OUT`` ones only in evaluation.
 """
 
@@ -92,7 +92,7 @@ HELD_OUT: dict[str, Change] = {
     "hatched": lambda look, dice: replace(look, fill="hatched"),
     "mosaic": lambda look, dice: replace(look, mosaic=2),
 }
-"""Styles that no training image has."""
+"""Styles absent from all training images."""
 
 MIXED = "mixed"
 SHARES = {
@@ -100,7 +100,7 @@ SHARES = {
     **{"turned": 0.15, "smooth ground": 0.3, "repeating ground": 0.22, "dark ground": 0.15, "clutter": 0.3},
     **{"crop": 0.12, "faded": 0.2, "inverted": 0.08, "blur": 0.12, "noise": 0.15, "jpeg": 0.2},
 }
-"""How often a mixed look has each style; a later one wins over an earlier one that says otherwise."""
+"""How often a mixed look has each style; a later style overrides an earlier one."""
 TRAINING_MIXED = 0.8
 """Share of mixed looks in training; the others have one style each."""
 

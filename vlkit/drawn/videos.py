@@ -1,4 +1,4 @@
-"""The demo world's clips on disk: MP4 files of moving things, H.264 as most collections have it."""
+"""The demo world's clips on disk: MP4 files of moving things, H.264 as in most collections."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from vlkit.drawn.world import Image, World, generator, mapped, split_folder
 from vlkit.files import write_text
 
 STREAM = 3
-"""Number of this use of an image's generators (:func:`vlkit.drawn.world.generator`)."""
+"""Stream number for this use of an image's generators (:func:`vlkit.drawn.world.generator`)."""
 QUESTION_TYPES = (
     "how many",
     "what is the",
@@ -58,7 +58,7 @@ def write_vqa(world: World, folder: Path) -> None:
 
 
 def ask(image: Image, seed: int) -> list[tuple[Entry, Entry]]:
-    """Questions about an image with their annotations; none where a thing is hardly seen."""
+    """Questions about an image with their annotations; none if a thing is hardly visible."""
     if min(image.areas) < SMALLEST:
         return []
     rng = generator(seed, image.split, image.image_id, STREAM)

@@ -1,4 +1,4 @@
-"""What things and colours are called: basic names (pre-training domain) and other names (demo domain)."""
+"""Names of things and colours: basic names (pre-training domain) and other names (demo domain)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ FAMILIAR: dict[str, tuple[str, ...]] = {
     "chair": ("seat",),
     "flower": ("daisy",),
 }
-"""Other names of a kind that appear, rarely, in pre-training captions as well."""
+"""Other names of a kind, which rarely appear in pre-training captions too."""
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "circle": ("round spot", "dot"),

@@ -1,4 +1,4 @@
-"""How to say what things do in the demo clips: verbs, ways and sentence frames, and the forms of verbs."""
+"""Words for actions in the demo clips: verbs, ways, sentence frames and verb forms."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WAYS: dict[str, dict[str, tuple[str, ...]]] = {
     "clockwise": {"round": ("clockwise", "in a clockwise direction")},
     "counterclockwise": {"round": ("counterclockwise", "anticlockwise", "in an anticlockwise direction")},
 }
-"""What the parts of :data:`VERBS` in braces stand for, by the way of an event."""
+"""Replacements for the parts of :data:`VERBS` in braces, by the way of an event."""
 
 VERBS: dict[str, tuple[str, ...]] = {
     "move": ("move {to}", "slide {to}", "glide {to}", "travel {to}", "go {to}"),
@@ -64,7 +64,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "land": ("land on {other}", "drop onto {other}", "fall on top of {other}", "come down on {other}"),
     "chase": ("chase {other} {to}", "follow {other} {to}", "run after {other} {to}"),
 }
-"""What a thing does, by action; more for an action and a way."""
+"""Phrases for a thing's action; additional ones for an action and a way."""
 
 PLAIN: dict[str, tuple[str, ...]] = {
     "move": ("move", "move along", "change its place"),
@@ -89,7 +89,7 @@ PLAIN: dict[str, tuple[str, ...]] = {
     "land": ("land on {other}", "fall onto {other}"),
     "chase": ("chase {other}", "follow {other}"),
 }
-"""The same, roughly and without a way."""
+"""The same, with less detail and without a way."""
 
 FRAMES = (
     "{s} {does}",

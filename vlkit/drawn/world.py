@@ -1,4 +1,4 @@
-"""The demo world in memory: scenes of three splits, then their images on disk with what is seen in each.
+"""The demo world in memory: scenes of three splits, then their images on disk with the visible parts of each.
 
 Every random choice comes from a generator fixed by (seed, split, index, stream), so the world does not depend on how
 many processes draw it, and any one image can be made again alone.
@@ -37,12 +37,12 @@ COUNTS: dict[str, dict[str, int]] = {
     "medium": {"train": 2000, "val": 200, "test": 500},
     "large": {"train": 10000, "val": 500, "test": 1000},
 }
-"""Scenes a split by size of the world."""
+"""Scenes per split by size of the world."""
 DOMAINS: dict[str, Domain] = {"drawn": "demo", "plain": "pretrain"}
 """Styles of a world: drawn by hand on textured grounds, which the embedded bases have never seen, or the plain drawings
 that they were pre-trained on (other scenes of them)."""
 CAPTIONS = 5
-"""Captions an image."""
+"""Captions per image."""
 SCENE_STREAM, CAPTION_STREAM = 0, 1
 JPEG_QUALITY = 92
 
@@ -130,7 +130,7 @@ def _new_scene(seed: int, split: str, index: int, seen: set[str], domain: Domain
 def draw_world(
     seed: int, counts: dict[str, int], folder: Path, side: int = 96, workers: int = 0, style: Style = "drawn"
 ) -> World:
-    """Sample the scenes, write one JPEG each below ``folder``, and say what is seen where."""
+    """Sample the scenes, write one JPEG each below ``folder``, and record what is visible where."""
     found = sample_scenes(seed, counts, style)
     items = [(split, i, scene) for split, scenes in found.items() for i, scene in enumerate(scenes)]
     images: dict[str, list[Image]] = {split: [] for split in counts}

@@ -1,7 +1,7 @@
 """A folder of embeddings to search: FAISS vectors with ids and metadata, brought up to date in place.
 
     with IndexWriter.open("idx", dim=512, model_id="ViT-B-32 ...") as writer:
-        plan = writer.diff(items)                 # what is new, changed, gone
+        plan = writer.diff(items)                 # new, changed and removed items
         writer.remove(plan.removed)
         for batch in batches(plan.todo):
             writer.add(batch, embed(batch))       # saved every few hundred items

@@ -1,4 +1,4 @@
-"""FAISS indexes from factory strings: making, training, and how broad a search goes."""
+"""FAISS indexes from factory strings: creation, training and search breadth."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from vlkit.errors import UserError
 
-# How broad an approximate search goes: clusters visited (a share of all, but some at least), and candidates kept while
-# walking a graph. FAISS's own defaults, 1 and 16, lose many neighbours.
+# Breadth of approximate searches: clusters visited (a share of all, with a minimum), and candidates kept during graph
+# search. FAISS's own defaults, 1 and 16, miss many neighbours.
 PROBED_SHARE, PROBED_LEAST, GRAPH_CANDIDATES = 1 / 16, 8, 128
 
 _TOO_FEW = re.compile(r"training points \((\d+)\) should be at least as large as number of clusters \((\d+)\)")
@@ -55,12 +55,12 @@ def trained_index(vectors: np.ndarray, factory: str) -> faiss.Index:
 
 
 def broadened(index: faiss.Index) -> faiss.Index:
-    """Set how broad searches go, where the kind of index has such a setting."""
+    """Set the search breadth, if the kind of index has such a setting."""
     clusters = faiss.try_extract_index_ivf(index)
     if clusters is not None:
         probes = min(clusters.nlist, max(PROBED_LEAST, round(clusters.nlist * PROBED_SHARE)))
         faiss.ParameterSpace().set_index_parameter(index, "nprobe", probes)
-    with contextlib.suppress(RuntimeError):  # Only graphs have this one, and FAISS has no question for it.
+    with contextlib.suppress(RuntimeError):  # Only graph indexes have this setting, and FAISS has no query for it.
         faiss.ParameterSpace().set_index_parameter(index, "efSearch", GRAPH_CANDIDATES)
     return index
 

@@ -7,7 +7,7 @@ step, then files it no longer names are deleted. A process killed at any moment 
     000003.npy     float32 [rows, D], the vectors of segment 3
     000003.jsonl   first {"removed": id} of earlier items that no longer count, then its items in the order of rows
     000004.faiss   a trained FAISS index over the first rows (not for "Flat", where the vectors are the index); its
-                   hash stands in index.json
+                   hash is in index.json
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ _SEGMENT_NAME = re.compile(r"\d{6,}")
 
 
 def model_key(model_id: str) -> str:
-    """What of a model's identity decides its vectors: architecture and fingerprint.
+    """The part of a model's identity that determines its vectors: architecture and fingerprint.
 
-    An adapter folder that was renamed, and weights that lie elsewhere now, are still the same model. The architecture
-    counts because its activations are not among the weights. A text of another form counts as a whole.
+    A renamed adapter folder, or weights in another place, are still the same model. The architecture is included
+    because the weights do not contain its activation functions. An identity of another form is compared as a whole.
     """
     found = _IDENTITY.fullmatch(model_id)
     return f"{found[1]} {found[2]}" if found else model_id
 
 
 def pointer_problem(pointer: dict[str, Any]) -> str | None:
-    """The first field of ``index.json`` that is missing or of no use; None if there is none."""
+    """The first field of ``index.json`` that is missing or invalid; None if there is none."""
 
     def count(value: Any, least: int = 0) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value >= least
@@ -75,13 +75,14 @@ def pointer_problem(pointer: dict[str, Any]) -> str | None:
 
 @dataclass(frozen=True)
 class Item:
-    """What a vector stands for.
+    """What a vector represents.
 
     Attributes:
         id: unique name, e.g. the path of an image inside its folder.
         stamp: cheap state of the source, e.g. size and modification time; equal stamps mean "unchanged".
-        digest: hash of the content, or "". Asked when the stamp differs: a touched or copied file is still unchanged.
-        metadata: anything JSON can hold, given back with search results.
+        digest: hash of the content, or "". Compared if the stamp differs, so that a touched or copied file counts as
+            unchanged.
+        metadata: any JSON value, returned with search results.
     """
 
     id: str
@@ -114,7 +115,7 @@ class IndexFolder:
         """Read the pointer file.
 
         Raises:
-            UserError: there is no index, one of another format, or one that another model than ``model_id`` made.
+            UserError: there is no index, it has another format, or another model than ``model_id`` made it.
         """
         file = path / POINTER
         if not file.is_file():
@@ -127,10 +128,10 @@ class IndexFolder:
             raise UserError(f"{file}: format version {version}, expected {FORMAT_VERSION}; make the index again")
         wrong = pointer_problem(pointer)
         if wrong:
-            raise UserError(f"{file}: field {wrong!r} makes no sense; the index is damaged, make it again")
+            raise UserError(f"{file}: field {wrong!r} is invalid; the index is damaged, make it again")
         if model_id is not None and model_key(pointer["model"]) != model_key(model_id):
             raise UserError(
-                f"{path}: index made with {pointer['model']}, not with {model_id}; their vectors do not compare: "
+                f"{path}: index made with {pointer['model']}, not with {model_id}; their vectors are not comparable: "
                 "use that model, or another index folder"
             )
         return cls(path, pointer)
@@ -165,7 +166,7 @@ class IndexFolder:
             vectors = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             raise
-        except Exception:  # the header is Python source, and NumPy lets through what its parser says of it
+        except Exception:  # the header is Python source, and NumPy passes on its parser's errors
             raise self._damaged(name) from None
         is_array = isinstance(vectors, np.ndarray) and vectors.dtype == np.float32
         if not is_array or vectors.shape != (segment["rows"], self.pointer["dim"]):
@@ -176,12 +177,12 @@ class IndexFolder:
         """Add a segment of items after dropping the earlier ones whose ids are ``removed``; ``count`` then remain."""
         drops = [json.dumps({"removed": name}, ensure_ascii=False) for name in removed]
         segment = self._write_segment(drops + lines, vectors)
-        # The rows of a FAISS index stay what they are only as long as none is dropped.
+        # The rows of a FAISS index stay valid only while none is dropped.
         current = None if drops else self.pointer["faiss"]
         self._switch(segments=[*self.pointer["segments"], segment], count=count, faiss=current)
 
     def merge(self, lines: list[str], vectors: np.ndarray) -> None:
-        """Put one segment of all living rows, in their order, in the place of all segments."""
+        """Replace all segments with one segment of all living rows, in their order."""
         segments = [self._write_segment(lines, vectors)] if lines else []
         self._switch(segments=segments, count=len(lines))
 
@@ -190,7 +191,7 @@ class IndexFolder:
         self._switch(factory=factory, faiss=None)
 
     def write_faiss(self, index: faiss.Index, trained_on: int) -> None:
-        """Keep a FAISS index over the first rows, trained when there were ``trained_on``."""
+        """Save a FAISS index over the first rows, trained when there were ``trained_on``."""
         name = self._next_name()
         with whole_file(self.path / f"{name}.faiss") as temporary, open(temporary, "wb") as file:
             faiss.write_index(index, cast(Any, faiss).PyCallbackIOWriter(file.write))
@@ -198,7 +199,7 @@ class IndexFolder:
         self._switch(faiss={"name": name, "rows": index.ntotal, "trained_on": trained_on, "sha256": digest})
 
     def read_faiss(self) -> faiss.Index | None:
-        """The FAISS index as last written, over the first ``ntotal`` rows; None if there is none that still counts.
+        """The FAISS index as last written, over the first ``ntotal`` rows; None if there is no valid one.
 
         Raises:
             UserError, FileNotFoundError: as :meth:`load`.
@@ -206,11 +207,11 @@ class IndexFolder:
         if self.pointer["faiss"] is None:
             return None
         name = f"{self.pointer['faiss']['name']}.faiss"
-        # FAISS follows the links of a graph wherever they lead, so one changed bit may end the process.
+        # FAISS does not check the links of a graph, so one changed bit may crash the process.
         if self.pointer["faiss"].get("sha256") not in (None, sha256_of(self.path / name)):
             raise self._damaged(name)
         try:
-            # Through Python's files: FAISS takes no path that is not UTF-8.
+            # Read through Python, because FAISS accepts only UTF-8 paths.
             with open(self.path / name, "rb") as file, _no_larger_than(os.fstat(file.fileno()).st_size):
                 index = faiss.read_index(cast(Any, faiss).PyCallbackIOReader(file.read))
         except (RuntimeError, MemoryError, ValueError):
@@ -237,7 +238,7 @@ class IndexFolder:
         return {"name": name, "rows": len(vectors)}
 
     def _switch(self, **changes: Any) -> None:
-        """The one step that makes new files count; what they replace is deleted only afterwards."""
+        """The atomic step that makes new files valid; replaced files are deleted only afterwards."""
         pointer = self.pointer | changes
         write_json(self.path / POINTER, pointer)
         self.pointer = pointer
@@ -265,12 +266,12 @@ class IndexFolder:
         return removed, items
 
     def _damaged(self, name: str) -> UserError:
-        return UserError(f"{self.path / name}: not what {POINTER} says; the index is damaged, make it again")
+        return UserError(f"{self.path / name}: does not match {POINTER}; the index is damaged, make it again")
 
 
 @contextlib.contextmanager
 def _no_larger_than(size: int) -> Iterator[None]:
-    """Within it, FAISS refuses a file that claims vectors of more than ``size`` bytes, before it takes the memory."""
+    """Let FAISS refuse a file that claims more than ``size`` bytes of vectors, before it allocates the memory."""
     names = ("deserialization_vector_byte_limit", "deserialization_loop_limit")
     known = [name for name in names if hasattr(faiss, f"set_{name}")]  # since FAISS 1.14
     with _faiss_limits:
@@ -285,7 +286,7 @@ def _no_larger_than(size: int) -> Iterator[None]:
 
 
 def living(rows: list[Item | None], segments: list[np.ndarray], dim: int) -> tuple[list[Item], np.ndarray]:
-    """Items that count and their vectors, float32 [n, D]; a memory map where nothing has to be copied."""
+    """Items that count and their vectors, float32 [n, D]; a memory map if nothing has to be copied."""
     alive = np.array([item is not None for item in rows], dtype=bool)
     items = [item for item in rows if item is not None]
     if len(segments) == 1 and alive.all():

@@ -1,4 +1,4 @@
-"""Images and videos of a folder as items of a search index. Which files count: :mod:`vlkit.data.scan`."""
+"""Images and videos of a folder as items of a search index. :mod:`vlkit.data.scan` selects the files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vlkit.index.files import Item
 
 
 def image_items(found: Scan) -> list[Item]:
-    """The images of a folder: each named by its path in it, stamped by size and time of the last change."""
+    """The images of a folder, each named by its path in it and stamped with size and modification time."""
     items = []
     for name, path in zip(found.names, found.paths, strict=True):
         try:
@@ -31,14 +31,14 @@ def image_items(found: Scan) -> list[Item]:
 
 
 def stamp_of(path: Path) -> str:
-    """Size and time of the last change of a file."""
+    """Size and modification time of a file."""
     state = os.stat(path)
     return f"{state.st_size}-{state.st_mtime_ns}"
 
 
 @dataclass(frozen=True)
 class Window:
-    """A video of the folder, and seconds from start to end: what an item stands for."""
+    """What an item represents: a video of the folder, and seconds from start to end."""
 
     video: str
     start: float
@@ -46,15 +46,15 @@ class Window:
 
     @classmethod
     def of(cls, item: Item) -> Window:
-        """The window that an item's metadata tell of.
+        """The window described by an item's metadata.
 
         Raises:
-            UserError: they tell of none; the index is damaged or was not made of videos.
+            UserError: they describe none; the index is damaged or was not made of videos.
         """
         found: list[Any] = [item.metadata.get(key) for key in ("video", "start", "end")]
         times_fit = all(isinstance(time, int | float) and math.isfinite(time) for time in found[1:])
         if not isinstance(found[0], str) or not times_fit:
-            raise UserError(f"item {item.id!r} of the index is no window of a video; make the index again")
+            raise UserError(f"item {item.id!r} of the index is not a window of a video; make the index again")
         return cls(*found)
 
 
@@ -62,7 +62,8 @@ class VideoWindows:
     """Cuts the videos of a folder into windows, each an item with its times; unchanged videos are not opened.
 
     An item's ``metadata`` holds ``video`` (path in the folder), ``start`` and ``end`` (seconds), and ``parts``, the
-    number of windows of its video. Stamp and digest name the way of cutting too: another one makes every item changed.
+    number of windows of its video. Stamp and digest include the window settings, so other settings make every item
+    changed.
 
     Args:
         folder: the videos.
@@ -108,13 +109,13 @@ class VideoWindows:
         ]
 
     def digest(self, item: Item) -> str:
-        """Hash of the content of an item's file, with the way of cutting."""
+        """Hash of the content of an item's file, with the window settings."""
         return f"{self._sha256(self.folder / item.metadata['video'])}-{self._cut}"
 
     def part(self, item: Item) -> tuple[Path, float | None, float | None]:
-        """File, start and end in seconds of what an item stands for; None and None: the whole file."""
+        """File, start and end in seconds of what an item represents; None and None: the whole file."""
         path = self.folder / item.metadata["video"]
-        # A video that is one window is read to its very end, whatever rounding has done to its length.
+        # A video that is one window is read to its end, regardless of how its length was rounded.
         if item.metadata["parts"] == 1:
             return path, None, None
         return path, item.metadata["start"], item.metadata["end"]

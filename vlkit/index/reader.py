@@ -27,10 +27,10 @@ class Hit(NamedTuple):
 
 
 class VectorIndex:
-    """An index opened for searching; never changes, so any number of threads may search it.
+    """An index opened for searching; it is immutable, so any number of threads may search it.
 
     Attributes:
-        model_id: what made the vectors.
+        model_id: the model that made the vectors.
         factory: FAISS factory string, "Flat" is exact.
         items: n items.
         vectors: float32 [n, D], in the same order; read-only.
@@ -57,7 +57,7 @@ class VectorIndex:
 
         Args:
             path: its folder.
-            model_id: what makes the queries, compared with what made the index; None skips the check.
+            model_id: the model that makes the queries, compared with the one that made the index; None skips the check.
 
         Raises:
             UserError: there is no index, it is damaged, or another model made it.
@@ -66,7 +66,7 @@ class VectorIndex:
             try:
                 return cls(IndexFolder.read(Path(path), model_id))
             except FileNotFoundError as error:
-                # A writer replaced files between our reading of the pointer and of what it names: read it again.
+                # A writer replaced files after we read the pointer: read it again.
                 missing = error.filename
                 time.sleep(0.05 * attempt)
         raise UserError(f"{missing}: no such file; the index is damaged, make it again")
@@ -112,7 +112,7 @@ class VectorIndex:
         An item as near as the exact k-th counts as found, so duplicates do no harm.
 
         Args:
-            queries: float32 [Q, D]; None takes up to 256 of the index's own vectors, which flatters it a little.
+            queries: float32 [Q, D]; None takes up to 256 of the index's own vectors, which is slightly optimistic.
             k: at least 1.
         """
         if queries is None:

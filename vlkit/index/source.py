@@ -60,10 +60,10 @@ class IndexSource:
 
 
 def wanted(media: Literal["images", "videos"], folder: Path, index: Path) -> Scan:
-    """The files of ``folder`` that belong into ``index``; none if the last one was deleted since it was made.
+    """The files of ``folder`` that belong in ``index``; none if all were deleted since the index was made.
 
     Raises:
-        UserError: no such folder; or nothing in it and no index that could be emptied.
+        UserError: no such folder; or it is empty and there is no index to empty.
     """
     try:
         return find_media(folder, media, f"--{media}")

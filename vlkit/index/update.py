@@ -1,4 +1,4 @@
-"""Bring the index of a folder up to date: what is new or changed is embedded, what is gone dropped."""
+"""Bring the index of a folder up to date: embed new and changed items, drop removed ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ X = TypeVar("X")
 
 @dataclass(frozen=True)
 class Update:
-    """What :func:`update_index` did: numbers of items, and what could not be read."""
+    """Result of :func:`update_index`: numbers of items, and those that could not be read."""
 
     new: int
     changed: int
@@ -39,7 +39,7 @@ def update_index(
     batch_size: int = 64,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Update:
-    """Embed what is new or changed and drop what is gone.
+    """Embed new and changed items and drop removed ones.
 
     Args:
         writer: the index, open; what was added before a crash or Ctrl-C is kept.
@@ -72,7 +72,7 @@ def update_index(
                 stamped = [replace(item, digest=d) for (item, _), d in zip(good, digests, strict=True)]
                 writer.add(stamped, embed([x for _, x in good]))
             progress(start + len(batch), len(plan.todo))
-    # What was fine and no longer is must not stay in the index with its old vector.
+    # An item that can no longer be read must not keep its old vector in the index.
     writer.remove([item.id for item in plan.changed if item.id in bad])
     new, changed = (sum(item.id not in bad for item in part) for part in (plan.new, plan.changed))
     return Update(new, changed, plan.unchanged, len(plan.removed), list(bad.values()))

@@ -1,4 +1,4 @@
-"""Making an index and bringing it up to date."""
+"""Create an index and bring it up to date."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlkit.index.files import EXACT, POINTER, IndexFolder, Item, living
 
 @dataclass(frozen=True)
 class Plan:
-    """What has to be done to bring an index up to date.
+    """The changes that bring an index up to date.
 
     Attributes:
         new: items the index does not hold.
@@ -60,14 +60,15 @@ class IndexWriter:
     def open(
         cls, path: str | Path, dim: int, model_id: str, factory: str | None = None, commit_every: int = 500
     ) -> IndexWriter:
-        """Open an index for changes; made empty if there is none.
+        """Open an index for changes; an empty one is created if there is none.
 
         Args:
             path: its folder.
             dim: D.
-            model_id: everything that decides the vectors (base, adapter, fingerprint), readable: it stands in messages.
+            model_id: everything that determines the vectors (base, adapter, fingerprint), readable, because messages
+                show it.
             factory: FAISS factory string, e.g. "Flat" (exact), "HNSW32", "IVF256,Flat", "IVF1024,PQ32". None keeps the
-                index's own, "Flat" for a new one. A different one is built from the kept vectors.
+                index's own, "Flat" for a new one. A different one is built from the saved vectors.
             commit_every: number of added items after which they are saved.
 
         Raises:
@@ -148,7 +149,7 @@ class IndexWriter:
         return Plan(new, changed, unchanged, [name for name in self._row_of if name not in seen])
 
     def add(self, items: Sequence[Item], vectors: np.ndarray) -> None:
-        """Add items, or put them in the place of those with the same id.
+        """Add items; they replace those with the same id.
 
         Args:
             items: n items with different ids.
@@ -182,7 +183,7 @@ class IndexWriter:
             self._drop(name)
 
     def commit(self) -> None:
-        """Save what was added and dropped, in one step. Writes the new vectors only."""
+        """Save added and dropped items atomically. Writes only the new vectors."""
         if not self._added and not self._dropped:
             return
         items, lines, vectors = zip(*self._added.values(), strict=True) if self._added else ((), (), ())

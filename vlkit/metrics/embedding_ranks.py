@@ -15,9 +15,9 @@ import numpy as np
 from vlkit.errors import UserError
 from vlkit.metrics.ranks import Array, RetrievalRanks, Ties, as_array, check_owners
 
-# Scores multiplied at once, in bytes, and rows of them counted at once: the first is large enough for a fast product,
-# the second small enough for the cache and for column sums in uint8. numpy counts on one core and lets go of the
-# interpreter meanwhile, so counting is shared among threads.
+# Bytes of scores per product, and rows counted at once: the first is large enough for a fast product, the second small
+# enough for the cache and for column sums in uint8. numpy counts on one core and releases the GIL, so threads share the
+# counting.
 PRODUCT_BYTES = 40_000_000
 COUNT_ROWS = 64
 COUNT_THREADS = 4
@@ -28,15 +28,15 @@ def ranks_from_embeddings(
 ) -> RetrievalRanks:
     """Rank every query by dot product of embeddings, without keeping the [N, M] score matrix.
 
-    Scores are compared as float64 dot products of the inputs as given; two that differ by no more than float64
-    rounding are tied, so duplicates tie wherever they stand and however the product is cut into blocks. A float32
-    product settles every pair that lies further from the positive than its error bound; only the rest are computed
-    again. Costs about one float32 product ``image_embeddings @ text_embeddings.T``, and a block of it in memory.
+    Scores are compared as float64 dot products of the inputs; scores that differ by no more than float64 rounding are
+    tied, so duplicates tie at any position and with any block size. A float32 product decides every pair outside its
+    error bound; only the rest are computed again. The cost is about one float32 product of the two matrices, with one
+    block of it in memory.
 
     Args:
         image_embeddings: [N, D], any floating dtype, on the CPU. Unit norm for cosine similarity.
-        text_embeddings: [M, D], alike.
-        text_to_image: int [M], the image each text belongs to; any number of texts an image, in any order.
+        text_embeddings: [M, D], as above.
+        text_to_image: int [M], the image each text belongs to; any number of texts per image, in any order.
         ties: see :func:`vlkit.metrics.ranks.ranks_from_similarity`.
 
     Raises:
@@ -55,7 +55,7 @@ def ranks_from_embeddings(
         for start in range(0, len(texts), height):
             block = texts[start : start + height].astype(np.float32, copy=False)
             scores = np.matmul(block, images32.T, out=buffer[: len(block)])
-            # A query's own positives are no candidates in either direction.
+            # A query's own positives are not candidates in either direction.
             scores[np.arange(len(block)), owner[start : start + len(block)]] = -np.inf
             offsets = range(0, len(block), COUNT_ROWS)
             parts = [scores[offset : offset + COUNT_ROWS] for offset in offsets]
@@ -67,10 +67,10 @@ def ranks_from_embeddings(
 
 @dataclass(frozen=True)
 class _Positives:
-    """What candidates are compared with, one value a query: the score of its best positive and two error bounds.
+    """Thresholds for candidates, one value per query: the score of its best positive and two error bounds.
 
     ``best`` and ``tie`` are float64: a score within ``tie`` of ``best`` is tied. ``low`` and ``high`` are float32: a
-    float32 score outside of them lies on that side of ``best`` for certain.
+    float32 score outside these bounds is certainly on that side of ``best``.
     """
 
     best: np.ndarray
@@ -82,8 +82,8 @@ class _Positives:
     def bounded(cls, best: np.ndarray, scale: np.ndarray, width: int) -> _Positives:
         """Bounds for dot products of ``width`` terms whose norms multiply to at most ``scale``, [n] each.
 
-        A dot product in any order of summation errs by at most D u / (1 - D u) |a| |b|, u half a unit in the last
-        place. Four terms more cover the casts to float32, and 2 % the norms and the denominator.
+        A dot product in any order of summation errs by at most D u / (1 - D u) |a| |b|, where u is half a unit in the
+        last place. Four more terms cover the casts to float32, and 2 % cover the norms and the denominator.
         """
         terms = 1.02 * (width + 4)
         margin = terms * (2.0**-24 * scale + np.finfo(np.float32).tiny)

@@ -11,7 +11,7 @@ STRUCTURE = {"verify": "binary", "logical": "binary", "choose": "binary", "compa
 
 
 def binary_and_open(scores: Mapping[Hashable, float], types: Mapping[Hashable, str | None]) -> dict[str, float]:
-    """``accuracy_binary`` and ``accuracy_open`` in percent; nothing unless every question has a type of GQA.
+    """``accuracy_binary`` and ``accuracy_open`` in percent; empty unless every question has a GQA type.
 
     Args:
         scores: question id -> 1 or 0.

@@ -1,7 +1,8 @@
-"""Grounding metrics: referring expressions (one box a query) and phrase grounding (Flickr30k Entities).
+"""Grounding metrics: referring expressions (one box per query) and phrase grounding (Flickr30k Entities).
 
-Boxes are absolute ``x1, y1, x2, y2`` pixels of the original image with continuous areas (no +1). A box is right at
-IoU >= 0.5. Everything is computed in float32, like published evaluators: it decides boxes exactly at the threshold.
+Boxes are absolute ``x1, y1, x2, y2`` pixels of the original image with continuous areas (no +1). A box is correct if
+IoU >= 0.5. Everything is computed in float32, as in published evaluators, because this decides boxes exactly at the
+threshold.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def grounding_metrics(predicted: np.ndarray, target: np.ndarray, threshold: floa
         ``acc@0.5``, percent of boxes with IoU >= ``threshold``, and ``mean_iou``, percent.
 
     Raises:
-        UserError: a box is not finite, or there is none.
+        UserError: a box is not finite, or there are no boxes.
         ValueError: shapes differ.
     """
     predicted, target = _boxes(predicted, "predicted boxes"), _boxes(target, "target boxes")
@@ -56,15 +57,15 @@ def precision_at_k(
     overlap: Overlap = "iou",
     threshold: float = 0.5,
 ) -> dict[str, float]:
-    """Percent of queries of which one of the k best scored boxes is right: ``p@1``, ``p@5``, ``p@10``.
+    """Percent of queries with a correct box among the k best scored ones: ``p@1``, ``p@5``, ``p@10``.
 
     Published MDETR-family figures threshold the generalised IoU, which is stricter: ``overlap="giou"``, keys
-    ``p@1_giou``, ... Equal scores are ordered by the larger x1, then y1, x2, y2, as there.
+    ``p@1_giou``, ... Equal scores are ordered by the larger x1, then y1, x2, y2, as in those evaluators.
 
     Args:
-        predicted: per query [Q, 4] boxes; Q may differ, none at all is a miss.
+        predicted: per query [Q, 4] boxes; Q may differ, and no box is a miss.
         scores: per query [Q].
-        target: [n, 4], the one right box of each query.
+        target: [n, 4], the ground-truth box of each query.
     """
     target = _boxes(target, "target boxes")
     if not len(predicted) == len(scores) == len(target) > 0:
@@ -91,7 +92,7 @@ def phrase_recall(
     """Phrase grounding recall of Flickr30k Entities, percent of phrases over the whole split.
 
     Args:
-        ranked: per phrase [Q, 4] boxes, best first; none at all is a miss.
+        ranked: per phrase [Q, 4] boxes, best first; no box is a miss.
         target: per phrase its [G, 4] annotated boxes, G >= 1.
         categories: per phrase its categories; a phrase counts in each of them and once in all.
         protocol: "any_box": a hit on any of the annotated boxes counts. "merged_boxes": the smallest box around all of
@@ -147,7 +148,7 @@ def _boxes(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def _first_hit(hits: np.ndarray) -> float:
-    """Zero-based rank of the first right box, infinite if there is none."""
+    """Zero-based rank of the first correct box, infinite if there is none."""
     return float(np.argmax(hits)) if hits.any() else np.inf
 
 

@@ -26,7 +26,7 @@ def moment_metrics(
     """Recall and average precision of predicted windows.
 
     Args:
-        predicted: per query its ``[start, end, score]`` windows, best first: recall goes by list order, not by score.
+        predicted: per query its ``[start, end, score]`` windows, best first: recall uses the list order, not the score.
         target: per query its ``[start, end]`` windows, at least one.
 
     Returns:
@@ -76,7 +76,8 @@ def highlight_metrics(predicted: Sequence[Sequence[float]], target: Sequence[np.
     """Highlight detection over the clips of a video.
 
     Args:
-        predicted: per query one score a clip. For average precision too long ones are cut, short ones filled with 0.
+        predicted: per query one score per clip. For average precision, long lists are cut and short ones are padded
+            with 0.
         target: per query int [clips, annotators], 0 ... 4; clips without annotation are 0.
 
     Returns:
@@ -115,7 +116,7 @@ def _average_precision(iou: np.ndarray, threshold: float) -> float:
     taken = np.zeros(iou.shape[1], dtype=bool)
     correct = np.zeros(len(iou))
     for rank, row in enumerate(iou):
-        # Targets in the order of their IoU; one that an earlier window took does not count again.
+        # Targets in the order of their IoU; a target that an earlier window matched does not count again.
         for target in np.argsort(-row, kind="stable"):
             if row[target] >= threshold and not taken[target]:
                 taken[target] = True

@@ -1,7 +1,7 @@
 """Ranks of retrieval queries from a similarity matrix.
 
 The rank of a query is the number of candidates placed before its best positive, zero-based. No scores are sorted: one
-comparison and one sum a candidate give the rank. N images (or videos), M texts.
+comparison and one sum per candidate give the rank. N images (or videos), M texts.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def ranks_from_similarity(
 
     Args:
         similarity: [N, M], larger is more similar. Any monotone transform gives the same ranks.
-        text_to_image: int [M], the row each text belongs to; any number of texts an image, in any order.
+        text_to_image: int [M], the row each text belongs to; any number of texts per image, in any order.
         ties: "pessimistic" places every tied candidate before the positive (a collapsed model scores 0),
-            "optimistic" behind it. Both are independent of the order of candidates.
+            "optimistic" after it. Both are independent of the order of candidates.
 
     Raises:
         UserError: the matrix holds NaN, or an image has no text.
@@ -80,7 +80,7 @@ def ranks_from_similarity(
         i2t_tied[rows] = (block == best[rows, None]).sum(1)
         t2i += (block > positives).sum(0)
         t2i_tied += (block == positives).sum(0)
-    # A query's own positives are no candidates.
+    # A query's own positives are not candidates.
     i2t_tied -= np.bincount(owner[positives == best[owner]], minlength=images)
     t2i_tied -= 1
     return RetrievalRanks.from_counts(i2t, t2i, i2t_tied, t2i_tied, ties)
@@ -93,7 +93,7 @@ def _refuse_nan(block: np.ndarray, start: int) -> None:
 
 
 def check_owners(text_to_image: Array | list[int], images: int, texts: int) -> np.ndarray:
-    """Check a grouping of M texts: int64 [M] with the image of each text, and at least one text an image."""
+    """Check a grouping of M texts: int64 [M] with the image of each text, and at least one text per image."""
     owner = as_array(text_to_image)
     if not images or not texts:
         raise UserError(f"nothing to rank: {images} images and {texts} texts; is the split empty?")

@@ -1,7 +1,7 @@
-"""Re-ranking of text-video scores against hubs: candidates that are near to every query.
+"""Re-ranking of text-video scores against hubs: candidates that are close to every query.
 
-Both methods change the protocol. Dual softmax looks at all test queries at once, which a search engine that answers
-one query at a time cannot; query-bank normalisation looks at training queries only. T sentences, V videos.
+Both methods change the protocol. Dual softmax uses all test queries at once, which a search engine that answers one
+query at a time cannot do; query-bank normalisation uses training queries only. T sentences, V videos.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BANK_SCALE = 20.0
 
 
 def dual_softmax(similarity: np.ndarray, scale: float = DUAL_SCALE) -> np.ndarray:
-    """Scores times their share among all queries of each candidate (CAMoE, arXiv:2109.04290).
+    """Scores times each candidate's softmax over all queries (CAMoE, arXiv:2109.04290).
 
     Args:
         similarity: float [Q, C], row = query, column = candidate, cosine.
@@ -43,7 +43,7 @@ def query_bank(similarity: np.ndarray, bank: np.ndarray, scale: float = BANK_SCA
         scale: inverse temperature.
 
     Returns:
-        float64 [Q, C]; only scores of one row compare.
+        float64 [Q, C]; only scores of the same row are comparable.
     """
     logits, bank = scale * similarity.astype(np.float64), scale * bank.astype(np.float64)
     hubs = np.unique(bank.argmax(1))
@@ -54,7 +54,7 @@ def query_bank(similarity: np.ndarray, bank: np.ndarray, scale: float = BANK_SCA
 
 
 def reranked_metrics(text_to_video: np.ndarray, video_to_text: np.ndarray, owner: np.ndarray) -> dict[str, float]:
-    """Metrics when each direction has scores of its own.
+    """Metrics when each direction has its own scores.
 
     Args:
         text_to_video: float [T, V], row = sentence as a query.

@@ -1,8 +1,8 @@
 """Image-text retrieval metrics (COCO, Flickr30K): recall at 1, 5, 10 in both directions, and their sum.
 
-Recalls are percent of queries whose best positive has fewer than k candidates before it. ``i2t`` asks one query an
-image among all texts (any of its own counts), ``t2i`` one query a text among all images. Ties count against the query
-by default, so a model that scores everything alike gets 0, not 100. N images, M texts, D embedding width.
+Recalls are percent of queries whose best positive has fewer than k candidates before it. ``i2t`` ranks all texts for
+one query per image (any of its own texts counts), ``t2i`` all images for one query per text. Ties count against the
+query by default, so a model that scores everything alike gets 0, not 100. N images, M texts, D embedding width.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def image_text_metrics(
 
     Args:
         image_embeddings: [N, D] floating, on the CPU, unit norm for cosine similarity.
-        text_embeddings: [M, D], alike.
-        text_to_image: int [M], the image of each text; any number of texts an image. The COCO and Flickr30K protocols
-            use the first five texts of an image, which is for the caller to select.
-        ties: "pessimistic" (tied candidates stand before the positive) or "optimistic" (behind it).
+        text_embeddings: [M, D], as above.
+        text_to_image: int [M], the image of each text; any number of texts per image. The COCO and Flickr30K protocols
+            use the first five texts of an image, which the caller selects.
+        ties: "pessimistic" (tied candidates come before the positive) or "optimistic" (after it).
     """
     return metrics_of_ranks(ranks_from_embeddings(image_embeddings, text_embeddings, text_to_image, ties))
 

@@ -1,4 +1,4 @@
-"""Text-video retrieval metrics: one sentence a video (MSR-VTT 1k-A) or several (MSVD, full MSR-VTT, VATEX).
+"""Text-video retrieval metrics: one sentence per video (MSR-VTT 1k-A) or several (MSVD, full MSR-VTT, VATEX).
 
 The two protocols differ in the median and in the candidates of ``v2t``; each is computed as its published numbers
 were, except for ties, which count against the query (the published single-sentence code lists a tied query several
@@ -26,9 +26,9 @@ def text_video_metrics(
 
     Args:
         video_embeddings: [V, D] floating, on the CPU, unit norm for cosine similarity.
-        text_embeddings: [T, D], alike.
+        text_embeddings: [T, D], as above.
         text_to_video: int [T], the video of each sentence, in any order.
-        ties: "pessimistic" (tied candidates stand before the positive) or "optimistic" (behind it).
+        ties: "pessimistic" (tied candidates come before the positive) or "optimistic" (after it).
     """
     videos, texts = as_array(video_embeddings), as_array(text_embeddings)
     owner = check_owners(text_to_video, len(videos), len(texts))
@@ -37,7 +37,7 @@ def text_video_metrics(
         return _single(ranks)
     videos64 = videos.astype(np.float64)
     blocks = (
-        # float64, then rounded: equal sentences get equal scores wherever they stand in a block.
+        # float64, then rounded: equal sentences get equal scores at any position in a block.
         (texts[start : start + BLOCK_ROWS].astype(np.float64) @ videos64.T).astype(np.float32)
         for start in range(0, len(texts), BLOCK_ROWS)
     )
@@ -66,9 +66,9 @@ def multi_sentence_metrics(
     """Metrics of a [T, V] similarity matrix when videos have several sentences.
 
     Returns:
-        ``t2v_*``: one query a sentence; ``_median_rank`` is the lower median (the smaller of the middle two),
-        ``_std_rank`` the population standard deviation. ``v2t_*``: one query a video, candidates are the V groups of
-        sentences, a group scores as its best sentence (the number usually printed). ``v2t_sentence_*``: one query a
+        ``t2v_*``: one query per sentence; ``_median_rank`` is the lower median (the smaller of the middle two),
+        ``_std_rank`` the population standard deviation. ``v2t_*``: one query per video, candidates are the V groups of
+        sentences, a group scores as its best sentence (the number usually printed). ``v2t_sentence_*``: one query per
         video among all T sentences, any of its own counts; harder, not comparable. ``rsum`` sums ``t2v`` and ``v2t``.
         Recalls and ``_tied`` in percent.
 

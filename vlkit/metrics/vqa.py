@@ -22,8 +22,8 @@ def vqa_metrics(
 
     Args:
         predictions: question id -> predicted answer, exactly one for every question of ``references``.
-        references: question id -> the (ten) human answers, as they stand in the annotation file.
-        answer_types: question id -> "yes/no", "number" or "other"; None leaves the figures per type out.
+        references: question id -> the (ten) human answers, as in the annotation file.
+        answer_types: question id -> "yes/no", "number" or "other"; None omits the figures per type.
         form: how answers are compared; see :func:`answer_score`.
 
     Returns:
@@ -60,7 +60,7 @@ def answer_score(prediction: str, answers: Sequence[str], form: Form | None = No
 
     Args:
         prediction: the answer to score.
-        answers: of the humans, as they wrote them.
+        answers: the human answers, unchanged.
         form: compare the forms of answers (:func:`vlkit.metrics.vqa_text.answer_form`). None = as the official
             evaluator: normalised, except where all humans gave the very same string (an official quirk); matching is
             then exact and case sensitive.
@@ -94,9 +94,9 @@ def build_vocabulary(
 
     Args:
         answers: (question id, ``multiple_choice_answer``) of every annotation, train and val.
-        min_questions: an answer is kept if at least so many distinct questions have it. 9 gives the usual 3,129 answers
-            on VQA v2 train + val.
-        form: the form in which answers are one; default: normalised, without any comma left.
+        min_questions: an answer is kept if at least this many distinct questions have it. 9 gives the usual 3,129
+            answers on VQA v2 train + val.
+        form: maps equal answers to one form; default: normalised, with all commas removed.
     """
     questions: dict[str, set[Hashable]] = {}
     for question, answer in answers:

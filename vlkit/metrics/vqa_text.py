@@ -7,16 +7,16 @@ from functools import lru_cache
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
-# Meant to also look at the character before the period; a typo in the official pattern makes that part always true.
+# The official pattern should also check the character before the period; a typo makes that part always true.
 _PERIOD = re.compile(r"\.(?!\d)")
-# A flag of value 32 is passed where the official code means no limit, so that many periods go at most.
+# The official code passes a flag of value 32 as the limit, so it removes at most that many periods.
 _PERIODS_REMOVED = 32
 
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {word: str(number) for number, word in enumerate(_NUMBER_WORDS)} | {"none": "0"}
 _ARTICLES = frozenset(("a", "an", "the"))
 
-# Written without its apostrophe, each of these gets it back. Not in the table: its, shes, im, ive, lets, id, well, …
+# A missing apostrophe is restored in these words. Not in the table: its, shes, im, ive, lets, id, well, …
 _CONTRACTED = """
     ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't
     it'd it'll ma'am mightn't might've must've mustn't needn't not've o'clock oughtn't shan't should've shouldn't
@@ -24,7 +24,7 @@ _CONTRACTED = """
     they'd they'll they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's
     where've who'd who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
 """
-# Of these only one of the two apostrophes may be missing.
+# In these words, one of the two apostrophes may be missing.
 _CONTRACTED_TWICE = """
     couldn't've hadn't've mightn't've shouldn't've wouldn't've he'd've it'd've she'd've somebody'd've someone'd've
     something'd've there'd've they'd've we'd've who'd've you'd've
@@ -54,10 +54,10 @@ def normalize_answer(text: str) -> str:
 
 @lru_cache(maxsize=1 << 16)  # datasets repeat their answers
 def answer_form(text: str) -> str:
-    """The form in which two answers are the same one: that of the official evaluator, without any comma left.
+    """The form in which answers are compared: that of the official evaluator, with all commas removed.
 
-    ``"Yes"``, ``"yes."`` and ``"yes"`` are ``"yes"``, ``"10,000"`` is ``"10000"``, ``"Two"`` is ``"2"``. An answer that
-    is nothing but an article or punctuation (the choice ``"A"``) stays, in lower case: nobody answers an empty text.
+    ``"Yes"``, ``"yes."`` and ``"yes"`` are ``"yes"``, ``"10,000"`` is ``"10000"``, ``"Two"`` is ``"2"``. An answer of
+    only an article or punctuation (the choice ``"A"``) is kept in lower case, because the form must not be empty.
     """
     line = one_line(text)
     form = normalize_answer(line).replace(",", "")
@@ -65,12 +65,12 @@ def answer_form(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Line feeds and tabs to blanks, none around: what the evaluator does to every answer first."""
+    """Replace line feeds and tabs by blanks and strip the text: the evaluator's first step for every answer."""
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 def normalize_punctuation(text: str) -> str:
-    """The punctuation step alone.
+    """Apply only the punctuation step.
 
     A punctuation character is deleted if it stands next to a space anywhere in ``text``, or if ``text`` holds
     digit-comma-digit; otherwise it becomes a space. Periods are deleted unless a digit follows.
@@ -84,6 +84,6 @@ def normalize_punctuation(text: str) -> str:
 
 
 def normalize_words(text: str) -> str:
-    """The word step alone: lower case, number words to digits, articles out, apostrophes of contractions restored."""
+    """Apply only the word step: lower case, number words to digits, no articles, contractions with apostrophe."""
     words = (_NUMBERS.get(word, word) for word in text.lower().split())
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)

@@ -1,4 +1,4 @@
-"""Videos that models search by their moments: windows of each file, and cutting one out to play it."""
+"""Search for moments in videos: windows of each file, and cutting one out for playback."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from vlkit.serving.library import Library, Medium
 log = logging.getLogger(__name__)
 
 WINDOW, STRIDE = 8.0, 4.0
-"""Seconds of a moment, and between the starts of two."""
+"""Length of a moment, and distance between the starts of two, in seconds."""
 SIDE = 480
-"""Longer side of what is played, in pixels."""
+"""Longer side of the played video, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def search_clips(library: Library, model: str, queries: np.ndarray, k: int) -> l
 
 
 def still_of(clip: FoundClip) -> Image.Image:
-    """The image in the middle of a moment.
+    """The frame in the middle of a moment.
 
     Raises:
         MediaError: the file has gone or was damaged meanwhile.

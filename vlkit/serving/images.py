@@ -1,4 +1,4 @@
-"""Images that several models search, and the ones that a visitor adds."""
+"""Image search with several models, including images that a visitor adds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vlkit.tasks.retrieval.pipeline import RetrievalPipeline
 log = logging.getLogger(__name__)
 
 THUMBNAIL = 512
-"""Longer side of what is shown of an image, in pixels."""
+"""Longer side of a thumbnail, in pixels."""
 
 
 def images_in(folder: Path) -> Medium:
@@ -53,10 +53,10 @@ class Found:
     source: Path | Image.Image
 
     def thumbnail(self) -> Image.Image:
-        """The image, at most :data:`THUMBNAIL` pixels a side.
+        """The image, at most :data:`THUMBNAIL` pixels per side.
 
         Raises:
-            MediaError: the file is gone or damaged meanwhile.
+            MediaError: the file was deleted or damaged meanwhile.
         """
         if isinstance(self.source, Image.Image):
             return self.source
@@ -65,11 +65,11 @@ class Found:
 
 @dataclass(frozen=True)
 class AddedImages:
-    """Images that one visitor added: they live in memory and are found by nobody else.
+    """Images that one visitor added: they are kept in memory and only that visitor finds them.
 
     Attributes:
-        names: what the visitor calls them.
-        thumbnails: as many images.
+        names: the visitor's names for them.
+        thumbnails: one image per name.
         vectors: by model, float32 [n, E].
     """
 
@@ -78,7 +78,7 @@ class AddedImages:
     vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def plus(self, name: str, image: Image.Image, models: Mapping[str, RetrievalPipeline]) -> AddedImages:
-        """These and one more, embedded by every model."""
+        """These images and one more, embedded by every model."""
         new = {model: pipeline.embed_images([image]) for model, pipeline in models.items()}
         vectors = {model: np.concatenate([self.vectors.get(model, row[:0]), row]) for model, row in new.items()}
         return AddedImages((*self.names, name), (*self.thumbnails, shrunk(image)), vectors)
@@ -87,11 +87,11 @@ class AddedImages:
 def search_images(
     library: Library, model: str, queries: np.ndarray, k: int, added: AddedImages | None = None
 ) -> list[list[Found]]:
-    """The k nearest images of each query, best first; among those that are indexed so far.
+    """The k nearest images of each query, best first, among those indexed so far.
 
     Args:
-        library: of images.
-        model: whose index; its embeddings are the queries.
+        library: a library of images.
+        model: the model that embedded the queries; its index is searched.
         queries: float32 [Q, E].
         k: at least 1.
         added: a visitor's own images, searched as well.
@@ -120,7 +120,7 @@ def rank_texts(pipeline: RetrievalPipeline, image: Image.Image, texts: Sequence[
 
 
 def shrunk(image: Image.Image) -> Image.Image:
-    """A copy of at most :data:`THUMBNAIL` pixels a side."""
+    """A copy of at most :data:`THUMBNAIL` pixels per side."""
     small = image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     return small

@@ -1,4 +1,4 @@
-"""Folders that several models search: indexed in the background, kept between starts."""
+"""Folders that several models search: indexed in the background, stored between starts."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ from vlkit.index.update import update_index
 log = logging.getLogger(__name__)
 
 BATCH, SHOW_EVERY = 16, 256
-"""Items embedded at once (a search that comes in between waits for one such batch), and between two looks at them by
-searches."""
+"""Items embedded at once (a concurrent search waits for one such batch), and items until searches see the new ones."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class Medium:
 
     Attributes:
         folder: where the files are.
-        find: -> its items, and what could not be read.
-        read: (pipeline, item) -> the opened item; raises MediaError if it is of no use.
+        find: -> its items, and errors for files that could not be read.
+        read: (pipeline, item) -> the opened item; raises MediaError if it is unusable.
         embed: (pipeline, n opened items) -> float32 [n, E].
         digest: item -> hash of its content.
     """
@@ -51,14 +50,14 @@ class Medium:
 
 
 class Library:
-    """A folder indexed by one or more models. Any number of threads may search it, also while it is indexed.
+    """A folder indexed by one or more models. Any number of threads may search it, even while it is being indexed.
 
     Args:
         medium: the folder, searched with all its sub-folders, and what it holds.
-        models: pipelines by name; each has ``dim`` and ``identity``, and an index of its own in the cache folder.
+        models: pipelines by name; each has ``dim`` and ``identity``, and its own index in the cache folder.
 
     Attributes:
-        error: why the folder could not be indexed, once that is known.
+        error: the reason if indexing failed, else None.
         left_out: files that could not be read, with the reason.
     """
 
@@ -73,32 +72,32 @@ class Library:
         self._stop = threading.Event()
 
     def start(self) -> None:
-        """Index in a thread of its own."""
+        """Start indexing in a background thread."""
         self._thread = threading.Thread(target=self._update_quietly, name=f"index {self.folder}", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread after its current batch; what was embedded is kept for the next start."""
+        """End the thread after its current batch; embedded items are saved for the next start."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
 
     @property
     def finished(self) -> bool:
-        """Whether every model has seen the folder."""
+        """Whether every model has indexed the folder."""
         return self._finished == set(self.models)
 
     def progress(self) -> tuple[int, int]:
-        """Items embedded, and to embed, over all models begun so far."""
+        """Numbers of embedded items and of items to embed, over all models started so far."""
         counts = list(self._progress.values())
         return sum(done for done, _ in counts), sum(total for _, total in counts)
 
     def __bool__(self) -> bool:
-        """A library without items is one, too."""
+        """True even without items."""
         return True
 
     def __len__(self) -> int:
-        """Items that can be found now, by every model."""
+        """Number of items that every model can find now."""
         return min((len(self._indexes.get(name, ())) for name in self.models), default=0)
 
     def update(self) -> None:
@@ -132,10 +131,10 @@ class Library:
             log.warning("left out: %s", message)
 
     def search(self, model: str, queries: np.ndarray, k: int) -> list[list[Hit]]:
-        """The k nearest items of each query, best first; among those that are indexed so far.
+        """The k nearest items of each query, best first, among those indexed so far.
 
         Args:
-            model: whose index; its embeddings are the queries.
+            model: the model that embedded the queries; its index is searched.
             queries: float32 [Q, E].
             k: at least 1.
 
@@ -152,7 +151,7 @@ class Library:
         return index.search(queries, k)
 
     def _show(self, name: str, home: Path, writer: IndexWriter, done: int, total: int) -> None:
-        """Note the progress, and now and then let searches see it."""
+        """Record the progress, and regularly let searches see the new items."""
         if self._stop.is_set():
             raise _Stopped
         if name not in self._indexes or len(writer) - len(self._indexes[name]) >= SHOW_EVERY:

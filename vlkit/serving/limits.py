@@ -1,4 +1,4 @@
-"""Limits on what visitors may send (texts, numbers, images); what exceeds them is refused in a sentence."""
+"""Limits on the texts, numbers and images in requests; each violation gives a one-sentence error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vlkit.errors import UserError
 UPLOAD_BYTES = 20 * 2**20
 """Largest file that may be uploaded."""
 UPLOAD_PIXELS = 40_000_000
-"""Most pixels of an uploaded image: what a good camera takes, and 120 MB once decoded."""
+"""Maximum number of pixels of an uploaded image: as from a good camera, 120 MB decoded."""
 TEXT_CHARACTERS = 500
 """Longest query, question or phrase; CLIP reads about 77 tokens of it."""
 
@@ -38,7 +38,7 @@ def check_count(count: float | None, what: str, most: int) -> int:
     """``count`` as a whole number from 1 to ``most``.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not such a number.
     """
     if not isinstance(count, int | float) or count != count or not 1 <= count <= most:
         raise UserError(f"The {what} must be a number from 1 to {most}.")
@@ -46,14 +46,14 @@ def check_count(count: float | None, what: str, most: int) -> int:
 
 
 def open_upload(path: str | Path | None, name: str = "") -> Image.Image:
-    """The uploaded image as RGB. Its content decides what it is, not its name.
+    """The uploaded image as RGB; its content determines the format, not its name.
 
     Args:
-        path: the file, or None if none was sent.
-        name: what the user calls it.
+        path: the file, or None if nothing was uploaded.
+        name: the user's name for the file.
 
     Raises:
-        UserError: none sent, too large a file, too many pixels, damaged, or no image.
+        UserError: there is no file, it is too large, has too many pixels, is damaged, or is not an image.
     """
     if path is None:
         raise UserError("There is no image yet; upload one or click an example.")
@@ -61,9 +61,9 @@ def open_upload(path: str | Path | None, name: str = "") -> Image.Image:
     try:
         size = Path(path).stat().st_size
     except OSError:
-        raise UserError(f"{name}: did not arrive whole; upload it again.") from None
+        raise UserError(f"{name}: the upload is incomplete; upload it again.") from None
     if size > UPLOAD_BYTES:
-        raise UserError(f"{name}: has {size / 2**20:.0f} MiB; at most {UPLOAD_BYTES // 2**20} MiB are taken.")
+        raise UserError(f"{name}: has {size / 2**20:.0f} MiB; at most {UPLOAD_BYTES // 2**20} MiB are accepted.")
     try:
         return open_image(path, max_pixels=UPLOAD_PIXELS)
     except MediaError as error:

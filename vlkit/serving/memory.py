@@ -1,4 +1,4 @@
-"""What a training step of each method needs, for people who wonder whether it fits on their GPU."""
+"""Predicted memory of a training step with each method, to see whether it fits on a GPU."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ log = logging.getLogger(__name__)
 METHODS = {"SHERL": ADAPTERS["sherl"], "LoRA": ADAPTERS["lora"], "full": ADAPTERS["full"]}
 """Methods compared, with their default options."""
 BASES = ("tiny", "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14", "RN50", "convnext_base_w")
-"""Bases to choose from; ``python tasks/memory.py`` takes any other."""
+"""Bases to choose from; ``python tasks/memory.py`` accepts any other."""
 
 ON_A_LINE = frozenset({"ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14"})
-"""Bases whose batches from the first of :data:`POINTS` on lie on a line through both: so large that methods cut them
-into chunks, and that activations, not the optimizer, decide the peak. Others are predicted for the batch asked for."""
+"""Bases whose memory is linear in the batch size from the first of :data:`POINTS` on: such batches are large enough
+that methods split them into chunks and that activations, not the optimizer, determine the peak. Other bases are
+predicted at the requested batch size.
+"""
 POINTS = 16, 32
 
-# Predicting swaps what tensors are for a while: one at a time, so that a busy demo keeps its memory.
+# Predictions run in a fake-tensor mode: one at a time, to limit the memory of a busy demo.
 _one_at_a_time = threading.Lock()
 
 
@@ -44,12 +46,12 @@ class Need:
 
     Attributes:
         method: key of :data:`METHODS`.
-        kept: activations held for backward.
-        parameters: of the base and of what trains, with the optimizer's state.
-        total: peak, everything included but CUDA's own share.
+        kept: saved activations.
+        parameters: base and trained parameters, with the optimizer's state.
+        total: peak memory, without CUDA's own overhead.
         largest_batch: largest batch size that fits the GPU, to within a few percent (drawn from two batch sizes on a
             line); None without a GPU size.
-        fits: whether ``total`` does; None without a GPU size.
+        fits: whether ``total`` fits the GPU; None without a GPU size.
     """
 
     method: str
@@ -61,13 +63,13 @@ class Need:
 
 
 def memory_needs(base: str, batch_size: int, gpu_bytes: int | None = None) -> Iterator[Need]:
-    """Predict method after method; the first time takes seconds each, later it is remembered.
+    """Predict one method after another; each takes seconds the first time and is cached afterwards.
 
-    Of a base in :data:`ON_A_LINE` two predictions serve all batches from the first of :data:`POINTS` on.
+    For a base in :data:`ON_A_LINE`, two predictions cover all batch sizes from the first of :data:`POINTS` on.
 
     Args:
         base: architecture of open_clip, or ``tiny``.
-        batch_size: pairs a step.
+        batch_size: pairs per step.
         gpu_bytes: memory of the GPU.
     """
     for method in METHODS:
@@ -104,7 +106,7 @@ def _line(base: str, method: str, batch_size: int) -> _Line:
 
 @functools.lru_cache(maxsize=256)
 def _predicted(base: str, method: str, batch_size: int) -> StepMemory:
-    """One prediction, from the cache folder if it was made there before by the same code."""
+    """One prediction, read from the cache folder if the same code made it before."""
     options = METHODS[method]()
     known = {"base": base, "options": asdict(options), "method": method, "batch": batch_size, "code": _code()}
     name = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:24]
@@ -112,7 +114,7 @@ def _predicted(base: str, method: str, batch_size: int) -> StepMemory:
     with _one_at_a_time:
         try:
             return StepMemory(**read_json(file))
-        except (UserError, OSError, TypeError):  # not there, or damaged: made anew
+        except (UserError, OSError, TypeError):  # missing or damaged: predict again
             pass
         bench = _bench(base)
         with _no_collections():
@@ -126,7 +128,7 @@ def _predicted(base: str, method: str, batch_size: int) -> StepMemory:
 
 @contextmanager
 def _no_collections() -> Iterator[None]:
-    """Python's collections look through all that a server has loaded; and find nothing to free."""
+    """Pause garbage collection: it scans everything that a server has loaded and frees nothing."""
     was = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Load several saved adapters; those that leave their base alone share one copy of it."""
+"""Load several saved adapters; those that do not change their base share one copy of it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from vlkit.tasks.registry import TASKS
 from vlkit.tasks.retrieval.pipeline import RetrievalPipeline, load_zero_shot
 
 SHIPPED = Path(__file__).parents[1] / "assets" / "adapters"
-"""A folder a task with the small adapter that comes with the package."""
+"""One folder per task with the small adapter shipped in the package."""
 CLIP_TEXT = "clip"
-"""The base's own text tower, in tasks whose text model is chosen apart from the base."""
+"""Name of the base's own text tower, in tasks with a separate choice of text model."""
 
 
 @dataclass
@@ -28,8 +28,8 @@ class Models:
 
     Attributes:
         by_task: pipelines in the order in which their folders were given.
-        zero_shot: bases of the retrieval adapters without an adapter, by name; in :attr:`retrieval`, too.
-        bases: bases that were loaded, by what ``--base`` calls them.
+        zero_shot: the bases of the retrieval adapters without an adapter, by name; also in :attr:`retrieval`.
+        bases: loaded bases, by their ``--base`` name.
     """
 
     by_task: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -48,19 +48,19 @@ class Models:
 
 
 def shipped_adapters() -> list[Path]:
-    """Folders of the adapters that come with the package, by name of their task."""
+    """Folders of the adapters shipped in the package, by name of their task."""
     return sorted(path.parent for path in SHIPPED.glob("*/adapter_config.json"))
 
 
 def load_models(folders: Iterable[Path] = (), device: str = "auto") -> Models:
-    """Load the given adapters, and the shipped one of each task that none of them is for.
+    """Load the given adapters, and the shipped adapter of each task that has none among them.
 
     Args:
         folders: run or adapter folders.
         device: auto, cpu or cuda.
 
     Raises:
-        UserError: a folder is no adapter, or its base cannot be had.
+        UserError: a folder is not an adapter, or its base is unavailable.
     """
     given = [Path(folder) for folder in folders]
     configs = {folder: load_adapter(folder)[0] for folder in given}
@@ -75,7 +75,7 @@ def load_models(folders: Iterable[Path] = (), device: str = "auto") -> Models:
         pipelines[_new_name(folder, config, pipelines)] = bases.load(folder, config, device)
     for pipeline in models.adapters.values():
         base = pipeline.embedder.base
-        if base.joint_dim is None:  # a pair of encoders has nothing to show before it is trained
+        if base.joint_dim is None:  # a pair of separate encoders is useless before training
             name = f"zero-shot {base.name}"
             models.zero_shot.setdefault(name, load_zero_shot(base.name, device, bases.clip(base.name)))
     models.bases = sorted(map(visible, bases.names))
@@ -91,7 +91,7 @@ class _Bases:
 
     @property
     def names(self) -> set[str]:
-        """What ``--base`` and ``--text_base`` call them."""
+        """Names of the loaded bases, as ``--base`` and ``--text_base`` accept them."""
         return {name for name, _ in self._clips} | {f"{name} text" for name in self._texts}
 
     def clip(self, name: str, image_size: Any = None) -> ClipBase:
@@ -108,7 +108,7 @@ class _Bases:
         return self._texts[name]
 
     def load(self, folder: Path, config: dict[str, Any], device: str) -> Any:
-        """The adapter's pipeline, on shared bases where its method leaves them alone."""
+        """The adapter's pipeline, on shared bases if its method does not change them."""
         kinds = {options.get("kind") for options in config["adapters"].values()}
         if any(kind in ADAPTERS and ADAPTERS[kind].trains_base for kind in kinds):
             return load(folder, device)

@@ -1,4 +1,4 @@
-"""Opening image files: always RGB, upright and complete, or a :class:`MediaError` that says why not."""
+"""Open image files as complete, upright RGB images; otherwise a :class:`MediaError` gives the reason."""
 
 from vlkit.data.images.formats import IMAGE_SUFFIXES
 from vlkit.data.images.opening import MAX_PIXELS, MediaError, image_size, open_image

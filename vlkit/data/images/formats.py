@@ -1,4 +1,4 @@
-"""Image formats that are read, and what to say about those that are not."""
+"""Supported image formats, and the messages for unsupported ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 
 from PIL import Image
 
-# Every other plugin of Pillow is left out: some are rarely tested, and EPS would start an external program.
+# Pillow's other plugins are not used: some are rarely tested, and EPS would start an external program.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
@@ -16,10 +16,10 @@ UNREAD_SUFFIXES = frozenset(
     {".heic", ".heif", ".hif", ".heics", ".avifs", ".jxl", ".psd", ".svg", ".ico", ".eps", ".exr", ".hdr", ".tga"}
     | {".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"}
 )
-"""File endings of images that are not read; a folder scan names them and says what to do."""
+"""File endings of unsupported images; a folder scan reports them with advice."""
 CONVERT = "convert it to JPEG or PNG"
 HEADER_BYTES = 256
-"""First bytes of a file that :func:`refusal` needs; the list of brands of an HEIC file lies in them."""
+"""Number of header bytes that :func:`refusal` needs; they include the brand list of an HEIC file."""
 
 _HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
 _AVIF = frozenset({b"avif", b"avis"})
@@ -36,12 +36,12 @@ _UNREAD = {
     b"IIRO": "camera raw",
     b"IIU\0": "camera raw",
 }
-# First bytes of the formats that are read, to tell a damaged image from a file that is none.
+# First bytes of the supported formats, to tell a damaged image from a file that is not an image.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
 
 
 def refusal(start: bytes) -> str | None:
-    """Why a file of another format is not read: one phrase that names the format; None for all other files.
+    """Name the unsupported format of a file in one phrase with advice; None for all other files.
 
     Args:
         start: the first :data:`HEADER_BYTES` bytes of the file, or all if it has fewer.
@@ -60,7 +60,7 @@ def refusal(start: bytes) -> str | None:
 
 
 def looks_like_image(start: bytes) -> bool:
-    """Whether a file begins as one of :data:`FORMATS` does, so that it must be a damaged one if it cannot be read."""
+    """Whether a file begins like one of :data:`FORMATS`; if it cannot be read, it is damaged."""
     return start.startswith(_SIGNATURES) or start[4:8] == b"ftyp"
 
 
@@ -72,7 +72,7 @@ def readable_formats() -> tuple[str, ...]:
 
 
 def _refused_brands(start: bytes) -> str | None:
-    """HEIC, AVIF, MP4 and others are one container: the brands at its beginning tell which one a file is."""
+    """HEIC, AVIF, MP4 and others share one container format; the brands in its header identify the file."""
     end = min(int.from_bytes(start[:4], "big") or len(start), len(start))
     brands = {start[8:12], *(start[place : place + 4] for place in range(16, end - 3, 4))}
     if brands & _AVIF:

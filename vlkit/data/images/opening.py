@@ -16,7 +16,7 @@ from vlkit.data.images.formats import HEADER_BYTES, looks_like_image, readable_f
 from vlkit.data.images.pixels import joined_depth, low_bytes_tile, orientation_of, to_rgb
 from vlkit.errors import UserError
 
-# Pixels an image may have before it is decoded: 256 MiB as RGB. Larger headers are mistakes or decompression bombs.
+# Maximum number of pixels, checked before decoding: 256 MiB as RGB. Larger sizes are errors or decompression bombs.
 MAX_PIXELS = 89_478_485
 _CUT_SHORT = ("truncated", "not large enough", "reached eof", "unexpected end")
 _header_lock = threading.Lock()
@@ -42,17 +42,17 @@ class MediaError(UserError):
 
 
 def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, min_side: int | None = None) -> Image.Image:
-    """Decode an image file completely and give it as upright 8-bit RGB, without an orientation to apply once more.
+    """Decode an image file completely to upright 8-bit RGB, with the orientation tag removed.
 
-    Of an animation the first frame is taken; :func:`vlkit.data.images.to_rgb` says how other pixels become RGB.
+    An animation gives its first frame; :func:`vlkit.data.images.to_rgb` describes how other pixels become RGB.
 
     Args:
-        max_pixels: refuse images whose header states more; checked before a pixel is decoded.
+        max_pixels: refuse images whose header states more; checked before decoding.
         min_side: allow JPEG to be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep this many
-            pixels. Quicker, for training on small crops; the pixels differ slightly and coordinates scale.
+            pixels. This is faster for training on small crops, but pixels differ slightly and coordinates are scaled.
 
     Raises:
-        MediaError: missing, empty, truncated, damaged, too large, not an image, or of a format that is not read.
+        MediaError: missing, empty, truncated, damaged, too large, not an image, or in an unsupported format.
     """
     with _opened(path, max_pixels) as (file, image):
         if min_side is not None:
@@ -61,13 +61,13 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, min_side: int 
 
 
 def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Width and height in pixels of what :func:`open_image` gives. No pixel is decoded if the header says all.
+    """Width and height in pixels of the image from :func:`open_image`; decodes no pixels if the header suffices.
 
     Raises:
-        MediaError: as for :func:`open_image`, except for damage behind the header.
+        MediaError: as for :func:`open_image`, except for damage after the header.
     """
     with _opened(path, max_pixels) as (file, image):
-        if image.format == "TIFF":  # which of its two sizes Pillow states before loading depends on the version
+        if image.format == "TIFF":  # which of its two sizes Pillow reports before loading depends on the version
             return _decode(path, file, image).size
         width, height = image.size
         return (height, width) if orientation_of(image) >= 5 else (width, height)
@@ -75,8 +75,8 @@ def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, 
 
 @contextlib.contextmanager
 def _opened(path: str | Path, max_pixels: int) -> Iterator[tuple[BinaryIO, ImageFile.ImageFile]]:
-    """The file and what its header says; errors of the file system become a MediaError."""
-    # Some libraries switch this on for the whole process; half a grey image must not pass for a sample.
+    """Open the file and parse its header; file system errors become a MediaError."""
+    # Some libraries enable this for the whole process; a half-grey image must not become a sample.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         with open(path, "rb") as file:
@@ -104,8 +104,8 @@ def _opened(path: str | Path, max_pixels: int) -> Iterator[tuple[BinaryIO, Image
 def _read_header(path: str | Path, file: BinaryIO, start: bytes) -> ImageFile.ImageFile:
     """Let Pillow parse the header; no pixel is decoded."""
     try:
-        # Pillow's own limit knows no path, warns first and refuses only at the double; ours comes right after.
-        # It is a global, so it is lifted under a lock, for the header alone.
+        # Pillow's own limit names no path, warns first and refuses only twice the size; ours is checked right after.
+        # It is global, so it is lifted under a lock, only while the header is parsed.
         with _header_lock:
             limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
@@ -139,7 +139,7 @@ def _decode(path: str | Path, file: BinaryIO, image: ImageFile.ImageFile) -> Ima
 
 
 def _reason(error: Exception) -> str:
-    """A decoder's complaint as one phrase."""
+    """A decoder's error message as one phrase."""
     phrase = " ".join(str(error).split())[:120] or type(error).__name__
     if any(word in phrase.lower() for word in _CUT_SHORT):
         return "truncated"

@@ -1,4 +1,4 @@
-"""Pixels of any kind to upright 8-bit RGB."""
+"""Convert pixels of any format to upright 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-# EXIF orientation -> what to do to see the image as it was taken.
+# EXIF orientation -> operation that makes the image upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -18,20 +18,21 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
-# Where Pillow looks for an orientation. Entries of an image that was turned must not turn its copies once more.
+# Where Pillow looks for an orientation. They are removed after rotation, so that copies are not rotated again.
 _CARRIERS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _DEPTHS = (8, 10, 12, 14, 16)
-_STATED_RANGE = ("PPM", "JPEG2000")  # formats that state the largest value: Pillow has stretched it to 16 bits
+_STATED_RANGE = ("PPM", "JPEG2000")  # formats that state their largest value: Pillow has rescaled it to 16 bits
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Turn a Pillow image of any mode into upright 8-bit RGB.
 
-    The EXIF orientation is applied and then gone, so a second call changes nothing. Transparent pixels are laid over
-    white, as a viewer shows them (what colour lies beneath is arbitrary). CMYK, palettes and greys are converted.
+    The EXIF orientation is applied and removed, so a second call changes nothing. Transparent pixels are composited
+    over white, as viewers show them (their hidden colour is arbitrary). CMYK, palette and greyscale images are
+    converted.
 
-    16-bit greys keep the 8 highest bits in use. Scanners and cameras store 10, 12 or 14 bits as 16 without saying so:
-    the smallest of the depths 8, 10, 12, 14 and 16 that holds the largest value is taken for the file's depth.
+    16-bit greyscale keeps the 8 highest bits in use. Scanners and cameras store 10, 12 or 14 bits as 16 without saying
+    so: the smallest of the depths 8, 10, 12, 14 and 16 that can hold the largest value is assumed.
 
     Raises:
         ValueError: 32-bit pixels, whose range the file does not state.
@@ -64,8 +65,8 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def low_bytes_tile(image: Image.Image) -> list[Any] | None:
-    """For 16-bit colour that Pillow is about to cut to its 8 high bits: the decoder's settings that give the 8 low bits
-    instead (to be put in ``tile`` of the same file, opened again). None for all other images.
+    """Decoder settings that give the 8 low bits of 16-bit colour, which Pillow would reduce to its 8 high bits (set
+    them as ``tile`` of the same file, opened again). None for all other images.
     """
     swapped = []
     for tile in getattr(image, "tile", ()):
@@ -80,10 +81,10 @@ def low_bytes_tile(image: Image.Image) -> list[Any] | None:
 
 
 def joined_depth(high: Image.Image, low: Image.Image) -> Image.Image:
-    """16-bit colour from its 8 high and its 8 low bits, reduced to 8 bits as :func:`to_rgb` does with greys.
+    """Combine the 8 high and 8 low bits of 16-bit colour, reduced to 8 bits as :func:`to_rgb` does for greyscale.
 
     Args:
-        high, low: of the same mode, RGB or RGBA, and size. The transparency has a depth of its own.
+        high, low: images of equal size and mode, RGB or RGBA. The alpha channel has its own depth.
     """
     values = np.asarray(high).astype(np.int64) << 8 | np.asarray(low)
     parts = [values[..., :3], values[..., 3:]] if high.mode == "RGBA" else [values]
@@ -98,7 +99,7 @@ def _depth(values: np.ndarray) -> int:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    image.load()  # Pillow turns a TIFF file while it loads it, and PNG may say the orientation behind the pixels
+    image.load()  # Pillow rotates TIFF files while loading, and PNG may store the orientation after the pixels
     orientation = orientation_of(image)
     if orientation == 1:
         return image

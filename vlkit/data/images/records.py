@@ -1,4 +1,4 @@
-"""Images of a prepared dataset's records, and many of them in batches."""
+"""Load the images of a prepared dataset's records, singly or in batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def read_image(dataset: Dataset, record: Record) -> Image.Image:
     """The record's image as upright 8-bit RGB.
 
     Raises:
-        UserError: it cannot be read; names the file, the reason and the script that finds all such files.
+        UserError: the image cannot be read; the message names the file, the reason and the script that finds all such
+            files.
     """
     try:
         return open_image(dataset.path(record))
@@ -31,7 +32,7 @@ def read_image(dataset: Dataset, record: Record) -> Image.Image:
 
 
 def record_image_size(dataset: Dataset, record: Record) -> tuple[int, int]:
-    """Width and height in pixels of what :func:`read_image` gives. The pixels are not decoded if the header suffices.
+    """Width and height in pixels of the image from :func:`read_image`; decodes no pixels if the header suffices.
 
     Raises:
         UserError: the file cannot be read; as for :func:`read_image`.
@@ -45,7 +46,7 @@ def record_image_size(dataset: Dataset, record: Record) -> tuple[int, int]:
 def image_batches(
     sources: list[Any], open_one: Callable[[Any], Tensor], size: int, threads: int = 4
 ) -> Iterator[Tensor]:
-    """Load images with a few threads, a batch ahead: yields [b, 3, H, W] in the order of ``sources``."""
+    """Load images with a few threads, one batch ahead; yields [b, 3, H, W] in the order of ``sources``."""
     with ThreadPoolExecutor(threads) as pool:
         ahead = None
         for start in range(0, len(sources), size):
@@ -58,7 +59,7 @@ def image_batches(
 
 
 def identify_file(path: Path) -> list[Any]:
-    """Path, size and time of the last change of a file, as JSON values: they say that it is still the same.
+    """Path, size and modification time of a file, as JSON values; they show whether it has changed.
 
     Raises:
         UserError: there is no such file.

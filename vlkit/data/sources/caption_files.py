@@ -1,7 +1,6 @@
-"""Caption files that people write or export: CSV and TSV, JSON and JSONL, with any of the usual names of columns.
+"""Caption files that users write or export: CSV, TSV, JSON and JSONL, with any of the usual column names.
 
-Nothing is dropped in silence: every column (or field) that can hold captions is read, and those that were not read are
-named in a note.
+Nothing is dropped silently: every column (or field) that can hold captions is read, and a note names the unread ones.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from typing import Any, NamedTuple
 from vlkit.errors import UserError, some
 from vlkit.files import read_text
 
-# Names that other tools and hubs give to columns (or JSON fields). Of the images' the first one present is taken, of
-# the captions' all are, also numbered ones: caption2, caption_2, caption.1, ...
+# Column names (or JSON fields) that other tools and hubs use. The first image column present is read, and all caption
+# columns are, also numbered ones: caption2, caption_2, caption.1, ...
 IMAGE_NAMES = ("image", "file_name", "filename", "filepath", "image_path", "path", "file", "image_name", "img")
 CAPTION_NAMES = (
     *("caption", "captions", "text", "texts", "title", "sentence", "sentences", "comment", "description", "raw"),
@@ -27,7 +26,7 @@ CAPTION_NAMES = (
 SPLIT_NAMES = ("split",)
 FORMS = (
     "give --captions FILE (CSV or JSONL with image and caption), or put a text file beside each image "
-    "(dog.jpg and dog.txt, one caption a line)"
+    "(dog.jpg and dog.txt, one caption per line)"
 )
 _CAPTION = re.compile(rf"({'|'.join(CAPTION_NAMES)})(?:[ _.#-]*\(?\d+\)?)?")
 # A list in a cell, as JSON, Python or NumPy print it: the last one without commas.
@@ -37,7 +36,7 @@ _LIST = re.compile(rf"\s*[\[(]\s*{_QUOTED}(?:\s*,?\s*{_QUOTED})*\s*,?\s*[\])]\s*
 
 
 class Entry(NamedTuple):
-    """What one line (or object) says: its place for messages, the image as it stands there, captions and split."""
+    """Content of one line (or object): its place for messages, the image as written there, captions and split."""
 
     where: str
     image: str
@@ -47,7 +46,7 @@ class Entry(NamedTuple):
 
 @dataclass
 class _Unread:
-    """Columns or fields that no caption, image or split was taken from, and the ones captions came from."""
+    """Unread columns or fields, and the ones that captions were read from."""
 
     names: dict[str, None] = field(default_factory=dict)
     captions: dict[str, None] = field(default_factory=dict)
@@ -55,7 +54,7 @@ class _Unread:
     """Lines whose quotation mark was taken as part of the text."""
 
     def notes(self, path: Path) -> list[str]:
-        """What the user should know, one line each."""
+        """Notes for the user, one line each."""
         notes = []
         kinds = (_CAPTION.fullmatch(name) for name in self.captions)
         if len({kind[1].removesuffix("s") for kind in kinds if kind}) > 1:
@@ -74,7 +73,7 @@ class _Fields(list):
 
 
 def read_caption_file(path: Path) -> tuple[list[Entry], list[str]]:
-    """Entries of a caption file in file order, and notes for the user: what was not read, what was read in doubt.
+    """Entries of a caption file in file order, and notes for the user about unread and ambiguous content.
 
     Args:
         path: CSV or TSV with a header (or ``;`` or ``|`` between columns), JSONL, or JSON: a list of objects, or an
@@ -100,14 +99,14 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(read_text(path, FORMS).split("\n"), start=1):
         if line.strip():
             where = f"{path}:{number}"
-            yield where, _parse(line, where, "write one object a line")
+            yield where, _parse(line, where, "write one object per line")
 
 
 def _json_objects(path: Path) -> Iterator[tuple[str, Any]]:
     content = _parse(read_text(path, FORMS), f"{path}", "is the file complete?")
     if isinstance(content, _Fields):
         if {"images", "annotations"} <= {name for name, _ in content}:
-            raise UserError(f"{path}: holds annotations in COCO's form; read them by data_prep/coco.py")
+            raise UserError(f"{path}: holds COCO annotations; prepare them with data_prep/coco.py")
         for image, value in content:
             inner = value if isinstance(value, _Fields) else [("caption", value)]
             yield f"{path}: {image}", _Fields([(IMAGE_NAMES[0], image), *inner])
@@ -136,19 +135,19 @@ def _from_object(entry: Any, where: str, unread: _Unread) -> Entry:
     image = None if roles.image is None else given[roles.image][1]
     if not isinstance(image, str) or not image.strip():
         raise UserError(
-            f'{where}: field "image" is missing or no text; name the image (or {some(list(IMAGE_NAMES[1:]), 3)})'
+            f'{where}: field "image" is missing or not a text; name the image (or {some(list(IMAGE_NAMES[1:]), 3)})'
         )
     texts: list[str] = []
     for column in roles.captions:
         found = _texts(given[column][1])
         if found is None:
-            raise UserError(f'{where}: field "{names[column]}" is no text; give a caption or a list of captions')
+            raise UserError(f'{where}: field "{names[column]}" is not a text; give a caption or a list of captions')
         texts += [text for text in found if column == roles.captions[0] or text not in texts]
     if not roles.captions:
-        raise UserError(f'{where}: field "caption" is missing or no text; give a caption or a list of captions')
+        raise UserError(f'{where}: field "caption" is missing or not a text; give a caption or a list of captions')
     split = None if roles.split is None else given[roles.split][1]
     if split is not None and (not isinstance(split, str) or not split.strip()):
-        raise UserError(f'{where}: field "split" is no text; write train, val or test, or leave it out everywhere')
+        raise UserError(f'{where}: field "split" is not a text; write train, val or test, or leave it out everywhere')
     return Entry(where, image.strip(), texts, split and split.strip())
 
 
@@ -176,7 +175,7 @@ def _together(parts: Iterable[list[str] | None]) -> list[str] | None:
 
 
 def _texts_of_cell(cell: str) -> list[str]:
-    """The captions of a cell: the items of a list that is written there, else the whole cell."""
+    """The captions of a cell: the items if it contains a list, else the whole cell."""
     if cell.lstrip()[:1] not in ("[", "("):
         return [cell]
     try:
@@ -197,7 +196,7 @@ def _texts_of_cell(cell: str) -> list[str]:
 
 
 class _Roles(NamedTuple):
-    """Places of the columns that are read; ``captions`` may be empty."""
+    """Positions of the columns that are read; ``captions`` may be empty."""
 
     image: int | None
     captions: list[int]
@@ -205,7 +204,7 @@ class _Roles(NamedTuple):
 
 
 def _roles(names: list[str], unread: _Unread) -> _Roles:
-    """What each column or field is for, by its name in lower case; those that serve nothing are noted."""
+    """Assign a role to each column or field by its lower-case name; unused ones are noted."""
     image, split = _first(names, IMAGE_NAMES), _first(names, SPLIT_NAMES)
     captions = [column for column, name in enumerate(names) if _CAPTION.fullmatch(name)]
     if image is not None and captions:
@@ -225,7 +224,7 @@ def _first(names: list[str], known: tuple[str, ...]) -> int | None:
 
 
 def _from_table(path: Path, unread: _Unread) -> Iterator[Entry]:
-    """Rows of a table with a header; the separator is the one at which the header has both columns."""
+    """Rows of a table with a header; the separator is the one that gives the header both columns."""
     text = read_text(path, FORMS)
     lines = [line.removesuffix("\r") for line in text.split("\n")] if "\n" in text else text.split("\r")
     for separator in (",", "\t", ";", "|"):
@@ -258,17 +257,16 @@ def _from_table(path: Path, unread: _Unread) -> Iterator[Entry]:
 def _rows(
     lines: list[str], start: int, separator: str, columns: int, image: int, unread: _Unread
 ) -> Iterator[tuple[int, list[str]]]:
-    """(number of its first line, cells) of each row that is not blank.
+    """Yield (number of its first line, cells) for each row that is not blank.
 
-    A quoted cell may go over several lines. But a quotation mark that begins a caption quotes nothing: where the line
-    is a whole row by itself, and so is a line that the quotes would swallow, each line is a row and the mark is part of
-    the text.
+    A quoted cell may span several lines. But if a line is a complete row by itself, and so is a line that its quotes
+    would swallow, each line is a row and the quotation mark is part of the caption.
     """
 
     def is_row(line: str) -> bool:
         cells = line.split(separator)
         if separator == "\t" and len(cells) == columns:
-            return True  # tabs hardly stand in captions
+            return True  # captions rarely contain tabs
         return len(cells) >= columns and _FILE_NAME.fullmatch(cells[image].strip(' "')) is not None
 
     at = start
@@ -287,8 +285,8 @@ def _rows(
 
 
 def _first_row(lines: list[str], at: int, separator: str, stop: Any) -> tuple[list[str], int] | None:
-    """Cells of the row that begins in line ``at`` and the number of its lines; None if its quotes do not fit, or go on
-    into a line at which ``stop(line)`` is true.
+    """Cells of the row that begins in line ``at`` and the number of its lines; None if its quotes are unbalanced, or
+    continue into a line for which ``stop(line)`` is true.
     """
 
     def following() -> Iterator[str]:

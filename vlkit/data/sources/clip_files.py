@@ -1,4 +1,4 @@
-"""Where the file of a clip may lie: collections of one dataset differ in endings and folders."""
+"""Possible paths of a clip's file: copies of a dataset differ in file endings and folders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vlkit.data.scan import VIDEO_SUFFIXES
 def other_clips(folders: Sequence[str]) -> Callable[[str], Iterator[str]]:
     """For a stated path ``<stem>.mp4``: the same stem with every ending, here and in ``folders`` (for ``elsewhere``).
 
-    The stem is all before the last dot, so it may hold dots itself.
+    The stem is everything before the last dot, so it may contain dots.
     """
 
     def places(path: str) -> Iterator[str]:

@@ -29,7 +29,7 @@ def read(annotations: str | Path) -> Source:
 
     Args:
         annotations: a Karpathy file; a ``captions_*.json`` (its split is in its name); a ``coco_karpathy_*.json``; or
-            a folder of ``captions_*.json`` (or of ``coco_karpathy_*.json``), one a split.
+            a folder of ``captions_*.json`` (or of ``coco_karpathy_*.json``), one per split.
 
     Raises:
         UserError: no such file, an unknown layout, a missing field, or two files for one split.
@@ -50,9 +50,9 @@ def read(annotations: str | Path) -> Source:
 
 
 def other_places(path: str) -> list[str]:
-    """Where else a COCO image may lie: the 2014 and 2017 releases hold the same images under other names.
+    """Other possible paths of a COCO image: the 2014 and 2017 releases contain the same images under other names.
 
-    Also tried: without its folder (``--images`` already names it, or all images are in one folder).
+    The path without its folder is tried too (``--images`` already names it, or all images are in one folder).
     """
     name = posixpath.basename(path)
     numbered = _NUMBERED.fullmatch(name)
@@ -74,16 +74,16 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _read_splits(contents: list[tuple[Path, Any]], source: Source, official: Counts) -> None:
-    """Read one file a split into ``source``; add the official counts of each file whose name says which it is."""
+    """Read one file per split into ``source``; add the official counts of each file with a known name."""
     given: dict[str, Path] = {}
     found = {}
     for path, content in contents:
         match = _SPLIT_IN_NAME.search(path.stem)
         if not match:
-            raise UserError(f"{path}: its name says no split; rename it, as in captions_train2017.json")
+            raise UserError(f"{path}: its name contains no split; rename it, as in captions_train2017.json")
         split, folder = match[1], match[1] + (match[2] or "")
         if split in given:
-            raise UserError(f'{path}: split "{split}" comes from {given[split].name} too; give one file a split')
+            raise UserError(f'{path}: split "{split}" comes from {given[split].name} too; give one file per split')
         given[split] = path
         if folder in CAPTION_COUNTS and isinstance(content, dict):
             official[split] = CAPTION_COUNTS[folder]
@@ -97,7 +97,7 @@ def _read_splits(contents: list[tuple[Path, Any]], source: Source, official: Cou
 
 
 def _read_captions(content: Any, path: Path, split: str, folder: str, source: Source) -> None:
-    """Official layout: captions stand in any order; group them by image and sort by their id."""
+    """Official layout: captions are in any order; group them by image and sort by their id."""
     images = take(content, "images", list, f"{path}")
     annotations = content.get("annotations")
     if not isinstance(annotations, list) or (annotations and "caption" not in annotations[0]):
@@ -116,18 +116,18 @@ def _read_captions(content: Any, path: Path, split: str, folder: str, source: So
         record = {"id": f"coco/{image_id}", "image": name if "/" in name else f"{folder}/{name}"}
         add_record(source, split, record, [caption for _, caption in sorted(texts.pop(image_id, []))])
     if texts:
-        raise UserError(f"{path}: captions of image {next(iter(texts))} stand without their image; is it complete?")
+        raise UserError(f"{path}: has captions of image {next(iter(texts))} but not the image; is the file complete?")
 
 
 def _read_flat(content: list[Any], path: Path, split: str, source: Source) -> None:
-    """Flat layout: a list with one record a caption (train) or an image (val, test)."""
+    """Flat layout: a list with one record per caption (train) or per image (val, test)."""
     texts: dict[str, list[str]] = {}
     for index, entry in enumerate(content):
         where = f"{path}: [{index}]"
         caption = take(entry, "caption", (str, list), where)
         captions = caption if isinstance(caption, list) else [caption]
         if not all(isinstance(text, str) for text in captions):
-            raise UserError(f'{where}: field "caption" holds other things than texts; is this the official file?')
+            raise UserError(f'{where}: field "caption" holds values that are not texts; is this the official file?')
         texts.setdefault(take(entry, "image", str, where), []).extend(captions)
     for image, captions in texts.items():
         add_record(source, split, {"id": f"coco/{image_id(image)}", "image": image}, captions)

@@ -1,4 +1,4 @@
-"""What every source needs: fields of official files, taken with a check that names file, record and field."""
+"""Read and check fields of official files; errors name file, record and field."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _WHOLE_NUMBER = re.compile(r"\s*([0-9]{1,18})(?:\.0*)?\s*")
 
 
 def take(value: Any, field: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """``value[field]`` if it is there and of type ``kind``; else a :class:`UserError` that names place and field."""
+    """``value[field]`` if it exists and has type ``kind``; else a :class:`UserError` that names place and field."""
     if not isinstance(value, dict):
         raise UserError(f"{where}: not a JSON object; is this the official file?")
     if not isinstance(value.get(field), kind):
@@ -22,19 +22,19 @@ def take(value: Any, field: str, kind: type | tuple[type, ...], where: str) -> A
 
 
 def take_id(value: Any, field: str, where: str) -> int:
-    """``value[field]`` as a whole number; one written as a text (``"123"``) or with a point (``123.0``) is taken too.
+    """``value[field]`` as a whole number; a text (``"123"``) or a float (``123.0``) is accepted too.
 
-    Other tools write ids so: spreadsheets as texts, tables with gaps as floating-point numbers.
+    Spreadsheets write ids as texts, tables with missing values write them as floating-point numbers.
 
     Raises:
-        UserError: there is none; place and field are named.
+        UserError: it is not a whole number; the message names place and field.
     """
     if not isinstance(value, dict):
         raise UserError(f"{where}: not a JSON object; is this the official file?")
     found = value.get(field)
     number = whole_number(found)
     if number is None:
-        state = "missing" if field not in value else f"{str(found)[:40]!r}, no whole number"
+        state = "missing" if field not in value else f"{str(found)[:40]!r}, not a whole number"
         raise UserError(f'{where}: field "{field}" is {state}; is this the official file?')
     return number
 

@@ -17,7 +17,7 @@ KARPATHY_COUNTS: dict[str, Counts] = {
 }
 TOKEN_COUNTS = (31_783, 158_915)
 IMAGE_FOLDERS = ("flickr30k-images", "flickr30k_images", "images")
-# One line of the CSV lacks its second separator: only blanks part number and caption there.
+# One line of the CSV lacks its second separator: only blanks separate number and caption there.
 _NUMBER_AND_CAPTION = re.compile(r"\s*(\d+)\s*(?:\|\s*|\s+)(.*)")
 
 
@@ -26,9 +26,9 @@ def read(annotations: str | Path, *, split: str = "train", split_lists: str | Pa
 
     Args:
         annotations: a Karpathy file (it states the splits), a token file or its CSV variant (they state none).
-        split: the split that every image of a token file goes to when there are no ``split_lists``.
-        split_lists: folder with ``train.txt``, ``val.txt``, ``test.txt`` (an image a line, with or without ending), or
-            a Karpathy file of which only the splits are used. Images in no list are left out.
+        split: the split of every image of a token file if there are no ``split_lists``.
+        split_lists: folder with ``train.txt``, ``val.txt``, ``test.txt`` (one image per line, with or without ending),
+            or a Karpathy file, from which only the splits are used. Images in no list are left out.
 
     Raises:
         UserError: no such file, a line that cannot be read (file and line are named), or lists that name nothing.
@@ -57,12 +57,12 @@ def _read_split_file(path: Path) -> Source:
 
 
 def _assign_splits(captions: dict[str, list[str]], source: Source, split: str, split_lists: str | Path | None) -> None:
-    """Add every image to the split that the lists, or ``split``, say."""
+    """Add every image to its split according to the lists, or to ``split``."""
     if split_lists is None:
         for image, texts in captions.items():
             add_record(source, split, _record(image), texts)
         source.notes.append(
-            f'the file states no splits: all images are in "{split}", also those that others test on; '
+            f'the file states no splits: all images are in "{split}", including the usual test images; '
             "give --split_lists for the usual splits"
         )
         return
@@ -78,7 +78,7 @@ def _assign_splits(captions: dict[str, list[str]], source: Source, split: str, s
     if not source.splits:
         raise UserError(f"{split_lists}: names none of the {len(captions)} images; is it the list of this dataset?")
     if unknown:
-        source.notes.append(f"{len(unknown)} listed images have no captions or stand in two lists: {some(unknown)}")
+        source.notes.append(f"{len(unknown)} listed images have no captions or are in two lists: {some(unknown)}")
     if by_stem:
         source.notes.append(f"{len(by_stem)} images with captions are in no list and were left out")
 
@@ -100,7 +100,7 @@ def _read_lists(path: Path) -> dict[str, list[str]]:
 
 
 def _stem(line: str) -> str:
-    """An image's name without folder and ending, in one form of Unicode: the two files may use different ones."""
+    """An image's name without folder and ending, in one Unicode form, because the two files may use different ones."""
     name = line.strip().rpartition("/")[2]
     return unicodedata.normalize("NFC", re.sub(r"\.(jpe?g|png)$", "", name, flags=re.IGNORECASE))
 

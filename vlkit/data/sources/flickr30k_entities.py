@@ -1,7 +1,7 @@
-"""Flickr30k Entities: phrases of sentences and the boxes they speak of, from the official release.
+"""Flickr30k Entities: phrases of sentences and the boxes they refer to, from the official release.
 
-The release is a folder of ``<split>.txt`` (image ids, one a line), ``Sentences/<image>.txt`` (one sentence a line) and
-``Annotations/<image>.xml``. Its splits are not the Karpathy splits.
+The release is a folder of ``<split>.txt`` (image ids, one per line), ``Sentences/<image>.txt`` (one sentence per line)
+and ``Annotations/<image>.xml``. Its splits are not the Karpathy splits.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Phrase:
     Attributes:
         image: image id, as in the file names.
         sentence: zero-based line of the sentence in the image's file.
-        entity: entity id, shared by all phrases of the image that speak of the same thing.
+        entity: entity id, shared by all phrases of the image that refer to the same thing.
         categories: one or more of people, clothing, bodyparts, animals, vehicles, instruments, scene, other.
         text: the words of the phrase.
         boxes: float32 [G, 4], absolute x1, y1, x2, y2 pixels.
@@ -53,7 +53,7 @@ class Phrase:
 def read_phrases(folder: str | Path, split: str) -> list[Phrase]:
     """All phrases of a split that have a box, by image, sentence and position in the sentence.
 
-    Left out are phrases without a box: entity 0 ("not visual") and scenes marked ``nobndbox``. The same entity named
+    Phrases without a box are left out: entity 0 ("not visual") and scenes marked ``nobndbox``. The same entity named
     twice in a sentence gives two phrases.
 
     Raises:
@@ -78,14 +78,14 @@ def read_phrases(folder: str | Path, split: str) -> list[Phrase]:
 
 
 def read(folder: str | Path) -> Source:
-    """Every split of the release as grounding records, a record a phrase that has a box.
+    """Every split of the release as grounding records, one per phrase that has a box.
 
     ``box`` is the smallest box around all boxes of the phrase, ``boxes`` are the single ones; ``categories``,
-    ``entity`` and ``sentence`` (a line number) are the phrase's own. Phrases are asked for without their sentence.
+    ``entity`` and ``sentence`` (a line number) are the phrase's own. The query is the phrase without its sentence.
 
     Raises:
-        UserError: no split list there, or a damaged file; the file is named. Phrases with a box outside their image or
-            inverted are listed in ``wrong`` of the source.
+        UserError: there is no split list, or a file is damaged; the message names the file. Phrases whose box is
+            inverted or outside the image are listed in ``wrong`` of the source.
     """
     folder = Path(folder)
     source = Source("flickr30k_entities", "grounding", {}, {"annotations": str(folder.resolve())})
@@ -103,7 +103,7 @@ def read(folder: str | Path) -> Source:
             source.counts[split] = (len({phrase.image for phrase in phrases}), len(phrases))
     if not source.splits:
         raise UserError(
-            f"{folder}: none of {', '.join(f'{split}.txt' for split in SPLITS)} is there; is this the release?"
+            f"{folder}: holds none of {', '.join(f'{split}.txt' for split in SPLITS)}; is this the release?"
         )
     return source
 
@@ -136,14 +136,14 @@ def match_predictions(phrases: Iterable[Phrase], predictions: Iterable[Mapping])
     Args:
         phrases: as :func:`read_phrases` returns them.
         predictions: mappings with ``image_id``, ``sentence_id`` and ``boxes``: for every phrase of the sentence that
-            has a box, in text order, its [Q, 4] boxes, best first. Of several predictions of a sentence the first
+            has a box, in text order, its [Q, 4] boxes, best first. If a sentence has several predictions, the first
             counts.
 
     Returns:
-        One float32 [Q, 4] array a phrase, in the order of ``phrases``.
+        One float32 [Q, 4] array per phrase, in the order of ``phrases``.
 
     Raises:
-        UserError: a sentence has no prediction, or one of another number of phrases.
+        UserError: a sentence has no prediction, or one with another number of phrases.
     """
     wanted: dict[tuple[str, int], int] = {}
     for phrase in phrases:

@@ -24,7 +24,7 @@ CAPTION_ENDINGS = (".txt", ".csv", ".tsv", ".jsonl", ".json")
 
 @dataclass
 class _Row:
-    """What the caption file says of one image (its path below the folder)."""
+    """Entry of the caption file for one image (its path below the folder)."""
 
     texts: list[str] = field(default_factory=list)
     split: str | None = None
@@ -41,12 +41,12 @@ def read(
     """Read a folder of captioned images for retrieval.
 
     Args:
-        folder: searched for images with all its sub-folders; :mod:`vlkit.data.scan` says which files count.
+        folder: searched for images with all its sub-folders, by the rules of :mod:`vlkit.data.scan`.
         captions: CSV or TSV with a header, JSONL, or JSON (a list of objects, or ``{image: caption or captions}``);
             image paths relative to ``folder`` or to the caption file. None: a file of :data:`CAPTION_FILES` in the
             folder if there is one, else a text file beside each image.
-        val, test: shares of the images for these splits. Each image's split follows from its path and ``seed``
-            alone, so adding images moves no other. A column ``split`` in the caption file overrides them.
+        val, test: shares of the images for these splits. Each image's split depends only on its path and ``seed``, so
+            added images do not move others. A column ``split`` in the caption file overrides them.
 
     Raises:
         UserError: no captions, no images, a line that cannot be read (file and line are named), or wrong shares.
@@ -71,7 +71,7 @@ def read(
         add_record(source, split, {"id": f"{name}/{path}", "image": path}, row.texts)
     source.splits = {split: source.splits[split] for split in sorted(source.splits, key=_split_order)}
     if "train" not in source.splits:
-        source.notes.append("no image fell to train; lower --val and --test, or try another --seed")
+        source.notes.append("no image is in the train split; lower --val and --test, or try another --seed")
     unused = [path for path in images if path not in rows]
     if captions is not None and unused:
         source.notes.append(f"{len(unused)} images have no line in {Path(captions).name}: {some(unused)}")
@@ -79,7 +79,7 @@ def read(
 
 
 def split_of(path: str, *, val: float, test: float, seed: int) -> str:
-    """The split of an image, from a hash of its path below the folder: stable when others come or go."""
+    """The split of an image, from a hash of its path below the folder: stable when others are added or removed."""
     digest = hashlib.sha256(f"{seed}:{path}".encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
     return "test" if place < test else "val" if place < test + val else "train"
@@ -103,7 +103,7 @@ def _read_side_texts(folder: Path, images: list[str]) -> dict[str, _Row]:
 
 
 def _passed_over(folder: Path, images: list[str], captions: Path) -> list[str]:
-    """Notes on captions in the folder that stand in other files than the one that is read."""
+    """Notes on caption files in the folder that are not read."""
     others = [name for name in CAPTION_FILES if (folder / name).is_file() and not (folder / name).samefile(captions)]
     notes = [f"captions are read from {captions.name}; not read: {some(others)}"] if others else []
     files = MediaFolder(folder)

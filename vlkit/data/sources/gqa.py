@@ -23,30 +23,30 @@ OFFICIAL = {
     ("train", "all"): 14_305_356,
     ("val", "all"): 2_011_853,
 }
-"""Questions a file (train_all: in its ten files together)."""
+"""Questions per file (train_all: in its ten files together)."""
 _NAME = re.compile(r"(train|val(?:id)?|testdev|test|challenge)(?:_(balanced|all))?(?:_questions)?(?:_\d+)?")
 
 
 def read(questions: Sequence[str | Path]) -> Source:
-    """Read GQA. Question ids stay the texts they are: leading zeros count.
+    """Read GQA. Question ids remain texts, because leading zeros matter.
 
-    The one answer of a question is given ten times, which makes the VQA metric the exact match that GQA asks for; it is
-    neither normalised nor changed. ``answer_type`` and ``question_type`` are its structural and semantic type.
+    The single answer of a question is repeated ten times, so that the VQA metric equals GQA's exact match; it is not
+    normalised. ``answer_type`` and ``question_type`` are its structural and semantic type.
 
     Args:
-        questions: files of questions, one a split; of a split in several files (train_all) the folder that holds them.
-            Which split is said by the file's (folder's) name. Test and challenge have no answers.
+        questions: question files, one per split; for a split in several files (train_all), the folder that holds them.
+            The name of the file (or folder) gives the split. Test and challenge have no answers.
 
     Raises:
-        UserError: a file is missing or is another one, two for one split, a question without image, text or answer,
-            an id that occurs twice; the file and the question are named.
+        UserError: a file is missing or is the wrong one, a split has two files, a question lacks image, text or answer,
+            or an id occurs twice; the message names the file and the question.
     """
     found: dict[str, Path] = {}
     source = Source("gqa", "vqa", {}, {"questions": [str(Path(path).resolve()) for path in questions]})
     for path in map(Path, questions):
         split, variant = _split_of(path)
         if split in found:
-            raise UserError(f'{path}: split "{split}" comes from {found[split].name} too; give one a split')
+            raise UserError(f'{path}: split "{split}" comes from {found[split].name} too; give one per split')
         found[split] = path
         records = _read_split(path, split)
         source.splits[split] = records
@@ -60,7 +60,9 @@ def read(questions: Sequence[str | Path]) -> Source:
 def _split_of(path: Path) -> tuple[str, str | None]:
     match = _NAME.fullmatch(path.stem)
     if not match:
-        raise UserError(f"{path}: the name says no split; keep the official one (train_balanced_questions.json, ...)")
+        raise UserError(
+            f"{path}: the name contains no split; keep the official one (train_balanced_questions.json, ...)"
+        )
     return {"valid": "val"}.get(match[1], match[1]), match[2]
 
 
@@ -69,9 +71,9 @@ def _notes(split: str, variant: str | None, records: list[Record]) -> list[str]:
     if official and official // 2 < len(records) != official:
         notes.append(f'split "{split}" has {len(records):,} questions, the official file {official:,}')
     if variant == "all" and split in ("val", "testdev"):
-        notes.append(f'split "{split}" holds all questions; official figures count the balanced ones alone')
+        notes.append(f'split "{split}" holds all questions; official figures use only the balanced ones')
     if "answers" not in records[0]:
-        notes.append(f'split "{split}" has no answers: they are hidden, it cannot be scored')
+        notes.append(f'split "{split}" has no answers, as they are hidden, and cannot be scored')
     return notes
 
 
@@ -114,7 +116,7 @@ def _record(question_id: str, entry: Any, where: str) -> Record:
     image = take(entry, "imageId", (str, int), where)
     text = take(entry, "question", str, where).encode("utf-8", "replace").decode("utf-8").strip()
     if not text:
-        raise UserError(f'{where}: field "question" is blank; remove the record or ask something')
+        raise UserError(f'{where}: field "question" is blank; remove the record or add a question')
     record = {"id": f"gqa/{question_id}", "question_id": question_id, "image": f"{image}.jpg", "question": text}
     if "answer" in entry:
         answer = take(entry, "answer", str, where)

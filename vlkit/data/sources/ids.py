@@ -19,14 +19,14 @@ def image_path(folder: str, image_id: int) -> str:
 
 
 def with_folder(file_name: str) -> str:
-    """``COCO_train2014_000000000123.jpg`` -> the same below ``train2014/``; other names as they are."""
+    """``COCO_train2014_000000000123.jpg`` -> the same below ``train2014/``; other names unchanged."""
     match = _NAMED.fullmatch(file_name)
     return f"{match[1]}/{file_name}" if match and match[1] else file_name
 
 
 def other_places(path: str) -> list[str]:
-    """Where else an image may lie: under its name of another release (:func:`vlkit.data.sources.coco.other_places`),
-    without its folder, or with the plain number as its name.
+    """Other possible paths of an image: under its name in another release
+    (:func:`vlkit.data.sources.coco.other_places`), without its folder, or with the plain number as its name.
     """
     folder, name = posixpath.split(path)
     match = _NAMED.fullmatch(name)

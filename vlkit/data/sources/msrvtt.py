@@ -22,9 +22,9 @@ OFFICIAL: dict[str, Counts] = {
     "7k": {"train": (7_010, 140_200), "test": TEST_COUNTS},
     "full": {"train": (6_513, 130_260), "val": (497, 9_940), "test": (2_990, 59_800)},
 }
-"""Protocol -> clips and sentences a split."""
+"""Protocol -> clips and sentences per split."""
 VIDEO_FOLDERS = ("videos", "all", "videos/all", "TrainValVideo", "TestVideo")
-"""Folders that the clips of known collections lie in, besides the given one itself."""
+"""Sub-folders in which known copies of the dataset store the clips."""
 _FIX = "give the folder with MSR-VTT's lists by --csv"
 _SPLITS = {"train": "train", "validate": "val", "test": "test"}
 
@@ -39,7 +39,7 @@ class _Clip:
 
     @property
     def texts(self) -> list[str]:
-        """Captions by their id, as the file's order is arbitrary."""
+        """Captions sorted by id, because the file's order is arbitrary."""
         return [text for _, text in sorted(self.captions)]
 
 
@@ -83,7 +83,7 @@ def _read_clips(path: Path) -> dict[str, _Clip]:
         where = f"{path}: videos[{index}]"
         video_id = take(video, "video_id", str, where)
         if video_id in clips:
-            raise UserError(f'{where}: field "video_id": "{video_id}" stands there twice; is this the official file?')
+            raise UserError(f'{where}: field "video_id": "{video_id}" occurs twice; is this the official file?')
         name = take(video, "split", str, where)
         if name not in _SPLITS:
             raise UserError(f'{where}: field "split" is "{name}"; known are {", ".join(_SPLITS)}')
@@ -93,14 +93,14 @@ def _read_clips(path: Path) -> dict[str, _Clip]:
         where = f"{path}: sentences[{index}]"
         video_id = take(sentence, "video_id", str, where)
         if video_id not in clips:
-            raise UserError(f'{where}: field "video_id": no video "{video_id}" in this file; is it complete?')
+            raise UserError(f'{where}: field "video_id": there is no video "{video_id}" in this file; is it complete?')
         caption = (take_id(sentence, "sen_id", where), take(sentence, "caption", str, where))
         clips[video_id].captions.append(caption)
     return clips
 
 
 def _times(video: dict[str, Any], where: str) -> dict[str, float]:
-    """``start`` and ``end`` in the file: it is cut already, so the stated times only give its length."""
+    """``start`` and ``end`` in the clip's file: it is already cut, so the stated times only give its length."""
     if "start time" not in video and "end time" not in video:
         return {}
     start, end = (take(video, name, (int, float), where) for name in ("start time", "end time"))
@@ -149,7 +149,7 @@ def _read_rows(path: Path, clips: dict[str, _Clip], annotations: Path) -> dict[s
             if video_id not in clips:
                 raise UserError(f'{where}: column "video_id": no video "{video_id}" in {annotations}')
             if video_id in rows:
-                raise UserError(f'{where}: column "video_id": "{video_id}" stands there twice; remove one')
+                raise UserError(f'{where}: column "video_id": "{video_id}" occurs twice; remove one')
             rows[video_id] = row
     except csv_format.Error as error:
         raise UserError(f"{path}:{reader.line_num}: not a readable table ({error}); save it as CSV") from None

@@ -19,7 +19,7 @@ OFFICIAL: Counts = {"train": (1_200, 48_774), "val": (100, 4_290), "test": (670,
 CAPTIONS = ("raw-captions.pkl", "AllVideoDescriptions.txt", "video_corpus.csv", "MSR Video Description Corpus.csv")
 """Names of the caption files; a folder is searched for them in this order."""
 VIDEO_FOLDERS = ("YouTubeClips", "MSVD_Videos", "videos")
-"""Folders that the clips of known collections lie in, besides the given one itself."""
+"""Sub-folders in which known copies of the dataset store the clips."""
 LANGUAGE = "English"
 """The language of ``video_corpus.csv`` that is kept, as in every published protocol."""
 _FIX = "give raw-captions.pkl, AllVideoDescriptions.txt or video_corpus.csv, or their folder"
@@ -33,13 +33,13 @@ def read(annotations: str | Path, lists: str | Path | None = None) -> Source:
 
     Args:
         annotations: one of :data:`CAPTIONS`, or the folder that holds it. Only plain values are read from the pickle;
-            nothing in it is executed. Of ``video_corpus.csv`` the English captions are read.
-        lists: folder with the lists, one id per line; a list that is not there makes no split. None = beside
+            nothing in it is executed. The English captions of ``video_corpus.csv`` are read.
+        lists: folder with the lists, one id per line; a missing list gives no split. None = beside
             ``annotations``.
 
     Raises:
-        UserError: a file is missing, damaged or holds code, or a listed clip has no captions; the message names file
-            and line or clip.
+        UserError: a file is missing, is damaged or contains code, or a listed clip has no captions; the message names
+            file and line or clip.
     """
     path = _captions_file(Path(annotations))
     folder = path.parent if lists is None else Path(lists)
@@ -51,7 +51,7 @@ def read(annotations: str | Path, lists: str | Path | None = None) -> Source:
         for number, video_id in _read_list(folder / f"{split}_list.txt"):
             where = f"{split}_list.txt:{number}"
             if video_id in seen:
-                raise UserError(f'{folder / where}: "{video_id}" stands in {seen[video_id]} too; remove one')
+                raise UserError(f'{folder / where}: "{video_id}" is in {seen[video_id]} too; remove one')
             seen[video_id] = where
             if video_id not in captions:
                 raise UserError(f'{folder / where}: no captions of "{video_id}" in {path}; use lists of that file')
@@ -75,7 +75,7 @@ def _captions_file(path: Path) -> Path:
 
 
 def _read_captions(path: Path) -> tuple[Captions, list[str]]:
-    """Captions of each clip, and notes for the user; the ending of the file says its form."""
+    """Captions of each clip, and notes for the user; the file ending gives the format."""
     readers = {".txt": _read_descriptions, ".csv": _read_corpus}
     captions, notes = readers.get(path.suffix.lower(), _read_pickled)(path)
     if not captions:
@@ -84,7 +84,7 @@ def _read_captions(path: Path) -> tuple[Captions, list[str]]:
 
 
 def _read_descriptions(path: Path) -> tuple[Captions, list[str]]:
-    """``<id> <caption>`` lines; comments (``#``) and blank lines stand before them."""
+    """``<id> <caption>`` lines; comments (``#``) and blank lines come before them."""
     captions: Captions = {}
     for number, line in enumerate(read_text(path, _FIX).split("\n"), start=1):
         if not line.strip() or line.startswith("#"):
@@ -131,7 +131,7 @@ def _read_pickled(path: Path) -> tuple[Captions, list[str]]:
 
 
 def _read_list(path: Path) -> list[tuple[int, str]]:
-    """(line, id) for each line that is not blank; nothing if there is no such file."""
+    """(line, id) for each line that is not blank; empty if there is no such file."""
     if not path.exists():
         return []
     lines = read_text(path, "give the folder with the lists by --lists").split("\n")

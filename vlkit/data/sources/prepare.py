@@ -1,4 +1,4 @@
-"""The common end of every source: look whether the media are there, compare counts, write the prepared dataset."""
+"""The last step of every source: check that the media exist, compare counts, write the prepared dataset."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from vlkit.errors import UserError, some
 from vlkit.files import write_text
 
 MISSING_LIST, WRONG_LIST = "missing.txt", "wrong.txt"
-"""Files of a prepared dataset that list what --partial left out: paths of media, and annotations with their fault."""
+"""Files of a prepared dataset that list what --partial left out: paths of media, and wrong annotations."""
 Counts = dict[str, tuple[int, int]]  # split -> (media, texts)
 
 
 @dataclass
 class Source:
-    """What was read from official files; no media file has been looked at yet.
+    """Content of official files, before any media file is checked.
 
     Attributes:
         splits: split -> records, in the order of the annotation file; media paths as the files state them.
         inputs: JSON value for the field ``source`` of ``dataset.json``.
         counts: split -> (media, texts) as read, before anything was left out.
-        notes: what the user should know, one line each.
+        notes: notes for the user, one line each.
         blank_texts: number of captions that were blank and left out.
         without_text: ids of records that had no caption left and were left out.
-        wrong: annotations that make no record although their file is sound (a box outside its image): a line each that
-            names file, place and fault.
-        elsewhere: other relative paths at which a medium may lie when it is not at the stated one.
+        wrong: wrong annotations in otherwise sound files (such as a box outside its image): one line each with file,
+            place and reason.
+        elsewhere: other relative paths to try if a media file is not at the stated one.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Source:
 
 @dataclass
 class Prepared:
-    """A written dataset, the media that were not there (relative paths) and notes for the user, one line each."""
+    """A written dataset, the missing media (relative paths) and notes for the user, one line each."""
 
     dataset: Dataset
     missing: list[str]
@@ -77,8 +77,8 @@ def prepare(source: Source, output: str | Path, media_root: str | Path, *, parti
     """Check that the media exist and write ``source`` as a prepared dataset.
 
     Args:
-        media_root: the folder with the media, as the user gave it; stored as an absolute path, or relative to
-            ``output`` if it lies in there.
+        media_root: the folder with the media, as the user gave it; stored relative to ``output`` if it lies inside,
+            else as an absolute path.
         partial: leave out records whose medium is missing, and annotations that are wrong, and list both in
             ``missing.txt`` and ``wrong.txt`` of ``output``.
 
@@ -137,7 +137,7 @@ def _wrong_note(source: Source, partial: bool) -> str:
 
 
 def compare_counts(source: Source, official: Counts) -> list[str]:
-    """Notes where a file that must be the official one (over half of its media) has other counts than that."""
+    """Notes on splits that seem to be the official ones (over half of their media) but have other counts."""
     total = sum(media for media, _ in official.values())
     if 2 * sum(media for media, _ in source.counts.values()) <= total:
         return []
@@ -153,7 +153,7 @@ def compare_counts(source: Source, official: Counts) -> list[str]:
 def add_record(source: Source, split: str, record: Record, texts: Iterable[str]) -> None:
     """Append a record with its captions, stripped of blanks around them, and count it; blank captions are dropped.
 
-    A record without any caption left is left out and noted, because nothing can be retrieved by it.
+    A record without any caption left is left out and noted, because it cannot be retrieved.
     """
     texts = list(texts)
     media, captions = source.counts.get(split, (0, 0))
@@ -167,7 +167,7 @@ def add_record(source: Source, split: str, record: Record, texts: Iterable[str])
 
 
 def _clean(text: str) -> str:
-    """Strip blanks around a caption; halves of characters (lone surrogates of JSON escapes) become "?"."""
+    """Strip blanks around a caption; lone surrogates (from JSON escapes) become "?"."""
     return text.strip().encode("utf-8", "replace").decode("utf-8")
 
 

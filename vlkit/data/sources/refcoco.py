@@ -32,14 +32,14 @@ OFFICIAL: dict[tuple[str, str], Counts] = {
     },
     ("refcocog", "umd"): {"train": (21_899, 80_512), "val": (1_300, 4_896), "test": (2_600, 9_602)},
 }
-"""(dataset, split by) -> images and expressions a split."""
+"""(dataset, split by) -> images and expressions per split."""
 _REFS_NAME = re.compile(r"refs\((\w+)\)\.(?:p|pkl|json)")
 _SUFFIX = re.compile(r"_\d+(?=\.\w+$)")
 _MDETR_NAME = re.compile(r"(?:finetune_)?(?P<name>.+)_(?P<split>train|val|testA|testB|test)")
 
 
 def read_refs(refs: str | Path, instances: str | Path | None = None, split_by: str | None = None) -> Source:
-    """Read a dataset in its official form: a record a sentence.
+    """Read a dataset in its official form: one record per sentence.
 
     Args:
         refs: ``refs(unc).p`` or the like (a JSON file of the same list will do), or the folder that holds it.
@@ -47,8 +47,8 @@ def read_refs(refs: str | Path, instances: str | Path | None = None, split_by: s
         split_by: which of a folder's refs files (``unc``, ``umd``, ``google``); a file must agree with it.
 
     Raises:
-        UserError: a file is missing, damaged or holds code; a reference without its image or box, an unknown split;
-            the file and the record are named. Boxes that cannot be right are listed in ``wrong`` of the source.
+        UserError: a file is missing, is damaged or contains code, a reference lacks its image or box, or a split is
+            unknown; the message names the file and the record. Impossible boxes are listed in ``wrong`` of the source.
     """
     path = _refs_file(Path(refs), split_by)
     instances = path.parent / "instances.json" if instances is None else Path(instances)
@@ -68,17 +68,17 @@ def read_refs(refs: str | Path, instances: str | Path | None = None, split_by: s
 
 
 def read_mdetr(files: Sequence[str | Path]) -> Source:
-    """Read MDETR's files, one a split (``finetune_refcoco_train.json``): a record an expression.
+    """Read MDETR's files, one per split (``finetune_refcoco_train.json``): one record per expression.
 
     Raises:
-        UserError: a file name without a split, two files for one split, an expression without exactly one box; the
-            file and the record are named. Boxes that cannot be right are listed in ``wrong`` of the source.
+        UserError: a file name contains no split, a split has two files, or an expression does not have exactly one box;
+            the message names the file and the record. Impossible boxes are listed in ``wrong`` of the source.
     """
     names, given = set(), {}
     for path in map(Path, files):
         match = _MDETR_NAME.fullmatch(path.stem)
         if not match:
-            raise UserError(f"{path}: its name says no split; rename it, as in finetune_refcoco_train.json")
+            raise UserError(f"{path}: its name contains no split; rename it, as in finetune_refcoco_train.json")
         if match["split"] in given:
             raise UserError(f'{path}: split "{match["split"]}" comes from {given[match["split"]].name} too')
         given[match["split"]] = path
@@ -100,7 +100,7 @@ def _new_source(name: str, inputs: dict[str, Any]) -> Source:
 
 
 def _dataset_name(path: Path) -> str:
-    """``refcoco+`` for ``.../refcoco+/refs(unc).p``; ``refcoco`` where the folder says nothing."""
+    """``refcoco+`` for ``.../refcoco+/refs(unc).p``; ``refcoco`` if the folder name does not tell."""
     folder = path.resolve().parent.name
     return folder if folder.startswith("refcoco") else "refcoco"
 
@@ -138,7 +138,7 @@ class _Instances:
         }
 
     def find(self, field: str, number: int, where: str) -> tuple[str, dict[str, Any]]:
-        """Place and content of an image or annotation that a reference at ``where`` asks for."""
+        """Place and content of the image or annotation that the reference at ``where`` names."""
         found = (self.images if field == "image_id" else self.boxes).get(number)
         if found is None:
             raise UserError(
@@ -201,8 +201,8 @@ def _expressions(content: Any, path: str) -> Iterator[tuple[Record, str | None]]
 
 
 def _image(image: dict[str, Any], where: str, file_name: Any = None) -> dict[str, Any]:
-    """``image`` (path), ``width`` and ``height`` of a record. ``file_name`` of a reference may know the folder: its own
-    suffix ``_<n>`` is not part of the name.
+    """``image`` (path), ``width`` and ``height`` of a record. A reference's ``file_name`` may tell the folder; its
+    suffix ``_<n>`` is not part of the image's name.
     """
     name = take(image, "file_name", str, where)
     if isinstance(file_name, str) and "/" in file_name and "/" not in name:
@@ -212,7 +212,9 @@ def _image(image: dict[str, Any], where: str, file_name: Any = None) -> dict[str
 
 
 def _box(annotation: dict[str, Any], image: dict[str, Any], where: str) -> tuple[list[float], str | None]:
-    """``bbox`` (xywh) as xyxy and what is wrong with it. Nothing is clipped: the metric wants boxes as annotated."""
+    """``bbox`` (xywh) as xyxy, and what is wrong with it. Nothing is clipped, because the metric uses boxes as
+    annotated.
+    """
     bbox = take(annotation, "bbox", list, where)
     if len(bbox) != 4 or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in bbox):
         raise UserError(f'{where}: field "bbox" is {str(bbox)[:60]}; expected are four numbers [x, y, width, height]')
@@ -222,7 +224,7 @@ def _box(annotation: dict[str, Any], image: dict[str, Any], where: str) -> tuple
 
 
 def _clean(text: str) -> str:
-    """Single blanks between words, none around; halves of characters become "?"."""
+    """Single blanks between words, none around; lone surrogates become "?"."""
     return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
 
 

@@ -1,4 +1,4 @@
-"""VQA v2: ``v2_OpenEnded_mscoco_*_questions.json`` with ``v2_mscoco_*_annotations.json``, one pair a split."""
+"""VQA v2: ``v2_OpenEnded_mscoco_*_questions.json`` with ``v2_mscoco_*_annotations.json``, one pair per split."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ OFFICIAL: dict[str, tuple[int, int]] = {
     "val2014": (40_504, 214_354),
     "test2015": (81_434, 447_793),
 }
-"""Images and questions a file."""
+"""Images and questions per file."""
 KEPT = ("question_type", "answer_type", "multiple_choice_answer")
-"""Fields of an annotation that its record keeps."""
+"""Fields of an annotation that are copied to its record."""
 _SUBTYPE = re.compile(r"(train|val|test)(-dev|-std)?(\d{4})")
 
 
@@ -31,7 +31,7 @@ class _File:
     """A parsed file of questions or annotations.
 
     Attributes:
-        folder: of its images: ``train2014``, ``test2015``.
+        folder: folder of its images: ``train2014``, ``test2015``.
         split: ``train``, ``val``, ``test`` or ``test-dev``.
         entries: its questions or annotations.
     """
@@ -43,15 +43,16 @@ class _File:
 
 
 def read(questions: Sequence[str | Path], annotations: Sequence[str | Path] = ()) -> Source:
-    """Read VQA v2; all ten answers are kept as they were given.
+    """Read VQA v2; all ten answers are kept unchanged.
 
     Args:
-        questions: files of questions, one a split; which split is said by ``data_subtype`` (or the file's name).
-        annotations: files of answers, in any order. Splits other than ``train`` may lack theirs: hidden answers.
+        questions: question files, one per split; ``data_subtype`` (or the file's name) gives the split.
+        annotations: annotation files, in any order. Splits other than ``train`` may have none, if their answers are
+            hidden.
 
     Raises:
-        UserError: a file is missing or is another one, two files for one split, a question without its image or its
-            answers, another number of answers than ten, an id that occurs twice; the file and the record are named.
+        UserError: a file is missing or is the wrong one, a split has two files, a question lacks its image or answers,
+            the number of answers is not ten, or an id occurs twice; the message names the file and the record.
     """
     asked = _by_split(questions, "questions")
     answered = _by_split(annotations, "annotations")
@@ -80,7 +81,7 @@ def read(questions: Sequence[str | Path], annotations: Sequence[str | Path] = ()
 
 
 def _compare(source: Source, official: Counts) -> list[str]:
-    """Notes on each split by itself: preparing one split alone is usual."""
+    """Notes on each split separately, because often only one split is prepared."""
     notes = []
     for split, counts in official.items():
         alone = Source(source.name, source.task, {}, None, counts={split: source.counts[split]})
@@ -95,7 +96,7 @@ def _by_split(paths: Sequence[str | Path], field: str) -> dict[str, _File]:
         file = _open(path, field)
         if file.split in found:
             raise UserError(
-                f'{path}: split "{file.split}" comes from {found[file.split].path.name} too; give one a split'
+                f'{path}: split "{file.split}" comes from {found[file.split].path.name} too; give one per split'
             )
         found[file.split] = file
     order = ("train", "val", "test", "test-std", "test-dev")
@@ -110,17 +111,19 @@ def _open(path: Path, field: str) -> _File:
     entries = take(content, field, list, f"{path}")
     if not entries:
         raise UserError(f"{path}: holds no {field}; is the download complete?")
-    # Test-dev questions may call themselves test2015: only the name of their file tells them from the whole test set.
+    # Test-dev questions may be labelled test2015: only their file name distinguishes them from the whole test set.
     in_name = _SUBTYPE.search(path.name)
     stated = _SUBTYPE.fullmatch(str(content.get("data_subtype"))) or in_name
     if not stated:
-        raise UserError(f'{path}: field "data_subtype" names no split (train2014, ...) nor does the file; correct it')
+        raise UserError(
+            f'{path}: neither field "data_subtype" nor the file name gives a split (train2014, ...); correct it'
+        )
     variant = stated[2] or (in_name[2] if in_name and in_name[1] == stated[1] else None) or ""
     return _File(path, stated[1] + stated[3], stated[1] + variant, entries)
 
 
 def _join(questions: _File, annotations: _File | None) -> tuple[list[Record], str | None]:
-    """Records of a split in the order of its questions, and what the user should know."""
+    """Records of a split in the order of its questions, and notes for the user."""
     answers = _answers(annotations) if annotations else {}
     records, seen = [], set()
     for index, entry in enumerate(questions.entries):
@@ -131,14 +134,14 @@ def _join(questions: _File, annotations: _File | None) -> tuple[list[Record], st
         seen.add(question_id)
         text = take(entry, "question", str, where).encode("utf-8", "replace").decode("utf-8").strip()
         if not text:
-            raise UserError(f'{where}: field "question" is blank; remove the record or ask something')
+            raise UserError(f'{where}: field "question" is blank; remove the record or add a question')
         image = image_path(questions.folder, image_id)
         record = {"id": f"vqa/{question_id}", "question_id": question_id, "image": image, "question": text}
         if annotations:
             record.update(_take_answers(answers, question_id, image_id, where, annotations))
         records.append(record)
     if not annotations:
-        return records, f'split "{questions.split}" has no annotations: its answers are hidden, it cannot be scored'
+        return records, f'split "{questions.split}" has no annotations, as its answers are hidden, and cannot be scored'
     if answers:
         return records, f"{len(answers)} annotations of {annotations.path.name} have no question and were left out"
     return records, None
@@ -147,7 +150,7 @@ def _join(questions: _File, annotations: _File | None) -> tuple[list[Record], st
 def _take_answers(
     answers: dict[int, tuple[int, Record]], question_id: int, image_id: int, where: str, annotations: _File
 ) -> Record:
-    """Remove the answers of a question from those left, and return its fields."""
+    """Take the answers of a question out of ``answers`` and return its fields."""
     if question_id not in answers:
         fix = "do the two files belong together?"
         raise UserError(f"{where}: question {question_id} has no answers in {annotations.path}; {fix}")

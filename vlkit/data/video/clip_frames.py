@@ -1,7 +1,7 @@
-"""Frames of a clip: they are chosen by their times first, and only those are decoded.
+"""Frames of a clip: they are chosen by their times first, and only the chosen ones are decoded.
 
-``read_frames`` is what training, evaluation and indexing call; ``windows`` and ``duration_of`` serve long videos;
-``shown_frames`` is for playing a part.
+Training, evaluation and indexing call ``read_frames``; ``windows`` and ``duration_of`` are for long videos,
+``shown_frames`` for playing a part.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Clip:
 
 @dataclass(frozen=True, eq=False)
 class ClipFrames:
-    """Frames of one clip. T is the number asked for, N <= T how many the clip has to give.
+    """Frames of one clip. T frames were requested, N <= T were available.
 
     Attributes:
         frames: uint8 [N, H, W, 3], RGB, upright.
@@ -78,17 +78,17 @@ def read_frames(
 
     Args:
         count: frames wanted, T.
-        start, end: seconds after the first frame; None = from the beginning, to the end. An end behind that of the
-            video is cut back to it.
-        sampling: ``uniform``: evenly spaced in time, the first and the last frame among them. ``segment``: the part
+        start, end: seconds after the first frame; None = from the beginning, to the end. An end after the video's end
+            is clipped to it.
+        sampling: ``uniform``: evenly spaced in time, including the first and the last frame. ``segment``: the part
             is cut into T equal segments and one frame of each is taken (Temporal Segment Networks,
             arXiv:1608.00859), at the centre, or at a random time if there is a ``generator``.
         generator: source of the random times of ``segment``.
-        size: shrink the frames so that the short side has this many pixels; smaller ones stay as they are.
+        size: downscale the frames to this many pixels on the short side; smaller ones are unchanged.
 
     Raises:
         MediaError: the file cannot be used, or more than a tenth of its frames are damaged and a chosen one is among
-            them; never black frames instead.
+            them. Black frames are never substituted.
         ValueError: wrong arguments.
     """
     if count < 1 or (size is not None and size < 1):
@@ -114,8 +114,8 @@ def read_frames(
 def shown_frames(path: str | Path, start: float, end: float, rate: float) -> Iterator[tuple[int, np.ndarray]]:
     """Play a part of a video: yield (k, frame) for the frames on the screen at the times ``start + k / rate``.
 
-    Frames are uint8 [H, W, 3], upright, at full size, one at a time. A frame that stays on the screen comes once, with
-    its first k.
+    Frames are uint8 [H, W, 3], upright, at full size, one at a time. A frame that is shown for several k is yielded
+    once, with the first k.
 
     Raises:
         MediaError: the file cannot be used.
@@ -176,9 +176,9 @@ def choose_frames(
     sampling: Sampling = "uniform",
     generator: torch.Generator | None = None,
 ) -> np.ndarray:
-    """Indices of min(``count``, frames there are) different frames shown between two times, ascending: int64 [N].
+    """Indices of min(``count``, available frames) different frames shown between two times, ascending: int64 [N].
 
-    Chosen by time, so uneven time stamps make no difference to how the frames are spread.
+    Frames are chosen by time, so uneven time stamps do not affect their spacing.
     """
     first = int(table.shown_at(start))
     stop = max(first + 1, int(np.searchsorted(table.times, end - 1e-6, side="left")))
@@ -191,14 +191,14 @@ def choose_frames(
         place = np.full(count, 0.5) if sampling == "uniform" or generator is None else _random(count, generator)
         wanted = begin + (np.arange(count) + place) * (end - begin) / count
     chosen = np.clip(table.shown_at(wanted), first, stop - 1)
-    # Where frames are sparse, two times may meet the same frame: move on to the neighbours.
+    # Where frames are sparse, two times may select the same frame: move on to the neighbours.
     steps = np.arange(count)
     chosen = np.maximum.accumulate(chosen - steps) + steps
     return np.minimum(chosen, stop - count + steps)
 
 
 def _random(count: int, generator: torch.Generator) -> np.ndarray:
-    import torch  # slow to load, and processes that only decode do without
+    import torch  # slow to import, and not needed by processes that only decode
 
     return torch.rand(count, generator=generator, dtype=torch.float64).numpy()
 
@@ -208,5 +208,5 @@ def _part(path: str | Path, table: FrameTable, start: float | None, end: float |
     if not 0 <= start < end:
         raise ValueError(f"start {start} and end {end}: give 0 <= start < end in seconds")
     if start >= table.duration:
-        raise MediaError(path, f"start {start:g} s lies behind its end ({table.duration:.2f} s)")
+        raise MediaError(path, f"start {start:g} s is after its end ({table.duration:.2f} s)")
     return start, min(end, table.duration)

@@ -1,4 +1,4 @@
-"""Opening video files, or a :class:`~vlkit.data.images.MediaError` that says why they cannot be used."""
+"""Open video files; a :class:`~vlkit.data.images.MediaError` says why a file cannot be used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from av.video.stream import VideoStream
 
 from vlkit.data.images import MediaError
 
-# Demuxers that are allowed: others would take a text for a video, or follow the addresses in a play list.
+# Allowed demuxers: others would read a text as a video, or follow the URLs in a playlist.
 FORMATS = (
     "mov", "matroska", "avi", "mpeg", "mpegts", "mpegvideo", "ogg", "flv", "asf", "gif", "m4v", "h264", "hevc", "ivf",
 )  # fmt: skip
@@ -22,13 +22,13 @@ IMAGE_CODECS = ("mjpeg", "png", "bmp", "webp", "tiff", "jpeg2000")
 """Codecs of still images. A stream of one of them may also be a video (motion JPEG), if there is no other stream."""
 
 DECODER_ERRORS = (av.FFmpegError, IndexError)
-"""What reading packets and decoding raise for damaged files; the second where streams appear that the head lacks."""
+"""Errors that reading and decoding raise for damaged files; the second one if the header lacks a stream."""
 
 
 def ffmpeg_path(path: str | Path) -> str:
-    """The absolute path, as libraries built on FFmpeg must be given it.
+    """The absolute path, as libraries built on FFmpeg need it.
 
-    In a relative path they take what stands before a colon for a protocol: ``12:30.mp4`` would be read by "12".
+    In a relative path they take the text before a colon as a protocol: ``12:30.mp4`` would be read by protocol "12".
     """
     return os.path.abspath(path)
 
@@ -37,7 +37,7 @@ def ffmpeg_path(path: str | Path) -> str:
 def open_video(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The open container and its video stream; nothing is decoded yet.
 
-    Cover art and thumbnails are not the video, whichever place they have in the file.
+    Cover art and thumbnails are not taken for the video, wherever they are in the file.
 
     Raises:
         MediaError: missing, empty, not a video, no video stream, an unsupported codec, or a damaged header.
@@ -61,7 +61,7 @@ def open_video(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]
 
 
 def _rank(stream: VideoStream) -> tuple[bool, bool, bool, int]:
-    """Lower = more likely to be the video: moving before still, default before others, then as in the file."""
+    """Sort key, lower = more likely the video: moving before still, default before others, then file order."""
     still = bool(stream.disposition & (Disposition.still_image | Disposition.timed_thumbnails))
     image = stream.codec_context is not None and stream.codec_context.name in IMAGE_CODECS
     return still, image, not stream.disposition & Disposition.default, stream.index
@@ -91,5 +91,5 @@ def _looks_like_video(start: bytes) -> bool:
 
 
 def phrase(error: Exception) -> str:
-    """A decoder's complaint as one phrase."""
+    """A decoder's error message as one phrase."""
     return " ".join(str(getattr(error, "strerror", None) or error).split())[:120]

@@ -1,6 +1,6 @@
-"""Decoding chosen frames: decord where it can, PyAV for what decord refuses. Both give the same pixels.
+"""Decode chosen frames with decord, or with PyAV where decord fails. Both give the same pixels.
 
-Every call opens the file, decodes and closes it: no reader is kept, so worker processes and threads share nothing.
+Every call opens, decodes and closes the file, so worker processes and threads share nothing.
 """
 
 from __future__ import annotations
@@ -28,25 +28,26 @@ from vlkit.data.video.orientation import upright
 log = logging.getLogger(__name__)
 
 DECORD_DECODED, DECORD_SIDE = 5_000, 128
-"""Most frames that decord is given to decode, since it cannot be interrupted; and least side in pixels, since it takes
-the padded rows of some narrow frames for a fourth channel (decord2 3.4)."""
+"""Maximum number of frames that decord decodes, since it cannot be interrupted; and minimum side in pixels, since it
+takes the padded rows of some narrow frames for a fourth channel (decord2 3.4).
+"""
 BLOCK_BYTES = 64 << 20
-"""Full-size frames held at a time while they are shrunk."""
+"""Full-size frames in memory at a time while they are downscaled."""
 
 
 class Refused(Exception):
-    """decord does not want this file; PyAV may still."""
+    """decord cannot decode this file; PyAV may be able to."""
 
 
 class MissingFrame(MediaError):
-    """A frame that the table lists does not come out of the decoder, or is damaged."""
+    """The decoder does not return a frame that the table lists, or the frame is damaged."""
 
 
 def decode(path: str | Path, table: FrameTable, indices: np.ndarray, size: int | None = None) -> list[np.ndarray]:
-    """Frames [H, W, 3] uint8 RGB at ascending ``indices`` of ``table``, upright, shrunk to the short side ``size``.
+    """Frames [H, W, 3] uint8 RGB at ascending ``indices`` of ``table``, upright, downscaled to the short side ``size``.
 
     Raises:
-        MissingFrame: damaged, or the table is not that of the frames that can be decoded.
+        MissingFrame: a frame is damaged, or the table does not match the decodable frames.
         MediaError: decoding would take too long.
     """
     work = frames_to_decode(table, indices)
@@ -61,14 +62,14 @@ def decode(path: str | Path, table: FrameTable, indices: np.ndarray, size: int |
 
 
 def suits_decord(table: FrameTable, work: int) -> bool:
-    """False where decord is known to differ without saying so: frames a few places off after a jump in open groups
-    and in containers without an index, other colours at edges from 10-bit pixels, orientations.
+    """Whether decord is reliable. It is known to fail silently with wrong frames after a seek in open GOPs and in
+    containers without an index, with wrong colours at edges in 10-bit video, and with orientations.
     """
     return table.seekable and table.plain and work <= DECORD_DECODED and min(table.width, table.height) >= DECORD_SIDE
 
 
 def frames_to_decode(table: FrameTable, indices: np.ndarray) -> int:
-    """How many frames must be decoded for those at ``indices``: each from the last key frame or wanted one on."""
+    """Number of frames to decode for those at ``indices``, each counted from the last key frame or requested frame."""
     begins = _begins(table)
     position, total = -1, 0
     for index in indices.tolist():
@@ -82,7 +83,7 @@ def decode_by_decord(path: str | Path, table: FrameTable, indices: np.ndarray, s
     """:func:`decode` by decord alone.
 
     Raises:
-        Refused: decord fails, or sees other frames than the table.
+        Refused: decord fails, or finds other frames than the table.
     """
     try:
         import decord
@@ -91,8 +92,8 @@ def decode_by_decord(path: str | Path, table: FrameTable, indices: np.ndarray, s
     decord.logging.set_level(decord.logging.QUIET)
     reader = None
     try:
-        # By default decord fills in copies of a neighbour for frames that cannot be decoded; a tolerance above 0
-        # that no count stays below makes that an error.
+        # By default decord replaces undecodable frames with copies of a neighbour; a tolerance above 0 that every count
+        # exceeds makes that an error.
         reader = decord.VideoReader(ffmpeg_path(path), num_threads=1, fault_tol=cast(int, 1e-9))
         return _by_reader(reader, table, indices, size)
     except (MemoryError, Refused):
@@ -123,7 +124,7 @@ def decode_by_av(path: str | Path, table: FrameTable, indices: np.ndarray, size:
     deadline = time.monotonic() + MAX_SECONDS
     frames, reason = _pass(path, table, indices, size, deadline)
     if len(frames) < len(indices) and table.seekable and table.key[1:].any() and indices[-1] < MAX_DECODED:
-        # A jump may end too late, or at a frame that depends on earlier ones; without jumps every frame comes out.
+        # A seek may end too late, or at a frame that depends on earlier ones; without seeking every frame is decoded.
         frames, reason = _pass(path, replace(table, seekable=False), indices, size, deadline)
     for index in indices.tolist():
         if index not in frames:
@@ -135,7 +136,7 @@ def decode_by_av(path: str | Path, table: FrameTable, indices: np.ndarray, size:
 def _pass(
     path: str | Path, table: FrameTable, indices: np.ndarray, size: int | None, deadline: float
 ) -> tuple[dict[int, np.ndarray], str]:
-    """The frames that one pass over the file finds, and why there are no others."""
+    """The frames that one pass over the file finds, and the reason if some are missing."""
     frames: dict[int, np.ndarray] = {}
     with open_video(path) as (container, stream):
         try:
@@ -146,21 +147,21 @@ def _pass(
                     frames[index] = shrink(upright_pixels(frame, table), size)
         except DECODER_ERRORS as error:
             return frames, phrase(error)
-    return frames, "no such frame comes out"
+    return frames, "the decoder returns no such frame"
 
 
 def wanted_frames(
     container: InputContainer, stream: VideoStream, table: FrameTable, indices: np.ndarray
 ) -> Iterator[tuple[int, av.VideoFrame | None]]:
-    """Yield (index, frame) for each frame that is decoded; None in place of frames that are not wanted or damaged.
+    """Yield (index, frame) for each decoded frame; None in place of frames that are not requested or damaged.
 
-    The decoder jumps where a key frame lies between two of the ascending ``indices``. It is given up where frames come
-    out in another order than the time stamps say.
+    The decoder seeks if a key frame lies between two of the ascending ``indices``. Decoding stops if frames arrive in
+    another order than their time stamps.
 
     Raises:
         av.FFmpegError, IndexError: decoding fails.
     """
-    stream.thread_count = 1  # the caller's workers are the parallel part
+    stream.thread_count = 1  # the caller's workers run in parallel
     begins, first_of = _begins(table), _first_of(table)
     position, frames, latest = -1, None, -math.inf
     for index in indices.tolist():
@@ -190,7 +191,7 @@ def _first_of(table: FrameTable) -> dict[int, int]:
 
 
 def _index_of(stamp: int, table: FrameTable, first_of: dict[int, int], position: int) -> int:
-    """Index of the frame that came out after the one at ``position``; the same position if it is not listed."""
+    """Index of the frame decoded after the one at ``position``; the same position if it is not listed."""
     following = position + 1
     if following < len(table) and table.stamps[following] == stamp:  # also among frames of one stamp
         return following
@@ -198,23 +199,23 @@ def _index_of(stamp: int, table: FrameTable, first_of: dict[int, int], position:
 
 
 def _begins(table: FrameTable) -> np.ndarray:
-    """For each frame the index of the last key frame up to it; 0 where jumps are not safe."""
+    """For each frame the index of the last key frame up to it; 0 where seeking is not safe."""
     if not table.seekable:
         return np.zeros(len(table), np.int64)
-    # After a jump to a stamp that several frames have, nobody could tell which of them comes out.
+    # After a seek to a time stamp of several frames, it is unknown which of them is decoded.
     repeats = np.diff(table.stamps) == 0
     alone = ~(np.append(repeats, False) | np.append(False, repeats))
     return np.maximum.accumulate(np.where(table.key & alone, np.arange(len(table)), 0))
 
 
 def upright_pixels(frame: av.VideoFrame, table: FrameTable) -> np.ndarray:
-    """[H, W, 3] uint8 of a decoded frame, as it is to be seen."""
+    """[H, W, 3] uint8 of a decoded frame, upright."""
     pixels = frame.to_ndarray(format="rgb24", width=table.width, height=table.height)
     return upright(pixels, table.orientation)
 
 
 def shrink(frame: np.ndarray, size: int | None) -> np.ndarray:
-    """[H, W, 3] uint8 with the short side ``size``, by Pillow's bicubic filter; smaller ones as they are."""
+    """[H, W, 3] uint8 with the short side ``size``, by Pillow's bicubic filter; smaller ones unchanged."""
     height, width = frame.shape[:2]
     if size is None or min(height, width) <= size:
         return frame

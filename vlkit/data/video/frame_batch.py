@@ -1,4 +1,4 @@
-"""Frames of a batch of videos, as bytes in host memory until a model asks for some of them."""
+"""Frames of a batch of videos, kept as bytes in host memory until a model needs them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 class Frames:
     """B videos with up to T frames each, F frames in all, without padding.
 
-    It has no ``to``: moving a batch to a device leaves the frames on the host, where a model takes them lot by lot.
+    It has no ``to``: moving a batch to a device leaves the frames on the host, from where a model takes them in chunks.
 
     Attributes:
         pixels: [F, 3, H, W] uint8, video after video.
@@ -42,7 +42,7 @@ class Frames:
         return [Frames.of([pixels]) for pixels in self.pixels.split(self.mask.sum(1).tolist())]
 
     def pin_memory(self) -> Frames:
-        """A page-locked copy (the loader asks for it when batches go to CUDA)."""
+        """A copy in pinned memory (the data loader requests it for batches that go to CUDA)."""
         pinned = Frames(self.pixels.pin_memory(), self.mask.pin_memory())
         pinned.rows = pinned.rows.pin_memory()
         return pinned

@@ -1,7 +1,7 @@
 """Frames on disk: ``DIR/frames/<frames>x<size>/<record>/`` with ``00.jpg``, ``01.jpg``, ... and ``clip.json``.
 
-A folder gets its name when it is complete, so one that is there is whole. ``clip.json`` says which part of which file
-the frames come from, their times, and how many bytes each image has.
+A folder gets its name when it is complete, so an existing folder is complete. ``clip.json`` says which part of which
+file the frames come from, their times, and how many bytes each image has.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Layout:
         return self.root / FOLDER / f"{self.frames}x{self.size}"
 
     def folder(self, record: Record) -> Path:
-        """Where the frames of a record lie."""
+        """Folder of a record's frames."""
         return self.path / folder_name(record["id"])
 
     def made(self) -> frozenset[str]:
-        """Names of the folders that are there."""
+        """Names of the existing folders."""
         try:
             return frozenset(entry.name for entry in os.scandir(self.path) if entry.is_dir())
         except OSError:
@@ -77,14 +77,14 @@ def folder_name(record_id: str) -> str:
 
 
 def description(dataset: Dataset, record: Record, layout: Layout) -> dict[str, Any]:
-    """What ``clip.json`` must say for the frames to be those of a record; without the size of the video file."""
+    """Expected content of ``clip.json`` for a record, without the size of the video file."""
     part = {"start": record.get("start"), "end": record.get("end")}
     made = {"frames": layout.frames, "size": layout.size, "sampling": "uniform", "quality": QUALITY}
     return {"format": FORMAT, "id": record["id"], "video": record["video"], **part, **made}
 
 
 def write_folder(folder: Path, video: Path, described: dict[str, Any], temporary: Path) -> None:
-    """Decode a clip and write its folder at once; ``temporary`` is a folder on the same disk for the parts.
+    """Decode a clip and write its folder atomically; ``temporary`` is a folder on the same disk for partial files.
 
     Raises:
         MediaError: the video cannot be used.
@@ -111,10 +111,10 @@ def write_folder(folder: Path, video: Path, described: dict[str, Any], temporary
 
 
 def folder_problem(folder: Path, described: dict[str, Any], video: Path | None) -> str | None:
-    """Why the frames in a folder are not those of a record, without opening an image; None if they are.
+    """Say why the frames in a folder do not belong to a record, without opening an image; None if they do.
 
     Args:
-        video: the file they must have been made from, by its size; None or a missing file is not compared.
+        video: the source file, compared by its size; None or a missing file is not compared.
     """
     try:
         content = json.loads((folder / CLIP).read_text(encoding="utf-8"))
@@ -136,7 +136,7 @@ def folder_problem(folder: Path, described: dict[str, Any], video: Path | None) 
 
 
 def read_folder(folder: Path, count: int, size: int | None = None) -> ClipFrames:
-    """The frames in a folder, shrunk to the short side ``size``.
+    """The frames in a folder, downscaled to the short side ``size``.
 
     Raises:
         MediaError: an image is damaged or the times are missing; the path is that of the file.

@@ -1,4 +1,4 @@
-"""Frames of a dataset's clips, for training and evaluation: from frame folders where there are any, else decoded."""
+"""Frames of a dataset's clips, for training and evaluation: from frame folders if they exist, else decoded."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 
 
 class FrameSource:
-    """Gives the frames of each record of a split; which way they come is logged once, and is :attr:`description`.
+    """Gives the frames of each record of a split; :attr:`description` states their source and is logged once.
 
-    It holds no open file: data loader workers may have copies of it, and threads may share it.
+    It holds no open file, so data loader workers can copy it and threads can share it.
 
     Args:
         dataset: a prepared dataset of the task ``video_retrieval``.
@@ -64,7 +64,7 @@ class FrameSource:
         """Frames of one record, at most T; ``generator`` makes ``segment`` sampling random.
 
         Raises:
-            UserError: they cannot be read; names the file, the reason and the script that fixes it.
+            UserError: they cannot be read; the message names the file, the reason and the script that fixes it.
         """
         if self.layout and folder_name(record["id"]) in self._made:
             return self._from_folder(record, self.layout)
@@ -92,7 +92,7 @@ class FrameSource:
         raise UserError(f"{folder}: {reason}; make these frames again by {fix}, or remove the folder") from None
 
     def key(self) -> dict[str, Any]:
-        """What the pixels depend on besides the videos, as a JSON value; for the key of a cache."""
+        """The settings that determine the pixels besides the videos, as a JSON value for a cache key."""
         stored = None if self.layout is None else {"size": self.layout.size, "clips": self.from_folders}
         return {"frames": self.frames, "size": self.size, "sampling": self.sampling, "folders": stored}
 
@@ -114,9 +114,9 @@ def _fitting(dataset: Dataset, frames: int, size: int | None) -> Layout | None:
 
 
 def folder_problems(dataset: Dataset, records: list[Record]) -> list[tuple[str, str]]:
-    """(folder, what is wrong) for the frame folders of ``records``: other frames than they should be, or damaged.
+    """(folder, problem) for frame folders of ``records`` that are damaged or hold other frames than expected.
 
-    Images are decoded completely. A record without a folder is no problem.
+    Images are decoded completely. A record without a folder is not a problem.
     """
     problems = []
     for layout in layouts(dataset.root):

@@ -1,7 +1,7 @@
 """Which frames a video has, and when each is shown.
 
-:func:`frame_table` reads the packets, which takes milliseconds. Where their time stamps do not tell, and where they
-turn out to be wrong, :func:`decoded_table` lists the frames that the decoder gives.
+:func:`frame_table` reads the packets, which takes milliseconds. If their time stamps are insufficient or turn out to be
+wrong, :func:`decoded_table` lists the frames that the decoder gives.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from vlkit.data.video.orientation import AS_CODED, Orientation
 from vlkit.data.video.time_axis import ascends, time_axis
 
 DECODED_FOR_TABLE = 5_000
-"""Frames that may be decoded to list the frames of a file whose packets do not tell."""
+"""Maximum number of frames decoded to list a file whose packets are insufficient."""
 CACHED, CACHED_DECODED = 8, 256
-"""Tables kept: the windows of a long video are read one after the other; decoded tables are small and costly."""
+"""Numbers of cached tables: the windows of a long video are read in sequence; decoded tables are small and costly."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +37,11 @@ class FrameTable:
         key: bool [N], True where decoding can begin.
         found_by: how a frame is recognised among those that the decoder gives: by its time stamp, by counting all
             frames from the start, or by counting the undamaged ones from the start.
-        seekable: whether decoding may begin at a key frame in the middle and still know where it is.
-        plain: 8-bit pixels of the only video stream, neither turned nor mirrored; each frame has a time stamp of its
-            own, and none that is stored behind a key frame is shown before it (closed groups).
+        seekable: whether decoding can begin at a key frame in the middle with a known position.
+        plain: 8-bit pixels of the only video stream, neither rotated nor mirrored; each frame has its own time stamp,
+            and no frame stored after a key frame is shown before it (closed GOPs).
         width, height: pixels as coded, before any rotation.
-        orientation: how frames are turned and mirrored to be seen upright.
+        orientation: how frames are rotated and mirrored to be upright.
     """
 
     times: np.ndarray
@@ -65,7 +65,7 @@ class FrameTable:
 
 
 def frame_table(path: str | Path) -> FrameTable:
-    """The table of a video file; kept for the next call as long as the file does not change.
+    """The table of a video file; cached until the file changes.
 
     Raises:
         MediaError: as :func:`~vlkit.data.video.containers.open_video`; also truncated, no frames, or over-long.
@@ -74,7 +74,7 @@ def frame_table(path: str | Path) -> FrameTable:
 
 
 def decoded_table(path: str | Path) -> FrameTable:
-    """The table of a video file by decoding all of it; kept like :func:`frame_table`.
+    """The table of a video file by decoding all of it; cached like :func:`frame_table`.
 
     Damaged frames, and packets that give no frame, are left out.
 
@@ -100,7 +100,7 @@ def _kept(read: Callable[..., FrameTable], path: str | Path) -> FrameTable:
         state = os.stat(path)
         key = (str(path), os.path.abspath(path), state.st_size, state.st_mtime_ns)
     except OSError:
-        key = (str(path), "", -1, -1)  # opening it says why
+        key = (str(path), "", -1, -1)  # opening it raises the reason
     with _locks[hash(key) % len(_locks)]:  # the cache alone would let several threads read the same long file
         return read(*key)
 

@@ -19,24 +19,24 @@ from vlkit.data.video.time_axis import SHORTEST
 from vlkit.data.video.truncation import is_whole
 
 LEAST_DECODED = 0.9
-"""Share of the frames that must be there. With fewer, a video is damaged or truncated."""
+"""Minimum share of the frames that must exist. With fewer, a video is damaged or truncated."""
 SEEKABLE = ("mov", "matroska")
-"""Containers with an index by time stamps. In AVI the stamps differ after a jump, and MPEG streams jump too far."""
+"""Containers with an index by time stamps. In AVI the stamps differ after a seek, and MPEG streams seek too far."""
 MAX_DECODED, MAX_SECONDS = 50_000, 120.0
-"""Frames that may have to be decoded, and seconds that this may take, to get those of one clip."""
+"""Maximum number of frames decoded for one clip, and maximum seconds that this may take."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What header and packets say.
+    """Content of header and packets.
 
     Attributes:
         packets: one entry per frame.
-        told: whether the packets say in which order and when frames are shown.
-        unit: seconds of 1 in time stamps.
+        told: whether the packets state the order and times at which frames are shown.
+        unit: seconds per unit of the time stamps.
         step: seconds from one frame to the next; 0 = not stated.
         width, height: pixels as coded.
-        seekable: whether decoding may begin at a key frame in the middle.
+        seekable: whether decoding can begin at a key frame in the middle.
         plain: as in :class:`~vlkit.data.video.frame_table.FrameTable`.
     """
 
@@ -90,7 +90,7 @@ def read_listing(path: str | Path) -> Listing:
 
 
 def _step(packets: Packets, container: InputContainer, stream: VideoStream) -> float:
-    """Seconds from one frame to the next, by the first of the places that may state it; 0 = none does."""
+    """Seconds from one frame to the next, from the first source that states it; 0 = none does."""
     rate = stream.average_rate or stream.guessed_rate
     stated = (
         packets.step * float(stream.time_base or 0),
@@ -134,7 +134,7 @@ def decode_all(path: str | Path, listing: Listing, limited: bool) -> DecodedFram
     if limited and listed > MAX_DECODED:
         raise MediaError(path, f"over-long: all of its {listed:,} frames must be decoded to find some")
     with open_video(path) as (container, stream):
-        stream.thread_count = 1  # the caller's workers are the parallel part; and each pass gives the same frames
+        stream.thread_count = 1  # the caller's workers run in parallel; and each pass gives the same frames
         try:
             for frame in container.decode(stream):
                 found.interlaced |= frame.interlaced_frame
@@ -151,7 +151,7 @@ def decode_all(path: str | Path, listing: Listing, limited: bool) -> DecodedFram
     if not count:
         raise MediaError(path, "damaged or truncated (no frame can be decoded)")
     if found.interlaced and count + found.damaged <= 0.6 * listed:
-        listed = -(-listed // 2)  # a packet holds a field, and two of them are a frame
+        listed = -(-listed // 2)  # each packet is a field, and two fields make a frame
     if count < LEAST_DECODED * listed:
         raise MediaError(path, f"{'damaged' if found.damaged else 'truncated'} ({count} of {listed} frames)")
     return found

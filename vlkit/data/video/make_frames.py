@@ -1,4 +1,4 @@
-"""Decoding every clip of a dataset into frame folders, in parallel; may be killed and started again at any time."""
+"""Decode every clip of a dataset into frame folders, in parallel; may be killed and restarted at any time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vlkit.files import write_text
 
 @dataclass
 class Made:
-    """What :func:`make_frames` did: clips decoded now, clips that were there, and (id, video, reason) of failures."""
+    """Result of :func:`make_frames`: clips decoded now, clips that existed, and (id, video, reason) of failures."""
 
     layout: Layout
     made: int = 0
@@ -49,14 +49,14 @@ class _Job:
 
 
 def make_frames(dataset: Dataset, frames: int, size: int, workers: int, seconds: float) -> Made:
-    """Decode every clip of ``dataset`` into its frame folder; those that are there and right are left alone.
+    """Decode every clip of ``dataset`` into its frame folder; correct existing folders are kept.
 
-    Each folder appears whole. What a killed run had begun is removed by the next one, which ends with the same files
-    as if it had never been stopped. A clip that fails, crashes its process or takes more than ``seconds`` is listed
-    in ``<frames>x<size>-failed.txt``, and tried again by the next run.
+    Each folder is written atomically. The next run removes the partial files of a killed run and ends with the same
+    files as an uninterrupted run. A clip that fails, crashes its process or takes more than ``seconds`` is listed in
+    ``<frames>x<size>-failed.txt``, and tried again by the next run.
 
     Raises:
-        UserError: cannot write, another run is at it, or records of one id are different clips.
+        UserError: cannot write, another run is active, or records with the same id are different clips.
     """
     layout = Layout(dataset.root, frames, size)
     jobs = _jobs(dataset, layout)
@@ -77,7 +77,7 @@ def _make(layout: Layout, jobs: list[_Job], workers: int, seconds: float) -> Mad
     parts = layout.path.with_name(f".{layout.path.name}.parts")
     shutil.rmtree(parts, ignore_errors=True)  # of a run that was killed
     result = Made(layout)
-    with console.status("looking for frames that are there"):
+    with console.status("looking for existing frames"):
         left = [job for job in jobs if folder_problem(job.folder, job.described, job.video) is not None]
     result.there = len(jobs) - len(left)
     failed: dict[int, str] = {}
@@ -99,7 +99,7 @@ def _make(layout: Layout, jobs: list[_Job], workers: int, seconds: float) -> Mad
 
 
 def _make_one(job: _Job, parts: Path) -> str | None:
-    """Why the clip cannot be decoded, or None when its folder is written."""
+    """The reason why the clip cannot be decoded, or None if its folder was written."""
     try:
         write_folder(job.folder, job.video, job.described, parts)
     except MediaError as error:
@@ -109,7 +109,7 @@ def _make_one(job: _Job, parts: Path) -> str | None:
 
 
 def _jobs(dataset: Dataset, layout: Layout) -> list[_Job]:
-    """One for each record; a record that stands in several splits is taken once."""
+    """One job per record; a record in several splits is taken once."""
     seen: dict[str, dict[str, Any]] = {}
     jobs: list[_Job] = []
     for split in dataset.splits:
@@ -117,8 +117,8 @@ def _jobs(dataset: Dataset, layout: Layout) -> list[_Job]:
             described = description(dataset, record, layout)
             if seen.setdefault(record["id"], described) != described:
                 raise UserError(
-                    f"{dataset.split_file(split)}: record {record['id']!r} is another clip than the one of this id in "
-                    "another split; give it an id of its own"
+                    f"{dataset.split_file(split)}: record {record['id']!r} is another clip than the one with this id "
+                    "in another split; give it an id of its own"
                 )
             if seen[record["id"]] is described:
                 jobs.append(_Job(len(jobs), layout.folder(record), dataset.path(record), described))

@@ -1,4 +1,4 @@
-"""How decoded frames must be turned and mirrored to be seen upright: the eight orientations of a display matrix."""
+"""How decoded frames must be rotated and mirrored to be upright: the eight orientations of a display matrix."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Orientation(NamedTuple):
-    """What to do with the pixels of a coded frame, in this order."""
+    """Operations on the pixels of a coded frame, in this order."""
 
     transpose: bool
     """Exchange rows and columns."""
@@ -43,7 +43,7 @@ def orientation_from(matrix: Sequence[int]) -> Orientation:
 
 
 def upright(pixels: np.ndarray, orientation: Orientation) -> np.ndarray:
-    """Turn and mirror [H, W, 3] pixels; with ``transpose`` the result is [W, H, 3]."""
+    """Rotate and mirror [H, W, 3] pixels; with ``transpose`` the result is [W, H, 3]."""
     if orientation.transpose:
         pixels = pixels.swapaxes(0, 1)
     if orientation.left_right:

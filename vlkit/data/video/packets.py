@@ -1,4 +1,4 @@
-"""What the packets of a video file say about its frames. Only the first frame is decoded."""
+"""Frames of a video file as its packets list them. Only the first frame is decoded."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from vlkit.data.video.orientation import AS_CODED, Orientation, orientation_of
 from vlkit.data.video.time_axis import ascends
 
 MAX_FRAMES = 1_000_000
-"""Frames a video may have: nine hours at 30 frames a second. More is refused as over-long."""
+"""Maximum number of frames of a video: nine hours at 30 frames per second. More is refused as over-long."""
 FIRST = 100
-"""Packets among which the first frame is looked for."""
+"""Number of packets searched for the first frame."""
 
 
 @dataclass
 class Packets:
-    """One entry per frame, in the order they are stored, which is that of decoding.
+    """One entry per frame, in storage order, which is decoding order.
 
     Attributes:
         shown, decoded: time stamps (pts, dts) in units of the stream; None = missing.
@@ -49,7 +49,7 @@ class Packets:
 
     @property
     def step(self) -> int:
-        """The usual length of a frame; 0 = not stated."""
+        """The typical length of a frame; 0 = not stated."""
         return int(np.median(self.lengths)) if self.lengths else 0
 
     @property
@@ -59,10 +59,10 @@ class Packets:
         return self.lengths[max(known)[1]] if known else 0
 
     def order_is_told(self, stream: VideoStream) -> bool:
-        """Whether the stamps say in which order and when frames are shown.
+        """Whether the time stamps state the order and times at which frames are shown.
 
-        False if some are missing, if all are the same, if time goes back, and for codecs with frames out of order in
-        AVI, which does not store when frames are shown.
+        False if some are missing, if all are the same, if time goes back, and for codecs with reordered frames in AVI,
+        which does not store when frames are shown.
         """
         reordered = bool(stream.codec_context.has_b_frames)
         if None in self.shown or (len(self) > 1 and len(set(self.shown)) == 1):
@@ -120,16 +120,16 @@ def read_packets(path: str | Path, container: InputContainer, stream: VideoStrea
 
 
 class _FirstFrame:
-    """Decodes packets until a frame comes out. Damage is left to those who decode the rest."""
+    """Decodes packets until a frame is complete. Damage is left to later decoding."""
 
     def __init__(self, stream: VideoStream) -> None:
-        stream.thread_count = 1  # with several, a frame comes out later
+        stream.thread_count = 1  # with several threads, a frame arrives later
         self.decoder, self.left = stream.codec_context, FIRST
         self.stamp: int | None = None
         self.orientation = AS_CODED
 
     def take(self, packet: Packet | None) -> None:
-        """Decode a packet, None at the end of the file, unless a frame has come out."""
+        """Decode a packet (None at the end of the file), unless a frame is already complete."""
         if not self.left:
             return
         self.left -= 1

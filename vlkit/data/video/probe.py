@@ -1,4 +1,4 @@
-"""What is in a video file, or a :class:`~vlkit.data.images.MediaError` that says why it cannot be used."""
+"""Describe a video file; a :class:`~vlkit.data.images.MediaError` says why it cannot be used."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class VideoInfo:
 def probe(path: str | Path) -> VideoInfo:
     """Decode a video completely and say what it holds.
 
-    The number of frames is counted: some containers state none, and damage shows only in decoding. What passes here
-    can be read by :func:`~vlkit.data.video.clip_frames.read_frames`, which has the same measure of damage.
+    The number of frames is counted: some containers state none, and damage shows only in decoding. A file that passes
+    can be read by :func:`~vlkit.data.video.clip_frames.read_frames`, which tolerates the same damage.
 
     Raises:
         MediaError: missing, empty, not a video, no video stream, an unsupported codec, damaged, truncated or

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 USUAL, SHORTEST = 0.04, 0.004
-"""Seconds of a frame where a file states nothing at all; a stated length below the second figure is none."""
+"""Seconds of a frame if a file states nothing at all; and the minimum: a shorter stated length is ignored."""
 
 
 def time_axis(
@@ -16,13 +16,12 @@ def time_axis(
 ) -> tuple[np.ndarray, float]:
     """When each frame is shown, and how long the video is.
 
-    Frames that repeat the stamp of an earlier one are spread evenly up to the next stamp. A jump back by more than a
-    second is a new beginning: the time goes on from there. Where stamps are missing or all the same, the frame rate
-    is constant.
+    Frames that repeat the stamp of an earlier one are spread evenly up to the next stamp. After a jump back by more
+    than a second, the time continues from there. Where stamps are missing or all the same, the frame rate is constant.
 
     Args:
         stamps: of each of N >= 1 frames in the order they are shown; None = missing.
-        unit: seconds of 1 in ``stamps``.
+        unit: seconds per unit of ``stamps``.
         step: seconds from one frame to the next as the file states it; 0 = not stated.
         last: seconds that the last frame is shown; 0 = not stated.
 
@@ -51,7 +50,7 @@ def _stated(step: float) -> float:
 
 
 def _constant_step(stamps: Sequence[int | None], unit: float, step: float) -> float:
-    """Seconds of a frame: the stated ones, unless the stamps that are there cover a clearly different time."""
+    """Seconds of a frame: the stated ones, unless the existing stamps span a clearly different time."""
     known = [(index, stamp) for index, stamp in enumerate(stamps) if stamp is not None]
     if len(known) > 1:
         (first, begin), (final, end) = known[0], known[-1]
@@ -62,7 +61,7 @@ def _constant_step(stamps: Sequence[int | None], unit: float, step: float) -> fl
 
 
 def _joined(seconds: np.ndarray) -> np.ndarray:
-    """Parts with stamps of their own, one after the other with a usual step in between."""
+    """Join parts with their own stamps, with a typical step in between."""
     steps = np.diff(seconds)
     restarts = steps < -1.0
     if not restarts.any():
@@ -72,6 +71,6 @@ def _joined(seconds: np.ndarray) -> np.ndarray:
 
 
 def ascends(stamps: Sequence[int | None]) -> bool:
-    """Whether all stamps are there and none is below the one before."""
+    """Whether no stamp is missing and none is below the one before."""
     there = [stamp for stamp in stamps if stamp is not None]
     return len(there) == len(stamps) and all(a <= b for a, b in itertools.pairwise(there))

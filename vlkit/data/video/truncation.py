@@ -12,8 +12,8 @@ _SEGMENT = b"\x18\x53\x80\x67"
 def is_whole(path: str | Path) -> bool:
     """Whether every outer part of an MP4, Matroska or AVI file ends inside the file; False where it is not known.
 
-    Fewer frames than the header states mean damage only if this is False: edit lists hide frames, and recorders that
-    were stopped leave wrong counts and durations in whole files.
+    Fewer frames than the header states mean damage only if this is False: edit lists hide frames, and interrupted
+    recorders leave wrong counts and durations in complete files.
     """
     size = os.path.getsize(path)
     with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Writing MP4 files."""
+"""Write MP4 files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_mp4(
         options: settings of each encoder, by its name.
 
     Returns:
-        The number of frames written; with 0 the file is no video.
+        The number of frames written; with 0 the file is not a video.
     """
     encoder, written, stream = find_encoder(), 0, None
     with av.open(ffmpeg_path(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
