@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """Wrong input: a flag, a file, a record.
@@ -15,7 +17,7 @@ class NothingThereError(UserError):
     """A folder exists but contains none of the files searched for; its index is then empty."""
 
 
-def some(names: list[str], limit: int = 5) -> str:
+def some(names: Sequence[object], limit: int = 5) -> str:
     """Join the first ``limit`` names for a message and count the rest: ``a, b and 7 more``."""
     shown = ", ".join(str(name) for name in names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

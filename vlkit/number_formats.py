@@ -9,7 +9,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -195,5 +195,5 @@ def _powers(device: torch.device) -> Tensor:
     return 2 ** torch.arange(7, -1, -1, dtype=torch.uint8, device=device)
 
 
-def _numpy(function: object, x: Tensor) -> Tensor:
+def _numpy(function: Any, x: Tensor) -> Tensor:
     return torch.from_numpy(function(x.numpy()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -68,8 +68,8 @@ class Encoded:
     @property
     def mask(self) -> Tensor | None:
         """[B, L] bool, True = real token; None = all real."""
-        masks = [stream.mask for stream in self.streams]
-        return None if masks[0] is None else _joined(masks)
+        masks = [stream.mask for stream in self.streams if stream.mask is not None]
+        return _joined(masks) if masks else None
 
     @property
     def grid(self) -> tuple[int, int] | None:
@@ -96,10 +96,11 @@ class Runner(Protocol):
     """
 
     chunk: Chunk
-    busy: Mapping[str, int]
+    busy: ClassVar[Mapping[str, int]]
 
     def run(self, routes: Iterable[Route], model: AdaptedEncoder) -> list[Stream]:
         """Reduce the taps of each chunk and run ``model.rest``; returns the final stream of each chunk."""
+        ...
 
 
 class Plain:
@@ -109,7 +110,8 @@ class Plain:
         chunk: samples that run at once (pooled adapters only); the frozen tokens of a finished chunk are freed.
     """
 
-    busy = BUSY
+    busy: ClassVar[Mapping[str, int]] = BUSY
+    chunk: Chunk
 
     def __init__(self, chunk: Chunk = 0) -> None:
         self.chunk = checked(chunk)
@@ -139,6 +141,10 @@ class AdaptedEncoder(nn.Module):
         summary_only: the head reads only the pooled embedding. If the base pools one token, the last block of the
             late route then computes only that token (:meth:`StagedEncoder.finish_pooled`).
     """
+
+    base: StagedEncoder
+    adapter: Any  # an Adapter; methods have more on theirs
+    runner: Runner
 
     def __init__(
         self, base: StagedEncoder, adapter: Adapter, runner: Runner | None = None, summary_only: bool = False
@@ -206,7 +212,7 @@ class AdaptedEncoder(nn.Module):
     def _run(self, routes: Iterable[Route]) -> Encoded:
         ends = self.runner.run(routes, self)
         if isinstance(self.adapter, Joins):
-            ends = [Stream(None, pooled=self.adapter.join([end.pooled for end in ends]))]
+            ends = [Stream(cast(Tensor, None), pooled=self.adapter.join([end.pooled for end in ends]))]
         return Encoded(self.base, ends)
 
     def _early(self, x: Any) -> Iterator[tuple[int | None, Stream]]:
@@ -233,7 +239,7 @@ class AdaptedEncoder(nn.Module):
             read = isinstance(x, ReadAhead)
             busy = BUSY if read else self.runner.busy
             size = busy_samples(x.values if read else self._values_of(x), x.device, busy)
-        return list(x.split(even(len(x), size)))
+        return list(x.split(even(len(x), int(size))))
 
     @torch.no_grad()
     def _values_of(self, x: Tensor) -> int:
@@ -268,7 +274,7 @@ def even(count: int, size: int) -> int:
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:
     """The tensors to save: trainable parameters, and the buffers of modules that own trainable parameters."""
-    state = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    state: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for prefix, owner in module.named_modules():
         if any(p.requires_grad for p in owner.parameters(recurse=False)):
             for name, buffer in owner.named_buffers(recurse=False):

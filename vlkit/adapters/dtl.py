@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,8 @@ class DtlAdapter(Adapter):
     """
 
     handoff = "tokens"
+
+    reads: Any  # nn.ModuleDict of LowRank
 
     def __init__(
         self,
@@ -127,7 +129,9 @@ class DtlAdapter(Adapter):
             return self.fusions[str(stage)](grid) if self.fusions else grid
         if not self.fusions:
             return written
-        rows, columns = self.grid_of(stream)
+        grid_size = None if self.grid_of is None else self.grid_of(stream)
+        assert grid_size is not None  # fusions are built for towers of image cells alone
+        rows, columns = grid_size
         first = written.shape[1] - rows * columns
         others, cells = written.split([first, rows * columns], dim=1)
         cells = cells.transpose(1, 2).unflatten(2, (rows, columns))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -34,6 +34,7 @@ class MethodOptions:
     """
 
     kind: str
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # every subclass is a dataclass
     trains_base: ClassVar[bool] = False
     has_early_route: ClassVar[bool] = True
     feeds_tokens: ClassVar[bool] = True

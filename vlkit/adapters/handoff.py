@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from typing import ClassVar, Literal
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, Literal, cast
 
 from vlkit.adapters.facts import MethodOptions, Reads
 from vlkit.errors import UserError
@@ -48,9 +48,9 @@ class TwoHandoffs(MethodOptions):
             return self.handoff
         return next((self.belonging[name] for name in self.given(self.choosing)), None)
 
-    def given(self, names: Iterable[str]) -> Iterable[str]:
+    def given(self, names: Iterable[str]) -> Iterator[str]:
         """The options among ``names`` whose value differs from the default."""
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        defaults = {field.name: field.default for field in dataclasses.fields(cast(Any, self))}
         return (name for name in names if getattr(self, name) != defaults[name])
 
     def __post_init__(self) -> None:

@@ -58,6 +58,7 @@ class WritesLate(Protocol):
 
     def late_block(self, i: int, stream: Stream, block: Callable[[Stream], Stream]) -> Stream:
         """Run late block ``i`` (0-based): ``block(stream)`` plus the method's own operations."""
+        ...
 
 
 @runtime_checkable
@@ -66,3 +67,4 @@ class Joins(Protocol):
 
     def join(self, parts: list[Any]) -> Tensor:
         """Combine the results of ``merge``, one per chunk and in order, to [B, out_dim]."""
+        ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import nn
@@ -60,7 +60,8 @@ class _TunedOptions(MethodOptions):
 
     def build_stacks(self, encoder: StagedEncoder, decoder: StagedEncoder) -> tuple[TunedEncoder, TunedEncoder]:
         """Apply the method to each stack; gradient passes through both."""
-        return self.build(encoder, "tokens"), self.build(decoder, "tokens")
+        stacks = self.build(encoder, "tokens"), self.build(decoder, "tokens")
+        return cast("tuple[TunedEncoder, TunedEncoder]", stacks)
 
 
 @dataclass

@@ -18,7 +18,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -155,14 +155,14 @@ def _make_parser(cls: type, flags: Mapping[str, Flag]) -> ArgumentParser:
 
 def _build(cls: type[C], chosen: Mapping[str, str], values: Mapping[str, Any], prefix: str) -> C:
     """Build the nested dataclasses from leaf values; an error in ``__post_init__`` becomes a ``UserError``."""
-    hints, arguments = typing.get_type_hints(cls), {}
-    for field in dataclasses.fields(cls):
+    hints, arguments = typing.get_type_hints(cls), dict[str, Any]()
+    for field in dataclasses.fields(cast(Any, cls)):
         if not field.init:
             continue
         name = prefix + field.name
-        nested = field.metadata["kinds"][chosen[name]] if "kinds" in field.metadata else hints[field.name]
+        nested: Any = field.metadata["kinds"][chosen[name]] if "kinds" in field.metadata else hints[field.name]
         is_nested = dataclasses.is_dataclass(nested)
-        arguments[field.name] = _build(nested, chosen, values, f"{name}.") if is_nested else values[name]
+        arguments[field.name] = _build(cast(type, nested), chosen, values, f"{name}.") if is_nested else values[name]
     try:
         return cls(**arguments)
     except ValueError as error:

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import docstring_parser
 
@@ -74,12 +74,12 @@ def walk(cls: type, chosen: Mapping[str, str], prefix: str = "", owner: Any = No
     for field in dataclasses.fields(cls):
         if not field.init:
             continue
-        name, hint = prefix + field.name, hints[field.name]
+        name, hint = prefix + field.name, cast(Any, hints[field.name])
         if "kinds" in field.metadata:
             yield from _walk_kind(name, field.metadata["kinds"], chosen[name], chosen)
         elif dataclasses.is_dataclass(hint):
             default = _default_of(field, owner)
-            yield from walk(hint, chosen, f"{name}.", None if default is MISSING else default)
+            yield from walk(cast(type, hint), chosen, f"{name}.", None if default is MISSING else default)
         else:
             is_positional = bool(field.metadata.get("positional"))
             yield Flag(name, hint, _default_of(field, owner), help_of.get(field.name, ""), is_positional)

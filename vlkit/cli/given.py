@@ -67,7 +67,8 @@ def choose_kinds(cls: type, words: Sequence[str], files: list[tuple[str, dict[st
     for name, choices in kind_fields(cls).items():
         named = [(path, tree[name]["kind"]) for path, tree in files if "kind" in (_section(tree, name))]
         named += [(f"--{name}.kind", kind) for kind in _values_of(words, f"{name}.kind")]
-        default = next(f for f in dataclasses.fields(cls) if f.name == name).default_factory().kind
+        make: Any = next(f for f in dataclasses.fields(cls) if f.name == name).default_factory
+        default = make().kind
         where, kind = named[-1] if named else ("", default)
         if kind not in choices:
             place = where if where.startswith("--") else f"{where}: {name}.kind"

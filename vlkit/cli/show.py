@@ -14,7 +14,8 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from io import TextIOWrapper
+from typing import Any, TypeVar, cast
 
 import rich.console
 import rich.progress
@@ -73,7 +74,7 @@ def safe_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         # A replacement stream such as io.StringIO has no encoding that could fail.
         with contextlib.suppress(AttributeError, ValueError):
-            stream.reconfigure(errors=PLAIN)
+            cast(TextIOWrapper, stream).reconfigure(errors=PLAIN)
 
 
 def _stand_in(character: str) -> str:
@@ -112,7 +113,8 @@ class Console(rich.console.Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """All strings that rich shows pass through here, so widths match the written text."""
-        return super().render_str(visible(text, self.encoding), **options | {"markup": False, "emoji": False})
+        options |= {"markup": False, "emoji": False}
+        return super().render_str(visible(text, self.encoding), **options)
 
     def status(self, status: Any, **options: Any) -> Any:
         """As in rich, without markup in the text of the spinner."""

@@ -77,6 +77,7 @@ def _text(flag: Flag, item: Given, value: Any) -> Any:
         raise _wrong(flag, item)
     if flag.text is not str and (not value or "\0" in value):
         raise UserError(f"{item.where}: {value!r} is not a path; give a file or folder")
+    assert flag.text is not None  # the reader of a flag of text
     return flag.text(value)
 
 

@@ -61,7 +61,7 @@ def file_problem(record: Record, size: tuple[int, int]) -> str | None:
     if _same_shape(stated, size) and not turned:
         return None
     sizes = f"the record states {stated[0]} x {stated[1]} pixels, the file has {size[0]} x {size[1]}"
-    if turned or _same_shape(stated[::-1], size):
+    if turned or _same_shape((stated[1], stated[0]), size):
         return f"{sizes}: transposed; the boxes were drawn before the image was rotated; rotate the boxes or the file"
     return f"{sizes}: not a resized copy of the same image; give the annotated image, or correct the size"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from vlkit.cli.show import Console, track
 from vlkit.data.boxes import file_problem
@@ -66,7 +66,7 @@ def check_dataset(dataset: Dataset, *, workers: int) -> Report:
     report = Report(dataset)
     scanned = {split: list(dataset.scan(split)) for split in dataset.splits}
     media_field = RECORDS[dataset.task].media
-    good = (record for lines in scanned.values() for _, record, problem in lines if problem is None)
+    good = (cast(Record, record) for lines in scanned.values() for _, record, problem in lines if problem is None)
     media = sorted({record[media_field] for record in good})
     opened = _open_all(dataset, media, workers)
     report.media = len(media)
@@ -77,9 +77,10 @@ def check_dataset(dataset: Dataset, *, workers: int) -> Report:
             report.records += line > 0
             path = record.get(media_field) if isinstance(record, dict) else None
             if problem is None:
-                problem = opened[path].reason or _size_problem(record, opened[path].size)
+                record, medium = cast(Record, record), opened[cast(str, path)]
+                problem = medium.reason or _size_problem(record, medium.size)
             if problem is None:
-                kept.append(record)
+                kept.append(cast(Record, record))
             else:
                 report.problems.append(Problem(file, line, path if isinstance(path, str) else None, problem))
     if RECORDS[dataset.task].media == "video":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -103,7 +104,8 @@ def _sign(
 
 
 def _with_caption(image: Image.Image, text: str) -> Image.Image:
-    font, width = ImageFont.load_default(size=max(14, min(image.width // 28, 40))), max(image.width, PAGE)
+    font: Any = ImageFont.load_default(size=max(14, min(image.width // 28, 40)))
+    width = max(image.width, PAGE)
     lines, words = [""], text.split()
     for word in words:
         longer = f"{lines[-1]} {word}".strip()

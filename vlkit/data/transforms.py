@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2 import functional as VF
+from torchvision.transforms.v2 import functional
 
 from vlkit.encoders.bases import Preprocess
+
+VF: Any = functional  # its annotations name tensors alone, but images come in and go out
 
 Augment = Literal["none", "crop", "flip"]
 

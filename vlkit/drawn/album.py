@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from vlkit.drawn.folder import whole_folder
 from vlkit.drawn.make import VERSION
@@ -143,7 +143,11 @@ def _describe(number: int, image: Image, seed: int) -> AlbumImage:
     questions = [
         (question["question"], annotation["multiple_choice_answer"]) for question, annotation in ask(small, seed)
     ]
-    phrases = [(phrase.words, image.boxes[thing]) for thing, called in referred(small, seed) for phrase in called[:1]]
+    phrases = [
+        (phrase.words, cast(Box, image.boxes[thing]))
+        for thing, called in referred(small, seed)
+        for phrase in called[:1]
+    ]
     return AlbumImage(_name(number), list(image.captions), questions, phrases)
 
 

@@ -87,7 +87,8 @@ def mask_boxes(ids: np.ndarray, count: int) -> list[tuple[float, float, float, f
             found.append(None)
             continue
         edges = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-        found.append(tuple(float(edge) / SUPERSAMPLE for edge in edges))
+        left, top, right, bottom = (float(edge) / SUPERSAMPLE for edge in edges)
+        found.append((left, top, right, bottom))
     return found
 
 

@@ -39,7 +39,7 @@ def write_msrvtt(world: World, folder: Path) -> None:
     train = [video for video in videos if video.split == "train"]
     test = [video for video in videos if video.split == "test"]
     rng = generator(world.seed, "train", 0, FILE_STREAM)
-    write_text(folder / "MSRVTT_data.json", json.dumps(annotations(videos, rng)) + "\n")
+    write_text(folder / "MSRVTT_data.json", json.dumps(described(videos, rng)) + "\n")
     write_text(folder / "MSRVTT_train.9k.csv", _table(["video_id"], [[v.video_id] for v in train]))
     write_text(folder / "MSRVTT_train.7k.csv", _table(["video_id"], [[v.video_id] for v in train[: seven(train)]]))
     # The last sentence mentions every event; a plain one ("a ball moves") would fit many clips.
@@ -59,7 +59,7 @@ def seven(train: list[Video]) -> int:
     return max(2, round(SEVEN_OF_NINE * len(train)))
 
 
-def annotations(videos: list[Video], rng: np.random.Generator) -> dict[str, Any]:
+def described(videos: list[Video], rng: np.random.Generator) -> dict[str, Any]:
     """Content of ``MSRVTT_data.json``.
 
     As in the official file, sentences are not grouped by clip, and start and end are times in the film that a clip

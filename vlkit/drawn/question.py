@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -49,4 +49,4 @@ def any_order(scene: Scene, rng: np.random.Generator) -> list[int]:
 def related_pairs(scene: Scene, rng: np.random.Generator) -> list[tuple[int, int, Relation]]:
     """Pairs with a clear relation, in random order."""
     pairs = [(i, j, relation(scene, i, j)) for i in any_order(scene, rng) for j in any_order(scene, rng) if i != j]
-    return [(i, j, kind) for i, j, kind in pairs if kind is not None]
+    return [(i, j, cast(Relation, kind)) for i, j, kind in pairs if kind is not None]

@@ -27,7 +27,8 @@ WorldSize = Literal["small", "medium", "large"]
 Style = Literal["drawn", "plain"]
 Split = Literal["train", "val", "test"]
 Box = tuple[float, float, float, float]
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 SPLITS: dict[str, int] = {"train": 1, "val": 2, "test": 3}
 """Splits and their numbers; a number is part of every seed and the leading digit of the split's image ids."""

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,7 @@ class ClipBase:
     tokenize: Callable[[list[str]], Tensor]
     logit_scale: float
     logit_bias: float | None
-    identity: dict[str, dict[str, str]]
+    identity: dict[str, dict[str, Any]]
     joint_dim: int | None = None
 
 
@@ -102,7 +102,7 @@ class TextBase:
     decoder: T5Decoder | None
     tokenizer: Any
     start_id: int | None
-    identity: dict[str, dict[str, str]]
+    identity: dict[str, dict[str, Any]]
 
     def tokenize(self, texts: list[str], max_length: int | None = None) -> Tensor:
         """Texts -> ids [B, L] int64, padded to the longest text; truncated to ``max_length`` tokens."""
@@ -138,14 +138,14 @@ def clip_base(
         UserError: a tower cannot be staged.
     """
     image, text = stage_vision(model.eval()), stage_text(model, pad_id)
-    bias = model.logit_bias
+    scale, bias = cast(Tensor, model.logit_scale), cast("Tensor | None", model.logit_bias)
     return ClipBase(
         name=name,
         image=image,
         text=text,
         preprocess=preprocess,
         tokenize=tokenize,
-        logit_scale=float(model.logit_scale.detach()),
+        logit_scale=float(scale.detach()),
         logit_bias=None if bias is None else float(bias.detach()),
         identity={
             "image": {**identity, "fingerprint": fingerprint(image.model)},
@@ -204,13 +204,15 @@ def text_base(model: nn.Module, name: str, tokenizer: Any, identity: dict[str, s
     """
     encoder = stage_hf(model.eval())
     decoder = stage_t5_decoder(model) if hasattr(model, "lm_head") else None
-    towers: dict[str, StagedEncoder] = {"encoder": encoder} | ({"decoder": decoder} if decoder else {})
+    towers: dict[str, StagedEncoder] = {"encoder": encoder}
+    if decoder:
+        towers["decoder"] = decoder
     return TextBase(
         name=name,
         encoder=encoder,
         decoder=decoder,
         tokenizer=tokenizer,
-        start_id=model.config.decoder_start_token_id if decoder else None,
+        start_id=cast(Any, model.config).decoder_start_token_id if decoder else None,
         identity={key: {**identity, "fingerprint": fingerprint(tower.model)} for key, tower in towers.items()},
     )
 

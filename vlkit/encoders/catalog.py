@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import open_clip
 import torch
@@ -14,7 +14,7 @@ from open_clip.model import _build_text_tower, _build_vision_tower
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from vlkit.encoders.families import family_of_kind, known_config, known_names
+from vlkit.encoders.families import Family, family_of_kind, known_config, known_names
 from vlkit.encoders.hub import offline_text_cfg, quiet
 from vlkit.encoders.stage import stage_t5_decoder, stage_text, stage_vision
 from vlkit.errors import UserError
@@ -31,7 +31,7 @@ def catalog() -> Iterator[dict[str, str]]:
     """
     verdicts: dict[str, str] = {}
     for name in open_clip.list_models():
-        config = open_clip.get_model_config(name)
+        config = cast(dict[str, Any], open_clip.get_model_config(name))
         row = {"name": name, "library": "open_clip"}
         for tower, judge in (("vision", judge_vision), ("text", judge_text)):
             # Many architectures share a tower, so verdicts are cached.
@@ -59,13 +59,13 @@ def judge_text(config: dict[str, Any]) -> str:
     if name and name not in known_names():
         return f"built from {name!r} on the hub, whose configuration vlkit does not know"
     with offline_text_cfg(config["text_cfg"]) as text_cfg:
-        return _verdict(lambda: stage_text(_build_text_tower(config["embed_dim"], text_cfg)))
+        return _verdict(lambda: stage_text(_build_text_tower(config["embed_dim"], cast(Any, text_cfg))))
 
 
 def judge_text_family(name: str) -> str:
     """``"staged"``, or the reason why a known transformers text model (T5: with decoder) cannot be staged."""
     config = known_config(name)
-    family = family_of_kind(config.model_type)
+    family = cast(Family, family_of_kind(config.model_type))  # every known name is of a family
 
     def build() -> None:
         model: nn.Module = getattr(transformers, family.generator or family.model)(config)
@@ -76,7 +76,7 @@ def judge_text_family(name: str) -> str:
     return _verdict(build)
 
 
-def _verdict(build: Callable[[], None]) -> str:
+def _verdict(build: Callable[[], object]) -> str:
     try:
         with quiet(), torch.device("meta"), _NoFilling():
             build()

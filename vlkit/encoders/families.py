@@ -364,6 +364,13 @@ def family_of_encoder(module: nn.Module | None) -> Family | None:
     return next((family for family in FAMILIES if _is(module, family.encoder)), None)
 
 
+def known_family(module: nn.Module) -> Family:
+    """The family whose blocks ``module`` holds; the module is known to have one."""
+    family = family_of_encoder(module)
+    assert family is not None, type(module).__name__
+    return family
+
+
 def family_of_block(block: nn.Module) -> Family | None:
     """The family that ``block`` belongs to, or None."""
     return next((family for family in FAMILIES if _is(block, family.block)), None)

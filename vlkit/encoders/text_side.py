@@ -38,6 +38,7 @@ class TextSide:
     def tokenize(self, texts: list[str]) -> Tensor:
         """Questions -> ids [B, L] int64, padded to the longest question."""
         if self.base is None:
+            assert self.clip_tokenize is not None  # one of the two is there
             return self.encoder.trim(self.clip_tokenize(texts))
         return self.base.tokenize(texts, self.limit)
 
@@ -57,6 +58,7 @@ class TextSide:
     @property
     def pad_id(self) -> int:
         """Padding id of the tokenizer (text bases only)."""
+        assert self.base is not None  # a text base
         return self.base.tokenizer.pad_token_id
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
 import open_clip
 import torch
@@ -79,13 +80,14 @@ def vocabulary() -> Tokenizer:
 
 def new_tiny_clip(tokenizer: TinyTokenizer, image_size: int = IMAGE_SIZE) -> open_clip.CLIP:
     """The tiny CLIP with random weights, for square images of ``image_size`` pixels."""
-    text = CLIP_TEXT | {"vocab_size": tokenizer.vocab_size}
-    return open_clip.CLIP(embed_dim=192, vision_cfg=CLIP_VISION | {"image_size": image_size}, text_cfg=text)
+    text: Any = CLIP_TEXT | {"vocab_size": tokenizer.vocab_size}
+    vision: Any = CLIP_VISION | {"image_size": image_size}
+    return open_clip.CLIP(embed_dim=192, vision_cfg=vision, text_cfg=text)
 
 
 def new_tiny_t5(tokenizer: PreTrainedTokenizerFast) -> T5ForConditionalGeneration:
     """The tiny T5 with random weights."""
-    config = T5Config(
+    config = cast(Any, T5Config)(
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,

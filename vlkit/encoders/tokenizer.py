@@ -33,9 +33,11 @@ class CountsTokens(Protocol):
     @property
     def limit(self) -> int:
         """Maximum number of tokens, including start and end."""
+        ...
 
     def lengths(self, texts: list[str]) -> list[int]:
         """Number of tokens of each untruncated text, including start and end."""
+        ...
 
 
 @dataclass

@@ -7,7 +7,7 @@ import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from open_clip.convert import convert_state_dict, load_big_vision_weights
@@ -94,7 +94,7 @@ def fit_weights(model: nn.Module, arch: str, path: Path, weights: Weights) -> No
     try:
         with quiet():
             if path.suffix in BIG_VISION:
-                load_big_vision_weights(model, str(path))
+                load_big_vision_weights(cast(Any, model), str(path))
                 return
             state = _converted(model, dict(weights.state))
     except BAD_FILE as error:
@@ -126,7 +126,7 @@ def load_checked(model: nn.Module, arch: str, path: Path, state: dict[str, Tenso
 
 def _converted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Convert a state dict in a format of open_clip, OpenAI or MobileCLIP to that of open_clip's model."""
-    state = convert_state_dict(model, state)
+    state = convert_state_dict(cast(Any, model), state)
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
     for name in ("logit_scale", "logit_bias"):  # a scalar, or a vector with one value
@@ -134,7 +134,7 @@ def _converted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
         if name in state and own is not None:
             state[name] = state[name].reshape(own.shape)
     if "logit_bias" not in state and model.logit_bias is not None:
-        state["logit_bias"] = torch.zeros_like(model.logit_bias)
+        state["logit_bias"] = torch.zeros_like(cast(Tensor, model.logit_bias))
     for name in [key for key in state if key.endswith("embeddings.position_ids")]:
         if name not in model.state_dict():  # transformers counts positions itself since 4.31
             del state[name]

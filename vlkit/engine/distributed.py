@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -30,7 +30,7 @@ class AveragingStrategy(DDPStrategy):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._backward_sync_control = _NothingToSkip()
+        self._backward_sync_control = cast(Any, _NothingToSkip())
 
     def setup_module(self, module: nn.Module) -> nn.Module:
         """Leave the module as it is."""
@@ -171,7 +171,7 @@ def gather_shares(fabric: Fabric, rows: Tensor, count: int) -> Tensor:
     longest = -(-count // fabric.world_size)
     padded = rows.new_zeros((longest, *rows.shape[1:]))
     padded[: len(rows)] = rows
-    everywhere = fabric.all_gather(padded)  # [W, longest, ...]; index i is at [i % W, i // W]
+    everywhere = cast(Tensor, fabric.all_gather(padded))  # [W, longest, ...]; index i is at [i % W, i // W]
     return everywhere.transpose(0, 1).flatten(0, 1)[:count]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ SPARE = 2**24
 
 def config_problem(config: Mapping[str, Any]) -> str | None:
     """The first field of ``adapter_config.json`` that is missing or has the wrong type; None if all are right."""
-    base, adapters, preprocess = (config.get(key) for key in ("base", "adapters", "preprocess"))
+    base, adapters, preprocess = (cast(Any, config.get(key)) for key in ("base", "adapters", "preprocess"))
     for key in ("base", "adapters"):
         section = config.get(key)
         if not isinstance(section, dict) or not all(isinstance(part, dict) for part in section.values()):

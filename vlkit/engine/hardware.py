@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -37,6 +38,6 @@ def machine(device: torch.device) -> str:
     return f"{name}, {torch.get_num_threads()} thread(s)"
 
 
-def attention_for(device: torch.device) -> contextlib.AbstractContextManager[None]:
+def attention_for(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Attention kernel for training on many short sequences: on the CPU, plain matrix products beat the fused one."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()

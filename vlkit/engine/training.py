@@ -56,7 +56,7 @@ class Training:
         self.buffers = [t for name, t in trained_state(self.core).items() if name not in self._parameters]
         config = run.config
         optimizer = make_optimizer(self._parameters, config.lr, config.weight_decay, config.optimizer)
-        self.optimizer = run.fabric.setup_optimizers(optimizer)
+        self.optimizer: Any = run.fabric.setup_optimizers(optimizer)  # Fabric's wrapper; its type says a tuple, too
         self._steps_per_epoch = -(-len(loader) // config.accumulate)
         self.steps = config.epochs * self._steps_per_epoch
         self.state = RunState()
@@ -253,4 +253,5 @@ def named_losses(loss: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def mean_losses(losses: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Mean of each named loss over the batches of a step."""
-    return {k: sum(torch.as_tensor(one[k]).detach() for one in losses) / len(losses) for k in losses[0]}
+    totals = {k: sum(torch.as_tensor(one[k]).detach() for one in losses) for k in losses[0]}
+    return {k: torch.as_tensor(total) / len(losses) for k, total in totals.items()}

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import faiss
 import numpy as np
@@ -194,7 +194,7 @@ class IndexFolder:
         """Save a FAISS index over the first rows, trained when there were ``trained_on``."""
         name = self._next_name()
         with whole_file(self.path / f"{name}.faiss") as temporary, open(temporary, "wb") as file:
-            faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+            faiss.write_index(index, cast(Any, faiss).PyCallbackIOWriter(file.write))
         digest = sha256_of(self.path / f"{name}.faiss")
         self._switch(faiss={"name": name, "rows": index.ntotal, "trained_on": trained_on, "sha256": digest})
 
@@ -213,7 +213,7 @@ class IndexFolder:
         try:
             # Read through Python, because FAISS accepts only UTF-8 paths.
             with open(self.path / name, "rb") as file, _no_larger_than(os.fstat(file.fileno()).st_size):
-                index = faiss.read_index(faiss.PyCallbackIOReader(file.read))
+                index = faiss.read_index(cast(Any, faiss).PyCallbackIOReader(file.read))
         except (RuntimeError, MemoryError, ValueError):
             raise self._damaged(name) from None
         if index.ntotal != self.pointer["faiss"]["rows"] or index.d != self.pointer["dim"]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from vlkit.data.images import MediaError
 from vlkit.data.scan import Scan
@@ -50,7 +51,7 @@ class Window:
         Raises:
             UserError: they describe none; the index is damaged or was not made of videos.
         """
-        found = [item.metadata.get(key) for key in ("video", "start", "end")]
+        found: list[Any] = [item.metadata.get(key) for key in ("video", "start", "end")]
         times_fit = all(isinstance(time, int | float) and math.isfinite(time) for time in found[1:])
         if not isinstance(found[0], str) or not times_fit:
             raise UserError(f"item {item.id!r} of the index is not a window of a video; make the index again")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -41,7 +41,7 @@ class VectorIndex:
         self.model_id: str = folder.pointer["model"]
         self.factory: str = folder.pointer["factory"]
         self.items, self.vectors = living(*folder.load(), folder.pointer["dim"])
-        self._faiss = folder.read_faiss()
+        self._faiss: Any = folder.read_faiss()  # a FAISS index, below in any case
         if self._faiss is not None and self._faiss.ntotal == len(self.items):
             broadened(self._faiss)
             return

@@ -66,7 +66,7 @@ def update_index(
             if failures and strict:
                 raise UserError(f"{next(iter(failures.values()))}; fix or remove it, or leave --strict out")
             bad |= failures
-            good = [(item, x) for item, x in zip(batch, opened, strict=True) if item.id not in failures]
+            good = [(item, x) for item, x in zip(batch, opened, strict=True) if not isinstance(x, MediaError)]
             if good:
                 digests = pool.map(lambda pair: digest(pair[0]), good)
                 stamped = [replace(item, digest=d) for (item, _), d in zip(good, digests, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import filelock
 import numpy as np
@@ -141,7 +142,7 @@ class IndexWriter:
             row = self._row_of.get(item.id)
             if row is None:
                 new.append(item)
-            elif self._rows[row].stamp == item.stamp or self._same_content(row, item, digest):
+            elif cast(Item, self._rows[row]).stamp == item.stamp or self._same_content(row, item, digest):
                 unchanged += 1
             else:
                 changed.append(item)
@@ -162,7 +163,9 @@ class IndexWriter:
         if vectors.shape != (len(items), self._folder.pointer["dim"]):
             expected = (len(items), self._folder.pointer["dim"])
             raise ValueError(f"vectors have shape {vectors.shape}, expected {expected}")
-        broken = [item.id for item, finite in zip(items, np.isfinite(vectors).all(1), strict=True) if not finite]
+        broken = [
+            item.id for item, finite in zip(items, np.all(np.isfinite(vectors), axis=1), strict=True) if not finite
+        ]
         if broken:
             raise UserError(f"{len(broken)} vectors are not finite ({some(broken)}); the model's output is broken")
         if len({item.id for item in items}) < len(items):
@@ -217,6 +220,7 @@ class IndexWriter:
             self._folder.write_faiss(index, trained_on=len(vectors))
         elif saved["rows"] < len(vectors):
             index = self._folder.read_faiss()
+            assert index is not None  # the pointer names one
             index.add(np.ascontiguousarray(vectors[index.ntotal :]))
             self._folder.write_faiss(index, saved["trained_on"])
 
@@ -228,7 +232,7 @@ class IndexWriter:
             self._dropped.append(name)
 
     def _same_content(self, row: int, item: Item, digest: Callable[[Item], str] | None) -> bool:
-        known = self._rows[row]
+        known = cast(Item, self._rows[row])  # its id is in _row_of
         if digest is None or not known.digest or digest(item) != known.digest:
             return False
         self._rows[row] = replace(known, stamp=item.stamp)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import open_clip
 import torch
@@ -34,7 +34,7 @@ def shape_base(name: str) -> ClipBase:
         base.image.to("meta")
         base.text.to("meta")
         return base
-    config = open_clip.get_model_config(arch)
+    config = cast(dict[str, Any], open_clip.get_model_config(arch))
     # The weights determine the activation, and QuickGELU saves more for backward than GELU.
     options: dict[str, Any] = {}
     if weights in tags:
@@ -47,7 +47,7 @@ def shape_base(name: str) -> ClipBase:
         name=name,
         image=stage_vision(model),
         text=stage_text(model),
-        preprocess=Preprocess.from_dict(model.visual.preprocess_cfg),
+        preprocess=Preprocess.from_dict(cast(Any, model.visual).preprocess_cfg),
         tokenize=ClipTokenizer(arch, config["text_cfg"]),
         logit_scale=math.log(1 / 0.07),
         logit_bias=None,

@@ -27,9 +27,9 @@ def matthews(predictions: Array, labels: Array) -> float:
 
 def pearson(predictions: Array, labels: Array) -> float:
     """Pearson correlation times 100; 0 for constant predictions or labels."""
-    predictions, labels = (values - values.mean() for values in _pair(predictions, labels))
-    scale = np.sqrt(np.sum(predictions**2) * np.sum(labels**2))
-    return 100 * float(np.sum(predictions * labels) / scale) if scale > 0 else 0.0
+    left, right = (values - values.mean() for values in _pair(predictions, labels))
+    scale = np.sqrt(np.sum(left**2) * np.sum(right**2))
+    return 100 * float(np.sum(left * right) / scale) if scale > 0 else 0.0
 
 
 def spearman(predictions: Array, labels: Array) -> float:

@@ -19,5 +19,5 @@ def binary_and_open(scores: Mapping[Hashable, float], types: Mapping[Hashable, s
     """
     if not set(types.values()) <= STRUCTURE.keys():
         return {}
-    groups = accuracy_by_group(scores, {key: STRUCTURE[kind] for key, kind in types.items()})
+    groups = accuracy_by_group(scores, {key: STRUCTURE[kind] for key, kind in types.items() if kind})
     return {f"accuracy_{name}": value for name, value in groups.items()}

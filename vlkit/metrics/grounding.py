@@ -111,7 +111,7 @@ def phrase_recall(
         boxes, right = _boxes(boxes, f"ranked boxes of phrase {phrase}"), _boxes(right, f"boxes of phrase {phrase}")
         if protocol == "merged_boxes":
             right = np.concatenate([right[:, :2].min(0), right[:, 2:].max(0)])[None]
-        hits = (box_iou(boxes[:, None], right[None]) >= threshold).any(1)
+        hits = np.any(box_iou(boxes[:, None], right[None]) >= threshold, axis=1)
         for name in ("", *(f"_{category}" for category in names)):
             groups.setdefault(name, []).append(_first_hit(hits))
     limits = [(f"r@{k}", k) for k in RECALL_AT] + [("upper_bound", np.inf)]

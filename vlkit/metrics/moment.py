@@ -144,7 +144,7 @@ def _windows(values: Sequence[Sequence[float]], columns: int, name: str) -> np.n
     if not len(values):
         return np.zeros((0, columns))
     try:
-        windows = np.asarray(values, dtype=np.float64)
+        windows: np.ndarray = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
         windows = np.zeros(0)
     if windows.ndim != 2 or windows.shape[1] < columns or not np.isfinite(windows).all():

@@ -115,6 +115,7 @@ def _grouped(blocks, owner: np.ndarray, videos: int) -> np.ndarray:
         order = np.argsort(groups, kind="stable")
         present, first = np.unique(groups[order], return_index=True)
         grouped[present] = np.maximum(grouped[present], np.maximum.reduceat(block[order], first, axis=0))
+    assert grouped is not None  # there is a block
     return grouped
 
 

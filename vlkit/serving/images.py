@@ -107,7 +107,8 @@ def search_images(
         return rows
     scores = queries @ added.vectors[model].T
     own = [
-        [Found(float(s), *pair) for s, *pair in zip(row, added.names, added.thumbnails, strict=True)] for row in scores
+        [Found(float(s), name, image) for s, name, image in zip(row, added.names, added.thumbnails, strict=True)]
+        for row in scores
     ]
     return [sorted(hits + more, key=lambda found: -found.score)[:k] for hits, more in zip(rows, own, strict=True)]
 
@@ -115,7 +116,7 @@ def search_images(
 def rank_texts(pipeline: RetrievalPipeline, image: Image.Image, texts: Sequence[str]) -> list[tuple[str, float]]:
     """Texts with their cosine similarity to an image, best first."""
     scores = pipeline.embed_texts(texts) @ pipeline.embed_images([image])[0]
-    return [(texts[i], float(scores[i])) for i in np.argsort(-scores, kind="stable")]
+    return [(texts[int(i)], float(scores[i])) for i in np.argsort(-scores, kind="stable")]
 
 
 def shrunk(image: Image.Image) -> Image.Image:

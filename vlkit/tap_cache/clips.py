@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class ClipTapCache(TapCache):
         frames.extras = done.extras
         if done.summary is not None:
             frames.summary = done.summary.repeat_interleave(done.units)
-        return Frames(frames, mask)
+        return Frames(cast(Any, frames), mask)
 
     def _encode(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         counts = [len(clip) for clip in inputs]

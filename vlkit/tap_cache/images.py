@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from vlkit.adapters.base import AdaptedEncoder
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.text_side import TextSide
 from vlkit.engine.loader import EpochLoader
@@ -110,12 +111,12 @@ def cached_images(
     Raises:
         UserError: the method has no early route, the folder is not writable, or the disk lacks space.
     """
-    options = {"folder": None if where is True else where, "stored": stored, "fabric": fabric}
+    options: dict[str, Any] = {"folder": None if where is True else where, "stored": stored, "fabric": fabric}
     images = None
     if model.image is not None:
         images = TapCache(
             "image",
-            model.image,
+            cast(AdaptedEncoder, model.image),
             [digest(examples.identify(index)) for index in range(len(examples))],
             examples.load,
             {"base": base.identity["image"], "preprocess": preprocess},
@@ -126,7 +127,7 @@ def cached_images(
     identity = {name: value for name, value in text.identity["text"].items() if name != "load"}
     texts = TapCache(
         "text",
-        model.text,
+        cast(AdaptedEncoder, model.text),
         [digest(one) for one in different],
         lambda rows: text.tokenize([different[row] for row in rows]),
         {"base": identity, "tokens": digest(text.tokenize(TOKENIZER_PROBE).tolist()).hex()},

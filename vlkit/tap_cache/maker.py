@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -182,7 +182,7 @@ class TapCache:
 
     def _input(self, x: Any) -> Tensor:
         """Move inputs to the device, cast them to the tower's precision, and trim the padding of the batch."""
-        x = self.fabric.to_device(self.encoder.base.trim(x) if self._is_text else x)
+        x = self.fabric.to_device(cast(Any, self.encoder.base).trim(x) if self._is_text else x)
         return x.to(next(self.encoder.base.parameters()).dtype) if x.is_floating_point() else x
 
     # --- size ---
@@ -197,7 +197,7 @@ class TapCache:
         if not self.layout.variable:
             return 1.0
         some_rows = list(range(0, len(self.keys), max(1, len(self.keys) // SAMPLES)))
-        return float(self.encoder.base.real(self.load(some_rows)).sum(1).float().mean())
+        return float(cast(Any, self.encoder.base).real(self.load(some_rows)).sum(1).float().mean())
 
 
 def _shared_extras(encoder: AdaptedEncoder, probe: Tensor) -> dict[str, Any]:

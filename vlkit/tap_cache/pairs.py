@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from vlkit.adapters.base import AdaptedEncoder
 from vlkit.encoders.bases import ClipBase
 from vlkit.engine.loader import EpochLoader
 from vlkit.number_formats import NumberFormat
@@ -109,7 +110,7 @@ def cached_pairs(
     Raises:
         UserError: the method has no early route, the folder is not writable, or the disk lacks space.
     """
-    options = {"folder": None if where is True else where, "stored": stored, "fabric": fabric}
+    options: dict[str, Any] = {"folder": None if where is True else where, "stored": stored, "fabric": fabric}
 
     def load_captions(rows: list[int]) -> Tensor:
         return base.text.trim(base.tokenize([pairs.captions[row] for row in rows]))
@@ -124,7 +125,7 @@ def cached_pairs(
     )
     texts = TapCache(
         "text",
-        model.text,
+        cast(AdaptedEncoder, model.text),
         [digest(caption) for caption in pairs.captions],
         load_captions,
         {"base": base.identity["text"], "tokens": digest(base.tokenize(TOKENIZER_PROBE).tolist()).hex()},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ class Part:
     """
 
     shape: tuple[int, ...]
-    stored: str
+    stored: Stored | Literal["bool"]
     dtype: str
     offset: int
     size: int
@@ -80,8 +80,8 @@ class RowLayout:
         tensors, numbers = _tensors(stream, taps, variable)
         parts, offset = [], 0
         for number, state in enumerate(tensors):
-            shape, kind = tuple(state.shape[2:]), FINER[stored] if number == numbers[-1] else stored
-            kind = "bool" if state.dtype == torch.bool else kind
+            shape, own = tuple(state.shape[2:]), FINER[stored] if number == numbers[-1] else stored
+            kind: Any = "bool" if state.dtype == torch.bool else own
             part = Part(shape, kind, str(state.dtype).removeprefix("torch."), offset, bytes_of(math.prod(shape), kind))
             parts.append(part)
             offset += part.size + -part.size % ALIGN
@@ -106,7 +106,7 @@ class RowLayout:
         units = torch.ones(count, dtype=torch.int64)
         if self.variable:
             positions = torch.arange(1, data.shape[1] + 1, device=data.device)
-            units = (stream.mask * positions).amax(1).clamp_min(1).cpu()
+            units = (cast(Tensor, stream.mask) * positions).amax(1).clamp_min(1).cpu()
         summary = torch.full((count,), -1) if stream.summary is None else stream.summary.cpu()
         return data.cpu(), units, summary
 
@@ -145,8 +145,8 @@ class TapBatch(ReadAhead):
         extras: inputs of the late blocks of other towers.
     """
 
-    data: Tensor | None = None
-    units: Tensor | None = None
+    data: Any = None  # a Tensor once it is read, as units
+    units: Any = None
     summary: Tensor | None = None
     inputs: Any = None
     ids: Tensor | None = None

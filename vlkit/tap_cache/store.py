@@ -158,7 +158,7 @@ class TapStore:
 
     def _is_good(self, key: bytes, entry: _Entry, source: np.ndarray) -> bool:
         """Verify the checksum of a row on first read; a damaged row is dropped."""
-        if len(source) == entry.units * self.unit and zlib.crc32(source) == entry.check:
+        if len(source) == entry.units * self.unit and zlib.crc32(source.data) == entry.check:
             self._checked.add(key)
             return True
         log.warning("%s: damaged row at byte %d; recomputing it", self._shards[entry.shard].data, entry.offset)
@@ -189,7 +189,7 @@ class TapStore:
                 for i, (key, count) in enumerate(zip(keys, units.tolist(), strict=True)):
                     row = data[i, :count].reshape(-1).numpy()
                     file.write(row.data)
-                    records[i] = (np.void(key), offset, count, int(summary[i]), zlib.crc32(row))
+                    records[i] = (np.void(key), offset, count, int(summary[i]), zlib.crc32(row.data))
                     offset += len(row)
             body = records.tobytes()
             with open(shard.with_suffix(".index"), "ab") as file:

@@ -48,6 +48,7 @@ class Batching(Generic[X, Y]):
                 self._run_together(self._next_batch())
         if call.error is not None:
             raise call.error
+        assert call.results is not None  # done
         return call.results
 
     def _next_batch(self) -> list[_Call[X, Y]]:

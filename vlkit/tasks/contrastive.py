@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -112,7 +112,8 @@ def triplet(pairs: Pairs, margin: float = 0.2, hardest: bool = True) -> Tensor:
     costs = [F.relu(margin + s - partner).masked_fill(pairs.same_group, 0) for s in (to_text, to_image)]
     # A sum over the batch: the mean of the processes' losses must be the sum over all of them.
     world = len(pairs.all_images) // len(pairs.images)
-    return world * sum(cost.amax(1).sum() if hardest else cost.sum() for cost in costs)
+    to_texts, to_images = (cost.amax(1).sum() if hardest else cost.sum() for cost in costs)
+    return world * (to_texts + to_images)
 
 
 def symmetric_cross_entropy(logits: Tensor) -> Tensor:
@@ -172,11 +173,12 @@ def example_losses(
     loss = loss_of(remember, batch, 0.0)
     gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
     for row, example in enumerate(examples):
-        yield sum(
+        terms = (
             (output * gradient[row : row + 1]).sum()
             for output, gradient in zip(forward(*example), gradients, strict=True)
             if gradient is not None and output.dim()
         )
+        yield cast(Tensor, sum(terms))
 
 
 def _one_by_one(inputs: Any) -> Sequence[Any]:

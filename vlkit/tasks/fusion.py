@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlkit.adapters.base import Encoded
-from vlkit.encoders.staged import StagedEncoder
 from vlkit.errors import UserError
+
+
+class HasTokens(Protocol):
+    """A tower, or what stands behind one: ``token_dim`` is the width of its tokens."""
+
+    token_dim: int
+
 
 FREQUENCIES = 6
 """Number of frequencies in the position codes of image cells: pi, 2 pi, 4 pi ... per image side."""
@@ -64,7 +71,7 @@ class Fusion(nn.Module):
         width: width of the query states.
     """
 
-    def __init__(self, image: StagedEncoder, text: StagedEncoder, options: FusionOptions, queries: int = 1) -> None:
+    def __init__(self, image: HasTokens, text: HasTokens, options: FusionOptions, queries: int = 1) -> None:
         super().__init__()
         self.width = width = options.width
         self.update_image, self.checkpointing = options.update_image, options.checkpointing

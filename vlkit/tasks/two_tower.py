@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +56,7 @@ class EmbeddingHead(nn.Module):
         if adjusts:
             self.projection = nn.Linear(self.out_dim, self.out_dim, bias=False) if options.projection else nn.Identity()
             if options.projection:
-                nn.init.eye_(self.projection.weight)
+                nn.init.eye_(cast(Tensor, self.projection.weight))
         else:
             width = encoder.out_dim if options.pool == "base" else encoder.token_dim
             self.projection = nn.Linear(width, self.out_dim)

@@ -11,7 +11,7 @@ An adapter that mixes samples (batch norm) is merged on the whole batch at once;
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -38,13 +38,15 @@ class Reducer(Protocol):
 class Behind(Protocol):
     """The computation after the early route; see :class:`vlkit.adapters.base.AdaptedEncoder`."""
 
-    adapter: Reducer
+    adapter: Any  # a Reducer that is a module
 
     def rest(self, reduced: list[Any], stream: Stream) -> Stream:
         """Run from the reduced taps and the stream at the hand-off to the end."""
+        ...
 
     def late(self, stream: Stream) -> Stream:
         """The last part of ``rest``: the late route."""
+        ...
 
 
 @runtime_checkable
@@ -53,9 +55,11 @@ class Coupled(Protocol):
 
     def gather(self, taps: list[Tensor], last: Tensor) -> list[Tensor]:
         """Extract from a chunk's raw taps what ``merge_gathered`` needs, without using any weight."""
+        ...
 
     def merge_gathered(self, gathered: list[Tensor], last: Tensor) -> Tensor:
         """``merge`` for the whole batch, from the results of ``gather``."""
+        ...
 
 
 class Lean:
@@ -69,7 +73,10 @@ class Lean:
 
     # Backward also runs adapter and late route chunk by chunk, and needs more memory there. On a GPU larger chunks are
     # faster but lose the memory savings (docs/results/early_chunk_gpu.json); set ``chunk`` to choose that.
-    busy: ClassVar[dict[str, int]] = {"cpu": 320_000, "cuda": 3_000_000}
+    busy: ClassVar[Mapping[str, int]] = {"cpu": 320_000, "cuda": 3_000_000}
+
+    chunk: int | Literal["auto"]
+    tap_dtype: NumberFormat
 
     def __init__(self, chunk: int | Literal["auto"] = "auto", tap_dtype: NumberFormat = "fp32") -> None:
         if chunk != "auto" and chunk < 0:
@@ -80,7 +87,8 @@ class Lean:
         """The streams that ``model.rest`` returns, one per chunk; see :class:`vlkit.adapters.base.Runner`."""
         if isinstance(model.adapter, Coupled):
             return self._coupled(routes, model)
-        adapter, buffers = model.adapter, buffers_of(model.adapter)
+        adapter: Any = model.adapter
+        buffers = buffers_of(adapter)
         pieces, ends, outputs, field = [], [], [], "hidden"
         for route in routes:
             restore_(buffers)  # counters advance once per batch, not once per chunk
@@ -121,7 +129,8 @@ class Lean:
 
     def _coupled(self, routes: Iterable[Route], model: Behind) -> list[Stream]:
         """Early route in chunks, adapter on the whole batch, late route in chunks."""
-        adapter, gathered, streams, states = model.adapter, [], [], []
+        adapter: Any = model.adapter
+        gathered, streams, states = [], [], []
         with torch.no_grad():
             for route in routes:
                 taps: list[Tensor] = []
@@ -153,7 +162,7 @@ class Lean:
             outputs = [late(piece, chunk) for piece, chunk in zip(pieces, chunks, strict=True)]
         return attach(late, pieces, outputs, chunks)
 
-    def _merge_all(self, adapter: Coupled, maps: list[Tensor], last: Tensor) -> Tensor:
+    def _merge_all(self, adapter: Any, maps: list[Tensor], last: Tensor) -> Tensor:
         piece, buffers = Piece(self.tap_dtype, Conditions(last.device, adapter.training)), buffers_of(adapter)
         with torch.no_grad():
             merged = adapter.merge_gathered(maps, last)
@@ -180,6 +189,8 @@ class Piece:
         tap_dtype: number format of the saved states.
         conditions: conditions of the first run.
     """
+
+    _tap_dtype: NumberFormat
 
     def __init__(self, tap_dtype: NumberFormat, conditions: Conditions) -> None:
         self._tap_dtype, self.conditions = tap_dtype, conditions
@@ -258,7 +269,7 @@ def restore_(saved: Buffers) -> None:
     """Write the saved values back."""
     for owner, buffers in saved:
         for name, buffer in buffers.items():
-            owner._buffers[name].copy_(buffer)
+            owner.get_buffer(name).copy_(buffer)
 
 
 @contextlib.contextmanager
@@ -344,6 +355,8 @@ class _Again(torch.autograd.Function):
                 found[i] = news.pop(0)
             for place, new in enumerate(news, start=len(inputs)):
                 if new is not None:
-                    found[place] = new if found[place] is None else found[place].add_(new)
+                    old = found[place]
+                    found[place] = new if old is None else old.add_(new)
+                    del old
             del news
         return None, None, None, None, *found

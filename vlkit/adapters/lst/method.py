@@ -47,6 +47,8 @@ class Rung(nn.Linear):
         span: number of training steps of a schedule.
     """
 
+    steps: Tensor
+
     def __init__(self, width: int, narrow: int, bias: bool = True, gate: Gate = "learned", span: int = 1) -> None:
         super().__init__(width, narrow, bias=bias)
         self.kind, self.span = gate, span
@@ -89,6 +91,8 @@ class Ladder(nn.Module):
     Attributes:
         layers: depths to tap: 0 and the outputs of the kept blocks.
     """
+
+    rungs: Any  # nn.ModuleDict of Rung
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +124,7 @@ def _prune_block(
     target: Anatomy | None, source: Anatomy, scores: Anatomy, units: Tensor, memory_units: Tensor | None
 ) -> Tensor:
     """Prune one block into ``target`` (None: only follow the units); returns the units that leave it."""
-    ratio = len(source.attention.norm.weight) // len(units)
+    ratio = len(cast(Tensor, source.attention.norm.weight)) // len(units)
     if source.norm_first and target:
         _copy_norm(target.attention.norm, source.attention.norm, units)
     units = _prune_attention(target and target.attention, source.attention, scores.attention, units, units, ratio)
@@ -131,8 +132,8 @@ def _prune_block(
         _scale_rows(target.attention.out, source.scales[0], units)
     if not source.norm_first and target:
         _copy_norm(target.attention.norm, source.attention.norm, units)
-    if source.cross is not None:
-        if target:
+    if source.cross is not None and scores.cross is not None:
+        if target and target.cross:
             _copy_norm(target.cross.norm, source.cross.norm, units)
         memory = units if memory_units is None else memory_units
         units = _prune_attention(target and target.cross, source.cross, scores.cross, units, memory, ratio)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vlkit.adapters.lst.method import Gate, make_ladder, start_
 from vlkit.adapters.lst.pruning import Importance, prune_
 from vlkit.encoders.staged import Stream, freeze, run_early
-from vlkit.encoders.towers.hf_text import HfEncoder, HfText
+from vlkit.encoders.towers.hf_text import HfText
 from vlkit.encoders.towers.t5 import DecoderInput, T5Decoder
 
 Init = Literal["published", "identity"]
@@ -50,7 +50,7 @@ class LstT5Encoder(nn.Module):
 
     def __init__(
         self,
-        base: HfEncoder,
+        base: HfText,
         keep: tuple[int, ...] | None = None,
         reduction: int = 8,
         gate: Gate = "learned",
@@ -78,7 +78,8 @@ class LstT5Encoder(nn.Module):
 
     def _beside(self, visual: Tensor, stream: Stream) -> dict[str, Any]:
         """Position bias and mask for text tokens followed by visual tokens."""
-        first = next(iter(self.ladder.blocks.values())).layer[0].SelfAttention
+        block: Any = next(iter(self.ladder.blocks.values()))
+        first = block.layer[0].SelfAttention
         length, more = stream.hidden.shape[1], visual.shape[1]
         bias = F.pad(first.compute_bias(length, length), (0, more, 0, more))
         if stream.mask is not None:

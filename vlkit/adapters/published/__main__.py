@@ -29,7 +29,7 @@ class Config:
 
     file: Path = positional()
     """Published checkpoint as safetensors: the weights of one block, or a whole model."""
-    output: Path
+    output: Path  # pyright: ignore[reportGeneralTypeIssues]  # positional() gives no default
     """Output folder for adapter_config.json and adapter_model.safetensors."""
     base: str | None = None
     """Base that the blocks were trained on, such as ViT-B-32:openai."""
@@ -83,7 +83,7 @@ def _fitting(blocks: list[Block], encoder: StagedEncoder, where: str) -> Block:
     found = []
     for block in blocks:
         try:
-            adapter = adapter_options(block.options()).build(encoder, "pooled").adapter
+            adapter: Any = adapter_options(block.options()).build(encoder, "pooled").adapter
         except UserError as error:
             found.append(f"{block.flavour} ({error})")
             continue

@@ -39,7 +39,7 @@ def import_published(flavour: str, tensors: Mapping[str, Tensor]) -> dict[str, T
     unknown = [name for name, own in renamed.items() if own is None]
     if unknown:
         raise UserError(f"published {flavour} weights: unknown names {some(unknown)}; is this another flavour?")
-    return {own: tensors[name] for name, own in renamed.items()}
+    return {own: tensors[name] for name, own in renamed.items() if own is not None}
 
 
 def strip_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -148,9 +148,9 @@ class _Merge(torch.autograd.Function):
         candidates, query, bias, score, gram = ctx.saved_tensors
         gradient, query_ = gradient.to(candidates.dtype), query.to(candidates.dtype)
         with torch.autocast(candidates.device.type, enabled=False):
-            leaves = [value.detach().requires_grad_() for value in (score, gram, bias)]
+            score, gram, bias = leaves = [value.detach().requires_grad_() for value in (score, gram, bias)]
             with torch.enable_grad():
-                shares = _shares(*leaves, ctx.eps)
+                shares = _shares(score, gram, bias, ctx.eps)
             of_shares = (candidates @ gradient.unsqueeze(-1)).squeeze(-1)
             found = torch.autograd.grad(shares, leaves, of_shares.to(shares.dtype))
             of_score, of_gram = (value.to(candidates.dtype) for value in found[:2])
@@ -207,6 +207,7 @@ class ConvHead(nn.Module):
 
     def zero(self) -> None:
         """Make the output exactly 0 (needs ``scaled``)."""
+        assert self.scale is not None  # scaled
         nn.init.zeros_(self.scale)
 
 

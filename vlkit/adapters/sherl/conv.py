@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,9 @@ class ConvSherlAdapter(Adapter):
 
     def gather(self, taps: list[Tensor], last: Tensor) -> list[Tensor]:
         """Grids [B, C, h, w] -> grids of the deepest size."""
-        return [r.pool(x, last.shape[-2:]) for r, x in zip(self.reducers, taps, strict=True)]
+        reducers = cast("Iterable[ConvReducer]", self.reducers)
+        size = (last.shape[-2], last.shape[-1])
+        return [r.pool(x, size) for r, x in zip(reducers, taps, strict=True)]
 
     def merge_gathered(self, gathered: list[Tensor], last: Tensor) -> Tensor:
         """Grids [B, C, n, n] of the deepest size -> ``last`` merged with them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from vlkit.adapters.base import AdaptedEncoder, Chunk, Plain, Runner
 from vlkit.adapters.facts import Reads
@@ -29,7 +29,7 @@ class SherlOptions(TwoHandoffs):
     feeds_decoder: ClassVar[bool] = True
     couples_samples: ClassVar[bool] = True
     running: ClassVar[tuple[str, ...]] = ("lean", "early_chunk", "tap_dtype", "keep")
-    belonging: ClassVar = dict.fromkeys(("late", "flavour", "dropout"), "tokens") | dict.fromkeys(
+    belonging: ClassVar[Any] = dict.fromkeys(("late", "flavour", "dropout"), "tokens") | dict.fromkeys(
         ("base_gate", "keep"), "pooled"
     )
     choosing: ClassVar = ("late", "flavour", "base_gate")

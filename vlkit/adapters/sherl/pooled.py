@@ -39,6 +39,9 @@ class PooledSherlAdapter(Adapter):
     handoff = "pooled"
     late = 0
 
+    reducers: Any  # nn.ModuleList of nn.Linear
+    token_scores: Any  # the same
+
     def __init__(
         self,
         widths: tuple[int, ...],

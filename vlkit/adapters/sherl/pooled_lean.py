@@ -50,6 +50,8 @@ class LeanPooledSherlAdapter(PooledSherlAdapter):
         keep: which values of the taps are saved.
     """
 
+    tap_dtype: NumberFormat
+
     def __init__(
         self, *arguments: Any, tap_dtype: NumberFormat = "fp32", keep: Keep = "auto", **more_arguments: Any
     ) -> None:
@@ -92,7 +94,7 @@ class Weights(NamedTuple):
     def parameters(self) -> list[Tensor]:
         """All parameters, in a fixed order."""
         modules = (self.guide, *self.reducers, *self.scores, self.aggregator, self.head)
-        found = [parameter for module in modules for parameter in module.parameters()]
+        found: list[Tensor] = [parameter for module in modules for parameter in module.parameters()]
         return found if self.base_gate is None else [self.base_gate, *found]
 
     def guide_of(self, last: Tensor) -> Tensor:
@@ -190,7 +192,7 @@ class Part(NamedTuple):
     """A chunk of samples: the tower's own embedding [B, E], the K layers, mask [B, L] and summary positions [B]."""
 
     last: Tensor
-    layers: list[Layer | None]
+    layers: list[Any]  # of Layer; backward puts None in the place of what it is done with
     mask: Tensor | None
     summary: Tensor | None
 
@@ -226,8 +228,9 @@ def collect(
         parts = []
         for start in range(0, len(last), TOGETHER):
             at = slice(start, start + TOGETHER)
-            few = (None if value is None else value[at] for value in (mask, summary))
-            parts += collect(weights, [tap[at] for tap in taps], last[at], *few, tap_dtype, active)
+            few, ends = [tap[at] for tap in taps], None if summary is None else summary[at]
+            seen = None if mask is None else mask[at]
+            parts += collect(weights, few, last[at], seen, ends, tap_dtype, active)
         taps.clear()
         return parts
     part = Part(last, [], mask, summary)
@@ -352,15 +355,16 @@ class _Backward:
     def _refine(self, guide: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Recompute aggregation and head with autograd: gradients of the guide [B, H] and candidates [B, K, H]."""
         aggregator, head = self.weights.aggregator, self.weights.head
-        leaves = [guide.detach().requires_grad_(), self.weights.candidates(self.parts).requires_grad_()]
+        leaves = guide.detach().requires_grad_(), self.weights.candidates(self.parts).requires_grad_()
         owned = [p for module in (aggregator, head) for p in module.parameters() if p.requires_grad]
         with torch.enable_grad():
             out = refine(aggregator, head, *leaves, self._raw_last.detach().to(guide.dtype))
         found = torch.autograd.grad(out, [*leaves, *owned], gradient, allow_unused=True)
         self.gradients.update((p, value) for p, value in zip(owned, found[2:], strict=True) if value is not None)
-        return tuple(
+        first, second = (
             torch.zeros_like(leaf) if value is None else value for leaf, value in zip(leaves, found[:2], strict=True)
         )
+        return first, second
 
     def _layer(
         self, i: int, guide: Tensor, gradient: Tensor, factor: Tensor, guide_gradient: Tensor, taps: dict
@@ -384,7 +388,7 @@ class _Backward:
             share.append(attention.sum(1) + factor)
             if layer.base is not None:
                 gate = gate + (u[at] * layer.base).sum() + t[at].sum()
-            if layer.tap is not None:
+            if query is not None and layer.tap is not None:
                 taps[number, i] = _tap_gradient(layer, part, factor, through, query[at], u[at])
             part.layers[i], start = None, at.stop  # frees the tokens
         query_gradient, constant, share = torch.cat(query_gradients), torch.cat(constants), torch.cat(share)
@@ -402,7 +406,7 @@ class _Backward:
         return any(layer is not None and layer.tap is not None for part in self.parts for layer in part.layers)
 
 
-def _tap_gradient(layer: Layer, part: Part, factor: Tensor, through: Tensor, query: Tensor, u: Tensor) -> Tensor:
+def _tap_gradient(layer: Any, part: Part, factor: Tensor, through: Tensor, query: Tensor, u: Tensor) -> Tensor:
     """[B, L, D]: gradient through the scores and through the weighted mean with its base token."""
     weights = torch.addcmul(layer.attention, factor, _base_weights(layer.tap.to(u.dtype), part))
     found = through.unsqueeze(2) * query.unsqueeze(1) + weights.unsqueeze(2) * u.unsqueeze(1)

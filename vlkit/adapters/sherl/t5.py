@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vlkit.adapters.sherl.tokens import SherlAdapter
 from vlkit.encoders.staged import check_layers, freeze, run_blocks, run_early
-from vlkit.encoders.towers.hf_text import HfEncoder, HfText
+from vlkit.encoders.towers.hf_text import HfText
 from vlkit.encoders.towers.t5 import DecoderInput, T5Decoder, attending_as, with_memory
 
 Init = Literal["published", "identity"]
@@ -53,7 +53,7 @@ class SherlT5Encoder(nn.Module):
 
     def __init__(
         self,
-        base: HfEncoder,
+        base: HfText,
         layers: tuple[int, ...] | None = None,
         reduction: int = 4,
         dropout: float = 0.1,

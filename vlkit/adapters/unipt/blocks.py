@@ -106,6 +106,7 @@ class ConvEnd(nn.Module):
     def zero(self) -> None:
         """Make the output exactly 0."""
         nn.init.zeros_(self.proj.weight)
+        assert self.proj.bias is not None
         nn.init.zeros_(self.proj.bias)
 
 
@@ -141,6 +142,7 @@ class GuidedPool(nn.Module):
         return self.norm(self.proj(x)).flatten(2).transpose(1, 2)
 
     def _pool(self, x: Tensor, deepest: Tensor) -> Tensor:
+        assert self.guide is not None
         (height, width), (rows, columns) = x.shape[-2:], deepest.shape[-2:]
         if height % rows or width % columns:
             raise ValueError(f"a map of {height} x {width} cannot be pooled to {rows} x {columns}; resize the images")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +69,7 @@ class PooledUniptAdapter(Adapter):
 
     def _interact(self, index: int, x: Tensor, anchor: Tensor, stream: Stream) -> tuple[Tensor, Tensor]:
         """Attention output of the anchor in one layer plus the base token, and the layer's mean; both [B, H]."""
-        reducer = self.reducers[index]
+        reducer = cast(nn.Linear, self.reducers[index])
         mask = stream.mask if stream.mask is not None and x.shape[1] == stream.mask.shape[1] else None
         scores = torch.einsum("bld,bd->bl", x, anchor @ reducer.weight) + (anchor @ reducer.bias).unsqueeze(1)
         if mask is not None:

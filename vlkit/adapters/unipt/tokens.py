@@ -21,7 +21,7 @@ Nothing is fed back into the base. :mod:`vlkit.adapters.unipt.pooled` has the la
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +118,7 @@ class UniptAdapter(Adapter):
         if self.flavour == "conv":
             deepest = reduced[-1]
             reduced = [r(x, deepest) for r, x in zip(self.reducers, reduced, strict=True)]
+        assert self.head is not None
         out = self.head(self.side(reduced, stream.mask))
         if self.flavour == "conv":
             out = out.transpose(1, 2).unflatten(2, stream.hidden.shape[-2:])
@@ -135,7 +136,7 @@ class UniptDecoderAdapter(UniptAdapter):
         super().__init__(widths, width, hidden, layers, "mdetr")
         self.fusions = nn.ModuleList(MemoryFusion(hidden, self.aggregator.eps) for _ in layers[:-1])
         for fusion in self.fusions:
-            nn.init.xavier_uniform_(fusion.proj.weight)
+            nn.init.xavier_uniform_(cast(MemoryFusion, fusion).proj.weight)
 
     def levels(self, reduced: list[Tensor], memory: Tensor, memory_mask: Tensor | None) -> Tensor:
         """Run the branch.
@@ -149,6 +150,7 @@ class UniptDecoderAdapter(UniptAdapter):
             [K + 1, B, Q, D]: the fused candidates, shallow to deep, then the merged output (the others serve auxiliary
             losses).
         """
+        assert self.head is not None
         *candidates, anchor = reduced
         fused = [fusion(x, memory, memory_mask) for fusion, x in zip(self.fusions, candidates, strict=True)]
         return torch.stack([self.head(x) for x in (*fused, self.side([*fused, anchor], None))])
@@ -162,7 +164,7 @@ def _head(flavour: TokenFlavour, hidden: int, width: int) -> nn.Module:
     return LinearHead(hidden, width, 1e-5 if flavour == "mdetr" else None)
 
 
-def zero_(head: nn.Module) -> None:
+def zero_(head: Any) -> None:
     """Make a head's output exactly 0."""
     if isinstance(head, nn.Linear):
         nn.init.zeros_(head.weight)

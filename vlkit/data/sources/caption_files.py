@@ -56,7 +56,8 @@ class _Unread:
     def notes(self, path: Path) -> list[str]:
         """Notes for the user, one line each."""
         notes = []
-        if len({_CAPTION.fullmatch(name)[1].removesuffix("s") for name in self.captions}) > 1:
+        kinds = (_CAPTION.fullmatch(name) for name in self.captions)
+        if len({kind[1].removesuffix("s") for kind in kinds if kind}) > 1:
             fix = "remove or rename one that holds something else"
             notes.append(f"{path.name}: captions were read from {some(list(self.captions), 12)}; {fix}")
         if self.names:
@@ -120,7 +121,8 @@ def _parse(text: str, where: str, fix: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_Fields)
     except (ValueError, RecursionError) as error:
-        place = f"line {error.lineno}: " if getattr(error, "lineno", 1) > 1 else ""
+        line = getattr(error, "lineno", 1)
+        place = f"line {line}: " if line > 1 else ""
         raise UserError(f"{where}: {place}not valid JSON ({getattr(error, 'msg', error)}); {fix}") from None
 
 
@@ -234,6 +236,7 @@ def _from_table(path: Path, unread: _Unread) -> Iterator[Entry]:
         known = f"image ({some(list(IMAGE_NAMES))}) and caption ({some(list(CAPTION_NAMES))})"
         raise UserError(f"{path}:1: the header {lines[0][:60]!r} lacks a column for {known}; name the columns so")
     roles = _roles(names, unread)
+    assert roles.image is not None  # the header has it
     for number, row in _rows(lines, used, separator, len(names), roles.image, unread):
         where = f"{path}:{number}"
         if len(row) != len(names):

@@ -38,7 +38,7 @@ def read(annotations: str | Path, *, split: str = "train", split_lists: str | Pa
         if split_lists is not None:
             raise UserError(f"{annotations}: states its own splits; leave --split_lists out")
         source = _read_split_file(annotations)
-        official = KARPATHY_COUNTS.get(source.name, {})
+        official: Counts = KARPATHY_COUNTS.get(source.name, {})
     else:
         captions = _read_csv(annotations) if annotations.suffix == ".csv" else _read_token(annotations)
         source = Source("flickr30k", "retrieval", {}, {"annotations": str(annotations.resolve()), "layout": "token"})

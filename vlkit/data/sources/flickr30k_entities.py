@@ -12,6 +12,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -172,11 +173,11 @@ def _read_annotation(path: Path) -> tuple[dict[str, np.ndarray], tuple[int, int]
             corners = item.find("bndbox")
             if corners is None:
                 continue
-            box = [float(corners.find(side).text) for side in ("xmin", "ymin", "xmax", "ymax")]
+            box = [float(cast(Any, corners.find(side)).text) for side in ("xmin", "ymin", "xmax", "ymax")]
             for name in item.findall("name"):
-                boxes.setdefault(name.text.strip(), []).append(box)
-        sides = [root.find(f"size/{side}") for side in ("width", "height")]
-        size = None if None in sides else tuple(int(float(side.text)) for side in sides)
+                boxes.setdefault(cast(str, name.text).strip(), []).append(box)
+        wide, high = (cast(Any, root.find(f"size/{side}")) for side in ("width", "height"))
+        size = None if wide is None or high is None else (int(float(wide.text)), int(float(high.text)))
     except ElementTree.ParseError as error:
         raise UserError(f"{path}: line {error.position[0]}: not valid XML ({error}); is the file complete?") from None
     except (AttributeError, TypeError, ValueError):

@@ -6,7 +6,7 @@ import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from vlkit.data.boxes import Record, box_problem, corners_of
 from vlkit.data.restricted_pickle import read_pickle
@@ -108,7 +108,7 @@ def _dataset_name(path: Path) -> str:
 def _refs_file(path: Path, split_by: str | None) -> Path:
     if path.is_dir():
         found = sorted(file for file in path.iterdir() if _REFS_NAME.fullmatch(file.name))
-        chosen = [file for file in found if split_by in (None, _REFS_NAME.fullmatch(file.name)[1])]
+        chosen = [file for file in found if split_by in (None, cast(re.Match, _REFS_NAME.fullmatch(file.name))[1])]
         if len(chosen) != 1:
             held = some([file.name for file in found]) if found else "no refs(*).p"
             raise UserError(f"{path}: holds {held}; give one file, or choose by --split_by")
@@ -160,7 +160,7 @@ def _sentences(ref: Any, instances: _Instances, where: str) -> Iterator[tuple[st
             f'{where}: field "ann_id": {ann_id} is a box of another image than {image_id}; correct the file'
         )
     common = {"ref_id": take_id(ref, "ref_id", where), "ann_id": ann_id}
-    category = instances.categories.get(whole_number(annotation.get("category_id")))
+    category = instances.categories.get(cast(int, whole_number(annotation.get("category_id"))))
     if category is not None:
         common["category"] = category
     image = _image(image, image_where, ref.get("file_name"))

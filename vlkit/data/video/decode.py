@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -94,7 +94,7 @@ def decode_by_decord(path: str | Path, table: FrameTable, indices: np.ndarray, s
     try:
         # By default decord replaces undecodable frames with copies of a neighbour; a tolerance above 0 that every count
         # exceeds makes that an error.
-        reader = decord.VideoReader(ffmpeg_path(path), num_threads=1, fault_tol=1e-9)
+        reader = decord.VideoReader(ffmpeg_path(path), num_threads=1, fault_tol=cast(int, 1e-9))
         return _by_reader(reader, table, indices, size)
     except (MemoryError, Refused):
         raise

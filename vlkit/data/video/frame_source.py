@@ -44,7 +44,8 @@ class FrameSource:
     ) -> None:
         if frames < 1:
             raise UserError(f"{frames} frames: give 1 or more")
-        self.dataset, self.frames, self.size, self.sampling = dataset, frames, size, sampling
+        self.sampling: Sampling = sampling
+        self.dataset, self.frames, self.size = dataset, frames, size
         self.records = dataset.records(split)
         self.layout = _fitting(dataset, frames, size) if sampling == "uniform" else None
         self._made = self.layout.made() if self.layout else frozenset()

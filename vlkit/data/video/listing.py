@@ -93,7 +93,7 @@ def _step(packets: Packets, container: InputContainer, stream: VideoStream) -> f
     """Seconds from one frame to the next, from the first source that states it; 0 = none does."""
     rate = stream.average_rate or stream.guessed_rate
     stated = (
-        packets.step * float(stream.time_base),
+        packets.step * float(stream.time_base or 0),
         1 / float(rate) if rate else 0.0,
         (container.duration or 0) / av.time_base / len(packets),
     )

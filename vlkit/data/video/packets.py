@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from av.container import InputContainer
@@ -76,8 +77,11 @@ class Packets:
         if self.first is None:
             return self
         kept = [index for index, stamp in enumerate(self.shown) if stamp is not None and stamp >= self.first]
-        lists = ([values[index] for index in kept] for values in (self.shown, self.decoded, self.key, self.lengths))
-        return Packets(*lists, self.stop, self.first, self.orientation) if kept else self
+        if not kept:
+            return self
+        columns: Any = (self.shown, self.decoded, self.key, self.lengths)
+        shown, decoded, key, lengths = ([values[index] for index in kept] for values in columns)
+        return Packets(shown, decoded, key, lengths, self.stop, self.first, self.orientation)
 
 
 def read_packets(path: str | Path, container: InputContainer, stream: VideoStream) -> Packets:

@@ -31,7 +31,8 @@ def time_axis(
     if None in stamps or (len(stamps) > 1 and len(set(stamps)) == 1):
         step = _constant_step(stamps, unit, _stated(step))
         return np.arange(len(stamps)) * step, len(stamps) * step
-    seconds = (np.array(stamps, np.int64) - stamps[0]) * unit
+    ticks = np.array(stamps, np.int64)
+    seconds = (ticks - ticks[0]) * unit
     seconds = np.maximum.accumulate(_joined(seconds))
     begins = np.flatnonzero(np.diff(seconds, prepend=-1.0) > 0)
     counts = np.diff(begins, append=len(seconds))
@@ -71,4 +72,5 @@ def _joined(seconds: np.ndarray) -> np.ndarray:
 
 def ascends(stamps: Sequence[int | None]) -> bool:
     """Whether no stamp is missing and none is below the one before."""
-    return None not in stamps and all(a <= b for a, b in itertools.pairwise(stamps))
+    there = [stamp for stamp in stamps if stamp is not None]
+    return len(there) == len(stamps) and all(a <= b for a, b in itertools.pairwise(there))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, cast
 
 import torch
 from open_clip.transformer import ResidualAttentionBlock
@@ -89,7 +90,7 @@ def anatomy_of(block: nn.Module) -> Anatomy:
     if isinstance(block, ResidualAttentionBlock):
         return _open_clip(block)
     if _is_plain_timm(block):
-        return _timm(block)
+        return _timm(cast(TimmBlock, block))
     family = family_of_block(block)
     if family is None or family.parts is None:
         raise Opaque(f"block {type(block).__name__}: its attention is not plain softmax attention")
@@ -108,14 +109,15 @@ def _three(weight: Tensor, bias: Tensor | None) -> tuple[Dense, Dense, Dense]:
 
 
 def _open_clip(block: ResidualAttentionBlock) -> Anatomy:
-    attention = block.attn
+    attention: Any = block.attn
+    mlp: Any = block.mlp
     parts = _three(attention.in_proj_weight, attention.in_proj_bias)
     return Anatomy(
         True,
         Attention(*parts, _dense(attention.out_proj), attention.num_heads, attention.head_dim**-0.5, block.ln_1),
         None,
-        (_dense(block.mlp.c_fc),),
-        _dense(block.mlp.c_proj),
+        (_dense(mlp.c_fc),),
+        _dense(mlp.c_proj),
         block.ln_2,
         block.mlp,
         (block.ls_1, block.ls_2),
@@ -131,14 +133,15 @@ def _is_plain_timm(block: nn.Module) -> bool:
 
 
 def _timm(block: TimmBlock) -> Anatomy:
-    attention = block.attn
+    attention: Any = block.attn
+    mlp: Any = block.mlp
     parts = _three(attention.qkv.weight, attention.qkv.bias)
     return Anatomy(
         True,
         Attention(*parts, _dense(attention.proj), attention.num_heads, attention.scale, block.norm1),
         None,
-        (_dense(block.mlp.fc1),),
-        _dense(block.mlp.fc2),
+        (_dense(mlp.fc1),),
+        _dense(mlp.fc2),
         block.norm2,
         block.mlp,
         (block.ls1, block.ls2),
@@ -146,14 +149,14 @@ def _timm(block: TimmBlock) -> Anatomy:
 
 
 def _hf(block: nn.Module, parts: BlockParts) -> Anatomy:
-    def modules(paths: tuple[str, ...]) -> list[nn.Module]:
+    def modules(paths: tuple[str, ...]) -> list[Any]:
         return [part for path in paths if (part := part_at(block, path)) is not None]
 
-    has_cross = parts.cross is not None and part_at(block, parts.cross.query) is not None
+    cross = parts.cross if parts.cross is not None and part_at(block, parts.cross.query) is not None else None
     return Anatomy(
         parts.norm_first,
         _hf_attention(block, parts.attention),
-        _hf_attention(block, parts.cross) if has_cross else None,
+        None if cross is None else _hf_attention(block, cross),
         tuple(_dense(layer) for layer in modules(parts.expand)),
         _dense(part_at(block, parts.shrink)),
         part_at(block, parts.mlp_norm),

@@ -63,7 +63,8 @@ class NarrowBlocks(nn.ModuleDict):
         parts = anatomy_of(next(iter(self.values())))
         if not parts.norm_first:
             return nn.Identity()
-        norm, width = parts.mlp_norm, len(parts.mlp_norm.weight)
+        norm: Any = parts.mlp_norm
+        width = len(norm.weight)
         if getattr(norm, "bias", None) is None:  # T5
             return nn.RMSNorm(width, eps=norm.variance_epsilon)
         return nn.LayerNorm(width, eps=norm.eps)
@@ -100,7 +101,7 @@ def _hf_block(block: nn.Module, config: Any, first: bool) -> nn.Module:
     return type(block)(config, **{name: value for name, value in known.items() if name in asked})
 
 
-def _plain_block(block: nn.Module, reduction: int) -> ResidualAttentionBlock:
+def _plain_block(block: Any, reduction: int) -> ResidualAttentionBlock:
     attention = block.attn
     heads = attention.num_heads
     norm = next(m for m in block.modules() if isinstance(m, nn.LayerNorm) or "Norm" in type(m).__name__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from open_clip.hf_model import HFTextEncoder
@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vlkit.encoders.blocks.capture import inputs_of, watch
 from vlkit.encoders.blocks.narrow import NarrowBlocks
-from vlkit.encoders.families import family_of_encoder
+from vlkit.encoders.families import family_of_encoder, known_family
 from vlkit.encoders.staged import Stream
 from vlkit.encoders.towers.text import TextEncoder
 
@@ -23,12 +23,12 @@ def trunk_of(model: nn.Module) -> nn.Module | None:
 
 def blocks_of(trunk: nn.Module) -> nn.ModuleList:
     """The list of blocks of a transformers encoder."""
-    return trunk.get_submodule(family_of_encoder(trunk).blocks)
+    return cast(nn.ModuleList, trunk.get_submodule(known_family(trunk).blocks))
 
 
 def final_norm(trunk: nn.Module, hidden: Tensor) -> Tensor:
     """Apply the norm after the last block of a transformers encoder, if it has one; [B, L, D] in and out."""
-    path = family_of_encoder(trunk).norm
+    path = known_family(trunk).norm
     return hidden if path is None else trunk.get_submodule(path)(hidden)
 
 
@@ -69,7 +69,9 @@ class HfText(TextEncoder):
     causal = False
     trimmable = True
 
-    def __init__(self, model: nn.Module, trunk: nn.Module, out_dim: int, summary: int | None) -> None:
+    pad_id: int
+
+    def __init__(self, model: nn.Module, trunk: Any, out_dim: int, summary: int | None) -> None:
         super().__init__()
         self.model = model
         blocks = blocks_of(trunk)
@@ -85,7 +87,7 @@ class HfText(TextEncoder):
         self._summary = summary
 
     @property
-    def trunk(self) -> nn.Module:
+    def trunk(self) -> Any:
         """The transformers encoder that holds the blocks."""
         return self.model
 
@@ -130,13 +132,14 @@ class HfEncoder(HfText):
     """
 
     def __init__(self, model: nn.Module, pool: Literal["first", "mean"] | None = None) -> None:
-        trunk = trunk_of(model)
-        self._pool = pool or family_of_encoder(trunk).pool
+        trunk: Any = trunk_of(model)
+        self._pool = pool or known_family(trunk).pool
         super().__init__(trunk, trunk, trunk.config.hidden_size, summary=0 if self._pool == "first" else None)
 
     def pool(self, stream: Stream) -> Tensor:
         """[B, D]: ``pooler_output``, the state of the first token, or the mean of the real tokens."""
         if self._pool == "mean":
+            assert stream.mask is not None  # embed makes one
             weight = stream.mask.unsqueeze(-1).to(stream.hidden.dtype)
             return (self.tokens(stream) * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
         pooler = getattr(self.trunk, "pooler", None)
@@ -151,10 +154,10 @@ class ClipHfText(HfText):
         out_dim = probe[-1].shape[0] if probe else model.output_dim
         pools_first = hasattr(model.pooler, "cls_token_position")
         super().__init__(model, model.transformer, out_dim, summary=0 if pools_first else None)
-        self.pad_id = model.config.pad_token_id
+        self.pad_id = cast(Any, model.config).pad_token_id
 
     @property
-    def trunk(self) -> nn.Module:
+    def trunk(self) -> Any:
         """The transformers encoder inside open_clip's wrapper."""
         return self.model.transformer
 
@@ -163,4 +166,5 @@ class ClipHfText(HfText):
         hidden = self.tokens(stream)
         pooler = getattr(self.trunk, "pooler", None)
         output = BaseModelOutputWithPooling(hidden, None if pooler is None else pooler(hidden))
+        assert stream.mask is not None  # embed makes one
         return self.model.proj(self.model.pooler(output, stream.mask.long()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import Any
 
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
@@ -22,9 +23,10 @@ class ClipResNet(StagedEncoder):
     def __init__(self, model: ModifiedResNet) -> None:
         super().__init__()
         self.model = model
-        bottlenecks = [block for stage in self._stages() for block in stage]
+        bottlenecks: list[Any] = [block for stage in self._stages() for block in stage]
         self.depth = len(bottlenecks)
-        self.widths = (model.conv3.out_channels, *(block.conv3.out_channels for block in bottlenecks))
+        stem: Any = model.conv3
+        self.widths = (stem.out_channels, *(block.conv3.out_channels for block in bottlenecks))
         self.stages = stage_taps([len(stage) for stage in self._stages()])
         self.token_dim = self.widths[-1]
         self.out_dim = model.attnpool.c_proj.out_features

@@ -38,7 +38,7 @@ class T5Decoder(HfText):
 
     causal = True
 
-    def __init__(self, stack: nn.Module, lm_head: nn.Module) -> None:
+    def __init__(self, stack: Any, lm_head: nn.Module) -> None:
         super().__init__(stack, stack, stack.config.d_model, summary=None)
         self.lm_head = lm_head
         # T5 1.0 scales its states before the output layer, which shares the embeddings; T5 1.1, Flan and mT5 do not.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from open_clip.timm_model import TimmModel
@@ -102,7 +103,7 @@ def stage_timm(model: TimmModel | BareTimm) -> StagedEncoder:
     return TimmStages(model, layout)
 
 
-def _check_pooling(model: TimmModel) -> None:
+def _check_pooling(model: TimmModel | BareTimm) -> None:
     """Raise :class:`UserError` if neither the trunk nor open_clip's head pools an image to one vector."""
     trunk = model.trunk
     pooling = getattr(trunk, "global_pool", None) or getattr(getattr(trunk, "head", None), "global_pool", "")
@@ -121,10 +122,10 @@ class TimmTransformer(StagedEncoder):
         model: open_clip's wrapper; its trunk is one of :data:`TRANSFORMERS`.
     """
 
-    def __init__(self, model: TimmModel) -> None:
+    def __init__(self, model: TimmModel | BareTimm) -> None:
         super().__init__()
         self.model = model
-        trunk = model.trunk
+        trunk: Any = model.trunk
         watch(trunk.blocks[0])
         self.depth = len(trunk.blocks)
         self.widths = (trunk.embed_dim,) * (self.depth + 1)
@@ -186,7 +187,7 @@ class TimmStages(StagedEncoder):
 
     spatial = True
 
-    def __init__(self, model: TimmModel, layout: Layout) -> None:
+    def __init__(self, model: TimmModel | BareTimm, layout: Layout) -> None:
         super().__init__()
         self.model = model
         self._layout = layout
@@ -194,14 +195,14 @@ class TimmStages(StagedEncoder):
         self.depth = sum(lengths)
         self.widths = self._widths(lengths)
         self.stages = stage_taps(lengths)
-        self.token_dim = model.trunk.num_features
+        self.token_dim = self.model.trunk.num_features
         self.out_dim = output_width(model)
 
     def _stages(self) -> list[nn.Module]:
         modules = [self.model.trunk.get_submodule(name) for name in self._layout.stages]
         return list(modules[0]) if len(modules) == 1 else modules
 
-    def _blocks(self, stage: nn.Module) -> Sequence[nn.Module]:
+    def _blocks(self, stage: Any) -> Sequence[nn.Module]:
         """The blocks of a stage: the whole stage, its list ``blocks``, or the stage itself if it is a list."""
         return [stage] if self._layout.whole else getattr(stage, "blocks", stage)
 
@@ -267,11 +268,12 @@ def _last_width(module: nn.Module) -> int:
 
 def output_width(model: TimmModel | BareTimm) -> int:
     """Width of the embedding that a wrapper of a timm trunk returns."""
-    children = dict(model.head.named_children())
+    children: dict[str, Any] = dict(model.head.named_children())
     if "proj" in children:
         return children["proj"].out_features
     if "mlp" in children:
         return children["mlp"].fc2.out_features
     if "pool" in children:
         return children["pool"].proj.out_features
-    return model.trunk.num_classes or model.trunk.head_hidden_size
+    trunk: Any = model.trunk
+    return trunk.num_classes or trunk.head_hidden_size

@@ -10,14 +10,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2 import functional as VF
+from torchvision.transforms.v2 import functional
 
 from vlkit.data.boxes import in_file_pixels, stated_size
 from vlkit.data.images import identify_file, read_image, record_image_size
@@ -25,6 +25,8 @@ from vlkit.data.manifest import Dataset
 from vlkit.encoders.bases import Preprocess
 from vlkit.tap_cache.rows import TapBatch
 from vlkit.tasks.grounding.mirror import mirrored
+
+VF: Any = functional  # its annotations name tensors alone, but images come in and go out
 
 Shape = Literal["squash", "letterbox"]
 Augment = Literal["none", "color", "crop"]
@@ -97,7 +99,8 @@ class BoxTransform:
     """
 
     def __init__(self, preprocess: Preprocess, shape: Shape = "squash", augment: Augment = "none") -> None:
-        self.fit = Fit(tuple(preprocess.size), shape, preprocess.fill_color)
+        height, width = preprocess.size
+        self.fit = Fit((height, width), shape, preprocess.fill_color)
         self.mode = InterpolationMode(preprocess.interpolation)
         self.augment = augment
         self.color = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)
@@ -125,9 +128,8 @@ class BoxTransform:
 
 def with_boxes(size: tuple[int, int], boxes: Tensor) -> tv_tensors.BoundingBoxes:
     """Boxes in an image of ``size`` (width, height), as torchvision's transforms take them."""
-    return tv_tensors.BoundingBoxes(
-        torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4), format="XYXY", canvas_size=size[::-1]
-    )
+    corners = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return cast(Any, tv_tensors.BoundingBoxes)(corners, format="XYXY", canvas_size=size[::-1])
 
 
 def crop_around(image: Image.Image, boxes: Tensor) -> Boxed:
@@ -149,8 +151,8 @@ def crop_around(image: Image.Image, boxes: Tensor) -> Boxed:
 
 def flip(image: Image.Image, boxes: Tensor, texts: Sequence[str]) -> tuple[Image.Image, Tensor, list[str]] | None:
     """Image, boxes and texts, mirrored; None if one of the texts cannot be mirrored."""
-    swapped = [mirrored(text) for text in texts]
-    if any(text is None for text in swapped):
+    swapped = [other for text in texts if (other := mirrored(text)) is not None]
+    if len(swapped) < len(texts):
         return None
     return VF.horizontal_flip(image), VF.horizontal_flip(with_boxes(image.size, boxes)), swapped
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -185,7 +185,7 @@ def find_split(locator: Locator, dataset: Dataset, split: str) -> tuple[list[dic
         for row, answer in zip(rows, own, strict=True):
             found[row, :, :4], found[row, :, 4] = torch.from_numpy(answer.boxes), torch.from_numpy(answer.scores)
     if locator.fabric.world_size > 1:
-        found = locator.fabric.all_reduce(locator.fabric.to_device(found), reduce_op="sum").cpu()
+        found = cast(Tensor, locator.fabric.all_reduce(locator.fabric.to_device(found), reduce_op="sum")).cpu()
     return records, [Found(one[:, :4].numpy(), one[:, 4].numpy()) for one in found]
 
 

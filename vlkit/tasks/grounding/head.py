@@ -20,7 +20,7 @@ Any tower that outputs cells works, with any grid.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -136,8 +136,9 @@ class BoxHead(nn.Module):
         self.refine = _two_layers(2 * width + 4, width, 4)
         self.score = nn.Linear(width, 1)
         # The refinement starts at zero.
-        nn.init.zeros_(self.refine[-1].weight)
-        nn.init.zeros_(self.refine[-1].bias)
+        last = cast(nn.Linear, self.refine[-1])
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, states: list[Tensor], image: Cells, text: Encoded, owner: Tensor) -> list[BoxPrediction]:
         """Boxes after each fusion layer.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ class Denoising:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
-        self.sentinels = tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(SENTINELS)])
+        self.sentinels: Any = tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(SENTINELS)])
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Ids [B, L], their mask [B, L], and targets [B, M] with -100 as padding."""
@@ -30,7 +32,9 @@ class Denoising:
     def _corrupt(self, ids: list[int], rng: np.random.Generator) -> tuple[list[int], list[int]]:
         spans = max(1, round(len(ids) * 0.15 / 3))
         starts = np.sort(rng.choice(len(ids), spans, replace=False))
-        source, target, position = [], [], 0
+        source: list[int] = []
+        target: list[int] = []
+        position = 0
         for sentinel, start in zip(self.sentinels, starts, strict=False):
             if start < position:
                 continue
@@ -38,5 +42,5 @@ class Denoising:
             source += [*ids[position:start], sentinel]
             target += [sentinel, *ids[start:stop]]
             position = stop
-        end = self.tokenizer.eos_token_id
+        end = cast(int, self.tokenizer.eos_token_id)
         return [*source, *ids[position:], end], [*target, end]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, cast
 
 import open_clip
 import torch
@@ -48,7 +48,7 @@ class Objective:
 
     def images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Images [B, 3, 96, 96] (0 to 1) -> unit embeddings [B, D] and patch tokens [B, 64, W], both float32."""
-        visual = self.model.visual
+        visual: Any = self.model.visual
         with torch.autocast(self.device.type, torch.bfloat16):
             visual.output_tokens = True
             try:
@@ -94,7 +94,7 @@ class Objective:
         numbers = phrase_numbers(codes.clamp(min=0), level)
         words = self.texts(self.tables[level][numbers])
         with torch.autocast(self.device.type, torch.bfloat16):
-            found = F.normalize((pooled @ self.model.visual.proj).float(), dim=-1, eps=1e-6)
+            found = F.normalize((pooled @ cast(Tensor, self.model.visual.proj)).float(), dim=-1, eps=1e-6)
         logits = (REGION_SCALE * found @ words.T).masked_fill(~shown, -1e4)
         right = logits.masked_fill(numbers.unsqueeze(1) != numbers, -1e4)
         losses = logits.logsumexp(1) - right.logsumexp(1)

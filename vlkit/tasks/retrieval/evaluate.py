@@ -49,7 +49,7 @@ class Embedder:
 
     def images(self, sources: Sequence[Any], open_one: Callable[[Any], Image.Image], label: str = "images") -> Tensor:
         """``open_one`` turns each source into an RGB image -> [n, E] float32 on the CPU, unit norm."""
-        pixels = image_batches(sources, lambda source: self.transform(open_one(source)), self.batch_size)
+        pixels = image_batches(list(sources), lambda source: self.transform(open_one(source)), self.batch_size)
         return self._run(self.model.embed_images, pixels, len(sources), label)
 
     def texts(self, texts: Sequence[str], label: str = "texts") -> Tensor:

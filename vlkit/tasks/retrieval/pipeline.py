@@ -6,7 +6,7 @@ import hashlib
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from lightning_fabric import Fabric
@@ -49,8 +49,12 @@ class RetrievalPipeline:
         self.embedder, self.name, self.identity, self.metrics = embedder, name, identity, metrics
         self._lock = threading.Lock()  # for batching of further media in subclasses
         # Opened here and not in the batch, so that a bad file fails only its own call.
-        self._images = Batching(lambda images: embedder.images(images, lambda image: image).numpy(), BATCH)
-        self._texts = Batching(lambda texts: embedder.texts(texts).numpy(), BATCH)
+        self._images: Batching[Any, Any] = Batching(
+            lambda images: cast(Any, embedder.images(images, lambda image: image).numpy()), BATCH
+        )
+        self._texts: Batching[Any, Any] = Batching(
+            lambda texts: cast(Any, embedder.texts(cast(Any, texts)).numpy()), BATCH
+        )
 
     @property
     def dim(self) -> int:

@@ -38,7 +38,8 @@ class ClipReader:
     def __init__(self, preprocess: Preprocess, count: int = 12, sampling: Sampling = "uniform") -> None:
         if count < 1:
             raise UserError(f"--frames {count}: must be at least 1")
-        self.count, self.sampling, self.size = count, sampling, max(preprocess.size)
+        self.sampling: Sampling = sampling
+        self.count, self.size = count, max(preprocess.size)
         self.transform = frame_transform(preprocess)
 
     def __call__(self, clip: Clip) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from lightning_fabric import Fabric
@@ -17,6 +17,7 @@ from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.distributed import gather_shares, my_share
 from vlkit.metrics.video import text_video_metrics
 from vlkit.tasks.retrieval import evaluate as retrieval
+from vlkit.tasks.two_tower import TwoTower
 from vlkit.tasks.video_retrieval.data import ClipReader, RecordFrames, clip_batches
 from vlkit.tasks.video_retrieval.model import VideoText
 
@@ -42,7 +43,7 @@ class VideoEmbedder(retrieval.Embedder):
     def __init__(
         self, model: VideoText, base: ClipBase, fabric: Fabric, reader: ClipReader, chunk: int = FRAMES_AT_ONCE
     ) -> None:
-        super().__init__(model, base, fabric)
+        super().__init__(cast(TwoTower, model), base, fabric)
         self.reader, self.chunk = reader, chunk
         self.transform = reader.transform
 

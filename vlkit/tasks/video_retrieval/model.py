@@ -64,6 +64,9 @@ class VideoText(nn.Module):
         preprocess: mean and standard deviation of the pixels.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, towers: TwoTower, options: VideoHeadOptions, preprocess: Preprocess) -> None:
         super().__init__()
         self.towers = towers

@@ -6,7 +6,8 @@ sequence of frames, add the result to the frames (residual) and then average as 
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -118,7 +119,7 @@ class TransformerFrames(nn.Module):
                 nn.init.zeros_(parameter)
         if init == "identity":
             nn.init.zeros_(self.positions.weight)
-            for block in self.blocks:
+            for block in cast("Iterable[Any]", self.blocks):
                 nn.init.zeros_(block.self_attn.out_proj.weight)
                 nn.init.zeros_(block.linear2.weight)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -17,7 +17,7 @@ from vlkit.data.images import image_batches, read_image
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
 from vlkit.data.transforms import image_transform
-from vlkit.encoders.bases import ClipBase
+from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.text_side import TextSide
 from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.distributed import gather_objects, my_share
@@ -25,7 +25,7 @@ from vlkit.metrics.gqa import binary_and_open
 from vlkit.metrics.vqa import Form, answer_scores, vqa_metrics
 from vlkit.metrics.vqa_text import answer_form
 from vlkit.tasks.vqa.data import answered, by_image, form_of, main_answer
-from vlkit.tasks.vqa.heads import AnswerGenerator, beam_search
+from vlkit.tasks.vqa.heads import AnswerGenerator, ClassifyOptions, GenerateOptions, beam_search
 from vlkit.tasks.vqa.model import HeadOptions, Model
 
 Answers = list[tuple[str, float]]
@@ -105,25 +105,26 @@ class Answerer:
 
     def _choose(self, batch: list[Tensor], k: int) -> list[Answers]:
         logits = self.model(*batch)
-        probabilities = logits.softmax(1) if self.head.loss == "softmax" else logits.sigmoid()
+        probabilities = logits.softmax(1) if cast(ClassifyOptions, self.head).loss == "softmax" else logits.sigmoid()
         scores, labels = probabilities.topk(min(k, len(self.vocabulary)), dim=1)
         rows = zip(labels.tolist(), scores.tolist(), strict=True)
         return [[(self.vocabulary[i], score) for i, score in zip(*row, strict=True)] for row in rows]
 
     def _write(self, batch: list[Tensor], k: int) -> list[Answers]:
-        text = self.text
+        text, head = self.text, cast(GenerateOptions, self.head)
+        base, model = cast(TextBase, text.base), cast(AnswerGenerator, self.model)
         ids, scores = beam_search(
-            self.model,
-            self.model.memory(*batch),
-            text.base.start_id,
-            text.base.tokenizer.eos_token_id,
+            model,
+            model.memory(*batch),
+            cast(int, base.start_id),
+            base.tokenizer.eos_token_id,
             text.pad_id,
-            max(k, self.head.beams),
-            self.head.max_tokens,
+            max(k, head.beams),
+            head.max_tokens,
         )
         found = []
         for rows, logs in zip(ids.tolist(), scores.exp().tolist(), strict=True):
-            texts = [text.strip() for text in self.text.base.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+            texts = [text.strip() for text in base.tokenizer.batch_decode(rows, skip_special_tokens=True)]
             merged: Counter[str] = Counter()  # different tokens can spell the same text
             for answer, probability in zip(texts, logs, strict=True):
                 merged[answer] += probability
@@ -166,7 +167,7 @@ def score(records: Sequence[Record], predictions: dict[Any, str], form: Form = a
         predictions: an answer for each of them.
         form: see :func:`vlkit.tasks.vqa.data.form_of`.
     """
-    types = {record["question_id"]: record.get("answer_type") for record in records}
+    types: dict[Any, Any] = {record["question_id"]: record.get("answer_type") for record in records}
     references = {record["question_id"]: record["answers"] for record in records}
     known = None if None in types.values() else types
     metrics = vqa_metrics(predictions, references, known, form)

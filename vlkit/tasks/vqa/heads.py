@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -71,9 +71,7 @@ class AnswerClassifier(nn.Module):
         dropout: dropout rate before the last layer.
     """
 
-    def __init__(
-        self, image: nn.Module | None, text: nn.Module, fusion: Fusion, answers: int, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, image: Any | None, text: Any, fusion: Fusion, answers: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.image, self.text, self.fusion = image, text, fusion
         width = fusion.width
@@ -88,7 +86,7 @@ class AnswerClassifier(nn.Module):
         )
         # Each answer starts at the odds of one among all; otherwise thousands of easy negatives would dominate the
         # loss.
-        nn.init.constant_(self.classifier[-1].bias, -math.log(max(1, answers)))
+        nn.init.constant_(cast(nn.Linear, self.classifier[-1]).bias, -math.log(max(1, answers)))
 
     def forward(self, pixels: Tensor, ids: Tensor, owner: Tensor) -> Tensor:
         """Logits [B, A] float32 of images [P, 3, H, W], questions [B, L] int64 and the image of each question [B]
@@ -98,7 +96,7 @@ class AnswerClassifier(nn.Module):
         text = self.text(ids)
         whole = self.whole_text(text.pooled)
         found = [self.fusion(image, text, owner)[-1][:, 0], whole]
-        if image is not None:
+        if image is not None and self.whole_image is not None:
             found.append(whole * self.whole_image(image.pooled)[owner])
         return self.classifier(torch.cat(found, dim=-1)).float()
 
@@ -129,7 +127,9 @@ class AnswerGenerator(nn.Module):
         fusion: fusion whose queries become memory.
     """
 
-    def __init__(self, image: nn.Module | None, encoder: nn.Module, decoder: nn.Module, fusion: Fusion) -> None:
+    decoder: Any  # SherlT5Decoder, or an adapted decoder
+
+    def __init__(self, image: nn.Module | None, encoder: nn.Module, decoder: Any, fusion: Fusion) -> None:
         super().__init__()
         self.image, self.text, self.decoder, self.fusion = image, encoder, decoder, fusion
         width = decoder.base.token_dim
@@ -180,7 +180,8 @@ def beam_search(
     """
     count, device = len(memory.side), memory.side.device
     rows = torch.arange(count, device=device).repeat_interleave(beams)
-    wide = Memory(*(None if part is None else part[rows] for part in vars(memory).values()))
+    parts: Any = (None if part is None else part[rows] for part in vars(memory).values())
+    wide = Memory(*parts)
     ids = torch.full((count * beams, 1), start_id, device=device)
     score = torch.full((count, beams), -math.inf, device=device)
     score[:, 0] = 0.0  # all beams start equal: only one counts
