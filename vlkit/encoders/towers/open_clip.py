@@ -6,6 +6,8 @@ half of a plain ``CLIP`` (:func:`text_half`). Both run their blocks through :fun
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from open_clip.model import CLIP
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, TextTransformer, VisionTransformer
@@ -177,25 +179,26 @@ def text_half(model: CLIP) -> TextTransformer:
     A plain ``CLIP`` holds its text modules directly, beside the vision tower. This function collects them in the
     module that open_clip uses for text, so that the text tower does not need the vision tower.
     """
+    whole: Any = model  # its parts are attributes of a module: to a type checker they may be anything
     with torch.device("meta"):
-        text = TextTransformer(
-            context_length=model.context_length,
-            vocab_size=model.vocab_size,
-            width=model.transformer.width,
+        text: Any = TextTransformer(
+            context_length=whole.context_length,
+            vocab_size=whole.vocab_size,
+            width=whole.transformer.width,
             heads=1,
             layers=1,
-            pool_type=model.text_pool_type,
-            eos_id=model.text_eos_id,
-            no_causal_mask=model.attn_mask is None,
+            pool_type=whole.text_pool_type,
+            eos_id=whole.text_eos_id,
+            no_causal_mask=whole.attn_mask is None,
         )
-    text.token_embedding = model.token_embedding
-    text.positional_embedding = model.positional_embedding
-    text.transformer = model.transformer
-    text.ln_final = model.ln_final
+    text.token_embedding = whole.token_embedding
+    text.positional_embedding = whole.positional_embedding
+    text.transformer = whole.transformer
+    text.ln_final = whole.ln_final
     text.text_projection = None
-    text.text_projection = model.text_projection
-    if model.attn_mask is not None:
-        text.attn_mask = model.attn_mask
+    text.text_projection = whole.text_projection
+    if whole.attn_mask is not None:
+        text.attn_mask = whole.attn_mask
     text.output_dim = _projected_width(text)
     return text
 
@@ -229,8 +232,10 @@ def run_resblock(block: nn.Module, hidden: Tensor, batch_first: bool, attn_mask:
             mask; None = no mask.
     """
     causal = attn_mask is not None and attn_mask.ndim == 2
-    if is_plain(block) and (attn_mask is None or causal) and _is_frozen(block):
-        return _run_frozen(block, hidden, causal)
+    if is_plain(block) and (attn_mask is None or causal):
+        plain = cast(ResidualAttentionBlock, block)
+        if _is_frozen(plain):
+            return _run_frozen(plain, hidden, causal)
     if batch_first:
         return block(hidden, attn_mask=attn_mask)
     return block(hidden.transpose(0, 1), attn_mask=attn_mask).transpose(0, 1)
