@@ -98,7 +98,7 @@ def test_run_is_the_one_without_a_cache(script, variant, datasets, tmp_path):
     assert len(expected) == 3 * AN_EPOCH[script]
     cache = ("--cache", tmp_path / "store", "--cache_dtype", "fp32")
     first, same = trained(script, datasets, tmp_path / "first", *words, *cache)
-    assert first == pytest.approx(expected, rel=1e-5, abs=1e-5) and same == pytest.approx(metrics, abs=1e-3)
+    assert first == pytest.approx(expected, rel=5e-5, abs=5e-5) and same == pytest.approx(metrics, abs=1e-3)
     made = contents(tmp_path / "store")
     assert trained(script, datasets, tmp_path / "second", *words, *cache)[0] == first
     assert contents(tmp_path / "store") == made

@@ -238,7 +238,10 @@ def _lines(folder: Path) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "adapter",
-    [("--adapter.dropout", 0), ("--adapter.kind", "lst", "--adapter.start", "fisher", "--adapter.fisher_examples", 3)],
+    [
+        ("--adapter.handoff", "tokens", "--adapter.dropout", 0),
+        ("--adapter.kind", "lst", "--adapter.start", "fisher", "--adapter.fisher_examples", 3),
+    ],
     ids=["sherl", "lst"],
 )
 def test_two_processes_train_as_one(adapter: tuple, dataset: Path, tmp_path: Path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any, cast
 
 import torch
@@ -35,6 +37,24 @@ class AveragingStrategy(DDPStrategy):
     def setup_module(self, module: nn.Module) -> nn.Module:
         """Leave the module as it is."""
         return module
+
+
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Within it, losses see this process's batch alone: for work that every process repeats on the same examples."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+def gathers(fabric: Fabric | None) -> bool:
+    """Whether a loss has to gather from other processes: there are several, and it is not inside :func:`alone`."""
+    return fabric is not None and fabric.world_size > 1 and not _alone.get()
 
 
 def make_fabric(device: str = "auto", precision: str = "auto", seed: int = 0) -> Fabric:

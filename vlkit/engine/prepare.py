@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vlkit.adapters.facts import MethodOptions
 from vlkit.encoders.staged import in_weights_format
 from vlkit.engine.checkpoint import STATE_FILE
+from vlkit.engine.distributed import alone
 from vlkit.engine.loader import EpochLoader, Examples, workers_for
 from vlkit.engine.progress import ProgressBar, peak_memory_bytes
 from vlkit.engine.run import Forward, LossOf, Run
@@ -63,11 +64,15 @@ def prepare(
     count = min(wanted, len(loader) * loader.batch_size)
     forward = _in_format_of_weights(run, model)
 
+    def loss_alone(forward: Forward, batch: Any, epoch: float) -> Tensor | Mapping[str, Tensor]:
+        with alone():  # every process shows the same examples: gathered, each would be its own negative
+            return loss_of(forward, batch, epoch)
+
     def losses() -> Iterator[Tensor]:
         began = time.monotonic()
         with ProgressBar(count, shown=run.fabric.is_global_zero, label="prepare") as bar:
             batches = loader.batches(0, -(-count // loader.batch_size))
-            every = (loss for batch in batches for loss in apart(loss_of, forward, run.fabric.to_device(batch)))
+            every = (loss for batch in batches for loss in apart(loss_alone, forward, run.fabric.to_device(batch)))
             for done, loss in enumerate(islice(every, count), 1):
                 yield loss
                 speed, memory = done / (time.monotonic() - began), peak_memory_bytes(run.fabric.device)

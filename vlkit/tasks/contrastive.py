@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlkit.data.video.frame_batch import Frames
+from vlkit.engine.distributed import gathers
 from vlkit.errors import UserError
 
 
@@ -60,7 +61,7 @@ def gather_pairs(images: Tensor, texts: Tensor, groups: Tensor, fabric: Any = No
         groups: [B] int64.
         fabric: a ``lightning_fabric.Fabric``; None or one process: nothing is gathered. Every process needs the same B.
     """
-    if fabric is None or fabric.world_size == 1:
+    if not gathers(fabric):
         return Pairs(images, texts, groups, images, texts, groups, 0)
     everywhere = fabric.all_gather({"images": images, "texts": texts}, sync_grads=True)
     flat = {name: tensor.flatten(0, 1) for name, tensor in everywhere.items()}
