@@ -86,12 +86,13 @@ def test_plain_drawings_are_a_world_of_their_own(cache: Path) -> None:
 
 
 def test_making_it_shows_progress_on_stderr_and_nothing_on_stdout(
-    cache: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    cache: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # bars are shown on terminals alone, and this makes stderr one
     with caplog.at_level(logging.INFO, logger="vlkit"):
         demo_dataset("vqa", "small")
     shown = capsys.readouterr()
-    assert "draw pictures" in shown.err and "ask about train" in shown.err and shown.out == ""
+    assert "draw images" in shown.err and "ask about train" in shown.err and shown.out == ""
     assert "making the drawn demo dataset for vqa" in caplog.text
 
 
