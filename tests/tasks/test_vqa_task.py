@@ -249,7 +249,11 @@ def test_vocabulary_is_counted_or_read(dataset: Path, tmp_path: Path):
     path = tmp_path / "answers.json"
     path.write_text('{"no": 1, "yes": 0}')
     assert read_vocabulary(path) == ["yes", "no"]
-    for content, message in (("[]", "neither a list"), ('["a", "a"]', "occurs twice"), ('{"a": 1}', "labels are not 0")):
+    for content, message in (
+        ("[]", "neither a list"),
+        ('["a", "a"]', "occurs twice"),
+        ('{"a": 1}', "labels are not 0"),
+    ):
         path.write_text(content)
         with pytest.raises(UserError, match=message):
             read_vocabulary(path)
