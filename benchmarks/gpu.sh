@@ -3,7 +3,7 @@
 #
 #   bash benchmarks/gpu.sh                     # into runs/gpu, in seven minutes at most
 #   bash benchmarks/gpu.sh results 300         # into results/, in 300 seconds
-#   REHEARSE=1 bash benchmarks/gpu.sh /tmp/r   # on the CPU and a tiny base: does the script itself work?
+#   REHEARSE=1 bash benchmarks/gpu.sh runs/r   # on the CPU and a tiny base: does the script itself work?
 #
 # Rows that are in the JSON files already are kept, so that a second call goes on where the first one stopped. On a
 # machine without network, put wheels of what it lacks into .whl/ beside vlkit/ (one version of each); they go into a
