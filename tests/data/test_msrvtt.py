@@ -14,6 +14,7 @@ import av
 import numpy as np
 import pytest
 
+from helpers.films import cut, sound
 from vlkit.data.check import check_dataset
 from vlkit.data.images import MediaError
 from vlkit.data.manifest import Dataset
@@ -404,23 +405,6 @@ def test_probe_counts_frames(tmp_path: Path, name: str, codec: str) -> None:
 
 def test_probe_of_a_single_frame(tmp_path: Path) -> None:
     assert probe(film(tmp_path / "a.mp4", 1)).frames == 1
-
-
-def sound(path: Path) -> Path:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=16000)
-        stream.layout = "mono"
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 16000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
-
-
-def cut(path: Path, share: float) -> Path:
-    content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
-    return path
 
 
 def scramble(path: Path) -> Path:
