@@ -26,6 +26,8 @@ from vlkit.files import write_json
 
 TOLERANCE = 1e-4
 """Largest allowed difference of a score: padding of a text in a batch with longer texts changes the last bits."""
+TIMEOUT = 120
+"""Seconds to wait for any single byte of an answer."""
 
 
 @dataclass
@@ -48,8 +50,9 @@ class Config:
 
 def main(config: Config) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    patience = {"timeout": TIMEOUT}  # the library's 5 s are too short where all requests share two busy cores
     try:
-        client = Client(config.url, verbose=False, max_workers=config.requests)
+        client = Client(config.url, verbose=False, max_workers=config.requests, httpx_kwargs=patience)
     except Exception as error:  # the client raises errors of several libraries
         raise UserError(f"--url {config.url}: no demo answers at this URL ({error})") from None
     captions = [caption for image in demo_album().about_images for caption in image.captions]
@@ -61,6 +64,7 @@ def main(config: Config) -> None:
     figures = {
         "requests": config.requests,
         "failed": sum(isinstance(answer, Exception) for _, answer in together),
+        "failures": sorted({f"{type(a).__name__}: {a}" for _, a in together if isinstance(a, Exception)}),
         "differing": sum(not same(a, b) for (_, a), (_, b) in zip(alone, together, strict=True)),
         "alone_median_s": round(statistics.median(seconds for seconds, _ in alone), 4),
         "together_median_s": round(statistics.median(times), 4),

@@ -199,7 +199,7 @@ def test_fifty_searches_from_another_process(server: DemoServer, client: Client,
     words = ("--url", server.url, "--requests", 50, "--pid", server.process.pid, "--json", tmp_path / "load.json")
     subprocess.run(command("benchmarks/demo_load.py", *words), check=True, timeout=240, capture_output=True)
     figures = json.loads((tmp_path / "load.json").read_text())
-    assert (figures["requests"], figures["failed"], figures["differing"]) == (50, 0, 0)
+    assert (figures["requests"], figures["failed"], figures["differing"]) == (50, 0, 0), figures["failures"]
     assert 0 < figures["together_p95_s"] < 60 and figures["server_rss_mib"] < 4000
     print(figures)
 

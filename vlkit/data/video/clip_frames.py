@@ -185,12 +185,12 @@ def choose_frames(
     if stop - first <= count:
         return np.arange(first, stop)
     if sampling == "uniform" and count > 1:
-        wanted = np.linspace(table.times[first], table.times[stop - 1], count)
+        chosen = table.nearest(np.linspace(table.times[first], table.times[stop - 1], count))
     else:
         begin = max(start, float(table.times[first]))
         place = np.full(count, 0.5) if sampling == "uniform" or generator is None else _random(count, generator)
-        wanted = begin + (np.arange(count) + place) * (end - begin) / count
-    chosen = np.clip(table.shown_at(wanted), first, stop - 1)
+        chosen = table.shown_at(begin + (np.arange(count) + place) * (end - begin) / count)
+    chosen = np.clip(chosen, first, stop - 1)
     # Where frames are sparse, two times may select the same frame: move on to the neighbours.
     steps = np.arange(count)
     chosen = np.maximum.accumulate(chosen - steps) + steps

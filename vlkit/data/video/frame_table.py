@@ -63,6 +63,14 @@ class FrameTable:
         # Times are sums of rounded stamps: a frame that begins a microsecond later counts as begun.
         return np.maximum(np.searchsorted(self.times, np.asarray(seconds) + 1e-6, side="right") - 1, 0)
 
+    def nearest(self, seconds: np.ndarray | float) -> np.ndarray:
+        """Index of the frame that begins closest to each time; the earlier one of two equally close frames."""
+        after = np.searchsorted(self.times, np.asarray(seconds), side="left").clip(0, len(self.times) - 1)
+        before = np.maximum(after - 1, 0)
+        # Times are sums of rounded stamps: a microsecond does not make the later frame closer.
+        closer = self.times[after] - seconds < seconds - self.times[before] - 1e-6
+        return np.where(closer, after, before)
+
 
 def frame_table(path: str | Path) -> FrameTable:
     """The table of a video file; cached until the file changes.
