@@ -25,7 +25,7 @@ from vlkit.errors import UserError
 from vlkit.metrics.classification import probabilities
 from vlkit.tasks.batching import Batching
 from vlkit.tasks.classification.evaluate import Labeller
-from vlkit.tasks.classification.heads import PromptHead, ZeroshotOptions, unit
+from vlkit.tasks.classification.heads import ZeroshotOptions, unit
 from vlkit.tasks.classification.model import build_model, head_options, identity_of
 from vlkit.tasks.classification.prompts import GENERAL, Prompts, class_weights
 
@@ -145,10 +145,15 @@ def load_zero_shot(
     Raises:
         UserError: the base has no joint space, or a class name is blank or given twice.
     """
+    return zero_shot_pipeline(base_name, Prompts((), templates).of(classes), device, base)
+
+
+def zero_shot_pipeline(
+    base_name: str, prompts: Prompts, device: str = "auto", base: ClipBase | None = None
+) -> ClassificationPipeline:
+    """The unadapted base with any prompts; see :func:`load_zero_shot`."""
     base, fabric = base or load_base(base_name), make_fabric(device)
-    prompts = Prompts((), templates).of(classes)
     weights = class_weights(base, prompts, fabric)
     model = build_model(base, LinearOptions(), ZeroshotOptions(), len(prompts.classes), weights)
-    assert isinstance(model.head, PromptHead)
     fabric.setup_module(model.requires_grad_(False)).eval()
     return ClassificationPipeline(Labeller(model, base, fabric), prompts, f"zero-shot {base.name}", {})
