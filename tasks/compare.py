@@ -6,8 +6,8 @@
 
 A method is a kind, with options after colons. Finished runs are kept: after a crash the same command continues, and an
 interrupted run resumes from its last checkpoint. A method that fails does not stop the others.
-Writes results.csv (one row per run), results.md (mean and deviation), pareto.png (accuracy over memory) and, with a search,
-rates.md (the validation score of each learning rate).
+Writes results.csv (one row per run), results.md (mean and deviation), pareto.png (accuracy over memory) and, with a
+search, rates.md (the validation score of each learning rate).
 """
 
 from __future__ import annotations
