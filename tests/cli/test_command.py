@@ -90,7 +90,9 @@ def test_a_wheel_carries_the_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     done = run("train", "retrieval", "--print_config", "--lr", "0.5", PYTHONPATH=str(place))
     assert done.returncode == 0 and "lr: 0.5" in done.stdout
-    shown = run("prepare", "coco", "--annotations", "none.json", "--images", ".", "--output", "o", PYTHONPATH=str(place))
+    shown = run(
+        "prepare", "coco", "--annotations", "none.json", "--images", ".", "--output", "o", PYTHONPATH=str(place)
+    )
     assert shown.returncode == 2 and "none.json" in shown.stderr
 
 
