@@ -86,10 +86,10 @@ class Config(CachedRunConfig):
     adapter: Any = kinds(ADAPTERS, "sherl")
     head: Any = kinds(CLASSIFIERS, "text")
     loss: Loss = field(default_factory=Loss)
-    epochs: int = 30
+    epochs: int = 12
     batch_size: int = 64
     lr: float = 3e-3
-    evaluate_every: int = 3
+    evaluate_every: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
