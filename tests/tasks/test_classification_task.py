@@ -405,7 +405,13 @@ def test_a_damaged_head_is_named(trained, dataset, tmp_path):
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (tmp_path / name).write_bytes((trained / name).read_bytes())
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    for change in ({"kind": "magic"}, {"classes": None}, {"classes": ["a"]}, {"count": "x", "kind": "cache"}):
+    for change in (
+        {"kind": "magic"},
+        {"classes": None},
+        {"classes": ["a"]},
+        {"count": "x", "kind": "cache"},
+        {"texts": []},
+    ):
         (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "head": {**config["head"], **change}}))
         with pytest.raises(UserError):
             vlkit.load(tmp_path, device="cpu")
