@@ -125,11 +125,7 @@ def main(config: Config) -> None:
     def evaluate(records: list[Record] = validation, label: str = "validation images") -> dict[str, float]:
         return evaluate_records(labeller, dataset, records, label)
 
-    # A zero-shot head on the frozen base has nothing to train but the scale of its scores.
-    trains = not config.head.closed_form and (
-        not isinstance(config.head, ZeroshotOptions) or any(p.requires_grad for p in classifier.image.parameters())
-    )
-    if trains:
+    if classifier.trains_by_steps(config.head):
         loader = training_batches(run, config, examples, classifier, base)
         prepare(run, config.adapter, classifier, lambda: examples, collate, loss_of)
         splits = (config.data.train, config.data.validation)
@@ -143,11 +139,7 @@ def main(config: Config) -> None:
     if isinstance(config.head, CacheOptions) and validation:
         choose_cache(labeller, config.head, dataset, validation)
 
-    tested = dataset.records(test)
-    scores, labels = score_records(labeller, dataset, tested, f"{test} images"), labels_of(dataset, tested)
-    after = metrics_of(scores, labels)
-    if run.folder.writes:
-        write_confusion(run.folder.path / "confusion.png", confusion_of(scores, labels), prompts.classes)
+    after = measure_after(run, labeller, dataset, test)
     run.finish(
         result,
         classifier,
@@ -182,6 +174,15 @@ def measure_before(
     untrained = build_model(base, LinearOptions(), ZeroshotOptions(), len(weights), weights).requires_grad_(False)
     run.fabric.setup_module(untrained)
     return evaluate_records(Labeller(untrained, base, run.fabric), dataset, tested), "zero-shot"
+
+
+def measure_after(run: Run, labeller: Labeller, dataset: Dataset, split: str) -> dict[str, float]:
+    """Metrics of the finished model; the confusion matrix goes into the run folder."""
+    records = dataset.records(split)
+    scores, labels = score_records(labeller, dataset, records, f"{split} images"), labels_of(dataset, records)
+    if run.folder.writes:
+        write_confusion(run.folder.path / "confusion.png", confusion_of(scores, labels), dataset.extra["classes"])
+    return metrics_of(scores, labels)
 
 
 def training_batches(

@@ -108,6 +108,16 @@ def test_a_very_thin_upload_is_searched(client: Client, tmp_path: Path):
     )
 
 
+def test_classes_are_those_typed_in_or_the_kinds_of_the_demo_world(client: Client):
+    image = handle_file(str(demo_album().images / demo_album().about_images[0].name))
+    found = client.predict(image, "house, car\na red boat,", 5, api_name="/classify")
+    assert {entry["class"] for entry in found} == {"house", "car", "a red boat"}
+    assert sum(entry["probability"] for entry in found) == pytest.approx(1)
+    assert len(client.predict(image, "", 7, api_name="/classify")) == 7
+    assert "house given twice" in refused(client, image, "house, house", 5, api_name="/classify")
+    assert "at most 200" in refused(client, image, ",".join(f"a{i}" for i in range(201)), 5, api_name="/classify")
+
+
 def test_about_names_base_adapters_device_and_precision(client: Client):
     about = client.predict(api_name="/about")
     assert "tiny" in about["bases"] and about["adapters"]["retrieval"] == ["SHERL"]
@@ -118,7 +128,7 @@ def test_only_documented_endpoints_are_offered(client: Client):
     offered = set(client.view_api(print_info=False, return_format="dict")["named_endpoints"])
     tasks = {folder.name for folder in shipped_adapters()}
     of_tasks = {"vqa": "/answer", "grounding": "/ground", "video_retrieval": "/search_video"}
-    expected = {"/search", "/search_by_picture", "/choose_captions", "/memory", "/about"}
+    expected = {"/search", "/search_by_picture", "/choose_captions", "/classify", "/memory", "/about"}
     assert offered == expected | {name for task, name in of_tasks.items() if task in tasks}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vlkit.adapters.facts import MethodOptions
 from vlkit.encoders.bases import ClipBase
 from vlkit.errors import UserError
-from vlkit.tasks.classification.heads import CLASSIFIERS, ClassifierOptions, make_head
+from vlkit.tasks.classification.heads import CLASSIFIERS, ClassifierOptions, ZeroshotOptions, make_head
 from vlkit.tasks.classification.prompts import Prompts, require_joint_space
 
 
@@ -25,6 +25,11 @@ class Classifier(nn.Module):
     def __init__(self, image: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.image, self.head = image, head
+
+    def trains_by_steps(self, head: ClassifierOptions) -> bool:
+        """Whether anything is left for training steps: a zero-shot head on the frozen base has only a scale."""
+        adapts = any(parameter.requires_grad for parameter in self.image.parameters())
+        return adapts or not (head.closed_form or isinstance(head, ZeroshotOptions))
 
     def features(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, E], the pooled embedding, not normalised."""
