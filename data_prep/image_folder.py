@@ -35,7 +35,8 @@ class Config:
     lists: list[Path] = field(default_factory=list)
     """List files of VTAB-1k (train800.txt, val200.txt, test.txt: path and class number a line), or their folder."""
     classes: Path | None = None
-    """Text file with one class name per line, in the order of the class numbers; default: the names found, sorted."""
+    """Text file with one class name per line, in the order of the class numbers; default: the names found, sorted. For
+    folders that are named by codes: code and class name in each line (n01440764 tench)."""
     templates: Path | None = None
     """Text file with one class prompt per line, such as "a photo of a {}."; default: decided by the training script."""
     val: float = 0.1

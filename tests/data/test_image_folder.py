@@ -63,6 +63,19 @@ def test_folders_of_splits(tmp_path, capsys):
     assert "classes without a training image: bird" in capsys.readouterr().out
 
 
+def test_folders_named_by_codes(tmp_path):
+    folder = images(tmp_path / "f", "train/n2/1.png", "train/n1/1.png", "val/n1/2.png")
+    (tmp_path / "names.txt").write_text("n1 great white shark\nn2 tench\nn3 hen\n")
+    dataset = prepared(tmp_path, folder, "--classes", tmp_path / "names.txt")
+    assert dataset.extra["classes"] == ["great white shark", "tench", "hen"]
+    assert labels(dataset, "val") == [("val/n1/2.png", "great white shark")]
+    (tmp_path / "names.txt").write_text("n1 crane\nn2 crane\n")
+    words = ("--folder", folder, "--output", tmp_path / "o", "--classes", tmp_path / "names.txt")
+    assert '"crane" is the class of n1 and of n2' in refuse(SCRIPT, *words)
+    (tmp_path / "names.txt").write_text("n1\n")
+    assert "classes n2 are not in --classes" in refuse(SCRIPT, *words)
+
+
 def test_images_without_class_folders_are_refused(tmp_path):
     folder = images(tmp_path / "f", "1.png")
     assert "images lie in no class folder (1.png)" in refuse(SCRIPT, "--folder", folder, "--output", tmp_path / "o")

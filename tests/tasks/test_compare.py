@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from helpers.scripts import call, load_script
+from vlkit.cli.config import parse
 from vlkit.errors import UserError
 from vlkit.tasks.registry import TASKS
 
@@ -85,6 +87,28 @@ def test_the_learning_rate_that_is_best_on_validation_trains_every_seed(tmp_path
 def test_wrong_flags(tmp_path, words, says):
     with pytest.raises(UserError, match=says):
         call(COMPARE, "--output", tmp_path, *words)
+
+
+def test_controls_are_flags_of_the_training_script(tmp_path, monkeypatch):
+    module, seen = load_script(COMPARE), {}
+
+    def train(words: list[str], **options: object) -> SimpleNamespace:
+        folder = Path(next(word for word in words if word.startswith("--output=")).partition("=")[2])
+        finished(folder, 1, 1.0)
+        metrics = json.loads((folder / "metrics.json").read_text())
+        scores = dict.fromkeys(TASKS["classification"].scores.values(), 50.0)
+        (folder / "metrics.json").write_text(json.dumps({**metrics, "before": scores, "after": scores}))
+        seen[folder.name] = words
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(module.subprocess, "run", train)
+    words = ["--task", "classification", "--kinds", "zero-shot,ridge:penalty=2,lora", "--seeds", "1"]
+    words += ["--flags", "head.kind=linear", "cache=true", "--output", str(tmp_path)]
+    module.main(parse(module.Config, words))
+    assert seen["zero-shot-seed0"][-2:] == ["--head.kind=zeroshot", "--adapter.kind=linear"]
+    assert seen["ridge-penalty-2-seed0"][-3:] == ["--head.kind=ridge", "--adapter.kind=linear", "--head.penalty=2"]
+    assert "--adapter.kind=lora" in seen["lora-seed0"] and "--head.kind=linear" in seen["lora-seed0"]
+    assert not any("--cache=true" in words for words in seen.values())
 
 
 def test_every_task_has_a_training_script():

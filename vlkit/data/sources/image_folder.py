@@ -34,7 +34,8 @@ def read_folder(
 
     Args:
         folder: where to look, by the rules of :mod:`vlkit.data.scan`.
-        classes: the class names, each the name of a folder; None = the folders, sorted.
+        classes: the class names, each the name of a folder, or folder and class name (``n01440764 tench``, as for
+            ImageNet); None = the folders, sorted.
         val, test: shares of each class for these splits (:func:`split_classes`), where the folder has none.
         seed: of these splits.
 
@@ -51,12 +52,15 @@ def read_folder(
     if not inside:
         raise UserError(f"{folder}: images lie in no class folder ({some(loose, 3)}); put each class into a folder")
     label_of = {name: name.split("/")[depth - 1] for name in inside}
+    empty = _empty_folders(folder, tops if divided else {""}, set(label_of.values()))
+    if called := _folder_names(set(label_of.values()), classes or ()):
+        classes, label_of = list(called.values()), {name: called[label] for name, label in label_of.items()}
     names = _known_classes(in_order(label_of.values()), classes, f"{folder}")
     labelled = Labelled(_name_of(folder), {"folder": str(folder.resolve())}, names)
     labelled.notes += [found.note()] if found.note() else []
     if loose:
         labelled.notes.append(f"images in no class folder, left out ({len(loose)}): {some(loose, 3)}")
-    if empty := _empty_folders(folder, tops if divided else {""}, set(label_of.values())):
+    if empty:
         labelled.notes.append(f"folders without images, which are no classes: {some(empty)}")
     if divided:
         split_of = {name: SPLIT_FOLDERS[name.split("/")[0].lower()] for name in inside}
@@ -120,6 +124,24 @@ def split_classes(label_of: dict[str, str], *, val: float, test: float, seed: in
         for place, image in enumerate(images):
             split_of[image] = "test" if place < tests else "val" if place < tests + vals else "train"
     return split_of
+
+
+def _folder_names(folders: set[str], lines: Sequence[str]) -> dict[str, str]:
+    """Folder -> class name, if each line names both; else empty.
+
+    Raises:
+        UserError: two folders have one class name.
+    """
+    pairs = [line.split(maxsplit=1) for line in lines]
+    if folders <= set(lines) or not all(len(pair) == 2 for pair in pairs) or not folders <= {p[0] for p in pairs}:
+        return {}
+    folder_of: dict[str, str] = {}
+    for folder, name in pairs:
+        if folder_of.setdefault(name, folder) != folder:
+            raise UserError(
+                f'--classes: "{name}" is the class of {folder_of[name]} and of {folder}; give each one name'
+            )
+    return {folder: name for folder, name in pairs}
 
 
 def _known_classes(found: list[str], classes: Sequence[str] | None, where: str) -> list[str]:
