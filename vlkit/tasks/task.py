@@ -23,6 +23,7 @@ class Task:
         scores: heading -> metric, the columns of a comparison of methods; the first is the task's main score.
         open_adapter: (config, tensors, folder, fabric, base, text_base) -> the pipeline of a saved adapter.
         demo: how its demo dataset is made from the drawn world; None = it has none.
+        pipeline_tag: what the Hugging Face hub calls the task.
         own_text_base: whether the text model is chosen separately from the contrastive base.
         controls: name -> flags (``name=value``) of the training script: rows of a comparison that are no method.
     """
@@ -33,6 +34,7 @@ class Task:
     open_adapter: Callable[..., Any]
     demo: Recipe | None = None
     own_text_base: bool = False
+    pipeline_tag: str = "feature-extraction"
     controls: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def dataset(self, root: Path | None, **demo: Any) -> Dataset:

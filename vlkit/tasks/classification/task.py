@@ -13,6 +13,7 @@ TASK = Task(
     scores={"top-1": "top1", "top-5": "top5", "mean per class": "mean_per_class", "ECE": "ece"},
     open_adapter=open_adapter,
     demo=RECIPES["classification"],
+    pipeline_tag="image-classification",
     controls={
         "zero-shot": ("head.kind=zeroshot", "adapter.kind=linear"),
         "ridge": ("head.kind=ridge", "adapter.kind=linear"),
