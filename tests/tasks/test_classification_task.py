@@ -34,7 +34,7 @@ from vlkit.tasks.classification.prompts import PromptOptions, Prompts, class_wei
 TRAIN, EVALUATE, PREDICT = (f"tasks/classification/{name}.py" for name in ("train", "evaluate", "predict"))
 SHAPES = ("circle", "red_cross", "square")
 COUNTS = {"train": 4, "val": 2, "test": 3}
-QUICK = ("--epochs", 3, "--batch_size", 6, "--lr", 1e-3, "--device", "cpu")
+QUICK = ("--epochs", 2, "--batch_size", 6, "--lr", 1e-3, "--device", "cpu")
 
 
 def drawn(shape: str, rng: np.random.Generator) -> Image.Image:
@@ -298,7 +298,7 @@ def test_a_base_alone_classifies_any_names(dataset):
 def test_it_resumes_exactly(trained, dataset, tmp_path, monkeypatch):
     from vlkit.engine.training import Training
 
-    stop_at = 3
+    stop_at = 2
     saved = Training.log_step
 
     def log_step(self, numbers):
