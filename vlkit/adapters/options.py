@@ -9,6 +9,7 @@ from vlkit.adapters.facts import KNOWN, MethodOptions
 from vlkit.adapters.linear import LinearOptions
 from vlkit.adapters.lst.method import LstOptions
 from vlkit.adapters.sherl.options import SherlOptions
+from vlkit.adapters.synqt import SynqtOptions
 from vlkit.adapters.tuning import BitfitOptions, FullOptions, LoraOptions
 from vlkit.adapters.unipt.options import UniptOptions
 from vlkit.adapters.vqt import VqtOptions
@@ -20,6 +21,7 @@ ADAPTERS: dict[str, type[MethodOptions]] = {
     "lst": LstOptions,
     "dtl": DtlOptions,
     "vqt": VqtOptions,
+    "synqt": SynqtOptions,
     "linear": LinearOptions,
     "bitfit": BitfitOptions,
     "lora": LoraOptions,
