@@ -9,6 +9,7 @@ from vlkit.adapters.facts import KNOWN, MethodOptions
 from vlkit.adapters.linear import LinearOptions
 from vlkit.adapters.lst.method import LstOptions
 from vlkit.adapters.sherl.options import SherlOptions
+from vlkit.adapters.side_attention import SideAttentionOptions
 from vlkit.adapters.synqt import SynqtOptions
 from vlkit.adapters.tuning import BitfitOptions, FullOptions, LoraOptions
 from vlkit.adapters.unipt.options import UniptOptions
@@ -22,6 +23,7 @@ ADAPTERS: dict[str, type[MethodOptions]] = {
     "dtl": DtlOptions,
     "vqt": VqtOptions,
     "synqt": SynqtOptions,
+    "side_attention": SideAttentionOptions,
     "linear": LinearOptions,
     "bitfit": BitfitOptions,
     "lora": LoraOptions,
