@@ -129,7 +129,7 @@ class SideAttentionAdapter(Adapter):
 
 @dataclass
 class SideAttentionOptions(MethodOptions):
-    """Side attention: low-rank attention (LAST) or mixing (LoSA) beside the base; our concretisation, no public code."""
+    """Side attention: low-rank attention (LAST) or mixing (LoSA) beside the base, in our concretisation."""
 
     kind: Literal["side_attention"] = "side_attention"
     fits_any_tower: ClassVar[bool] = False

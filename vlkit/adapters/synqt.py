@@ -153,7 +153,7 @@ class SynqtAdapter(Adapter):
         attention_hidden: width inside those of the synthesis attention.
         scales: first values of s_feat, s_attn and s_ffn.
         dropout, drop_path: see :class:`Synthesis` and :class:`FeatureMix`.
-        init: ``"identity"``: ``last`` plus a map of ``out`` that starts at 0; ``"published"``: the map of ``out`` alone.
+        init: ``"identity"``: ``last`` plus a map of ``out`` that starts at 0; ``"published"``: that map alone.
     """
 
     handoff = "pooled"
@@ -212,7 +212,7 @@ class SynqtAdapter(Adapter):
 
 @dataclass
 class SynqtOptions(MethodOptions):
-    """SynQT: queries made for each sample pass through every frozen block; a mix of all their features is the output."""
+    """SynQT: queries made for each sample pass through every frozen block; their features are mixed."""
 
     kind: Literal["synqt"] = "synqt"
     feeds_tokens: ClassVar[bool] = False

@@ -278,7 +278,9 @@ class _Norm(torch.autograd.Function):
 # --- products ---------------------------------------------------------------------------------------------------------
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, bits: Bits = None, kept: Kept | None = None) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, bits: Bits = None, kept: Kept | None = None
+) -> Tensor:
     """``x W^T + b``. A frozen weight saves no input; a trained one keeps it in ``bits``.
 
     Args:
@@ -320,11 +322,12 @@ class _Linear(torch.autograd.Function):
 def product(run: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor, bits: Bits = None) -> Tensor:
     """A product of two activations that both need a gradient (matrix or element-wise); keeps both operands.
 
-    They take 8 bits, unless an earlier operation keeps them in fewer (the rows of a softmax).
+    They take 8 bits, unless an earlier operation keeps them in fewer (the rows of a softmax). A vector (the factors of
+    a layer scale) is kept as it is.
     """
     if bits is None or not (a.requires_grad and b.requires_grad):
         return run(a, b)
-    return _Again.apply(run, None, (kept_of(a, EXACT), kept_of(b, EXACT)), a, b)
+    return _Again.apply(run, None, tuple(whole(x) if x.dim() < 2 else kept_of(x, EXACT) for x in (a, b)), a, b)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bits: Bits = None, **options: Any) -> Tensor:
@@ -337,11 +340,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bits: Bits = None, **options: Any
         bits: see the module.
         options: the other arguments of that function.
     """
-    run = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, **options)  # noqa: E731
-    if bits is None or not (q.requires_grad or k.requires_grad or v.requires_grad):
-        return run(q, k, v)
+    bias = options.get("attn_mask")
+    trained_bias = [options.pop("attn_mask")] if bias is not None and bias.requires_grad else []  # T5's positions
+
+    def run(q: Tensor, k: Tensor, v: Tensor, *bias: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, *bias, **options)
+
+    inputs = (q, k, v, *trained_bias)
+    if bits is None or not any(x.requires_grad for x in inputs):
+        return run(*inputs)
     conditions = Conditions(q.device, random=True) if options.get("dropout_p", 0.0) > 0 else None
-    return _Again.apply(run, conditions, tuple(keep(x, EXACT) for x in (q, k, v)), q, k, v)
+    kept = (*(keep(x, EXACT) for x in (q, k, v)), *(whole(x) for x in trained_bias))
+    return _Again.apply(run, conditions, kept, *inputs)
 
 
 class _Again(torch.autograd.Function):

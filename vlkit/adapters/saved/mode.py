@@ -8,6 +8,7 @@ libraries, QuickGELU and T5's RMS norm: :func:`name_operations` replaces their m
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,8 +17,6 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
-from transformers.activations import NewGELUActivation, QuickGELUActivation
-from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from vlkit.adapters.saved.functions import attention, curve, dropout, layer_norm, linear, product, softmax
 from vlkit.adapters.saved.kept import swapped
@@ -26,6 +25,11 @@ Saved = Literal["fp32", "int8", "int4"]
 """Format of the activations that are saved for backward; fp32 = unchanged, in the dtype of the computation."""
 
 BITS: dict[str, int | None] = {"fp32": None, "int8": 8, "int4": 4}
+
+
+def saved_option() -> Any:
+    """The field ``saved: Saved`` of a method whose gradient passes through blocks of the base; also ``--saved``."""
+    return dataclasses.field(default="fp32", metadata={"alias": "saved"})
 
 
 def compressed(saved: Saved) -> contextlib.AbstractContextManager[Any]:
@@ -80,7 +84,7 @@ class _TanhGelu(nn.Module):
 
 
 class _RmsNorm(nn.Module):
-    def __init__(self, norm: T5LayerNorm) -> None:
+    def __init__(self, norm: Any) -> None:
         super().__init__()
         self.weight, self.variance_epsilon = norm.weight, norm.variance_epsilon
 
@@ -90,6 +94,10 @@ class _RmsNorm(nn.Module):
 
 def name_operations(model: nn.Module) -> None:
     """Replace modules whose operations torch functions do not name; names of parameters stay."""
+    # Imported here because it takes seconds, and only compressed runs need it.
+    from transformers.activations import NewGELUActivation, QuickGELUActivation
+    from transformers.models.t5.modeling_t5 import T5LayerNorm
+
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, QuickGELU | QuickGELUActivation):
@@ -153,8 +161,7 @@ def _dropout(bits: int, input: Tensor, p: float = 0.5, training: bool = True, in
 def _product(run: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
     def handle(bits: int, a: Any, b: Any, *more: Any, **options: Any) -> Any:
         both = isinstance(a, Tensor) and isinstance(b, Tensor) and a.requires_grad and b.requires_grad
-        # Scalars and vectors (gates, layer scale's factors) are too small to be worth it.
-        if not both or min(a.dim(), b.dim()) < 2 or more or options:
+        if not both or max(a.dim(), b.dim()) < 3 or more or options:
             return NotImplemented
         return product(run, a, b, bits)
 
