@@ -74,7 +74,7 @@ REFUSED = {
     **{("bitfit", task, "*", "t5"): "choose another kind" for task in ("classify", "grounding", "generate")},
     ("*", "generate", "*", "bert"): "give a T5, or classify",
     ("*", "generate", "*", "clip"): "give a T5, or classify",
-    **{(kind, "generate", "*", "t5"): DECODER for kind in ("unipt", "lst", "dtl", "side_attention", "linear")},
+    **{(kind, "generate", "*", "t5"): DECODER for kind in ("unipt", "lst", "dtl", "side_attention", "linear", "s2a")},
 }
 FUSION = FusionOptions(width=16, layers=1, heads=2, dropout=0.0)
 CLASSIFY, GENERATE = ClassifyOptions(dropout=0.0), GenerateOptions(queries=2)

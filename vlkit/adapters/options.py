@@ -8,6 +8,7 @@ from vlkit.adapters.dtl import DtlOptions
 from vlkit.adapters.facts import KNOWN, MethodOptions
 from vlkit.adapters.linear import LinearOptions
 from vlkit.adapters.lst.method import LstOptions
+from vlkit.adapters.s2a import S2aOptions
 from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.adapters.side_attention import SideAttentionOptions
 from vlkit.adapters.synqt import SynqtOptions
@@ -27,6 +28,7 @@ ADAPTERS: dict[str, type[MethodOptions]] = {
     "linear": LinearOptions,
     "bitfit": BitfitOptions,
     "lora": LoraOptions,
+    "s2a": S2aOptions,
     "full": FullOptions,
 }
 """``--adapter.kind`` -> options class, which builds the adapted encoder and holds the facts about the method."""

@@ -63,8 +63,8 @@ class _TunedOptions(MethodOptions):
     feeds_decoder: ClassVar[bool] = True
     gradient_in_base: ClassVar[bool] = True
     running: ClassVar[tuple[str, ...]] = ("checkpointing", "saved")
-    checkpointing: bool
-    saved: Saved
+    checkpointing: bool = False
+    saved: Saved = "fp32"
 
     def __post_init__(self) -> None:
         if self.checkpointing and self.saved != "fp32":

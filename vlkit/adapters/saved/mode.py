@@ -27,9 +27,9 @@ Saved = Literal["fp32", "int8", "int4"]
 BITS: dict[str, int | None] = {"fp32": None, "int8": 8, "int4": 4}
 
 
-def saved_option() -> Any:
+def saved_option(default: Saved = "fp32") -> Any:
     """The field ``saved: Saved`` of a method whose gradient passes through blocks of the base; also ``--saved``."""
-    return dataclasses.field(default="fp32", metadata={"alias": "saved"})
+    return dataclasses.field(default=default, metadata={"alias": "saved"})
 
 
 def compressed(saved: Saved) -> contextlib.AbstractContextManager[Any]:
