@@ -95,7 +95,8 @@ def to_few_bits(x: Tensor, bits: int, group: int = GROUP, stochastic: bool = Fal
     padded = torch.cat([x, x[..., -1:].expand(*x.shape[:-1], tail)], dim=-1) if tail else x
     grouped = padded.unflatten(-1, (-1, min(group, count)))
     low, high = grouped.aminmax(dim=-1)
-    bounds = torch.stack([_half(low, down=True), _half(high, down=False)], dim=-1)
+    bounds = torch.empty(*low.shape, 2, dtype=torch.float16, device=x.device)
+    bounds[..., 0], bounds[..., 1] = _half(low, down=True), _half(high, down=False)
     low, high = bounds.to(x.dtype).unsqueeze(-2).unbind(-1)
     steps = 2**bits - 1
     scaled = (grouped - low).mul_(steps / (high - low).clamp_min_(1e-8))

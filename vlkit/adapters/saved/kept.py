@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,17 +88,25 @@ def scaled(kept: Kept, weight: Tensor | None, bias: Tensor | None) -> Kept:
 
 def kept_of(x: Tensor, bits: int) -> Kept:
     """What is kept of ``x`` if a linear map or a product saves it; all that save the same tensor share it."""
-    found = getattr(x, _NAME, None)
-    if found is None:
-        found = keep(x, bits)
-        remember(x, found)
-    return found
+    found: _Remembered | None = getattr(x, _NAME, None)
+    if found is None or found.version != x._version or (found.bits is not None and found.bits != bits):
+        found = _Remembered(keep(x, bits), x._version, bits)
+        setattr(x, _NAME, found)
+    return found.kept
 
 
 def remember(x: Tensor, kept: Kept) -> Tensor:
     """Let later operations that save ``x`` use ``kept``; returns ``x``. It is freed with ``x``."""
-    setattr(x, _NAME, kept)
+    setattr(x, _NAME, _Remembered(kept, x._version, None))
     return x
+
+
+class _Remembered(NamedTuple):
+    """What is kept of a tensor, at which version of its values; ``bits`` None = whatever the caller asks for."""
+
+    kept: Kept
+    version: int
+    bits: int | None
 
 
 def swapped(x: Tensor, bits: int) -> Kept:
