@@ -273,11 +273,18 @@ def even(count: int, size: int) -> int:
 
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors to save: trainable parameters, and the buffers of modules that own trainable parameters."""
+    """The tensors to save.
+
+    Trainable parameters, the buffers of modules that own some, and the tensors that a module names in
+    ``saved_untrained``.
+    """
     state: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for prefix, owner in module.named_modules():
         if any(p.requires_grad for p in owner.parameters(recurse=False)):
             for name, buffer in owner.named_buffers(recurse=False):
                 if name not in owner._non_persistent_buffers_set:
                     state[f"{prefix}.{name}" if prefix else name] = buffer
+        for name in getattr(owner, "saved_untrained", ()):
+            place, _, leaf = name.rpartition(".")
+            state[f"{prefix}.{name}" if prefix else name] = getattr(owner.get_submodule(place), leaf)
     return {name: tensor.detach() for name, tensor in sorted(state.items())}
