@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers import tiny
-from helpers.towers import SPATIAL, TOWERS, build, prepared, train, view
+from helpers.towers import SPATIAL, TOWERS, build, prepared, train
 from vlkit.adapters.base import trained_state
 from vlkit.adapters.projections import SplitAttention, split_projections
 from vlkit.adapters.tuning import FullOptions, LoraOptions
@@ -100,7 +100,7 @@ def test_fewer_maps_and_frozen_factors_save_fewer_bytes() -> None:
 
 @pytest.mark.parametrize("tower", SPATIAL)
 def test_a_tower_without_attention_says_what_to_use(tower: str) -> None:
-    with pytest.raises(UserError, match="has no attention that peft can update; use --adapter.targets all"):
+    with pytest.raises(UserError, match=r"has no attention that peft can update; use --adapter\.targets all"):
         build(LoraOptions(targets="qv"), tower)
 
 

@@ -131,9 +131,9 @@ def test_a_convolutional_tower_has_no_ramp() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_must_be_finite(value: float) -> None:
-    with pytest.raises(UserError, match="--mix .*: give a finite number"):
+    with pytest.raises(UserError, match=r"--mix .*: give a finite number"):
         Mix(value)
-    with pytest.raises(UserError, match="--mix_beta .*: give a finite number"):
+    with pytest.raises(UserError, match=r"--mix_beta .*: give a finite number"):
         Mix(1.0, value)
 
 

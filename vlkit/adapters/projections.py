@@ -28,7 +28,7 @@ SPLIT = QUERY_KEY_VALUE[0]
 
 
 class SplitAttention(nn.Module):
-    """``nn.MultiheadAttention`` with four linear layers, on the same weights; takes the arguments that open_clip passes.
+    """``nn.MultiheadAttention`` with four linear layers on the same weights, called as open_clip calls it.
 
     Args:
         whole: the attention; queries, keys and values have one width.
@@ -109,7 +109,7 @@ def _linear_on(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def _joint_mask(attn_mask: Tensor | None, padding: Tensor | None, heads: int) -> Tensor | None:
-    """Both masks of torch's attention as the one of ``scaled_dot_product_attention``: float, or bool with True = read."""
+    """Both masks of torch's attention as the one of ``scaled_dot_product_attention`` (float, or bool with True = read)."""
     mask = attn_mask
     if mask is not None:
         mask = ~mask if mask.dtype == torch.bool else mask
