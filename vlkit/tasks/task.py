@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class Task:
         open_adapter: (config, tensors, folder, fabric, base, text_base) -> the pipeline of a saved adapter.
         demo: how its demo dataset is made from the drawn world; None = it has none.
         own_text_base: whether the text model is chosen separately from the contrastive base.
+        controls: name -> flags (``name=value``) of the training script: rows of a comparison that are no method.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Task:
     open_adapter: Callable[..., Any]
     demo: Recipe | None = None
     own_text_base: bool = False
+    controls: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def dataset(self, root: Path | None, **demo: Any) -> Dataset:
         """The prepared dataset in ``root``, or the demo dataset, made on first use.
