@@ -109,7 +109,7 @@ def _linear_on(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def _joint_mask(attn_mask: Tensor | None, padding: Tensor | None, heads: int) -> Tensor | None:
-    """Both masks of torch's attention as the one of ``scaled_dot_product_attention`` (float, or bool with True = read)."""
+    """Both masks as the one of ``scaled_dot_product_attention``: float, or bool with True = may be read."""
     mask = attn_mask
     if mask is not None:
         mask = ~mask if mask.dtype == torch.bool else mask

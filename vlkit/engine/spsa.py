@@ -6,6 +6,7 @@ correction. Directions are a function of seed, step and repeat: with weights, mo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -69,8 +70,7 @@ class SpsaOptions:
 class Spsa:
     """The optimizer's state; :meth:`advance` takes one step.
 
-    If an evaluation fails, the finished repeats of the step are kept: calling :meth:`advance` again goes on with the
-    next one.
+    If an evaluation fails, those before it are kept: calling :meth:`advance` again goes on with the one that failed.
 
     Args:
         weights: [n] floating point.
@@ -84,6 +84,7 @@ class Spsa:
         repeat: finished repeats of the current step.
         total: sum of their gradient estimates.
         center: loss at the weights (one-sided estimates), once it is known.
+        above: loss on one side of the current repeat, once it is known.
         loss: mean of the two losses of the last repeat, which is what the paper reports.
     """
 
@@ -93,6 +94,7 @@ class Spsa:
         self.step, self.repeat, self.loss = 0, 0, float("nan")
         self.total = torch.zeros_like(self.weights)
         self.center: float | None = None
+        self.above: float | None = None
 
     def direction(self, step: int, repeat: int) -> Tensor:
         """[n] with magnitudes from U(0.5, 1) and random signs, for 1-based ``step`` and 0-based ``repeat``."""
@@ -117,15 +119,14 @@ class Spsa:
             self.center = loss_at(self.weights)
         while self.repeat < options.averages:
             delta = self.direction(step, self.repeat) if directions is None else directions[self.repeat]
-            above = loss_at(self.weights + width * delta)
-            if self.center is None:
-                below = loss_at(self.weights - width * delta)
-                self.total += (above - below) / (2 * width * delta)
-            else:
-                below = self.center
-                self.total += (above - below) / (width * delta)
-            self.loss = (above + below) / 2
-            self.repeat += 1
+            if self.above is None:
+                self.above = loss_at(self.weights + width * delta)
+            # With the loss at the weights themselves the distance is half as long.
+            below = loss_at(self.weights - width * delta) if self.center is None else self.center
+            distance = (2 if self.center is None else 1) * width * delta
+            self.total += (self.above - below) / distance
+            self.loss = (self.above + below) / 2
+            self.repeat, self.above = self.repeat + 1, None
         self._update(self.total / options.averages, options.step_size(step))
         return self.loss
 
@@ -146,9 +147,7 @@ class Spsa:
             "weights": self.weights,
             "total": self.total,
             "counts": torch.tensor([self.step, self.repeat], dtype=torch.int64),
-            "losses": torch.tensor(
-                [self.loss, float("nan") if self.center is None else self.center], dtype=torch.float64
-            ),
+            "losses": torch.tensor([self.loss, _or_nan(self.center), _or_nan(self.above)], dtype=torch.float64),
         }
         return found if self.momentum is None else {**found, "momentum": self.momentum}
 
@@ -163,5 +162,10 @@ class Spsa:
         self.weights, self.total = state["weights"].to(self.weights), state["total"].to(self.weights)
         self.momentum = state["momentum"].to(self.weights) if "momentum" in state else None
         self.step, self.repeat = state["counts"].tolist()
-        self.loss, center = state["losses"].tolist()
-        self.center = None if center != center else center  # NaN: not evaluated yet
+        self.loss, *partial = state["losses"].tolist()
+        self.center, self.above = (None if math.isnan(loss) else loss for loss in partial)
+
+
+def _or_nan(loss: float | None) -> float:
+    """NaN stands for a loss that was not evaluated."""
+    return math.nan if loss is None else loss

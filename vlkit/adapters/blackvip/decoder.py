@@ -33,7 +33,7 @@ class PromptDecoder(nn.Module):
 
     def __init__(self, features: int, channels: int = 32, grid: int = 7, arch: Arch = "vit") -> None:
         super().__init__()
-        self.grid, self.channels = grid, channels
+        self.grid, self.channels, self.arch = grid, channels, arch
         trigger = channels * grid * grid - features
         if trigger < 0:
             raise ValueError(
