@@ -62,9 +62,11 @@ class Config:
     output: Path
     """Folder of the comparison; each run gets a folder in it."""
     task: str = "retrieval"
-    """Task: retrieval, video_retrieval, vqa, grounding."""
+    """Task: retrieval, video_retrieval, vqa, grounding, classification."""
     kinds: str = "sherl,sherl:handoff=tokens,linear,bitfit,lora,full"
-    """Methods, separated by commas, with options after colons (lora:rank=16:checkpointing=true); all = every method."""
+    """Methods, separated by commas, with options after colons (lora:rank=16:checkpointing=true); all = every method.
+    Classification also has the controls zero-shot, ridge and tip-adapter, whose options are those of their head
+    (ridge:penalty=0.1)."""
     seeds: int = 3
     """Number of seeds: 0, 1, …"""
     jobs: int = 1
@@ -108,10 +110,12 @@ class Config:
 
 
 def main(config: Config) -> None:
-    methods = list(ADAPTERS) if config.kinds == "all" else config.kinds.split(",")
-    unknown = [m for m in methods if m.split(":")[0] not in ADAPTERS]
+    controls = TASKS[config.task].controls
+    known = [*controls, *ADAPTERS]
+    methods = known if config.kinds == "all" else config.kinds.split(",")
+    unknown = [m for m in methods if m.split(":")[0] not in known]
     if unknown:
-        raise UserError(f"--kinds {', '.join(unknown)}: no such method; the methods are {', '.join(ADAPTERS)}")
+        raise UserError(f"--kinds {', '.join(unknown)}: no such method; the methods are {', '.join(known)}")
     cells = [(method, seed) for seed in range(config.seeds) for method in methods]
     console, main_score = Console(stderr=True), next(iter(TASKS[config.task].scores.values()))
     failed: dict[Cell, str] = {}
@@ -148,7 +152,8 @@ def main(config: Config) -> None:
         return metrics
 
     with ThreadPoolExecutor(config.jobs) as pool:
-        trials = [(m, rate) for rate in config.rates for m in methods if config.given_rate(m) is None]
+        searched = [m for m in methods if config.given_rate(m) is None and m.split(":")[0] not in controls]
+        trials = [(m, rate) for rate in config.rates for m in searched]
         tried = dict(zip(trials, pool.map(trial, trials), strict=True))
         best.update(best_rates(tried))
         if tried:
@@ -207,8 +212,13 @@ def train(config: Config, method: str, seed: int, folder: Path, rate: str | None
     """
     kind, *options = method.split(":")
     rate = rate or config.given_rate(method) or LEARNING_RATES.get(kind)
-    flags = [f"--adapter.kind={kind}", *(f"--adapter.{option}" for option in options)]
-    flags += ([] if rate is None else [f"--lr={rate}"]) + flags_for(kind, config.flags)
+    control = TASKS[config.task].controls.get(kind)
+    if control is None:
+        flags = [f"--adapter.kind={kind}", *(f"--adapter.{option}" for option in options)]
+    else:
+        flags = [*(f"--{flag}" for flag in control), *(f"--head.{option}" for option in options)]
+    # A later flag overrides an earlier one: a control keeps its head.
+    flags = ([] if rate is None else [f"--lr={rate}"]) + flags_for(kind, config.flags) + flags
     script = [
         sys.executable,
         str(SCRIPTS / config.task / "train.py"),
@@ -232,7 +242,7 @@ def train(config: Config, method: str, seed: int, folder: Path, rate: str | None
 
 def flags_for(kind: str, flags: Sequence[str]) -> list[str]:
     """The further flags of a run; cache flags only for methods that support the cache."""
-    left_out = () if ADAPTERS[kind].has_early_route else ("cache", "cache_dtype")
+    left_out = () if kind in ADAPTERS and ADAPTERS[kind].has_early_route else ("cache", "cache_dtype")
     return [f"--{flag}" for flag in flags if flag.partition("=")[0] not in left_out]
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from helpers import (
+    parity_blackvip,
     parity_heads,
     parity_joint,
     parity_lst,
@@ -55,6 +56,8 @@ CASES: dict[tuple[str, str, str], Case] = {
     ("vqt", "VQT", "Head2ToeVisionTransformer"): parity_vit.vqt_features,
     ("synqt", "", ""): parity_vit.synqt,
     ("dtl", "DTL", "VisionTransformer"): parity_vit.dtl,
+    ("blackvip", "BlackVIP", "DecoderManual"): parity_blackvip.decoder,
+    ("blackvip", "BlackVIP", "BLACKVIP.forward_backward"): parity_blackvip.trajectory,
     ("retrieval head", "VSE-infty", "GPO"): parity_heads.generalised_pooling,
     ("loss", "VSE-infty", "ContrastiveLoss"): parity_heads.hinge,
     ("loss", "CLIP4Clip", "_loose_similarity"): parity_heads.video_text,

@@ -20,6 +20,8 @@ from vlkit.adapters.sherl.blocks import RedundancyAggregator
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 FILES = {
+    "blackvip_decoder",
+    "blackvip_spsa",
     "dtl_vit_plus",
     "head_gpo",
     "loss_clip4clip",
@@ -58,12 +60,16 @@ def test_golden_file(name: str) -> None:
 
     assert report.problems == []
     assert report.outputs < report.limit
-    assert report.gradients is not None and report.gradients < report.limit
+    # A method that never back-propagates has no gradients to compare.
+    assert (report.gradients is None) == name.startswith("blackvip")
+    assert report.gradients is None or report.gradients < report.limit
 
 
 def without_effect(golden: Golden) -> set[str]:
     """Weights that the output rightly does not depend on."""
     weights = golden.part("weight.")
+    if golden.name == "blackvip_decoder":  # counters of a batch norm with a fixed momentum
+        return {name for name in weights if name.endswith("num_batches_tracked")}
     if golden.name.startswith("unipt"):  # a softmax over candidates ignores what they share
         counters = {name for name in weights if name.endswith("num_batches_tracked")}
         return counters | {name for name in weights if "gate_layer" in name and name.endswith("bias")}
@@ -84,7 +90,7 @@ def without_effect(golden: Golden) -> set[str]:
     return set()
 
 
-@pytest.mark.parametrize("name", sorted(name for name in FILES if not name.startswith(("loss", "synqt"))))
+@pytest.mark.parametrize("name", sorted(n for n in FILES - {"blackvip_spsa"} if not n.startswith(("loss", "synqt"))))
 def test_every_weight_counts(name: str) -> None:
     """SynQT is left out: with 480 weights it takes too long, and the gradients of its file are checked."""
     golden = read_golden(GOLDEN / f"{name}.safetensors").double()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class Task:
         demo: how its demo dataset is made from the drawn world; None = it has none.
         pipeline_tag: what the Hugging Face hub calls the task.
         own_text_base: whether the text model is chosen separately from the contrastive base.
+        controls: name -> flags (``name=value``) of the training script: rows of a comparison that are no method.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Task:
     demo: Recipe | None = None
     own_text_base: bool = False
     pipeline_tag: str = "feature-extraction"
+    controls: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def dataset(self, root: Path | None, **demo: Any) -> Dataset:
         """The prepared dataset in ``root``, or the demo dataset, made on first use.
