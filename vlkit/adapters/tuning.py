@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vlkit.adapters.base import Encoded
 from vlkit.adapters.facts import MethodOptions, Reads
-from vlkit.adapters.saved.mode import Saved, compressed, name_operations, saved_option
 from vlkit.adapters.projections import Which, attention_maps, split_projections
+from vlkit.adapters.saved.mode import Saved, compressed, name_operations, saved_option
 from vlkit.encoders.staged import StagedEncoder, Stream, freeze, in_weights_format, run_blocks, unfreeze
 from vlkit.errors import UserError
 
