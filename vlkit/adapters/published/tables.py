@@ -39,6 +39,37 @@ def _unipt_mdetr(stack: str) -> list[tuple[str, str]]:
     ]
 
 
+_R2_TEMPORAL = [
+    *[
+        (f"{published}.{letter}", f"{own}.{name}")
+        for published, own in (("cross_att", "cross"), ("self_att", "itself"))
+        for letter, name in (("q", "query"), ("k", "key"), ("v", "value"), ("m", "out"))
+    ],
+    ("cross_att_norm", "cross_norm"),
+    ("self_att_norm", "itself_norm"),
+    ("ffn.mapping.*", "inner.*"),
+    ("ffn_norm", "inner_norm"),
+]
+_R2_BLOCK = [
+    ("gate", "gate"),
+    ("scale", "scale"),
+    ("video_map.*", "video_map.*"),
+    ("query_map.*", "query_map.*"),
+    ("v_map", "video_key"),
+    ("q_map", "query_key"),
+    *[(f"tem.{published}", f"temporal.{own}") for published, own in _R2_TEMPORAL],
+]
+
+
+def _r2_pyramid() -> list[tuple[str, str]]:
+    """Published: every halving is a run of five modules, of which the second and the fourth have weights."""
+    return [
+        (f"pyramid.blocks.*.{5 * step + place}", f"heads.pyramid.levels.*.{step}.{name}")
+        for step in range(8)
+        for place, name in ((1, "conv"), (3, "norm"))
+    ]
+
+
 TABLES: dict[str, list[tuple[str, str]]] = {
     "sherl/text": [
         *_TOKEN,
@@ -130,6 +161,18 @@ TABLES: dict[str, list[tuple[str, str]]] = {
         ("side_final_upsample_l", "up"),
     ],
     "vqt": [("transformer.encoder.query_prompt_embeddings", "queries")],
+    "r2/temporal": _R2_TEMPORAL,
+    "r2/block": _R2_BLOCK,
+    "r2": [
+        *[(f"adapter.{published}", f"block.{own}") for published, own in _R2_BLOCK],
+        ("coef", "heads.coefficients"),
+        *_r2_pyramid(),
+        ("pooling.att", "heads.pooling.score"),
+        ("class_head.module.1", "heads.classes.first"),
+        ("class_head.module.3", "heads.classes.second"),
+        ("coord_head.module.1", "heads.boundaries.first"),
+        ("coord_head.module.3", "heads.boundaries.second"),
+    ],
     "dtl": [
         ("lora_dict.*.lora_A", "reads.*.down.weight"),
         ("lora_dict.*.lora_B", "reads.*.up.weight"),
@@ -145,5 +188,7 @@ OPTIONAL = {
     "side_downsamples.*",
     "side_downsamples_l.*",
     "lora_fusion",
+    "adapter.gate",
+    "coef",
 }
 """Published names that a file of their flavour may lack, because an option removes these parts."""
