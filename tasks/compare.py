@@ -25,7 +25,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vlkit.adapters import ADAPTERS
+from vlkit.adapters import MethodOptions
 from vlkit.cli.config import run
 from vlkit.cli.show import Console
 from vlkit.errors import UserError
@@ -58,7 +58,7 @@ class Config:
     output: Path
     """Folder of the comparison; each run gets a folder in it."""
     task: str = "retrieval"
-    """Task: retrieval, video_retrieval, vqa, grounding."""
+    """Task: retrieval, video_retrieval, vqa, grounding, moment_retrieval."""
     kinds: str = "sherl,sherl:handoff=tokens,linear,bitfit,lora,full"
     """Methods, separated by commas, with options after colons (lora:rank=16:checkpointing=true); all = every method."""
     seeds: int = 3
@@ -84,10 +84,11 @@ class Config:
 
 
 def main(config: Config) -> None:
-    methods = list(ADAPTERS) if config.kinds == "all" else config.kinds.split(",")
-    unknown = [m for m in methods if m.split(":")[0] not in ADAPTERS]
+    known = TASKS[config.task].methods
+    methods = list(known) if config.kinds == "all" else config.kinds.split(",")
+    unknown = [m for m in methods if m.split(":")[0] not in known]
     if unknown:
-        raise UserError(f"--kinds {', '.join(unknown)}: no such method; the methods are {', '.join(ADAPTERS)}")
+        raise UserError(f"--kinds {', '.join(unknown)}: no such method; the methods are {', '.join(known)}")
     cells = [(method, seed) for seed in range(config.seeds) for method in methods]
     console, main_score = Console(stderr=True), next(iter(TASKS[config.task].scores.values()))
     failed: dict[Cell, str] = {}
@@ -130,7 +131,7 @@ def train(config: Config, method: str, seed: int, folder: Path) -> None:
     rates: dict[str, Any] = {**LEARNING_RATES, **dict(pair.rsplit("=", 1) for pair in config.learning_rates)}
     rate = rates.get(method, rates.get(kind))
     flags = [f"--adapter.kind={kind}", *(f"--adapter.{option}" for option in options)]
-    flags += ([] if rate is None else [f"--lr={rate}"]) + flags_for(kind, config.flags)
+    flags += ([] if rate is None else [f"--lr={rate}"]) + flags_for(TASKS[config.task].methods[kind], config.flags)
     script = [
         sys.executable,
         str(SCRIPTS / config.task / "train.py"),
@@ -152,9 +153,9 @@ def train(config: Config, method: str, seed: int, folder: Path) -> None:
         )
 
 
-def flags_for(kind: str, flags: Sequence[str]) -> list[str]:
+def flags_for(method: type[MethodOptions], flags: Sequence[str]) -> list[str]:
     """The further flags of a run; cache flags only for methods that support the cache."""
-    left_out = () if ADAPTERS[kind].has_early_route else ("cache", "cache_dtype")
+    left_out = () if method.has_early_route else ("cache", "cache_dtype")
     return [f"--{flag}" for flag in flags if flag.partition("=")[0] not in left_out]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlkit.data.manifest import Dataset
-from vlkit.data.sources import coco, msrvtt, refcoco, vqav2
+from vlkit.data.sources import coco, msrvtt, qvhighlights, refcoco, vqav2
 from vlkit.data.sources.prepare import Source, prepare
 from vlkit.drawn.folder import whole_folder
 from vlkit.drawn.make import VERSION, make_world
@@ -41,6 +41,7 @@ RECIPES: dict[str, Recipe] = {
     "video_retrieval": Recipe(
         ("msrvtt",), lambda world: msrvtt.read(world / "msrvtt" / "MSRVTT_data.json"), "msrvtt/videos"
     ),
+    "moment_retrieval": Recipe(("moments",), lambda world: qvhighlights.read(world / "moments"), "moments/videos"),
     "vqa": Recipe(("vqa",), lambda world: _read_vqa(world / "vqa")),
     "grounding": Recipe(("refcoco",), lambda world: refcoco.read_refs(world / "refcoco")),
 }

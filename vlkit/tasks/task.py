@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlkit.adapters.facts import MethodOptions
+from vlkit.adapters.options import ADAPTERS
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import RecordKind
 from vlkit.drawn.prepared import Recipe, demo_dataset
@@ -24,6 +26,7 @@ class Task:
         open_adapter: (config, tensors, folder, fabric, base, text_base) -> the pipeline of a saved adapter.
         demo: how its demo dataset is made from the drawn world; None = it has none.
         own_text_base: whether the text model is chosen separately from the contrastive base.
+        methods: kind -> options of the methods it can train; a task may have further ones.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Task:
     open_adapter: Callable[..., Any]
     demo: Recipe | None = None
     own_text_base: bool = False
+    methods: Mapping[str, type[MethodOptions]] = field(default_factory=lambda: ADAPTERS)
 
     def dataset(self, root: Path | None, **demo: Any) -> Dataset:
         """The prepared dataset in ``root``, or the demo dataset, made on first use.

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from vlkit.errors import UserError
 from vlkit.tasks.moment_retrieval.head import Predictions
@@ -122,13 +121,12 @@ def _iou(one: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
 
 
-def resolved(options: WindowOptions, source: Any, fps: float) -> dict[str, Any]:
+def resolved(options: WindowOptions, source: Any) -> dict[str, Any]:
     """``unit``, ``nms`` and ``threshold`` for :func:`post_process`.
 
     Args:
         options: what the user asked for.
         source: field ``source`` of the dataset, which may hold ``unit`` and ``nms``.
-        fps: clips per second.
     """
     known = source if isinstance(source, dict) else {}
     unit = known.get("unit", 0.0) if options.unit is None else options.unit
