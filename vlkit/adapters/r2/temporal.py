@@ -104,8 +104,8 @@ class DropPath(nn.Module):
 def position_code(mask: Tensor, width: int, positions: Positions = "padded") -> Tensor:
     """Sinusoid code of each clip's place: mask bool [B, T] -> [B, T, C] in float64.
 
-    Clip t (from 1) of T is at ``t / (T + 1e-6) * 2 pi``; channel j has the frequency ``10000 ** (-2 floor(j / 2) / C)``,
-    even channels the sine, odd ones the cosine. Padded clips count like real ones.
+    Clip t (from 1) of T is at ``t / (T + 1e-6) * 2 pi``; channel j has the frequency
+    ``10000 ** (-2 floor(j / 2) / C)``, even channels the sine, odd ones the cosine. Padded clips count like real ones.
     """
     steps = torch.arange(1, mask.shape[1] + 1, device=mask.device, dtype=torch.float64)
     length = mask.sum(1) if positions == "own" else mask.new_full((len(mask),), 1, dtype=torch.int64) * mask.shape[1]

@@ -86,8 +86,8 @@ class MomentFinder:
                     scores = saliency_scores(predicted)
                     saliency[number, start:stop] = np.maximum(saliency[number, start:stop], scores)
                     if predicted.offsets is not None:
-                        own = windows_of(predicted, timeline.fps)
-                        windows[number].append(own + [start / timeline.fps, start / timeline.fps, 0.0])
+                        shift = np.array([start, start, 0.0]) / timeline.fps
+                        windows[number].append(windows_of(predicted, timeline.fps) + shift)
         finally:
             self.model.train(training)
         return [

@@ -196,7 +196,7 @@ class ConvHead(nn.Module):
 
 
 def points_of(lengths: Sequence[int], strides: Sequence[int]) -> Tensor:
-    """The points of all levels, float64 [N, 4]: place, range of the larger offset in clips (both ends included), stride.
+    """The points of all levels, float64 [N, 4]: place, range of the larger offset in clips, both ends included, stride.
 
     Args:
         lengths: points of each level; levels at the end may be missing.

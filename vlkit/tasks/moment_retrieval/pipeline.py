@@ -24,6 +24,7 @@ from vlkit.tasks.moment_retrieval.evaluate import Found, MomentFinder
 from vlkit.tasks.moment_retrieval.head import MomentOptions
 from vlkit.tasks.moment_retrieval.model import build_model, method_options
 from vlkit.tasks.moment_retrieval.summary import summary_of
+from vlkit.tasks.moment_retrieval.targets import Annotation
 
 ANYTHING = "the best moments of the video"
 """The query where the caller gives none."""
@@ -86,6 +87,15 @@ class MomentPipeline:
         """
         (found,) = self.answer(video, [text])
         return summary_of(found, seconds)
+
+    def check_annotation(self, annotation: Annotation, where: Path) -> None:
+        """Refuse a dataset of moments for a model without a boundary head.
+
+        Raises:
+            UserError: it is one.
+        """
+        if annotation == "moments" and self.finder.model.heads.boundaries is None:
+            raise UserError(f"{where}: holds moments, but {self.name} was trained on highlights alone")
 
     def answer(self, video: str | Path, texts: Sequence[str]) -> list[Found]:
         """Windows and saliency for several queries about one video, which is read once."""

@@ -111,7 +111,7 @@ def saliency_of(record: Mapping[str, Any], clips: int, fps: float) -> tuple[Tens
 
 
 def positive_clips(saliency: Tensor, annotation: Annotation) -> list[int]:
-    """Clips that may be drawn as the positive one: saliency > 0 (moments), > the lower median (TVSum), > 0.5 (YouTube)."""
+    """Clips that may be the positive one: saliency > 0 (moments), > the lower median (TVSum), > 0.5 (YouTube)."""
     least = {"moments": 0.0, "youtube": 0.5}.get(annotation)
     least = float(saliency.median()) if least is None else least
     return (saliency > least).nonzero().flatten().tolist()

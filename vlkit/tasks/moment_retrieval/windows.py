@@ -39,7 +39,7 @@ class WindowOptions:
 
 @torch.no_grad()
 def windows_of(predicted: Predictions, fps: float, row: int = 0, kept: int = KEPT) -> np.ndarray:
-    """The best windows of one query before post-processing, float64 [n, 3]: start, end in seconds and score, best first.
+    """The best windows of one query before post-processing, float64 [n, 3]: start, end in seconds, score; best first.
 
     Windows may reach outside the video.
     """
