@@ -188,7 +188,12 @@ OPTIONAL = {
     "side_downsamples.*",
     "side_downsamples_l.*",
     "lora_fusion",
+    "gate",
     "adapter.gate",
     "coef",
+    "coord_head.module.1",
+    "coord_head.module.3",
+    *(f"tem.{published}" for published, _ in _R2_TEMPORAL),
+    *(published for published, _ in _r2_pyramid()),
 }
 """Published names that a file of their flavour may lack, because an option removes these parts."""
