@@ -20,7 +20,7 @@ from vlkit.files import write_json, write_text
 from vlkit.tasks.load import load
 from vlkit.tasks.moment_retrieval.data import MomentExamples
 from vlkit.tasks.moment_retrieval.evaluate import find_split, submission
-from vlkit.tasks.moment_retrieval.pipeline import ANYTHING, MomentPipeline, clip_scores
+from vlkit.tasks.moment_retrieval.pipeline import ANYTHING, MomentPipeline, best_windows, clip_scores
 from vlkit.tasks.moment_retrieval.summary import summary_of, write_summary
 from vlkit.tasks.moment_retrieval.task import TASK
 
@@ -94,7 +94,7 @@ def one_video(pipeline: MomentPipeline, config: Config) -> dict[str, Any]:
     result: dict[str, Any] = {"video": str(config.video), "text": config.text, "duration": answer.timeline.duration}
     result["saliency"] = [{"start": s, "end": e, "score": v} for s, e, v in clip_scores(answer)]
     if config.text is not None and len(answer.windows):
-        best = [row for row in answer.windows.tolist() if row[2] > 0][: config.k]
+        best = best_windows(answer, config.k)
         result["moments"] = [{"start": start, "end": end, "score": score} for start, end, score in best]
         table = Table("score", "start", "end", title=f"{config.text} ({config.video.name})")
         for start, end, score in best:

@@ -59,8 +59,7 @@ class MomentPipeline:
         if self.finder.model.heads.boundaries is None:
             raise UserError(f"{self.name}: was trained on highlights alone and finds no moments; use .highlights")
         (found,) = self.answer(video, [text])
-        kept = found.windows[(found.windows[:, 2] > 0) & (found.windows[:, 1] > found.windows[:, 0])]
-        return [(start, end, score) for start, end, score in kept[:k].tolist()]
+        return best_windows(found, k)
 
     def highlights(
         self, video: str | Path, text: str = ANYTHING, k: int | None = None
@@ -107,6 +106,17 @@ class MomentPipeline:
             return self.finder.find(
                 lambda start, stop: Frames.of([self.reader.read(video, line, start, stop)]), line, texts
             )
+
+
+def best_windows(found: Found, k: int) -> list[tuple[float, float, float]]:
+    """The k best windows (start, end, score), inside the video; suppressed and empty ones are left out.
+
+    Post-processing rounds the ends after it clamped them (as published), so a window may end a little late there.
+    """
+    table = found.windows.copy()
+    table[:, :2] = table[:, :2].clip(0, found.timeline.duration)
+    kept = table[(table[:, 2] > 0) & (table[:, 1] > table[:, 0])]
+    return [(start, end, score) for start, end, score in kept[:k].tolist()]
 
 
 def clip_scores(found: Found, k: int | None = None) -> list[tuple[float, float, float]]:
