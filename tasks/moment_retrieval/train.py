@@ -81,7 +81,7 @@ class Config(CachedRunConfig):
     cache: bool | Path = True
     """Store the states of the frozen towers for each video on disk, in this folder or (true) in vlkit's cache folder;
     its size is logged first. Methods that train inside the base run without."""
-    epochs: int = 12
+    epochs: int = 8
     batch_size: int = 16
     lr: float = 2e-3
     weight_decay: float = 1e-4
@@ -182,9 +182,10 @@ def training_batches(
 ) -> EpochLoader | CachedLoader:
     """Batches of frames and queries, or of their cached states."""
     cached = open_cache(run, config, examples, model, base, text)
+    lengths = [line.clips for line in examples.timelines]  # videos of similar length: less padding
     if cached is None:
-        return make_loader(examples, config, run.fabric, MomentCollate(text.tokenize))
-    return cached.loader(make_loader(cached, config, run.fabric, MomentCollate(cached.read, cached.stack)))
+        return make_loader(examples, config, run.fabric, MomentCollate(text.tokenize), lengths)
+    return cached.loader(make_loader(cached, config, run.fabric, MomentCollate(cached.read, cached.stack), lengths))
 
 
 if __name__ == "__main__":

@@ -77,7 +77,12 @@ def test_cached_states_give_the_predictions_of_the_frames(kind: str, dataset: Pa
     text, examples = text_side("clip", base), MomentExamples(Dataset.open(dataset), "train", reader_of(base))
     model = build_model(base, METHODS[kind](), MomentOptions(16)).eval()
     given = (tmp_path, "fp32", examples, model, base, text, fabric)
-    options = {"preprocess": {}, "name": "moments", "sampling": {"frames": 8}, "cache": ClipTapCache}
+    options = {
+        "preprocess": base.preprocess.to_dict(),
+        "name": "moments",
+        "sampling": {"frames": 8},
+        "cache": ClipTapCache,
+    }
     cached = cached_images(*given, **options)
     plain = MomentCollate(text.tokenize)([examples[0], examples[1]])
     rows = MomentCollate(cached.read, cached.stack)([cached[0], cached[1]])

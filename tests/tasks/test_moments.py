@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vlkit.adapters.r2.block import R2Block, TokenDropout, endpoints_of
+from vlkit.adapters.r2.block import TOKENS_AT_ONCE, R2Block, TokenDropout, endpoints_of
 from vlkit.adapters.r2.temporal import DropPath
 from vlkit.data.video.frame_batch import Frames
 from vlkit.encoders.load import load_base
@@ -56,7 +56,7 @@ def test_the_published_number_of_weights() -> None:
 
 
 def test_lean_equals_plain_and_saves_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlkit.adapters.r2.block.TOKENS_AT_ONCE", 16)  # several parts
+    monkeypatch.setitem(TOKENS_AT_ONCE, "cpu", 16)  # several parts
     results = {}
     for lean in (True, False):
         module, given = block(lean=lean), inputs()

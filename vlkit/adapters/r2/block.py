@@ -26,8 +26,8 @@ from vlkit.adapters.r2.temporal import NORM_EPS, Positions, TemporalLayer
 
 Pads = Literal["published", "masked"]
 """Whether padding of the query takes part in the maximum over its tokens (published), or not."""
-TOKENS_AT_ONCE = 32_768
-"""Frame tokens in one part of the map and the pooling."""
+TOKENS_AT_ONCE = {"cpu": 8_192, "cuda": 131_072}
+"""Frame tokens in one part of the map and the pooling, by device."""
 
 ReadTokens = Callable[[int, int], Tensor]
 """(first clip, end) -> tokens of these clips in one layer, [B, t, P, Dv]; padded clips are 0."""
@@ -122,7 +122,8 @@ class R2Block(nn.Module):
         """Mapped summary tokens and query-modulated pooling of all clips, [B, T, C] each, part by part."""
         count, clips = video_mask.shape
         tokens = read(0, 1).shape[2]
-        size = max(1, TOKENS_AT_ONCE // (count * tokens)) if self.lean else clips
+        most = TOKENS_AT_ONCE.get(query.device.type, TOKENS_AT_ONCE["cuda"])
+        size = max(1, most // (count * tokens)) if self.lean else clips
         ends = endpoints_of(video_mask, self.positions) if self.endpoints else None
 
         def part(start: int, stop: int, query: Tensor) -> tuple[Tensor, Tensor]:
