@@ -74,7 +74,7 @@ def main(config: Config) -> None:
         command = "python benchmarks/compressed_gradients.py --output docs/results/compressed_gradients.md"
         about = (
             f"{config.layers} block(s) of width {config.width}, {config.image_size} px images in patches of 32 px, "
-            f"batches of {config.batch_size}, random weights. Bytes are those of one block, without parameters; LoRA's "
+            f"batches of {config.batch_size}, random weights. Bytes are those of a block, without parameters; LoRA's "
             "include the weights that peft merges for open_clip's attention. The gradient is that of a random direction "
             "of the output, all trained values as one vector."
         )
