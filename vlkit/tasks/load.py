@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from vlkit.adapters.mix import Mix, Trained
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.engine.checkpoint import load_adapter
 from vlkit.engine.distributed import make_fabric
@@ -24,6 +25,8 @@ def load(
     base: ClipBase | None = None,
     text_base: TextBase | None = None,
     task: str | None = None,
+    mix: float = 1.0,
+    mix_beta: float = 0.0,
 ) -> Any:
     """Load an adapter folder and attach it to its base.
 
@@ -35,6 +38,8 @@ def load(
             change it: load one for each such adapter.
         text_base: the same, for tasks with a separate text model.
         task: the task that the caller requires; None = any.
+        mix: how much of the adapter to apply: 0 = the base (with the trained head), 1 = as trained.
+        mix_beta: added to ``mix`` in proportion to the depth of a block, for methods that train the base (LiNeS).
 
     Returns:
         The task's pipeline, such as :class:`vlkit.tasks.retrieval.pipeline.RetrievalPipeline`.
@@ -52,4 +57,5 @@ def load(
         raise UserError(f"{folder}: adapter for task {found!r}; this vlkit knows {', '.join(TASKS)}")
     if task not in (None, found):
         raise UserError(f"{folder}: adapter for task {found!r}; task {task!r} is needed here")
+    tensors = Trained(tensors, Mix(mix, mix_beta))
     return TASKS[found].open_adapter(config, tensors, folder, make_fabric(device), base, text_base)
