@@ -32,7 +32,7 @@ from vlkit.engine.prepare import prepare
 from vlkit.engine.run import Forward, Run, step_memory
 from vlkit.tap_cache.maker import CachedLoader
 from vlkit.tasks.classification.cached import cached_labels
-from vlkit.tasks.classification.data import LabelledImages, labels_of, warn_of_classes
+from vlkit.tasks.classification.data import LabelledImages, labels_of, warn_of_classes, warn_of_overlap
 from vlkit.tasks.classification.evaluate import (
     Labeller,
     confusion_of,
@@ -51,6 +51,9 @@ from vlkit.tasks.classification.shots import few_shot
 from vlkit.tasks.classification.task import TASK
 from vlkit.tasks.splits import VALIDATION, data_identity, reported_split
 
+NO_VALIDATION = "none"
+"""Value of ``--data.validation`` to train without validation."""
+
 
 @dataclass
 class Data:
@@ -61,7 +64,8 @@ class Data:
     train: str = "train"
     """Split to train on."""
     validation: str = "val"
-    """Split that chooses the best checkpoint; without a split of this name the last weights are kept."""
+    """Split that chooses the best checkpoint; none (or no split "val") keeps the last weights, as the few-shot papers
+    do."""
     test: str = "test"
     """Split to report on; if missing, the validation split."""
     shots: int = 0
@@ -102,7 +106,7 @@ class Config(CachedRunConfig):
 def main(config: Config) -> None:
     run = Run.open(config, TASK.name)
     dataset = TASK.dataset(config.data.root, size="small")
-    test = reported_split(dataset, config.data, held_out=True)
+    test = tested_split(dataset, config.data)
     train, validation = training_records(dataset, config.data)
     warn_of_classes(dataset, train, dataset.records(test), config.head.reads_prompts)
     base = load_base(config.base, image_size=config.image_size)
@@ -155,11 +159,22 @@ def main(config: Config) -> None:
     )
 
 
+def tested_split(dataset: Dataset, data: Data) -> str:
+    """The split to report on; every record that the run needs is checked."""
+    if data.validation != NO_VALIDATION:
+        return reported_split(dataset, data, held_out=True)
+    for split in (data.train, data.test):
+        dataset.records(split)
+    return data.test
+
+
 def training_records(dataset: Dataset, data: Data) -> tuple[list[Record], list[Record]]:
-    """Records to train on, and to validate on (none if the dataset has no validation split)."""
+    """Records to train on, and to validate on (none without a validation split)."""
     absent = data.validation == VALIDATION and VALIDATION not in dataset.splits
-    validation = [] if absent else dataset.records(data.validation)
-    return few_shot(dataset.records(data.train), validation, data.shots, data.shots_seed)
+    validation = [] if absent or data.validation == NO_VALIDATION else dataset.records(data.validation)
+    train, validation = few_shot(dataset.records(data.train), validation, data.shots, data.shots_seed)
+    warn_of_overlap(train, validation)
+    return train, validation
 
 
 def measure_before(

@@ -365,6 +365,16 @@ def test_single_images_and_absent_classes_are_said(dataset, tmp_path, caplog):
     assert metrics_of(tmp_path / "text")["after"]["top1"] >= 0
 
 
+def test_validation_can_be_left_out_and_an_overlap_is_said(dataset, tmp_path, caplog):
+    words = ("--data.root", dataset, "--output", tmp_path / "run", "--head.kind", "ridge")
+    call(TRAIN, *words, "--data.validation", "none")
+    assert metrics_of(tmp_path / "run")["split"] == "test"
+    assert "top1" not in (tmp_path / "run" / "log.jsonl").read_text()
+    assert 'no split "tst"' in refuse(TRAIN, *words, "--resume", "--data.validation", "none", "--data.test", "tst")
+    call(TRAIN, *words[:3], tmp_path / "two", *words[4:], "--data.validation", "train")
+    assert "validation images that are also training images: 12" in caplog.text
+
+
 # --- wrong input ------------------------------------------------------------------------------------------------------
 
 

@@ -68,3 +68,12 @@ def warn_of_classes(dataset: Dataset, train: Sequence[Record], others: Sequence[
         log.info("classes with a single training image: %s", some(single))
     few, many = min(counts.values()), max(counts.values())
     log.info("%d training images, %s per class", len(train), few if few == many else f"{few} to {many}")
+
+
+def warn_of_overlap(train: Sequence[Record], validation: Sequence[Record]) -> None:
+    """Log how many validation images are also training images, as with the split trainval of VTAB-1k."""
+    seen = {record["image"] for record in train}
+    if both := sum(record["image"] in seen for record in validation):
+        log.warning(
+            "validation images that are also training images: %d; --data.validation none keeps the last weights", both
+        )
