@@ -75,7 +75,7 @@ def main(config: Config) -> None:
         about = (
             f"{config.layers} block(s) of width {config.width}, {config.image_size} px images in patches of 32 px, "
             f"batches of {config.batch_size}, random weights. Bytes are those of one block, without parameters; LoRA's "
-            "include the weights that peft merges for open_clip's attention. The gradient is that of a random direction "
+            "include the weights that peft merges for its attention. The gradient is that of a random direction "
             "of the output, all trained values as one vector."
         )
         parts = ["# Gradients from compressed activations", f"Printed by `{command}`.", "## Operations"]

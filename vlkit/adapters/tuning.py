@@ -28,7 +28,8 @@ class TunedEncoder(nn.Module):
     def __init__(self, base: StagedEncoder, checkpointing: bool = False, saved: Saved = "fp32") -> None:
         super().__init__()
         self.base = base
-        self.checkpointing, self.saved = checkpointing, saved
+        self.checkpointing = checkpointing
+        self.saved: Saved = saved
         if saved != "fp32":
             name_operations(base)
 

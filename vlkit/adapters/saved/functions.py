@@ -344,7 +344,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bits: Bits = None, **options: Any
     trained_bias = [options.pop("attn_mask")] if bias is not None and bias.requires_grad else []  # T5's positions
 
     def run(q: Tensor, k: Tensor, v: Tensor, *bias: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, *bias, **options)
+        if bias:
+            return F.scaled_dot_product_attention(q, k, v, bias[0], **options)
+        return F.scaled_dot_product_attention(q, k, v, **options)
 
     inputs = (q, k, v, *trained_bias)
     if bits is None or not any(x.requires_grad for x in inputs):
