@@ -23,8 +23,9 @@ from torch.utils.checkpoint import checkpoint
 
 from vlkit.adapters import ADAPTERS
 from vlkit.adapters.facts import kinds_with
-from vlkit.adapters.saved.functions import CURVES, attention, curve, layer_norm, linear, softmax
+from vlkit.adapters.saved.functions import CURVES, curve, layer_norm, softmax
 from vlkit.adapters.saved.mode import compressed
+from vlkit.adapters.saved.products import attention, linear
 from vlkit.cli.config import run
 from vlkit.encoders.stage import stage_vision
 from vlkit.errors import UserError
