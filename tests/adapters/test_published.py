@@ -49,6 +49,9 @@ BLOCKS = {
     "synqt_vit": [("synqt", "synqt.", None)],
     "dtl_vit_plus": [("dtl", "", None)],
     "head_gpo": [("gpo", "", None)],
+    "r2_temporal": [("r2/temporal", "", 26)],
+    "r2_block": [("r2/block", "", 22)],
+    "r2_full": [("r2", "", None)],
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vlkit.adapters.dtl import DtlOptions
@@ -36,18 +37,22 @@ ADAPTERS: dict[str, type[MethodOptions]] = {
 KNOWN.update(ADAPTERS)  # error messages name the methods that support a request
 
 
-def adapter_options(values: dict[str, Any]) -> MethodOptions:
+def adapter_options(values: dict[str, Any], methods: Mapping[str, type[MethodOptions]] = ADAPTERS) -> MethodOptions:
     """The options object of a saved adapter: inverse of ``asdict``, without the options in ``running``.
+
+    Args:
+        values: the saved options.
+        methods: kind -> options class; a task may know further ones.
 
     Raises:
         UserError: this version of vlkit does not know the kind or an option.
     """
     kind = values.get("kind")
-    if kind not in ADAPTERS:
-        raise UserError(f"adapter_config.json: kind {kind!r} is none of {', '.join(ADAPTERS)}; update vlkit")
+    if kind not in methods:
+        raise UserError(f"adapter_config.json: kind {kind!r} is none of {', '.join(methods)}; update vlkit")
     known = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    known = {key: value for key, value in known.items() if key not in ADAPTERS[kind].running}
+    known = {key: value for key, value in known.items() if key not in methods[kind].running}
     try:
-        return ADAPTERS[kind](**known)
+        return methods[kind](**known)
     except TypeError as error:
         raise UserError(f"adapter_config.json: options of {kind!r} do not fit ({error}); update vlkit") from None

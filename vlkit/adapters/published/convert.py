@@ -135,10 +135,16 @@ def _synqt(variant: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"queries": tensors["seeds"].shape[1], "hidden": hidden, "attention_hidden": inner, "init": "published"}
 
 
+def _r2(variant: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    scale = next((tensor for name, tensor in tensors.items() if name.endswith("scale")), None)
+    return {} if scale is None else {"last": len(scale)}
+
+
 _OPTIONS = {
     "sherl": _sherl,
     "unipt": _unipt,
     "lst": _lst,
+    "r2": _r2,
     "vqt": lambda variant, tensors: {"queries": tensors["queries"].shape[1]},
     "synqt": _synqt,
     "dtl": lambda variant, tensors: {"rank": len(next(t for n, t in tensors.items() if n.endswith("down.weight")))},

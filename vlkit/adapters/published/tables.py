@@ -39,6 +39,37 @@ def _unipt_mdetr(stack: str) -> list[tuple[str, str]]:
     ]
 
 
+_R2_TEMPORAL = [
+    *[
+        (f"{published}.{letter}", f"{own}.{name}")
+        for published, own in (("cross_att", "cross"), ("self_att", "itself"))
+        for letter, name in (("q", "query"), ("k", "key"), ("v", "value"), ("m", "out"))
+    ],
+    ("cross_att_norm", "cross_norm"),
+    ("self_att_norm", "itself_norm"),
+    ("ffn.mapping.*", "inner.*"),
+    ("ffn_norm", "inner_norm"),
+]
+_R2_BLOCK = [
+    ("gate", "gate"),
+    ("scale", "scale"),
+    ("video_map.*", "video_map.*"),
+    ("query_map.*", "query_map.*"),
+    ("v_map", "video_key"),
+    ("q_map", "query_key"),
+    *[(f"tem.{published}", f"temporal.{own}") for published, own in _R2_TEMPORAL],
+]
+
+
+def _r2_pyramid() -> list[tuple[str, str]]:
+    """Published: every halving is a run of five modules, of which the second and the fourth have weights."""
+    return [
+        (f"pyramid.blocks.*.{5 * step + place}", f"heads.pyramid.levels.*.{step}.{name}")
+        for step in range(8)
+        for place, name in ((1, "conv"), (3, "norm"))
+    ]
+
+
 TABLES: dict[str, list[tuple[str, str]]] = {
     "sherl/text": [
         *_TOKEN,
@@ -154,6 +185,18 @@ TABLES: dict[str, list[tuple[str, str]]] = {
         ("out_combine.get_weight.fc1", "mix.weights"),
         ("head_norm", "mix.final_norm"),
     ],
+    "r2/temporal": _R2_TEMPORAL,
+    "r2/block": _R2_BLOCK,
+    "r2": [
+        *[(f"adapter.{published}", f"block.{own}") for published, own in _R2_BLOCK],
+        ("coef", "heads.coefficients"),
+        *_r2_pyramid(),
+        ("pooling.att", "heads.pooling.score"),
+        ("class_head.module.1", "heads.classes.first"),
+        ("class_head.module.3", "heads.classes.second"),
+        ("coord_head.module.1", "heads.boundaries.first"),
+        ("coord_head.module.3", "heads.boundaries.second"),
+    ],
     "dtl": [
         ("lora_dict.*.lora_A", "reads.*.down.weight"),
         ("lora_dict.*.lora_B", "reads.*.up.weight"),
@@ -169,6 +212,13 @@ OPTIONAL = {
     "side_downsamples.*",
     "side_downsamples_l.*",
     "lora_fusion",
+    "gate",
+    "adapter.gate",
+    "coef",
+    "coord_head.module.1",
+    "coord_head.module.3",
+    *(f"tem.{published}" for published, _ in _R2_TEMPORAL),
+    *(published for published, _ in _r2_pyramid()),
 }
 """Published names that a file of their flavour may lack, because an option removes these parts."""
 
