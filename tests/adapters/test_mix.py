@@ -17,7 +17,10 @@ from vlkit.adapters.base import trained_state
 from vlkit.adapters.dtl import DtlOptions
 from vlkit.adapters.lst.method import LstOptions
 from vlkit.adapters.mix import Mix, Trained, merging_alpha
+from vlkit.adapters.s2a import S2aOptions
 from vlkit.adapters.sherl.options import SherlOptions
+from vlkit.adapters.side_attention import SideAttentionOptions
+from vlkit.adapters.synqt import SynqtOptions
 from vlkit.adapters.tuning import BitfitOptions, FullOptions, LoraOptions
 from vlkit.adapters.unipt.options import UniptOptions
 from vlkit.adapters.vqt import VqtOptions
@@ -36,6 +39,9 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "lst": (LstOptions(), "bert"),
     "dtl": (DtlOptions(late=2), "vit"),
     "vqt": (VqtOptions(), "vit"),
+    "synqt": (SynqtOptions(), "vit"),
+    "side_attention": (SideAttentionOptions(), "clip_text"),
+    "s2a": (S2aOptions(prompts=0), "vit"),
     "bitfit": (BitfitOptions(), "vit"),
     "lora": (LoraOptions(rank=2), "vit"),
     "lora on query and value, LoRA-FA": (LoraOptions(rank=2, targets="qv", freeze_a=True), "t5"),
@@ -127,6 +133,12 @@ def test_a_frozen_base_has_no_blocks_to_scale() -> None:
 def test_a_convolutional_tower_has_no_ramp() -> None:
     with pytest.raises(UserError, match="use --mix alone"):
         pooled(FullOptions(), "resnet", trained_state(build(FullOptions(), "resnet")), Mix(0.5, 0.5))
+
+
+def test_prompts_have_no_scale() -> None:
+    options = S2aOptions(prompts=2)
+    with pytest.raises(UserError, match="--mix: prompts cannot be scaled; leave it out, or train s2a with"):
+        pooled(options, "vit", trained_state(build(options, "vit")), Mix(0.5))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -140,7 +140,13 @@ def _tuned(
     """Scaled tensors of a tower that trains inside its base, by name."""
     block_of = _blocks(encoder.base) if mix.beta else {}
     found = {}
-    for key in (key for key in tensors if key.startswith(f"{prefix}base.") and key in start):
+    for key in (key for key in tensors if key.startswith(prefix) and key in start):
+        name = key.removeprefix(prefix)
+        if not name.startswith("base."):
+            block = encoder.adds_at(name)
+            if block is not None:
+                found[key] = mix.factor(block, encoder.base.depth) * tensors[key]
+            continue
         if _INSERTED.search(key):
             if _FACTOR.search(key):
                 continue

@@ -73,6 +73,12 @@ class S2aEncoder(TunedEncoder):
         self.sides = nn.ModuleDict({str(i): SideModule(base.widths[i], rank) for i in layers})
         self._detach = not prompts and not any(p.requires_grad for p in base.parameters())
 
+    def adds_at(self, name: str) -> int | None:
+        """See :meth:`TunedEncoder.adds_at`: side modules add at their block."""
+        if name == "prompts":
+            raise UserError("--mix: prompts cannot be scaled; leave it out, or train s2a with --adapter.prompts 0")
+        return int(name.split(".")[1]) if name.endswith("up.weight") else None
+
     def forward(self, x: Any) -> Encoded:
         """Run every block on the tokens and the prompts."""
         with compressed(self.saved):

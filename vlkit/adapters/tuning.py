@@ -49,6 +49,14 @@ class TunedEncoder(nn.Module):
             stream = checkpoint(_run_block, self.base, i, stream, use_reentrant=False)
         return Encoded(self.base, stream)
 
+    def adds_at(self, name: str) -> int | None:
+        """Number of the block to which tensor ``name`` beside the base adds in proportion to its values, if it does.
+
+        Raises:
+            UserError: what the tensor adds cannot be scaled.
+        """
+        return None
+
     def train(self, mode: bool = True) -> TunedEncoder:
         """Training mode with dropout but fixed batch-norm statistics, which small batches would ruin."""
         super().train(mode)
