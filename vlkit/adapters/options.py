@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vlkit.adapters.any_peft import PeftOptions
 from vlkit.adapters.dtl import DtlOptions
 from vlkit.adapters.facts import KNOWN, MethodOptions
 from vlkit.adapters.linear import LinearOptions
@@ -23,6 +24,7 @@ ADAPTERS: dict[str, type[MethodOptions]] = {
     "linear": LinearOptions,
     "bitfit": BitfitOptions,
     "lora": LoraOptions,
+    "peft": PeftOptions,
     "full": FullOptions,
 }
 """``--adapter.kind`` -> options class, which builds the adapted encoder and holds the facts about the method."""
