@@ -47,6 +47,6 @@ def test_the_example_does_what_a_method_must(example: ModuleType, tower: str, re
 def test_the_example_refuses_grids(example: ModuleType) -> None:
     with pytest.raises(
         UserError,
-        match=r"kind scalar_mix: needs tokens of one width; use sherl, unipt, dtl, linear, bitfit, lora or full",
+        match=r"kind scalar_mix: needs tokens of one width; use sherl, unipt, dtl, linear, bitfit, lora, peft or full",
     ):
         build(example.ScalarMixOptions(), "resnet")

@@ -67,23 +67,23 @@ CASES = [
 
 # What cannot work, with what the message says to do instead; * = all of them.
 REFUSED = {
-    ("lst", "*", "resnet", "*"): "use sherl, unipt, dtl, linear, bitfit, lora or full",
-    ("vqt", "*", "resnet", "*"): "use sherl, unipt, dtl, linear, bitfit, lora or full",
-    ("lst", "*", PAIR, "*"): "use sherl, unipt, dtl, linear, bitfit, lora or full",
-    ("vqt", "*", PAIR, "*"): "use sherl, unipt, dtl, linear, bitfit, lora or full",
+    ("lst", "*", "resnet", "*"): "use sherl, unipt, dtl, linear, bitfit, lora, peft or full",
+    ("vqt", "*", "resnet", "*"): "use sherl, unipt, dtl, linear, bitfit, lora, peft or full",
+    ("lst", "*", PAIR, "*"): "use sherl, unipt, dtl, linear, bitfit, lora, peft or full",
+    ("vqt", "*", PAIR, "*"): "use sherl, unipt, dtl, linear, bitfit, lora, peft or full",
     ("dtl", "*", PAIR, "*"): "use sherl or unipt",  # its side network writes into blocks that keep their width
-    ("vqt", "classify", "*", "*"): "use sherl, unipt, lst, dtl, linear, bitfit, lora or full",
-    ("vqt", "generate", "*", "*"): "use sherl, unipt, lst, dtl, linear, bitfit, lora or full",
-    ("vqt", "grounding", "*", "*"): "use sherl, unipt, lst, dtl, linear, bitfit, lora or full",
+    ("vqt", "classify", "*", "*"): "use sherl, unipt, lst, dtl, linear, bitfit, lora, peft or full",
+    ("vqt", "generate", "*", "*"): "use sherl, unipt, lst, dtl, linear, bitfit, lora, peft or full",
+    ("vqt", "grounding", "*", "*"): "use sherl, unipt, lst, dtl, linear, bitfit, lora, peft or full",
     ("bitfit", "classify", "*", "t5"): "choose another kind",
     ("bitfit", "grounding", "*", "t5"): "choose another kind",
     ("bitfit", "generate", "*", "t5"): "choose another kind",
     ("*", "generate", "*", "bert"): "give a T5, or classify",
     ("*", "generate", "*", "clip"): "give a T5, or classify",
-    ("unipt", "generate", "*", "t5"): "sherl, lora or full",
-    ("lst", "generate", "*", "t5"): "sherl, lora or full",
-    ("dtl", "generate", "*", "t5"): "sherl, lora or full",
-    ("linear", "generate", "*", "t5"): "sherl, lora or full",
+    ("unipt", "generate", "*", "t5"): "sherl, lora, peft or full",
+    ("lst", "generate", "*", "t5"): "sherl, lora, peft or full",
+    ("dtl", "generate", "*", "t5"): "sherl, lora, peft or full",
+    ("linear", "generate", "*", "t5"): "sherl, lora, peft or full",
 }
 FUSION = FusionOptions(width=16, layers=1, heads=2, dropout=0.0)
 CLASSIFY, GENERATE = ClassifyOptions(dropout=0.0), GenerateOptions(queries=2)

@@ -35,6 +35,10 @@ REFUSED = {
 }
 
 
+# Types that adapt convolutions too.
+CONVOLUTIONS = ("LORA", "LOHA", "LOKR", "OFT", "BOFT", "IA3", "HRA")
+
+
 @dataclass
 class PeftOptions(TunedOptions):
     """Any method of peft that works inside the blocks: DoRA, IA3, VeRA, OFT, LoHa and others."""
@@ -130,10 +134,19 @@ def known_types() -> list[str]:
 
 def _targets(encoder: StagedEncoder, kind: str) -> list[str]:
     """Every layer that a method adapts unless its config names some."""
-    wanted: Any = nn.LayerNorm if kind == "LN_TUNING" else nn.Linear
-    found = [name for name, module in encoder.named_modules() if isinstance(module, wanted)]
+    wanted: tuple[Any, ...] = (nn.LayerNorm,) if kind == "LN_TUNING" else (nn.Linear,)
+    if encoder.spatial and kind in CONVOLUTIONS:
+        wanted = (nn.Linear, nn.Conv2d)
+    # open_clip's pooling of a ResNet reads the weights of its layers without calling them.
+    unused = tuple(f"{name}." for name, m in encoder.named_modules() if type(m).__name__ == "AttentionPool2d")
+    found = [
+        name
+        for name, module in encoder.named_modules()
+        if isinstance(module, wanted) and getattr(module, "groups", 1) == 1 and not name.startswith(unused)
+    ]
     if not found:
-        raise UserError(f"--adapter.config: {encoder.kind} has no {wanted.__name__} to adapt; choose another kind")
+        names = " or ".join(cls.__name__ for cls in wanted)
+        raise UserError(f"--adapter.config: {encoder.kind} has no {names} that {kind} can adapt; choose another")
     return found
 
 
