@@ -86,6 +86,7 @@ def test_keeps_less_state(kind: str, share: float) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_missing_library_is_named(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, KINDS[kind], None)
+    for name in [KINDS[kind], *(name for name in sys.modules if name.startswith(f"{KINDS[kind]}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=rf"--optimizer {kind}: {KINDS[kind].replace('_', '-')} is not installed"):
         make(model(), kind)

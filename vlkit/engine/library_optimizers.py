@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,11 @@ APOLLO_RANK, APOLLO_GAP, APOLLO_SCALE = 256, 200, 1.0
 
 def adamw_8bit(groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
     """AdamW with 8-bit moments (Dettmers et al., ICLR 2022), of bitsandbytes; small tensors keep 32 bits."""
-    return _library("bitsandbytes", "adamw8bit").optim.AdamW8bit(groups, lr=lr)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise _missing("adamw8bit", "bitsandbytes") from None
+    return cast(Any, AdamW8bit)(groups, lr=lr)
 
 
 def apollo(groups: list[dict[str, Any]], lr: float, rank: int = APOLLO_RANK) -> torch.optim.Optimizer:
@@ -28,7 +31,6 @@ def apollo(groups: list[dict[str, Any]], lr: float, rank: int = APOLLO_RANK) -> 
         lr: learning rate.
         rank: most values per row (or column) of a matrix's moments; half the smaller side where that is less.
     """
-    library = _library("apollo_torch", "apollo")
     found = []
     for group in groups:
         low: dict[int, list[nn.Parameter]] = {}
@@ -40,14 +42,18 @@ def apollo(groups: list[dict[str, Any]], lr: float, rank: int = APOLLO_RANK) -> 
         for r, matrices in low.items():
             projection = {"rank": r, "proj": "random", "proj_type": "std", "update_proj_gap": APOLLO_GAP}
             found.append({**group, "params": matrices, **projection, "scale": APOLLO_SCALE, "scale_type": "channel"})
-    return _resumable(library)(found, lr=lr)
+    return _resumable_apollo()(found, lr=lr)
 
 
-def _resumable(library: Any) -> Any:
+def _resumable_apollo() -> Any:
     """APOLLO whose projections follow from seed and step, so that a checkpoint needs only tensors."""
-    from apollo_torch.random_projector import next_seed
+    try:
+        from apollo_torch import APOLLOAdamW
+        from apollo_torch.random_projector import next_seed
+    except ImportError:
+        raise _missing("apollo", "apollo-torch") from None
 
-    class Apollo(library.APOLLOAdamW):
+    class Apollo(APOLLOAdamW):
         def _initialize_projector(self, group: dict[str, Any], state: dict[str, Any]) -> Any:
             seed = int(state["seed"])
             for _ in range(int(state.get("step", 0)) // group["update_proj_gap"]):
@@ -68,11 +74,5 @@ def _resumable(library: Any) -> Any:
     return Apollo
 
 
-def _library(name: str, kind: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        package = name.replace("_", "-")
-        raise UserError(
-            f"--optimizer {kind}: {package} is not installed; pip install 'vlkit[optimizers]', or use adamw"
-        ) from None
+def _missing(kind: str, package: str) -> UserError:
+    return UserError(f"--optimizer {kind}: {package} is not installed; pip install 'vlkit[optimizers]', or use adamw")
