@@ -130,7 +130,7 @@ def main(config: Config) -> None:
     encoder = load_base(config.encoder)
     target, preprocess = black_box(config, dataset)
 
-    coordinator = fabric.to_device(make_coordinator(config, encoder, preprocess))
+    coordinator = make_coordinator(config, encoder, preprocess).to(fabric.device)
     examples = LabelledImages(dataset, train, image_transform(preprocess, config.data.augment))
     loader = EpochLoader(examples, config.batch_size, config.seed, collate=collate)
     mean, std = (fabric.to_device(torch.tensor(v).view(3, 1, 1)) for v in (preprocess.mean, preprocess.std))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -74,7 +74,7 @@ class PeftOptions(TunedOptions):
         try:
             # As peft's inject_adapter_in_model, which refuses methods whose layers share tensors: those are saved here.
             config = get_peft_config(values)
-            PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](encoder, config, adapter_name="default")
+            cast(Any, PEFT_TYPE_TO_TUNER_MAPPING)[config.peft_type](encoder, config, adapter_name="default")
         except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"--adapter.config: {values['peft_type']} on {encoder.kind}: {reason}") from None
