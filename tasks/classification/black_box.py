@@ -175,6 +175,7 @@ def black_box(config: Config, dataset: Dataset) -> tuple[BlackBox, Preprocess]:
             if not token:
                 raise UserError(f"--http.token_variable {config.http.token_variable}: is not set; export it first")
         box = HttpBlackBox(config.http, len(dataset.extra["classes"]), config.budget, token=token)
+        box.check_classes(dataset.extra["classes"])
         # Only what the coordinator sees depends on this; a service gets image files.
         return box, load_base(config.target).preprocess
     pipeline = zero_shot_pipeline(config.target, prompts_of(dataset, config.prompts), config.device)
