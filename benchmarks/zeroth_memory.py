@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -56,12 +57,12 @@ def main(config: Config) -> None:
         write_json(config.json, {"base": config.base, "batch_size": config.batch_size, "rows": rows})
 
 
-def measured(bench: ContrastiveBench, kind: str, batch_size: int) -> list[dict[str, object]]:
+def measured(bench: ContrastiveBench, kind: str, batch_size: int) -> list[dict[str, Any]]:
     """Inference, the optimizers with gradients, and those without, for one method."""
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
 
     def add(name: str, saved: int, optimizer: int, total: int) -> None:
-        over = total / (rows[0]["total_bytes"] if rows else total)  # type: ignore[operator]
+        over = total / (rows[0]["total_bytes"] if rows else total)
         found = {"saved_bytes": saved, "optimizer_bytes": optimizer, "total_bytes": total, "over_inference": over}
         rows.append({"method": kind, "optimizer": name, **found})
 
