@@ -85,8 +85,16 @@ def test_pooled_methods_move_along_a_line(name: str) -> None:
     torch.testing.assert_close(pooled(options, tower, state, Mix(0.25)), base + 0.25 * (whole - base))
 
 
-def test_every_method_is_covered() -> None:
-    assert {options.kind for options, _ in OPTIONS.values()} >= set(ADAPTERS) - {"linear"}
+@pytest.mark.parametrize("kind", sorted(set(ADAPTERS) - {options.kind for options, _ in OPTIONS.values()}))
+def test_other_methods_are_scaled_or_refused(kind: str) -> None:
+    state = trained(ADAPTERS[kind](), "vit")
+    try:
+        found = pooled(ADAPTERS[kind](), "vit", state, Mix(0.0))
+    except UserError as error:
+        assert "--mix" in str(error)
+        return
+    with torch.no_grad():
+        torch.testing.assert_close(found, prepared("vit")(TOWERS["vit"][1]()), rtol=0, atol=1e-5)
 
 
 # --- LiNeS ---

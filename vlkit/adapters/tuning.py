@@ -70,7 +70,7 @@ def _run_block(base: StagedEncoder, i: int, stream: Stream) -> Stream:
     return base.block(i, stream)
 
 
-class _TunedOptions(MethodOptions):
+class TunedOptions(MethodOptions):
     """Common options of methods that train the base."""
 
     trains_base: ClassVar[bool] = True
@@ -95,7 +95,7 @@ class _TunedOptions(MethodOptions):
 
 
 @dataclass
-class FullOptions(_TunedOptions):
+class FullOptions(TunedOptions):
     """Full fine-tuning: every parameter of the base trains."""
 
     kind: Literal["full"] = "full"
@@ -111,7 +111,7 @@ class FullOptions(_TunedOptions):
 
 
 @dataclass
-class BitfitOptions(_TunedOptions):
+class BitfitOptions(TunedOptions):
     """BitFit (Ben Zaken et al., ACL 2022): only the biases of the base train."""
 
     kind: Literal["bitfit"] = "bitfit"
@@ -144,7 +144,7 @@ def _is_bias(name: str) -> bool:
 
 
 @dataclass
-class LoraOptions(_TunedOptions):
+class LoraOptions(TunedOptions):
     """LoRA (Hu et al., ICLR 2022) with peft: low-rank updates of linear layers and attentions."""
 
     kind: Literal["lora"] = "lora"
