@@ -403,3 +403,32 @@ def test_backward_frees_what_was_kept() -> None:
     out.backward()
     gc.collect()
     assert out.grad_fn is not None and all(ref() is None for ref in alive)
+
+
+def test_training_reaches_the_same_accuracy() -> None:
+    """Eight templates in noise; mean over three seeds, close to the uncompressed run."""
+    templates = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(9))
+
+    def batch(count: int, seed: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.randint(0, 8, (count,), generator=generator)
+        return 0.5 * templates[labels] + torch.randn(count, 3, 32, 32, generator=generator), labels
+
+    def accuracy(saved: str, seed: int) -> float:
+        torch.manual_seed(seed)
+        model = ADAPTERS["full"](saved=saved).build(deepcopy(prepared("vit"))).train()
+        head = nn.Linear(16, 8)
+        trained = [p for p in (*model.parameters(), *head.parameters()) if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=3e-3)
+        for step in range(25):
+            images, labels = batch(24, 1000 * seed + step)
+            nn.functional.cross_entropy(head(model(images).pooled), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        images, labels = batch(400, 7)
+        with torch.no_grad():
+            return float((head(model.eval()(images).pooled).argmax(1) == labels).float().mean())
+
+    plain, compressed_runs = ([accuracy(saved, seed) for seed in range(3)] for saved in ("fp32", "int4"))
+    assert sum(plain) / 3 > 0.6
+    assert abs(sum(plain) - sum(compressed_runs)) / 3 < 0.02, (plain, compressed_runs)
