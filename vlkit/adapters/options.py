@@ -49,7 +49,7 @@ def adapter_options(values: dict[str, Any], methods: Mapping[str, type[MethodOpt
     Raises:
         UserError: this version of vlkit does not know the kind or an option.
     """
-    kind = values.get("kind")
+    kind: Any = values.get("kind")
     if kind not in methods:
         raise UserError(f"adapter_config.json: kind {kind!r} is none of {', '.join(methods)}; update vlkit")
     known = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -182,8 +182,11 @@ def _conv2d(
 ) -> Any:
     if isinstance(padding, str) or input.dim() != 4 or not (weight.requires_grad and input.requires_grad):
         return NotImplemented
-    pairs = [(value, value) if isinstance(value, int) else tuple(value) for value in (stride, padding, dilation)]
-    return conv2d(input, weight, bias, *pairs, groups, bits)
+    return conv2d(input, weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups, bits)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
 def _batch_norm(
@@ -197,8 +200,9 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Any:
-    fixed = not training and running_mean is not None and running_var is not None and input.dim() == 4
-    if not fixed or not any(t is not None and t.requires_grad for t in (input, weight, bias)):
+    if training or running_mean is None or running_var is None or input.dim() != 4:
+        return NotImplemented
+    if not any(t is not None and t.requires_grad for t in (input, weight, bias)):
         return NotImplemented
     return batch_norm(input, running_mean, running_var, weight, bias, eps, bits)
 
