@@ -23,8 +23,9 @@ from torch.utils.checkpoint import checkpoint
 
 from vlkit.adapters import ADAPTERS
 from vlkit.adapters.facts import kinds_with
-from vlkit.adapters.saved.functions import CURVES, attention, curve, layer_norm, linear, softmax
+from vlkit.adapters.saved.functions import CURVES, curve, layer_norm, softmax
 from vlkit.adapters.saved.mode import compressed
+from vlkit.adapters.saved.products import attention, linear
 from vlkit.cli.config import run
 from vlkit.encoders.stage import stage_vision
 from vlkit.errors import UserError
@@ -74,8 +75,8 @@ def main(config: Config) -> None:
         command = "python benchmarks/compressed_gradients.py --output docs/results/compressed_gradients.md"
         about = (
             f"{config.layers} block(s) of width {config.width}, {config.image_size} px images in patches of 32 px, "
-            f"batches of {config.batch_size}, random weights. Bytes are those of a block, without parameters; LoRA's "
-            "include the weights that peft merges for open_clip's attention. The gradient is that of a random direction "
+            f"batches of {config.batch_size}, random weights. Bytes are those of one block, without parameters; LoRA's "
+            "include the weights that peft merges for its attention. The gradient is that of a random direction "
             "of the output, all trained values as one vector."
         )
         parts = ["# Gradients from compressed activations", f"Printed by `{command}`.", "## Operations"]

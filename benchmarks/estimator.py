@@ -16,7 +16,10 @@ from typing import Any
 from vlkit.adapters.dtl import DtlOptions
 from vlkit.adapters.linear import LinearOptions
 from vlkit.adapters.lst.method import LstOptions
+from vlkit.adapters.s2a import S2aOptions
 from vlkit.adapters.sherl.options import SherlOptions
+from vlkit.adapters.side_attention import SideAttentionOptions
+from vlkit.adapters.synqt import SynqtOptions
 from vlkit.adapters.tuning import BitfitOptions, FullOptions, LoraOptions
 from vlkit.adapters.unipt.options import UniptOptions
 from vlkit.adapters.vqt import VqtOptions
@@ -39,10 +42,14 @@ METHODS = {
     "LST": LstOptions(),
     "DTL": DtlOptions(),
     "VQT": VqtOptions(),
+    "SynQT": SynqtOptions(),
+    "side attention": SideAttentionOptions(),
+    "S2A": S2aOptions(),
     "BitFit": BitfitOptions(),
     "LoRA": LoraOptions(),
     "LoRA + checkpointing": LoraOptions(checkpointing=True),
     "full": FullOptions(),
+    "full, int4 activations": FullOptions(saved="int4"),
     "SHERL (from above)": SherlOptions(),
     "SHERL, int8 taps, chunks of 2 (from above)": SherlOptions(tap_dtype="int8", early_chunk=2),
 }

@@ -94,7 +94,7 @@ def to_few_bits(x: Tensor, bits: int, group: int = GROUP, stochastic: bool = Fal
     tail = -count % min(group, count)
     padded = torch.cat([x, x[..., -1:].expand(*x.shape[:-1], tail)], dim=-1) if tail else x
     grouped = padded.unflatten(-1, (-1, min(group, count)))
-    low, high = grouped.aminmax(dim=-1)
+    low, high = grouped.amin(-1), grouped.amax(-1)  # several times faster than aminmax
     bounds = torch.empty(*low.shape, 2, dtype=torch.float16, device=x.device)
     bounds[..., 0], bounds[..., 1] = _half(low, down=True), _half(high, down=False)
     low, high = bounds.to(x.dtype).unsqueeze(-2).unbind(-1)

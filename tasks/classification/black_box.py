@@ -95,6 +95,9 @@ class Config:
     """Channels of the decoder's first grid (published: 32 behind a ViT, 64 behind a ResNet-50)."""
     arch: Arch = "vit"
     """Published decoder: vit, or resnet (other groups in the first layer)."""
+    border: int = 0
+    """Learn a border of this many pixels instead of a decoder (the baseline VP: 30, with --spsa.a 10 to 20); 0 =
+    BlackVIP."""
     eps: float = 1.0
     """Factor on the prompt (0.2 to 1 in the paper)."""
     spsa: SpsaOptions = field(default_factory=SpsaOptions)
@@ -117,6 +120,8 @@ class Config:
         for name in ("epochs", "batch_size", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
+        if self.border < 0:
+            raise UserError(f"--border {self.border}: must be 0 or more")
         if not 0 < self.eps < float("inf"):
             raise UserError(f"--eps {self.eps}: must be above 0, and finite")
 
@@ -130,7 +135,7 @@ def main(config: Config) -> None:
     encoder = load_base(config.encoder)
     target, preprocess = black_box(config, dataset)
 
-    coordinator = fabric.to_device(make_coordinator(config, encoder, preprocess))
+    coordinator = make_coordinator(config, encoder, preprocess).to(fabric.device)
     examples = LabelledImages(dataset, train, image_transform(preprocess, config.data.augment))
     loader = EpochLoader(examples, config.batch_size, config.seed, collate=collate)
     mean, std = (fabric.to_device(torch.tensor(v).view(3, 1, 1)) for v in (preprocess.mean, preprocess.std))
@@ -175,6 +180,7 @@ def black_box(config: Config, dataset: Dataset) -> tuple[BlackBox, Preprocess]:
             if not token:
                 raise UserError(f"--http.token_variable {config.http.token_variable}: is not set; export it first")
         box = HttpBlackBox(config.http, len(dataset.extra["classes"]), config.budget, token=token)
+        box.check_classes(dataset.extra["classes"])
         # Only what the coordinator sees depends on this; a service gets image files.
         return box, load_base(config.target).preprocess
     pipeline = zero_shot_pipeline(config.target, prompts_of(dataset, config.prompts), config.device)
@@ -201,6 +207,7 @@ def make_coordinator(config: Config, encoder: ClipBase, preprocess: Preprocess) 
         config.arch,
         config.feature,
         encoder.preprocess.size,
+        config.border,
     )
 
 
@@ -276,7 +283,12 @@ def report(
     found = Report(
         task=TASK.name,
         base=config.http.url or config.target,
-        adapter={"kind": "blackvip", "encoder": config.encoder, "eps": config.eps, **asdict(config.spsa)},
+        adapter={
+            "kind": "vp" if config.border else "blackvip",
+            "encoder": config.encoder,
+            "eps": config.eps,
+            **asdict(config.spsa),
+        },
         split=test,
         before=before,
         after=after,

@@ -87,6 +87,7 @@ def open_pipeline(config: Config) -> RetrievalPipeline:
     if config.model:
         return load_mixed(config.model, TASK.name, config)
     refuse_without_model(config)
+    assert config.base is not None  # main has checked that one of the two was given
     return load_zero_shot(config.base, config.device)
 
 

@@ -264,6 +264,21 @@ def test_takes_a_step_and_loads_again(kind: str, task: str, images: str, texts: 
         torch.testing.assert_close(one, other, rtol=limit, atol=limit)
 
 
+@pytest.mark.parametrize("task", [*TWO_TOWER, *WITH_TEXTS])
+def test_compressed_activations_in_the_models_of_all_tasks(task: str) -> None:
+    found = []
+    for saved in ("fp32", "int8"):
+        bases = Bases.fresh("vit", "clip" if task in TWO_TOWER else "t5")
+        model, batch = build(task, ADAPTERS["full"](saved=saved), bases), batch_of(task, bases)
+        loss = loss_of(task, model.eval()(*batch))  # without dropout
+        loss.backward()
+        grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        found.append((loss.detach(), torch.cat(grads)))
+    (loss, exact), (same, rounded) = found
+    assert torch.equal(loss, same)
+    assert torch.cosine_similarity(exact, rounded, dim=0) > 0.99
+
+
 def leave_start(model: nn.Module) -> None:
     """Move what trains off its first values, some of which are zeros that gradients stop at."""
     generator = torch.Generator().manual_seed(0)

@@ -17,7 +17,10 @@ from vlkit.adapters.base import trained_state
 from vlkit.adapters.dtl import DtlOptions
 from vlkit.adapters.lst.method import LstOptions
 from vlkit.adapters.mix import Mix, Trained, merging_alpha
+from vlkit.adapters.s2a import S2aOptions
 from vlkit.adapters.sherl.options import SherlOptions
+from vlkit.adapters.side_attention import SideAttentionOptions
+from vlkit.adapters.synqt import SynqtOptions
 from vlkit.adapters.tuning import BitfitOptions, FullOptions, LoraOptions
 from vlkit.adapters.unipt.options import UniptOptions
 from vlkit.adapters.vqt import VqtOptions
@@ -36,6 +39,9 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "lst": (LstOptions(), "bert"),
     "dtl": (DtlOptions(late=2), "vit"),
     "vqt": (VqtOptions(), "vit"),
+    "synqt": (SynqtOptions(), "vit"),
+    "side_attention": (SideAttentionOptions(), "clip_text"),
+    "s2a": (S2aOptions(prompts=0), "vit"),
     "bitfit": (BitfitOptions(), "vit"),
     "lora": (LoraOptions(rank=2), "vit"),
     "lora on query and value, LoRA-FA": (LoraOptions(rank=2, targets="qv", freeze_a=True), "t5"),
@@ -79,8 +85,16 @@ def test_pooled_methods_move_along_a_line(name: str) -> None:
     torch.testing.assert_close(pooled(options, tower, state, Mix(0.25)), base + 0.25 * (whole - base))
 
 
-def test_every_method_is_covered() -> None:
-    assert {options.kind for options, _ in OPTIONS.values()} >= set(ADAPTERS) - {"linear"}
+@pytest.mark.parametrize("kind", sorted(set(ADAPTERS) - {options.kind for options, _ in OPTIONS.values()}))
+def test_other_methods_are_scaled_or_refused(kind: str) -> None:
+    state = trained(ADAPTERS[kind](), "vit")
+    try:
+        found = pooled(ADAPTERS[kind](), "vit", state, Mix(0.0))
+    except UserError as error:
+        assert "--mix" in str(error)
+        return
+    with torch.no_grad():
+        torch.testing.assert_close(found, prepared("vit")(TOWERS["vit"][1]()), rtol=0, atol=1e-5)
 
 
 # --- LiNeS ---
@@ -127,6 +141,12 @@ def test_a_frozen_base_has_no_blocks_to_scale() -> None:
 def test_a_convolutional_tower_has_no_ramp() -> None:
     with pytest.raises(UserError, match="use --mix alone"):
         pooled(FullOptions(), "resnet", trained_state(build(FullOptions(), "resnet")), Mix(0.5, 0.5))
+
+
+def test_prompts_have_no_scale() -> None:
+    options = S2aOptions(prompts=2)
+    with pytest.raises(UserError, match="--mix: prompts cannot be scaled; leave it out, or train s2a with"):
+        pooled(options, "vit", trained_state(build(options, "vit")), Mix(0.5))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

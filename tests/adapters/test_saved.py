@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -13,17 +15,9 @@ from torch import Tensor, nn
 from helpers.towers import TOWERS, prepared, train, view
 from vlkit.adapters import ADAPTERS
 from vlkit.adapters.facts import kinds_with
-from vlkit.adapters.saved.functions import (
-    CURVES,
-    attention,
-    curve,
-    dropout,
-    layer_norm,
-    linear,
-    product,
-    softmax,
-)
+from vlkit.adapters.saved.functions import CURVES, curve, dropout, layer_norm, softmax
 from vlkit.adapters.saved.mode import compressed, quick_gelu
+from vlkit.adapters.saved.products import attention, linear, product
 from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.encoders.staged import StagedEncoder, Stream
 from vlkit.errors import UserError
@@ -218,7 +212,7 @@ def outcome(model: nn.Module, x: Tensor, reads: str) -> tuple[Tensor, Tensor]:
     return out.detach(), torch.cat(grads)
 
 
-@pytest.mark.parametrize("tower", ["vit", "timm", "convnext", "clip_text", "bert", "t5"])
+@pytest.mark.parametrize("tower", ["vit", "timm", "convnext", "resnet", "clip_text", "bert", "t5"])
 @pytest.mark.parametrize("kind", ["full", "lora", "bitfit", "s2a", "dtl"])
 def test_a_tower_runs_exactly_and_its_gradient_keeps_its_direction(kind: str, tower: str) -> None:
     if (kind, tower) == ("bitfit", "t5"):
@@ -250,6 +244,15 @@ def test_a_block_of_a_vision_transformer_saves_a_quarter(kind: str) -> None:
         bytes_of[saved] = saved_bytes(model, run)
     assert bytes_of["int4"] <= 0.25 * bytes_of["fp32"]
     assert bytes_of["int4"] < bytes_of["int8"] <= 0.4 * bytes_of["fp32"]
+
+
+@pytest.mark.parametrize("tower", ["convnext", "resnet"])
+def test_convolutional_towers_save_less(tower: str) -> None:
+    x, sizes = TOWERS[tower][1](), {}
+    for saved in ("fp32", "int4"):
+        model = built("full", tower, saved)
+        sizes[saved] = saved_bytes(model, lambda m=model: m(x).pooled.sum())
+    assert sizes["int4"] < 0.5 * sizes["fp32"]
 
 
 def test_bias_gradients_of_a_deep_transformer_keep_their_direction() -> None:
@@ -381,3 +384,51 @@ def test_frozen_weights_of_a_base_stay_bit_for_bit(tmp_path: Any) -> None:
     names = set(encoder.state_dict())
     model = ADAPTERS["full"](saved="int4").build(encoder)
     assert {name.removeprefix("base.") for name in model.state_dict()} == names
+
+
+def test_backward_frees_what_was_kept() -> None:
+    """An opener that held its tensors would keep all of them alive until the end of backward."""
+    x, norm = rows(40, 64).requires_grad_(), nn.LayerNorm(64)
+    weight = rows(32, 64, seed=1).requires_grad_()
+    alive: list[weakref.ref] = []
+
+    def pack(t: Tensor) -> Tensor:
+        if t.dtype == torch.uint8:
+            alive.append(weakref.ref(t.untyped_storage()))
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), compressed("int4"):
+        out = nn.functional.gelu(nn.functional.linear(norm(x), weight)).softmax(-1).sum()
+    assert alive and all(ref() is not None for ref in alive)
+    out.backward()
+    gc.collect()
+    assert out.grad_fn is not None and all(ref() is None for ref in alive)
+
+
+def test_training_reaches_the_same_accuracy() -> None:
+    """Eight templates in noise; mean over three seeds, close to the uncompressed run."""
+    templates = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(9))
+
+    def batch(count: int, seed: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.randint(0, 8, (count,), generator=generator)
+        return 0.5 * templates[labels] + torch.randn(count, 3, 32, 32, generator=generator), labels
+
+    def accuracy(saved: str, seed: int) -> float:
+        torch.manual_seed(seed)
+        model = ADAPTERS["full"](saved=saved).build(deepcopy(prepared("vit"))).train()
+        head = nn.Linear(16, 8)
+        trained = [p for p in (*model.parameters(), *head.parameters()) if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=3e-3)
+        for step in range(25):
+            images, labels = batch(24, 1000 * seed + step)
+            nn.functional.cross_entropy(head(model(images).pooled), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        images, labels = batch(400, 7)
+        with torch.no_grad():
+            return float((head(model.eval()(images).pooled).argmax(1) == labels).float().mean())
+
+    plain, compressed_runs = ([accuracy(saved, seed) for seed in range(3)] for saved in ("fp32", "int4"))
+    assert sum(plain) / 3 > 0.6
+    assert abs(sum(plain) - sum(compressed_runs)) / 3 < 0.02, (plain, compressed_runs)

@@ -308,6 +308,18 @@ def finish_two(folder: Path, *arguments: str) -> None:
         assert child.wait() == 0, child.text
 
 
+def test_two_processes_train_like_one_without_gradients(tmp_path):
+    """MeZO: both move along the same direction, by the mean of their slopes."""
+    options = ("--noise", "false", "--optimizer", "mezo", "--lr", "0.01", "--precision", "64-true", "--epochs", "2")
+    finish(tmp_path / "one", *options)
+    finish_two(tmp_path / "two", *options)
+    one, two = everything(tmp_path / "one"), everything(tmp_path / "two")
+    assert one.keys() == two.keys() and len(one["optimizer/mezo/slopes"]) == 10
+    for name in one:
+        # A slope is a difference of two losses in single precision over 2 eps.
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=5e-4 if "slopes" in name else 1e-5)
+
+
 def test_two_processes_train_like_one(tmp_path):
     options = ("--noise", "false", "--accumulate", "2")
     finish(tmp_path / "one", *options)

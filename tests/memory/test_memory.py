@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from helpers import tiny
 from helpers.scripts import call, launch, load_script
 from vlkit.adapters import ADAPTERS
+from vlkit.adapters.dtl import DtlOptions
 from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.adapters.sherl.pooled_lean import TOGETHER
 from vlkit.adapters.tuning import BitfitOptions, FullOptions, LoraOptions
@@ -55,6 +56,8 @@ METHODS = [
 # What these keep does not depend on the data.
 PREDICTABLE = [
     *(options for options in METHODS if options.kind != "sherl" or options.handoff == "tokens" or not options.lean),
+    FullOptions(saved="int4"),
+    DtlOptions(saved="int8"),
     SherlOptions(keep="all"),
     SherlOptions(keep="all", early_chunk=2),
     SherlOptions(keep="all", tap_dtype="int8", early_chunk=0),

@@ -210,6 +210,19 @@ def test_probabilities_become_logits() -> None:
         box_for(url, gives="probabilities", retries=0).scores(PIXELS[:1])
 
 
+def test_other_classes_are_named_before_anything_is_asked() -> None:
+    server = ScoreServer(lambda images: torch.zeros(len(images), 3), CLASSES, (96, 96))
+    with serving(server) as url:
+        box_for(url).check_classes(CLASSES)
+        with pytest.raises(UserError, match="number 0 is 'cat'"):
+            box_for(url).check_classes(("dog", "cat", "red circle"))
+        with pytest.raises(UserError, match="3 instead of 2"):
+            box_for(url).check_classes(CLASSES[:2])
+    box_for("http://127.0.0.1:9").check_classes(CLASSES)  # a service need not answer GET
+    with answering(lambda n, body: (200, b"", {})) as url:
+        box_for(url).check_classes(CLASSES)
+
+
 def test_pixels_arrive_as_bytes() -> None:
     seen: list[Tensor] = []
 

@@ -15,7 +15,7 @@ from PIL import Image
 from helpers import tiny
 from helpers.scripts import call, load_script, refuse
 from vlkit.adapters.blackvip.coordinator import Coordinator
-from vlkit.adapters.blackvip.decoder import PromptDecoder
+from vlkit.adapters.blackvip.decoder import BorderPrompt, PromptDecoder
 from vlkit.cli.config import parse
 from vlkit.data.manifest import Dataset, write_dataset
 from vlkit.encoders.stage import stage_vision
@@ -197,6 +197,22 @@ def test_published_sizes() -> None:
     assert sum(p.numel() for p in PromptDecoder(768).parameters()) == 9920
     assert PromptDecoder(2048, 64, arch="resnet").trigger.numel() == 1088
     assert PromptDecoder(768)(torch.zeros(1, 768)).shape == (1, 3, 224, 224)
+
+
+def test_border(dataset: Path, tmp_path: Path) -> None:
+    """VP: one border for all images, of the published size."""
+    assert sum(p.numel() for p in BorderPrompt((224, 224)).parameters()) == 69840
+    prompt = BorderPrompt((8, 10), 2)(torch.zeros(3, 0))
+    assert (
+        prompt.shape == (1, 3, 8, 10) and not prompt[:, :, 2:6, 2:8].any() and prompt.count_nonzero() == 3 * (80 - 24)
+    )
+    call(SCRIPT, *words(dataset, tmp_path / "run"), "--border", 10, "--spsa.a", 10, "--epochs", 1)
+    found = load_coordinator(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["adapter"]["kind"] == "vp"
+    image = Image.open(dataset / "red0.png")
+    change = found.prompt([image])[0] - torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+    assert change[:, 10:-10, 10:-10].abs().max() < 1e-6 < change[:, :10].abs().max()
+    assert "--border 48" in refuse(SCRIPT, *words(dataset, tmp_path / "other"), "--border", 48)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (40, 40), (48, 64)])

@@ -268,3 +268,14 @@ def test_other_data_is_measured_without_and_with_the_adapter(trained: Path, data
     assert other["before"]["rsum"] == pytest.approx(without["rsum"])
     with pytest.raises(UserError, match=r"dataset\.json"):
         call(EVALUATE, *options, "--also", tmp_path)
+
+
+def test_trains_without_gradients(dataset: Path, tmp_path: Path):
+    """MeZO: no activations are saved, and the base's memory is all there is."""
+    words = ("--data.root", dataset, "--output", tmp_path / "run", *QUICK, "--optimizer", "mezo", "--lr", 1e-4)
+    call(TRAIN, *words, "--adapter.kind", "lora", "--adapter.targets", "qv", "--epochs", 1)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["saved_activation_bytes"] == 0 and metrics["after"]["rsum"] > 0
+    assert (tmp_path / "run" / "checkpoint" / "start" / "state.safetensors").exists()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert all("slope" in line for line in lines if "loss" in line)

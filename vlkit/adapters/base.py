@@ -205,10 +205,10 @@ class AdaptedEncoder(nn.Module):
             with torch.no_grad():
                 # A cache may store the state in a different dtype than the base uses.
                 last = self.base.pool(stream.to(next(self.base.parameters()).dtype))
+            merged = self.adapter.merge(reduced, last, stream)
             if isinstance(self.adapter, Joins):  # scaled when it joins its parts, which needs the base's embedding
-                side = last if self.mix != 1.0 else None
-                return stream.replace(pooled=self.adapter.merge(reduced, last, stream), side=side)
-            return stream.replace(pooled=self.scaled(self.adapter.merge(reduced, last, stream), last))
+                return stream.replace(pooled=merged, side=last if self.mix != 1.0 else None)
+            return stream.replace(pooled=self.scaled(merged, last))
         last = stream.hidden
         merged = self.adapter.merge(reduced, last, stream)
         reduced.clear()

@@ -92,9 +92,11 @@ def merging_alpha(parts: list[Mapping[str, Tensor]], merged: Mapping[str, Tensor
     Raises:
         ValueError: there are no parts, or ``merged`` is zero.
     """
-    total = sum(float(sum(part[name].double() for part in parts).abs().sum()) for name in merged)
+    if not parts:
+        raise ValueError("give at least one task vector and a merged one that is not zero")
+    total = sum(float(torch.stack([part[name].double() for part in parts]).sum(0).abs().sum()) for name in merged)
     size = sum(float(tensor.double().abs().sum()) for tensor in merged.values())
-    if not parts or not size:
+    if not size:
         raise ValueError("give at least one task vector and a merged one that is not zero")
     return total / size / len(parts)
 
@@ -140,7 +142,13 @@ def _tuned(
     """Scaled tensors of a tower that trains inside its base, by name."""
     block_of = _blocks(encoder.base) if mix.beta else {}
     found = {}
-    for key in (key for key in tensors if key.startswith(f"{prefix}base.") and key in start):
+    for key in (key for key in tensors if key.startswith(prefix) and key in start):
+        name = key.removeprefix(prefix)
+        if not name.startswith("base."):
+            block = encoder.adds_at(name)
+            if block is not None:
+                found[key] = mix.factor(block, encoder.base.depth) * tensors[key]
+            continue
         if _INSERTED.search(key):
             if _FACTOR.search(key):
                 continue

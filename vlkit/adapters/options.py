@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vlkit.adapters.any_peft import PeftOptions
 from vlkit.adapters.dtl import DtlOptions
 from vlkit.adapters.facts import KNOWN, MethodOptions
 from vlkit.adapters.linear import LinearOptions
@@ -30,6 +31,7 @@ ADAPTERS: dict[str, type[MethodOptions]] = {
     "bitfit": BitfitOptions,
     "lora": LoraOptions,
     "s2a": S2aOptions,
+    "peft": PeftOptions,
     "full": FullOptions,
 }
 """``--adapter.kind`` -> options class, which builds the adapted encoder and holds the facts about the method."""
@@ -47,7 +49,7 @@ def adapter_options(values: dict[str, Any], methods: Mapping[str, type[MethodOpt
     Raises:
         UserError: this version of vlkit does not know the kind or an option.
     """
-    kind = values.get("kind")
+    kind: Any = values.get("kind")
     if kind not in methods:
         raise UserError(f"adapter_config.json: kind {kind!r} is none of {', '.join(methods)}; update vlkit")
     known = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

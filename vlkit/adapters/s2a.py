@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from vlkit.adapters.base import Encoded
 from vlkit.adapters.facts import Reads
 from vlkit.adapters.saved.mode import Saved, compressed, saved_option
-from vlkit.adapters.tuning import TunedEncoder, _is_bias, _TunedOptions
+from vlkit.adapters.tuning import TunedEncoder, TunedOptions, _is_bias
 from vlkit.encoders.blocks.anatomy import Opaque, anatomy_of
 from vlkit.encoders.staged import StagedEncoder, Stream, freeze, in_weights_format
 from vlkit.errors import UserError
@@ -72,6 +72,12 @@ class S2aEncoder(TunedEncoder):
         self.prompts = nn.Parameter(torch.empty(shape).normal_(std=PROMPT_STD)) if prompts else None
         self.sides = nn.ModuleDict({str(i): SideModule(base.widths[i], rank) for i in layers})
         self._detach = not prompts and not any(p.requires_grad for p in base.parameters())
+
+    def adds_at(self, name: str) -> int | None:
+        """See :meth:`TunedEncoder.adds_at`: side modules add at their block."""
+        if name == "prompts":
+            raise UserError("--mix: prompts cannot be scaled; leave it out, or train s2a with --adapter.prompts 0")
+        return int(name.split(".")[1]) if name.endswith("up.weight") else None
 
     def forward(self, x: Any) -> Encoded:
         """Run every block on the tokens and the prompts."""
@@ -149,7 +155,7 @@ def longer_mask(mask: Tensor, length: int, count: int) -> Tensor:
 
 
 @dataclass
-class S2aOptions(_TunedOptions):
+class S2aOptions(TunedOptions):
     """S2A: biases, prompts and low-rank side modules train, and all saved activations take 4 bits per value."""
 
     kind: Literal["s2a"] = "s2a"

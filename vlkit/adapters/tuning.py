@@ -33,7 +33,8 @@ class TunedEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.base = base
-        self.checkpointing, self.saved = checkpointing, saved
+        self.checkpointing = checkpointing
+        self.saved: Saved = saved
         if saved != "fp32":
             name_operations(base)
         self.saved_untrained = tuple(f"base.{name}" for name in kept)
@@ -48,6 +49,14 @@ class TunedEncoder(nn.Module):
             stream = checkpoint(_run_block, self.base, i, stream, use_reentrant=False)
         return Encoded(self.base, stream)
 
+    def adds_at(self, name: str) -> int | None:
+        """Number of the block to which tensor ``name`` beside the base adds in proportion to its values, if it does.
+
+        Raises:
+            UserError: what the tensor adds cannot be scaled.
+        """
+        return None
+
     def train(self, mode: bool = True) -> TunedEncoder:
         """Training mode with dropout but fixed batch-norm statistics, which small batches would ruin."""
         super().train(mode)
@@ -61,7 +70,7 @@ def _run_block(base: StagedEncoder, i: int, stream: Stream) -> Stream:
     return base.block(i, stream)
 
 
-class _TunedOptions(MethodOptions):
+class TunedOptions(MethodOptions):
     """Common options of methods that train the base."""
 
     trains_base: ClassVar[bool] = True
@@ -86,7 +95,7 @@ class _TunedOptions(MethodOptions):
 
 
 @dataclass
-class FullOptions(_TunedOptions):
+class FullOptions(TunedOptions):
     """Full fine-tuning: every parameter of the base trains."""
 
     kind: Literal["full"] = "full"
@@ -102,7 +111,7 @@ class FullOptions(_TunedOptions):
 
 
 @dataclass
-class BitfitOptions(_TunedOptions):
+class BitfitOptions(TunedOptions):
     """BitFit (Ben Zaken et al., ACL 2022): only the biases of the base train."""
 
     kind: Literal["bitfit"] = "bitfit"
@@ -135,7 +144,7 @@ def _is_bias(name: str) -> bool:
 
 
 @dataclass
-class LoraOptions(_TunedOptions):
+class LoraOptions(TunedOptions):
     """LoRA (Hu et al., ICLR 2022) with peft: low-rank updates of linear layers and attentions."""
 
     kind: Literal["lora"] = "lora"

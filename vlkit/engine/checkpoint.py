@@ -101,6 +101,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str,
         f"{name}/{key}": torch.as_tensor(value).detach()
         for name, parameter in parameters.items()
         for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor | int | float)  # APOLLO's projections follow from its numbers
     }
 
 

@@ -29,8 +29,9 @@ class RunConfig:
     weight_decay: float = 0.01
     """Weight decay of matrices; biases, norms and scalar gates are not decayed."""
     optimizer: OptimizerKind = "adamw"
-    """Update rule: AdamW, SGD with momentum 0.9, or mezo (forward passes alone, in the memory of inference; it needs
-    10 to 100 times as many steps, at about a hundredth of the learning rate)."""
+    """Update rule: AdamW; SGD with momentum 0.9; adamw8bit or apollo (AdamW with a quarter of the state or less, from
+    bitsandbytes and apollo-torch: pip install "vlkit[optimizers]"); or mezo (forward passes alone, in the memory of
+    inference; it needs 10 to 100 times as many steps, at about a hundredth of the learning rate)."""
     zeroth: ZerothOptions = field(default_factory=ZerothOptions)
     schedule: ScheduleKind = "cosine"
     """How the learning rate falls after the warm-up: along a cosine, along a line, or not at all."""

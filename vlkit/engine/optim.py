@@ -9,7 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-OptimizerKind = Literal["adamw", "sgd", "mezo"]
+from vlkit.engine.library_optimizers import adamw_8bit, apollo
+
+OptimizerKind = Literal["adamw", "sgd", "adamw8bit", "apollo", "mezo"]
 ScheduleKind = Literal["cosine", "linear", "constant"]
 
 
@@ -26,6 +28,8 @@ def make_optimizer(
 # Fused: reads each weight once instead of five times, without temporary tensors of its size.
 _OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], float], torch.optim.Optimizer]] = {
     "adamw": lambda groups, lr: torch.optim.AdamW(groups, lr=lr, fused=True),
+    "adamw8bit": adamw_8bit,
+    "apollo": apollo,
     "sgd": lambda groups, lr: torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=True),
 }
 

@@ -74,7 +74,8 @@ def measure_step(model: nn.Module, loss_of: Callable[[], Tensor], optimizer: Opt
 
     with only_new_garbage():
         peak = peak_bytes(step, device)
-    state = (value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor))
+    state = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
+    state += getattr(optimizer, "extra_tensors", list)()
     ratio = None
     if timed and not _is_fake(device):
         ratio = time_ratio(lambda: train_step(loss_of, optimizer), torch.no_grad()(loss_of), timed)

@@ -11,6 +11,7 @@ image and one number per class.
 from __future__ import annotations
 
 import base64
+import http.client
 import io
 import json
 import math
@@ -157,6 +158,28 @@ class HttpBlackBox:
         _refuse_gradient(pixels)
         return torch.cat([self._request(part) for part in _bytes_of(pixels).cpu().split(self.options.per_request)])
 
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """Compare with the classes that the service names at ``GET``, if it does: their order is that of the scores.
+
+        Raises:
+            UserError: it names others, or another order.
+        """
+        try:
+            request = urllib.request.Request(self.options.url, headers=self._headers())
+            with urllib.request.urlopen(request, timeout=self.options.timeout) as answer:
+                about = json.loads(answer.read())
+        except (OSError, ValueError, http.client.HTTPException):
+            return  # the first scores will tell what is wrong
+        named = about.get("classes") if isinstance(about, dict) else None
+        if isinstance(named, list) and named != list(classes):
+            first = next((n for n, (a, b) in enumerate(zip(named, classes, strict=False)) if a != b), None)
+            what = f"{len(named)} instead of {len(classes)}" if first is None else f"number {first} is {named[first]!r}"
+            raise UserError(f"{self.options.url}: serves other classes than the dataset has ({what}); use its dataset")
+
+    def _headers(self) -> dict[str, str]:
+        token = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        return {"Content-Type": "application/json", "Accept": "application/json", **token}
+
     def _request(self, images: Tensor) -> Tensor:
         """Scores of uint8 images [B, 3, H, W]; repeats what may succeed later."""
         body = json.dumps({"images": [base64.b64encode(_png(image)).decode() for image in images]}).encode()
@@ -184,10 +207,7 @@ class HttpBlackBox:
             _TryAgain: a failure that may pass.
             BlackBoxError: one that will not.
         """
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self._token:
-            headers["Authorization"] = f"Bearer {self._token}"
-        request = urllib.request.Request(self.options.url, body, headers, method="POST")
+        request = urllib.request.Request(self.options.url, body, self._headers(), method="POST")
         try:
             with urllib.request.urlopen(request, timeout=self.options.timeout) as answer:
                 return json.loads(answer.read())
@@ -206,7 +226,7 @@ class HttpBlackBox:
             if isinstance(reason, TimeoutError):
                 raise _TryAgain(f"did not answer within {self.options.timeout:g} s") from None
             raise _TryAgain(f"cannot be reached ({reason})") from None
-        except Exception as error:  # http.client has errors of its own for answers that break off
+        except http.client.HTTPException as error:
             raise _TryAgain(f"broke off ({type(error).__name__})") from None
 
     def _logits(self, answer: Any, count: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlkit.adapters.blackvip.decoder import UPSCALE, Arch, PromptDecoder
+from vlkit.adapters.blackvip.decoder import UPSCALE, Arch, BorderPrompt, PromptDecoder
 from vlkit.encoders.staged import StagedEncoder, freeze, in_weights_format, run_blocks
 from vlkit.errors import UserError
 
@@ -31,6 +31,7 @@ class Coordinator(nn.Module):
         arch: see :data:`vlkit.adapters.blackvip.decoder.Arch`.
         feature: see :data:`Feature`.
         encoder_size: height and width that the encoder is built for; None = any.
+        border: width in pixels of a border that is learned instead (the baseline VP); 0 = BlackVIP.
 
     Raises:
         UserError: the encoder has no such feature, or the channels do not fit it.
@@ -50,6 +51,7 @@ class Coordinator(nn.Module):
         arch: Arch = "vit",
         feature: Feature = "auto",
         encoder_size: tuple[int, int] | None = None,
+        border: int = 0,
     ) -> None:
         super().__init__()
         self.encoder, self.eps, self.size, self.encoder_size = freeze(encoder), eps, size, encoder_size
@@ -63,9 +65,10 @@ class Coordinator(nn.Module):
         width = {"cls": encoder.widths[-1], "normed": encoder.token_dim, "pooled": encoder.out_dim}[self.feature]
         grid = -(-max(size) // UPSCALE)
         try:
-            self.decoder = PromptDecoder(width, channels, grid, arch)
+            self.decoder = BorderPrompt(size, border) if border else PromptDecoder(width, channels, grid, arch)
         except ValueError as error:
-            raise UserError(f"--channels {channels}: {error}; give 32, 64 or more") from None
+            flag = f"--border {border}" if border else f"--channels {channels}"
+            raise UserError(f"{flag}: {error}; give {'less' if border else '32, 64 or more'}") from None
         for name, edge in (("low", 0.0), ("high", 1.0)):
             values = [(edge - m) / s for m, s in zip(mean, std, strict=True)]
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
@@ -73,6 +76,8 @@ class Coordinator(nn.Module):
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
         """Normalised pixels [B, 3, H, W] -> features [B, F]; they depend on the image alone, so they can be stored."""
+        if isinstance(self.decoder, BorderPrompt):
+            return pixels.new_empty(len(pixels), 0)  # it is the same for every image
         if self.encoder_size is not None and pixels.shape[-2:] != self.encoder_size:
             pixels = F.interpolate(pixels, self.encoder_size, mode="bilinear", antialias=True)
         stream = self.encoder.embed(in_weights_format(self.encoder, pixels))

@@ -57,6 +57,32 @@ class PromptDecoder(nn.Module):
         return self.body(whole.view(-1, self.channels, self.grid, self.grid))
 
 
+class BorderPrompt(nn.Module):
+    """The baseline VP: one learned border for all images, in place of a decoder.
+
+    Args:
+        size: height and width of the images.
+        width: of the border in pixels; with 30 it has 69,840 values at 224 pixels.
+
+    Raises:
+        ValueError: the borders would overlap.
+    """
+
+    def __init__(self, size: tuple[int, int], width: int = 30) -> None:
+        super().__init__()
+        height, across = size
+        if not 0 < 2 * width < min(size):
+            raise ValueError(f"a border of {width} pixels on both sides of {height} x {across} leaves no image")
+        self.width = width
+        self.above, self.below = (nn.Parameter(torch.randn(1, 3, width, across)) for _ in range(2))
+        self.left, self.right = (nn.Parameter(torch.randn(1, 3, height - 2 * width, width)) for _ in range(2))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [B, 0] -> prompts [1, 3, H, W], zero inside the border."""
+        inside = self.left.new_zeros(1, 3, self.left.shape[2], self.above.shape[3] - 2 * self.width)
+        return torch.cat([self.above, torch.cat([self.left, inside, self.right], dim=3), self.below], dim=2)
+
+
 def _stage(inside: int, middle: int, out: int, groups: int) -> list[nn.Module]:
     """Double the grid: grouped 2 x 2 with stride 2, then 1 x 1, norm, GELU."""
     return [

@@ -5,15 +5,13 @@ Each function takes ``bits``: None runs the plain operation, bit for bit; 2, 4 o
 - element-wise ``y = f(x)``: the derivative ``f'(x)``, whose range is small and known, never ``x``;
 - softmax: the probabilities under a square root;
 - layer norm: the normalised rows; 8 bits if its weight trains;
-- a trained linear map, a product of two activations, attention: their operands.
+- a trained linear map, a product of two activations, attention: their operands (:mod:`vlkit.adapters.saved.products`).
 
 There is no public reference code; which tensor is kept in which form is our concretisation of arXiv 2503.08154.
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,40 +21,34 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vlkit.adapters.lean.recompute import Conditions
 from vlkit.adapters.saved.kept import (
+    EXACT,
     Bits,
     Kept,
     keep,
     keep_between,
     keep_probabilities,
     keep_signs,
-    kept_of,
+    opened,
     remember,
+    save,
     scaled,
+    whole,
 )
 from vlkit.number_formats import GROUP
 
 Bounds = Literal["group", "fixed"]
-EXACT = 8
-"""Bits of what enters a gradient directly: operands of products, and normalised rows if the norm's weight trains."""
-
 # --- element-wise functions -------------------------------------------------------------------------------------------
 
 
-def _gelu_slope(x: Tensor) -> Tensor:
-    return 0.5 * (1 + torch.erf(x * math.sqrt(0.5))) + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-
-
-def _tanh_gelu_slope(x: Tensor) -> Tensor:
-    root, cubic = math.sqrt(2 / math.pi), 0.044715
-    t = torch.tanh(root * (x + cubic * x**3))
-    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * root * (1 + 3 * cubic * x * x)
+def _gelu_slope(x: Tensor, approximate: str = "none") -> Tensor:
+    # torch's own backward on a gradient of ones: one pass instead of six.
+    return torch.ops.aten.gelu_backward(torch.ones_like(x), x, approximate=approximate)
 
 
 def _swish_slope(x: Tensor, beta: float) -> Tensor:
-    s = torch.sigmoid(beta * x)
-    return s + beta * x * s * (1 - s)
+    # The slope of x sigmoid(beta x) is that of SiLU at beta x.
+    return torch.ops.aten.silu_backward(torch.ones_like(x), x if beta == 1 else beta * x)
 
 
 @dataclass(frozen=True)
@@ -77,7 +69,7 @@ class Curve:
 
 CURVES = {
     "gelu": Curve(F.gelu, _gelu_slope, -0.12890, 1.12890),
-    "tanh_gelu": Curve(lambda x: F.gelu(x, approximate="tanh"), _tanh_gelu_slope, -0.12917, 1.12917),
+    "tanh_gelu": Curve(lambda x: F.gelu(x, approximate="tanh"), lambda x: _gelu_slope(x, "tanh"), -0.12917, 1.12917),
     "silu": Curve(F.silu, lambda x: _swish_slope(x, 1.0), -0.09984, 1.09984),
     "quick_gelu": Curve(lambda x: x * torch.sigmoid(1.702 * x), lambda x: _swish_slope(x, 1.702), -0.09984, 1.09984),
     "relu": Curve(F.relu, lambda x: (x > 0).float(), 0.0, 1.0),
@@ -116,37 +108,18 @@ class _Curve(torch.autograd.Function):
             kept = keep_between(slope, bits, f.low, f.high, stochastic)
         else:
             kept = keep(slope, bits, group, stochastic)
-        _save(ctx, kept)
+        save(ctx, kept)
         return f.run(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        (slope,) = _opened(ctx, gradient.dtype)
+        (slope,) = opened(ctx, gradient.dtype)
         return slope * gradient, None, None, None, None, None
 
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
-
-
-def _save(ctx: Any, *kept: Kept) -> None:
-    ctx.save_for_backward(*(tensor for one in kept for tensor in one.tensors))
-    ctx.openers = [(one.open, len(one.tensors)) for one in kept]
-
-
-def _opened(ctx: Any, dtype: torch.dtype) -> list[Tensor]:
-    """The tensors behind the arguments of :func:`_save`, in ``dtype``."""
-    saved, found = list(ctx.saved_tensors), []
-    for open_, count in ctx.openers:
-        found.append(open_(*saved[:count]).to(dtype))
-        del saved[:count]
-    return found
-
-
-def whole(x: Tensor) -> Kept:
-    """A tensor that is kept as it is (a parameter, a row statistic)."""
-    return Kept((x,), lambda x: x)
 
 
 # --- softmax, dropout, norms ------------------------------------------------------------------------------------------
@@ -168,14 +141,14 @@ class _Softmax(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, bits: int, dtype: torch.dtype | None, made: list[Kept]) -> Tensor:
         p = F.softmax(x, -1, dtype=dtype)
         made.append(keep_probabilities(p, bits))
-        _save(ctx, made[0])
+        save(ctx, made[0])
         ctx.dtype = x.dtype
         return p
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        (p,) = _opened(ctx, gradient.dtype)
+        (p,) = opened(ctx, gradient.dtype)
         p_gradient = p * gradient
         return p_gradient.sub_(p.mul_(p_gradient.sum(-1, keepdim=True))).to(ctx.dtype), None, None, None
 
@@ -189,14 +162,14 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
         factors = F.dropout(torch.ones_like(x), p)
-        _save(ctx, keep_signs(factors > 0))
+        save(ctx, keep_signs(factors > 0))
         ctx.scale = 0.0 if p == 1 else 1 / (1 - p)
         return x * factors
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        (kept,) = _opened(ctx, gradient.dtype)
+        (kept,) = opened(ctx, gradient.dtype)
         return kept.mul_(ctx.scale).mul_(gradient), None
 
 
@@ -252,14 +225,14 @@ class _Norm(torch.autograd.Function):
         else:
             scale = torch.rsqrt(rows.square().mean(-1, keepdim=True) + eps)
         made.append(keep(rows * scale, bits, group))
-        _save(ctx, made[0], whole(scale), *([] if weight is None else [whole(weight)]))
+        save(ctx, made[0], whole(scale), *([] if weight is None else [whole(weight)]))
         ctx.center, ctx.dtype = center, x.dtype
         return _norm(x, weight, bias, eps, center)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        rows, scale, *weight = _opened(ctx, torch.promote_types(gradient.dtype, torch.float32))
+        rows, scale, *weight = opened(ctx, torch.promote_types(gradient.dtype, torch.float32))
         gradient = gradient.to(rows.dtype)
         needs_weight, needs_bias = ctx.needs_input_grad[1:3]
         by_column = (-1, gradient.shape[-1])
@@ -273,105 +246,3 @@ class _Norm(torch.autograd.Function):
         if ctx.center:
             x_gradient -= g.mean(-1, keepdim=True)
         return (x_gradient * scale).to(ctx.dtype), weight_gradient, bias_gradient, None, None, None, None, None
-
-
-# --- products ---------------------------------------------------------------------------------------------------------
-
-
-def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, bits: Bits = None, kept: Kept | None = None
-) -> Tensor:
-    """``x W^T + b``. A frozen weight saves no input; a trained one keeps it in ``bits``.
-
-    Args:
-        x: [..., in].
-        weight: [out, in].
-        bias: [out].
-        bits: see the module.
-        kept: what is already kept of ``x``; default: :func:`vlkit.adapters.saved.kept.kept_of`.
-    """
-    if bits is None or not weight.requires_grad:
-        return F.linear(x, weight, bias)
-    kept = kept or kept_of(x, bits)
-    if torch.is_autocast_enabled(x.device.type):  # cast here: inside the function the cast would have no gradient
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    return _Linear.apply(x, weight, bias, kept)
-
-
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kept: Kept) -> Tensor:
-        _save(ctx, kept, whole(weight))
-        return F.linear(x, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        flat = gradient.reshape(-1, gradient.shape[-1])
-        x, weight = _opened(ctx, gradient.dtype)
-        return (
-            gradient @ weight if needs_x else None,
-            flat.t() @ x.reshape(-1, x.shape[-1]) if needs_weight else None,
-            flat.sum(0) if needs_bias else None,
-            None,
-        )
-
-
-def product(run: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor, bits: Bits = None) -> Tensor:
-    """A product of two activations that both need a gradient (matrix or element-wise); keeps both operands.
-
-    They take 8 bits, unless an earlier operation keeps them in fewer (the rows of a softmax). A vector (the factors of
-    a layer scale) is kept as it is.
-    """
-    if bits is None or not (a.requires_grad and b.requires_grad):
-        return run(a, b)
-    return _Again.apply(run, None, tuple(whole(x) if x.dim() < 2 else kept_of(x, EXACT) for x in (a, b)), a, b)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, bits: Bits = None, **options: Any) -> Tensor:
-    """Scaled dot-product attention, [..., N, width]; keeps q, k and v in 8 bits and no probabilities.
-
-    Backward runs the same fused kernel on the reopened tensors, so that not even 4 bits per probability are stored.
-
-    Args:
-        q, k, v: see ``torch.nn.functional.scaled_dot_product_attention``.
-        bits: see the module.
-        options: the other arguments of that function.
-    """
-    bias = options.get("attn_mask")
-    trained_bias = [options.pop("attn_mask")] if bias is not None and bias.requires_grad else []  # T5's positions
-
-    def run(q: Tensor, k: Tensor, v: Tensor, *bias: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, *bias, **options)
-
-    inputs = (q, k, v, *trained_bias)
-    if bits is None or not any(x.requires_grad for x in inputs):
-        return run(*inputs)
-    conditions = Conditions(q.device, random=True) if options.get("dropout_p", 0.0) > 0 else None
-    kept = (*(keep(x, EXACT) for x in (q, k, v)), *(whole(x) for x in trained_bias))
-    return _Again.apply(run, conditions, kept, *inputs)
-
-
-class _Again(torch.autograd.Function):
-    """Runs ``run`` again in backward on the reopened inputs."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, run: Callable[..., Tensor], conditions: Conditions | None, kept: tuple[Kept, ...], *inputs: Tensor
-    ) -> Tensor:
-        output = run(*inputs)
-        _save(ctx, *kept)
-        ctx.run, ctx.conditions, ctx.dtypes = run, conditions, [x.dtype for x in inputs]
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        inputs = [x.detach().requires_grad_() for x in _opened(ctx, gradient.dtype)]
-        again = contextlib.nullcontext() if ctx.conditions is None else ctx.conditions.again()
-        with torch.enable_grad(), again:
-            output = ctx.run(*inputs)
-        found = torch.autograd.grad(output, inputs, gradient.to(output.dtype))
-        return None, None, None, *(g.to(dtype) for g, dtype in zip(found, ctx.dtypes, strict=True))

@@ -15,13 +15,17 @@ Bits = int | None
 """Bits per value: 2, 4 or 8; None = the plain operation, unchanged."""
 
 
+EXACT = 8
+"""Bits of what enters a gradient directly: operands of products, and normalised rows if the norm's weight trains."""
+
+
 @dataclass(frozen=True)
 class Kept:
     """A compressed tensor.
 
     Attributes:
         tensors: what is saved; they go through ``save_for_backward``, so that saved-tensor hooks see them.
-        open: these tensors -> the tensor, float32 or wider.
+        open: these tensors -> the tensor, float32 or wider. It holds none of them, so that backward can free them.
     """
 
     tensors: tuple[Tensor, ...]
@@ -75,22 +79,37 @@ def keep_probabilities(p: Tensor, bits: int) -> Kept:
 def scaled(kept: Kept, weight: Tensor | None, bias: Tensor | None) -> Kept:
     """The tensor ``x * weight + bias`` of a kept x; only x is stored, since the parameters exist anyway."""
     extra = tuple(t.detach() for t in (weight, bias) if t is not None)
+    own, count, has_weight, has_bias = kept.open, len(kept.tensors), weight is not None, bias is not None
 
     def open_(*tensors: Tensor) -> Tensor:
-        x = kept.open(*tensors[: len(kept.tensors)])
-        rest = list(tensors[len(kept.tensors) :])
-        if weight is not None:
+        x, rest = own(*tensors[:count]), list(tensors[count:])
+        if has_weight:
             x = x * rest.pop(0)
-        return x if bias is None else x + rest.pop(0)
+        return x + rest.pop(0) if has_bias else x
 
     return Kept((*kept.tensors, *extra), open_)
 
 
 def kept_of(x: Tensor, bits: int) -> Kept:
     """What is kept of ``x`` if a linear map or a product saves it; all that save the same tensor share it."""
+    return _once(x, bits, lambda: keep(x, bits))
+
+
+def kept_grid(x: Tensor, bits: int) -> Kept:
+    """Like :func:`kept_of` for a grid [B, C, H, W]: positions of one channel share bounds."""
+
+    def make() -> Kept:
+        kept, shape = keep(x.flatten(2), bits), x.shape
+        own = kept.open
+        return Kept(kept.tensors, lambda *tensors: own(*tensors).view(shape))
+
+    return _once(x, bits, make)
+
+
+def _once(x: Tensor, bits: int, make: Callable[[], Kept]) -> Kept:
     found: _Remembered | None = getattr(x, _NAME, None)
     if found is None or found.version != x._version or (found.bits is not None and found.bits != bits):
-        found = _Remembered(keep(x, bits), x._version, bits)
+        found = _Remembered(make(), x._version, bits)
         setattr(x, _NAME, found)
     return found.kept
 
@@ -116,8 +135,32 @@ def swapped(x: Tensor, bits: int) -> Kept:
         view = whole.transpose(0, 1)
         if view.stride() == x.stride() and view.storage_offset() == x.storage_offset():
             kept = kept_of(whole, bits)
-            return Kept(kept.tensors, lambda *tensors: kept.open(*tensors).transpose(0, 1))
+            own = kept.open
+            return Kept(kept.tensors, lambda *tensors: own(*tensors).transpose(0, 1))
     return kept_of(x, bits)
 
 
 _NAME = "_vlkit_kept"
+
+
+# --- in autograd functions --------------------------------------------------------------------------------------------
+
+
+def save(ctx: Any, *kept: Kept) -> None:
+    """Save compressed tensors in the context of an autograd function."""
+    ctx.save_for_backward(*(tensor for one in kept for tensor in one.tensors))
+    ctx.openers = [(one.open, len(one.tensors)) for one in kept]
+
+
+def opened(ctx: Any, dtype: torch.dtype) -> list[Tensor]:
+    """The tensors behind the arguments of :func:`save`, in ``dtype``."""
+    saved, found = list(ctx.saved_tensors), []
+    for open_, count in ctx.openers:
+        found.append(open_(*saved[:count]).to(dtype))
+        del saved[:count]
+    return found
+
+
+def whole(x: Tensor) -> Kept:
+    """A tensor that is kept as it is (a parameter, a row statistic)."""
+    return Kept((x,), lambda x: x)

@@ -18,8 +18,10 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
-from vlkit.adapters.saved.functions import attention, curve, dropout, layer_norm, linear, product, softmax
+from vlkit.adapters.saved.functions import curve, dropout, layer_norm, softmax
+from vlkit.adapters.saved.grids import batch_norm, conv2d
 from vlkit.adapters.saved.kept import swapped
+from vlkit.adapters.saved.products import attention, linear, product
 
 Saved = Literal["fp32", "int8", "int4"]
 """Format of the activations that are saved for backward; fp32 = unchanged, in the dtype of the computation."""
@@ -168,6 +170,43 @@ def _product(run: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
     return handle
 
 
+def _conv2d(
+    bits: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Any:
+    if isinstance(padding, str) or input.dim() != 4 or not (weight.requires_grad and input.requires_grad):
+        return NotImplemented
+    return conv2d(input, weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups, bits)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+
+
+def _batch_norm(
+    bits: int,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    if training or running_mean is None or running_var is None or input.dim() != 4:
+        return NotImplemented
+    if not any(t is not None and t.requires_grad for t in (input, weight, bias)):
+        return NotImplemented
+    return batch_norm(input, running_mean, running_var, weight, bias, eps, bits)
+
+
 def _attention(bits: int, query: Tensor, key: Tensor, value: Tensor, *more: Any, **options: Any) -> Any:
     names = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
     return attention(query, key, value, bits, **dict(zip(names, more, strict=False)), **options)
@@ -207,6 +246,8 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     F.linear: _linear,
     F.layer_norm: _layer_norm,
     F.dropout: _dropout,
+    F.conv2d: _conv2d,
+    F.batch_norm: _batch_norm,
     F.scaled_dot_product_attention: _attention,
     F.multi_head_attention_forward: _multi_head_attention,
     **dict.fromkeys((F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_), _curve("relu")),
@@ -216,4 +257,4 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm), _product(torch.matmul)),
     **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__), _product(torch.mul)),
 }
-"""Torch function -> handler. Everything else (sums, reshapes, embeddings, convolutions) runs unchanged."""
+"""Torch function -> handler. Everything else (sums, reshapes, embeddings, pooling) runs unchanged."""

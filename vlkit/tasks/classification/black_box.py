@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlkit.adapters.blackvip.coordinator import Coordinator
+from vlkit.adapters.blackvip.decoder import BorderPrompt
 from vlkit.data.transforms import image_transform
 from vlkit.encoders.bases import Preprocess
 from vlkit.encoders.load import load_base
@@ -59,8 +60,9 @@ def save_coordinator(
             "format_version": 1,
             "encoder": encoder,
             "feature": coordinator.feature,
-            "channels": decoder.channels,
-            "arch": decoder.arch,
+            "border": decoder.width if isinstance(decoder, BorderPrompt) else 0,
+            "channels": getattr(decoder, "channels", 32),
+            "arch": getattr(decoder, "arch", "vit"),
             "eps": coordinator.eps,
             "preprocess": preprocess.to_dict(),
             "classes": list(classes),
@@ -92,6 +94,7 @@ def load_coordinator(folder: str | Path) -> Prompter:
             about["arch"],
             about["feature"],
             base.preprocess.size,
+            about["border"],
         )
         coordinator.decoder.load_state_dict(load_file(folder / WEIGHTS))
         return Prompter(coordinator.eval(), preprocess, list(about["classes"]))
