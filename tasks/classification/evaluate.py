@@ -77,7 +77,7 @@ def main(config: Config) -> None:
     console.print(table)
     present = {record["label"] for record in records}
     if absent := [name for name in pipeline.classes if name not in present]:
-        note = f"{len(absent)} classes have no image in this split and do not count in mean_per_class: {some(absent)}"
+        note = f"classes without an image in this split, not counted in mean_per_class: {some(absent)}"
         console.print(note, highlight=False, soft_wrap=True)
     if config.confusion:
         write_confusion(config.confusion, confusion_of(scores, labels), pipeline.classes)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from helpers import tiny
 from vlkit.adapters import ADAPTERS
+from vlkit.adapters.facts import kinds_with, one_of
 from vlkit.data.video.frame_batch import Frames
 from vlkit.encoders.bases import ClipBase, Preprocess, TextBase, clip_base, pair_base, text_base
 from vlkit.encoders.stage import stage_vision
@@ -66,24 +67,20 @@ CASES = [
 """(method, task or answer head, family of the images' tower, of the texts' tower)."""
 
 # What cannot work, with what the message says to do instead; * = all of them.
+ANY_TOWER, ANY_HEAD = (f"use {one_of(kinds_with(fact))}" for fact in ("fits_any_tower", "feeds_tokens"))
+DECODER = f"use {one_of(kinds_with('feeds_decoder'))}"
 REFUSED = {
-    ("lst", "*", "resnet", "*"): "use sherl, unipt, dtl, linear, bitfit, lora, peft or full",
-    ("vqt", "*", "resnet", "*"): "use sherl, unipt, dtl, linear, bitfit, lora, peft or full",
-    ("lst", "*", PAIR, "*"): "use sherl, unipt, dtl, linear, bitfit, lora, peft or full",
-    ("vqt", "*", PAIR, "*"): "use sherl, unipt, dtl, linear, bitfit, lora, peft or full",
+    **{
+        (kind, "*", images, "*"): ANY_TOWER
+        for kind in ("lst", "vqt", "synqt", "side_attention")
+        for images in ("resnet", PAIR)
+    },
     ("dtl", "*", PAIR, "*"): "use sherl or unipt",  # its side network writes into blocks that keep their width
-    ("vqt", "classify", "*", "*"): "use sherl, unipt, lst, dtl, linear, bitfit, lora, peft or full",
-    ("vqt", "generate", "*", "*"): "use sherl, unipt, lst, dtl, linear, bitfit, lora, peft or full",
-    ("vqt", "grounding", "*", "*"): "use sherl, unipt, lst, dtl, linear, bitfit, lora, peft or full",
-    ("bitfit", "classify", "*", "t5"): "choose another kind",
-    ("bitfit", "grounding", "*", "t5"): "choose another kind",
-    ("bitfit", "generate", "*", "t5"): "choose another kind",
+    **{(kind, task, "*", "*"): ANY_HEAD for kind in ("vqt", "synqt") for task in ("classify", "generate", "grounding")},
+    **{("bitfit", task, "*", "t5"): "choose another kind" for task in ("classify", "grounding", "generate")},
     ("*", "generate", "*", "bert"): "give a T5, or classify",
     ("*", "generate", "*", "clip"): "give a T5, or classify",
-    ("unipt", "generate", "*", "t5"): "sherl, lora, peft or full",
-    ("lst", "generate", "*", "t5"): "sherl, lora, peft or full",
-    ("dtl", "generate", "*", "t5"): "sherl, lora, peft or full",
-    ("linear", "generate", "*", "t5"): "sherl, lora, peft or full",
+    **{(kind, "generate", "*", "t5"): DECODER for kind in ("unipt", "lst", "dtl", "side_attention", "linear", "s2a")},
 }
 FUSION = FusionOptions(width=16, layers=1, heads=2, dropout=0.0)
 CLASSIFY, GENERATE = ClassifyOptions(dropout=0.0), GenerateOptions(queries=2)

@@ -17,6 +17,7 @@ from vlkit.adapters.base import trained_state
 from vlkit.adapters.dtl import DtlOptions
 from vlkit.adapters.lst.method import LstOptions
 from vlkit.adapters.mix import Mix, Trained, merging_alpha
+from vlkit.adapters.s2a import S2aOptions
 from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.adapters.tuning import BitfitOptions, FullOptions, LoraOptions
 from vlkit.adapters.unipt.options import UniptOptions
@@ -39,6 +40,7 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "bitfit": (BitfitOptions(), "vit"),
     "lora": (LoraOptions(rank=2), "vit"),
     "lora on query and value, LoRA-FA": (LoraOptions(rank=2, targets="qv", freeze_a=True), "t5"),
+    "s2a without prompts": (S2aOptions(prompts=0, saved="fp32"), "vit"),
     "full": (FullOptions(), "vit"),
     "full of a ResNet": (FullOptions(), "resnet"),
 }

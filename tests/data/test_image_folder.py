@@ -47,9 +47,9 @@ def test_a_folder_per_class(tmp_path, capsys):
     assert counts == {"train": 15, "val": 2, "test": 4}
     assert ("one/deep/er.png", "one") in labels(dataset, "train")
     said = capsys.readouterr().out
-    assert "1 images lie in no class folder and were left out: loose.png" in said
-    assert "1 class folders hold no image and are no classes: empty" in said
-    assert "1 classes have a single training image: one" in said
+    assert "images in no class folder, left out (1): loose.png" in said
+    assert "folders without images, which are no classes: empty" in said
+    assert "classes with a single training image: one" in said
 
 
 def test_folders_of_splits(tmp_path, capsys):
@@ -60,7 +60,7 @@ def test_folders_of_splits(tmp_path, capsys):
     ]
     images(folder, "test/bird/1.png")
     prepared(tmp_path, folder)
-    assert "1 classes have no training image: bird" in capsys.readouterr().out
+    assert "classes without a training image: bird" in capsys.readouterr().out
 
 
 def test_images_without_class_folders_are_refused(tmp_path):
@@ -162,7 +162,7 @@ def test_gaps_repeats_and_leaks_are_said(tmp_path, capsys):
     dataset = prepared(tmp_path, folder, "--split_file", tmp_path / "s.json")
     said = capsys.readouterr().out
     assert dataset.extra["classes"] == ["x", "y"] and "no image has label 1, 2" in said
-    assert "1 images were listed twice" in said and "1 images are both in train and in test: a.png" in said
+    assert "counted once: 1" in said and "images both in train and in test (1): a.png" in said
 
 
 # --- list files -------------------------------------------------------------------------------------------------------
@@ -187,8 +187,8 @@ def test_list_files_of_vtab(tmp_path, capsys):
     words = ("--lists", folder / "train800.txt", folder / "test.txt", "--classes", tmp_path / "names.txt")
     dataset = prepared(tmp_path, folder, *words)
     assert labels(dataset, "test") == [("images/test/0.jpg", "dog")] and list(dataset.splits) == ["train", "test"]
-    assert "1 classes have no training image: dog" in (said := capsys.readouterr().out)
-    assert "2 classes have no image in any split: bird, cow" in said
+    assert "classes without a training image: dog" in (said := capsys.readouterr().out)
+    assert "classes without any image: bird, cow" in said
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from torch import nn
 
 from vlkit.adapters.facts import Reads
 from vlkit.adapters.projections import split_projections
+from vlkit.adapters.saved.mode import Saved, saved_option
 from vlkit.adapters.tuning import TunedEncoder, TunedOptions
 from vlkit.encoders.staged import StagedEncoder, freeze
 from vlkit.errors import UserError
@@ -50,8 +51,12 @@ class PeftOptions(TunedOptions):
     and value then have layers of their own, named q_proj, k_proj and v_proj."""
     checkpointing: bool = False
     """Run blocks again in backward instead of saving their activations."""
+    saved: Saved = saved_option()
+    """Format of the saved activations: fp32 (unchanged), int8 or int4. The forward is always exact; the gradient is
+    rounded."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         # The content stands in the saved adapter, so that loading it needs no file.
         self.config = json.dumps(_read(self.config), sort_keys=True)
 
@@ -92,7 +97,7 @@ class PeftOptions(TunedOptions):
         for tensor in encoder.parameters():
             tensor.requires_grad_(id(tensor) not in base and tensor.requires_grad)
         kept = [name for name, tensor in new.items() if not tensor.requires_grad]
-        return TunedEncoder(encoder, self.checkpointing, kept)
+        return TunedEncoder(encoder, self.checkpointing, self.saved, kept)
 
 
 def _read(given: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vlkit.adapters.facts import MethodOptions, Reads
 from vlkit.adapters.hooks import Adapter, Joins, WritesLate
+from vlkit.adapters.saved.mode import Saved, compressed, name_operations
 from vlkit.encoders.staged import ReadAhead, StagedEncoder, Stream, freeze, in_weights_format, run_early
 
 __all__ = [
@@ -140,6 +141,7 @@ class AdaptedEncoder(nn.Module):
         runner: how the route runs; default: :class:`Plain`.
         summary_only: the head reads only the pooled embedding. If the base pools one token, the last block of the
             late route then computes only that token (:meth:`StagedEncoder.finish_pooled`).
+        saved: format of the activations that the late route saves; see :mod:`vlkit.adapters.saved.mode`.
 
     Attributes:
         mix: factor on what the adapter adds, for evaluation (:mod:`vlkit.adapters.mix`); 1 = as trained.
@@ -150,7 +152,12 @@ class AdaptedEncoder(nn.Module):
     runner: Runner
 
     def __init__(
-        self, base: StagedEncoder, adapter: Adapter, runner: Runner | None = None, summary_only: bool = False
+        self,
+        base: StagedEncoder,
+        adapter: Adapter,
+        runner: Runner | None = None,
+        summary_only: bool = False,
+        saved: Saved = "fp32",
     ) -> None:
         super().__init__()
         self.base, self.adapter, self.runner = freeze(base), adapter, runner or Plain()
@@ -160,6 +167,9 @@ class AdaptedEncoder(nn.Module):
         # A method that writes into the last block may read any token there.
         cut = adapter.handoff == "tokens" and adapter.late > 0 and not isinstance(adapter, WritesLate)
         self.summary_only = summary_only and cut and base.pools_one_token
+        self.saved: Saved = saved
+        if saved != "fp32":
+            name_operations(base)
         self.mix = 1.0
         self._values: dict[tuple[int, ...], int] = {}
 
@@ -212,6 +222,10 @@ class AdaptedEncoder(nn.Module):
 
     def late(self, stream: Stream) -> Stream:
         """The late route, from the stream that the adapter made."""
+        with compressed(self.saved):
+            return self._late(stream)
+
+    def _late(self, stream: Stream) -> Stream:
         for i in range(self.stop, self.base.depth - 1 if self.summary_only else self.base.depth):
             if isinstance(self.adapter, WritesLate):
                 stream = self._late_block(self.adapter, i, stream)

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from vlkit.adapters.base import Encoded
 from vlkit.adapters.facts import MethodOptions, Reads
 from vlkit.adapters.projections import Which, attention_maps, split_projections
+from vlkit.adapters.saved.mode import Saved, compressed, name_operations, saved_option
 from vlkit.encoders.staged import StagedEncoder, Stream, freeze, in_weights_format, run_blocks, unfreeze
 from vlkit.errors import UserError
 
@@ -23,20 +24,26 @@ class TunedEncoder(nn.Module):
     Args:
         base: the tower; ``requires_grad`` decides which parameters train.
         checkpointing: save only the input of each block and recompute the block in backward.
+        saved: format of the saved activations; see :mod:`vlkit.adapters.saved.mode`.
         kept: names of tensors of ``base`` that a saved adapter needs although they do not train.
     """
 
-    def __init__(self, base: StagedEncoder, checkpointing: bool = False, kept: Sequence[str] = ()) -> None:
+    def __init__(
+        self, base: StagedEncoder, checkpointing: bool = False, saved: Saved = "fp32", kept: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         self.base = base
-        self.checkpointing = checkpointing
+        self.checkpointing, self.saved = checkpointing, saved
+        if saved != "fp32":
+            name_operations(base)
         self.saved_untrained = tuple(f"base.{name}" for name in kept)
 
     def forward(self, x: Any) -> Encoded:
         """Run every block with gradient."""
-        stream = self.base.embed(in_weights_format(self.base, x))
-        if not self.checkpointing:
-            return Encoded(self.base, run_blocks(self.base, stream, 0, self.base.depth))
+        with compressed(self.saved):
+            stream = self.base.embed(in_weights_format(self.base, x))
+            if not self.checkpointing:
+                return Encoded(self.base, run_blocks(self.base, stream, 0, self.base.depth))
         for i in range(self.base.depth):
             stream = checkpoint(_run_block, self.base, i, stream, use_reentrant=False)
         return Encoded(self.base, stream)
@@ -60,7 +67,17 @@ class TunedOptions(MethodOptions):
     trains_base: ClassVar[bool] = True
     has_early_route: ClassVar[bool] = False
     feeds_decoder: ClassVar[bool] = True
-    running: ClassVar[tuple[str, ...]] = ("checkpointing",)
+    gradient_in_base: ClassVar[bool] = True
+    running: ClassVar[tuple[str, ...]] = ("checkpointing", "saved")
+    checkpointing: bool = False
+    saved: Saved = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.checkpointing and self.saved != "fp32":
+            raise UserError(
+                f"--adapter.saved {self.saved}: --adapter.checkpointing saves no activations that could be compressed; "
+                "leave one of the two out"
+            )
 
     def build_stacks(self, encoder: StagedEncoder, decoder: StagedEncoder) -> tuple[TunedEncoder, TunedEncoder]:
         """Apply the method to each stack; gradient passes through both."""
@@ -75,10 +92,13 @@ class FullOptions(TunedOptions):
     kind: Literal["full"] = "full"
     checkpointing: bool = False
     """Run blocks again in backward instead of saving their activations."""
+    saved: Saved = saved_option()
+    """Format of the saved activations: fp32 (unchanged), int8 or int4. The forward is always exact; the gradient is
+    rounded."""
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> TunedEncoder:
         """Make every parameter of ``encoder`` trainable."""
-        return TunedEncoder(unfreeze(encoder), self.checkpointing)
+        return TunedEncoder(unfreeze(encoder), self.checkpointing, self.saved)
 
 
 @dataclass
@@ -89,6 +109,9 @@ class BitfitOptions(TunedOptions):
     feeds_decoder: ClassVar[bool] = False  # the encoder-decoders here are T5s, which have no biases
     checkpointing: bool = False
     """Run blocks again in backward instead of saving their activations."""
+    saved: Saved = saved_option()
+    """Format of the saved activations: fp32 (unchanged), int8 or int4. The forward is always exact; the gradient is
+    rounded."""
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> TunedEncoder:
         """Make the biases of ``encoder`` trainable.
@@ -103,7 +126,7 @@ class BitfitOptions(TunedOptions):
             raise UserError(f"--adapter.kind bitfit: {encoder.kind} has no biases to train; choose another kind")
         for parameter in biases:
             parameter.requires_grad_(True)
-        return TunedEncoder(encoder, self.checkpointing)
+        return TunedEncoder(encoder, self.checkpointing, self.saved)
 
 
 def _is_bias(name: str) -> bool:
@@ -130,8 +153,12 @@ class LoraOptions(TunedOptions):
     token instead of the layer's whole input."""
     checkpointing: bool = False
     """Run blocks again in backward instead of saving their activations."""
+    saved: Saved = saved_option()
+    """Format of the saved activations: fp32 (unchanged), int8 or int4. The forward is always exact; the gradient is
+    rounded."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rank < 1:
             raise UserError(f"--adapter.rank {self.rank}: must be at least 1")
         if self.alpha < 1:
@@ -165,7 +192,7 @@ class LoraOptions(TunedOptions):
         first = [name for name, _ in encoder.named_parameters() if ".lora_A." in name] if self.freeze_a else []
         for name in first:
             encoder.get_parameter(name).requires_grad_(False)
-        return TunedEncoder(encoder, self.checkpointing, kept=first)
+        return TunedEncoder(encoder, self.checkpointing, self.saved, kept=first)
 
 
 def _all_maps(encoder: StagedEncoder) -> list[str]:

@@ -176,6 +176,45 @@ def _known_label(fields: Mapping[str, Any]) -> Callable[[Record], str | None]:
     return misfit
 
 
+def _moment_problem(record: Record) -> str | None:
+    problem = _text_problem(record, "text") or _windows_problem(record)
+    if problem:
+        return problem
+    duration = record.get("duration")
+    if duration is not None and (not _is_number(duration) or duration <= 0):
+        return f'field "duration" is {_shown(duration)}; expected are seconds, above 0'
+    for field, low, high in (("scores", 1, 5), ("match", -1, 1), ("saliency", 0, 4), ("clip_ids", 0, 10**6)):
+        value = record.get(field)
+        if value is not None and not _are_scores(value, low, high, nested=field in ("scores", "saliency")):
+            what = f"whole numbers of {low} to {high}"
+            return f'field "{field}" is {_shown(value)}; expected is a list with {what} for each clip'
+    clips, saliency = record.get("clip_ids"), record.get("saliency")
+    if (clips is None) != (saliency is None) or len(clips or ()) != len(saliency or ()):
+        return 'fields "clip_ids" and "saliency" must both be there, and be equally long'
+    return None
+
+
+def _windows_problem(record: Record) -> str | None:
+    windows = record.get("windows")
+    if windows is None:  # a test set whose moments are hidden, or a highlight set
+        return None
+    if not isinstance(windows, list):
+        return f'field "windows" is {_shown(windows)}; expected is a list of [start, end] in seconds'
+    for window in windows:
+        if not isinstance(window, list) or len(window) != 2 or not all(_is_number(edge) for edge in window):
+            return f'field "windows": {_shown(window)}; expected are two numbers [start, end] in seconds'
+    return None
+
+
+def _are_scores(value: Any, low: int, high: int, nested: bool) -> bool:
+    """Whether a value is a list of whole numbers in a range, or (nested) a list of such lists that are not empty."""
+    if not isinstance(value, list):
+        return False
+    if nested:
+        return all(isinstance(each, list) and each and _are_scores(each, low, high, False) for each in value)
+    return all(isinstance(each, int) and not isinstance(each, bool) and low <= each <= high for each in value)
+
+
 def _is_text(value: Any) -> bool:
     """True for a text that is not blank and can be encoded as UTF-8 (JSON escapes may contain lone surrogates)."""
     if not isinstance(value, str) or not value or value.isspace():
@@ -198,6 +237,7 @@ RECORDS: dict[str, RecordKind] = {
     "retrieval": RecordKind("image", _texts_problem),
     "video_retrieval": RecordKind("video", _video_problem),
     "vqa": RecordKind("image", _vqa_problem, unique=("id", "question_id")),
+    "moment_retrieval": RecordKind("video", _moment_problem),
     "grounding": RecordKind("image", _grounding_problem),
     "classification": RecordKind("image", _label_problem, dataset_problem=_classes_problem, misfit=_known_label),
 }

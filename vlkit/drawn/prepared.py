@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlkit.data.manifest import Dataset
-from vlkit.data.sources import class_splits, coco, msrvtt, refcoco, vqav2
+from vlkit.data.sources import class_splits, coco, msrvtt, qvhighlights, refcoco, vqav2
 from vlkit.data.sources.prepare import Source, prepare
 from vlkit.drawn.folder import whole_folder
 from vlkit.drawn.kind_images import SPLIT_FILE, TEMPLATES
@@ -42,6 +42,7 @@ RECIPES: dict[str, Recipe] = {
     "video_retrieval": Recipe(
         ("msrvtt",), lambda world: msrvtt.read(world / "msrvtt" / "MSRVTT_data.json"), "msrvtt/videos"
     ),
+    "moment_retrieval": Recipe(("moments",), lambda world: qvhighlights.read(world / "moments"), "moments/videos"),
     "vqa": Recipe(("vqa",), lambda world: _read_vqa(world / "vqa")),
     "grounding": Recipe(("refcoco",), lambda world: refcoco.read_refs(world / "refcoco")),
     "classification": Recipe(

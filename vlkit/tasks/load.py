@@ -15,6 +15,7 @@ from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.engine.checkpoint import load_adapter
 from vlkit.engine.distributed import make_fabric
 from vlkit.errors import UserError
+from vlkit.tasks.hub import download, is_repository
 from vlkit.tasks.registry import TASKS
 
 
@@ -30,7 +31,8 @@ def load(
     """Load an adapter folder and attach it to its base.
 
     Args:
-        folder: a run folder, or any folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        folder: a run folder, any folder with ``adapter_config.json`` and ``adapter_model.safetensors``, or an adapter
+            on the Hugging Face hub: ``org/name`` or ``org/name@revision``.
         device: auto, cpu or cuda.
         base: an already loaded base; methods that leave it frozen can share one. LoRA, BitFit and full fine-tuning
             change it: load one for each such adapter.
@@ -45,6 +47,8 @@ def load(
     Raises:
         UserError: the folder holds no adapter, the base is not the one it was trained on, or weights do not fit.
     """
+    if is_repository(folder):
+        folder = download(str(folder))
     # The folder's name appears in messages and beside results; resolving gives "." and ".." a name too.
     folder = Path(folder) if Path(folder).name not in ("", "..") else Path(os.path.abspath(folder))
     config, tensors = load_adapter(folder)

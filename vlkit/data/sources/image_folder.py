@@ -55,9 +55,9 @@ def read_folder(
     labelled = Labelled(_name_of(folder), {"folder": str(folder.resolve())}, names)
     labelled.notes += [found.note()] if found.note() else []
     if loose:
-        labelled.notes.append(f"{len(loose)} images lie in no class folder and were left out: {some(loose, 3)}")
+        labelled.notes.append(f"images in no class folder, left out ({len(loose)}): {some(loose, 3)}")
     if empty := _empty_folders(folder, tops if divided else {""}, set(label_of.values())):
-        labelled.notes.append(f"{len(empty)} class folders hold no image and are no classes: {some(empty)}")
+        labelled.notes.append(f"folders without images, which are no classes: {some(empty)}")
     if divided:
         split_of = {name: SPLIT_FOLDERS[name.split("/")[0].lower()] for name in inside}
     else:

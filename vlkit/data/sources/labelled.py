@@ -81,25 +81,25 @@ class Labelled:
     def _notes(self, splits: dict[str, list[dict[str, Any]]]) -> list[str]:
         notes = [f"{len(self.classes)} classes: {some(self.classes, 8)}"]
         if self._repeated:
-            notes.append(f"{self._repeated} images were listed twice in a split with the same class; counted once")
+            notes.append(f"images listed twice in a split with the same class, counted once: {self._repeated}")
         counts = {split: Counter(record["label"] for record in records) for split, records in splits.items()}
         used = set().union(*counts.values())
         if unused := [name for name in self.classes if name not in used]:
-            notes.append(f"{len(unused)} classes have no image in any split: {some(unused)}")
+            notes.append(f"classes without any image: {some(unused)}")
         train = counts.get("train")
         if train is None:
             return [*notes, 'there is no split "train"; give --data.train to the training script']
         if untrained := [name for name in self.classes if name in used and name not in train]:
-            notes.append(f"{len(untrained)} classes have no training image: {some(untrained)}")
+            notes.append(f"classes without a training image: {some(untrained)}")
         if single := [name for name, count in train.items() if count == 1]:
-            notes.append(f"{len(single)} classes have a single training image: {some(single)}")
+            notes.append(f"classes with a single training image: {some(single)}")
         few, many = min(train.values()), max(train.values())
         if many >= 10 * few:
             notes.append(f"classes are unbalanced: {few} to {many} training images; see --loss.balance")
         inside = {record["image"] for record in splits["train"]}
         for split in (name for name in splits if name not in ("train", "trainval")):
             if both := [record["image"] for record in splits[split] if record["image"] in inside]:
-                notes.append(f"{len(both)} images are both in train and in {split}: {some(both, 3)}")
+                notes.append(f"images both in train and in {split} ({len(both)}): {some(both, 3)}")
         return notes
 
 

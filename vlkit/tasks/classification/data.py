@@ -63,10 +63,8 @@ def warn_of_classes(dataset: Dataset, train: Sequence[Record], others: Sequence[
     if absent := [name for name in dataset.extra["classes"] if name not in counts]:
         how = "only their prompts describe them" if learns_all else "this head cannot learn them"
         tested = sum(name in needed for name in absent)
-        log.warning(
-            "%d classes have no training image (%d of them are tested): %s; %s", len(absent), tested, some(absent), how
-        )
+        log.warning("classes without a training image (%d of them tested): %s; %s", tested, some(absent), how)
     if single := [name for name, count in counts.items() if count == 1]:
-        log.info("%d classes have a single training image: %s", len(single), some(single))
+        log.info("classes with a single training image: %s", some(single))
     few, many = min(counts.values()), max(counts.values())
     log.info("%d training images, %s per class", len(train), few if few == many else f"{few} to {many}")

@@ -105,8 +105,10 @@ def head_options(values: dict[str, Any]) -> tuple[ClassifierOptions, Prompts, in
     try:
         prompts = Prompts(given.pop("classes"), given.pop("templates"), given.pop("texts"))
         count = given.pop("count")
-        if not all(isinstance(name, str) for name in prompts.classes):
-            raise TypeError("classes are not texts")
+        own = prompts.own
+        lists = [prompts.classes, prompts.templates, *(own.values() if isinstance(own, dict) else [None])]
+        if not all(isinstance(texts, list) and texts and all(isinstance(t, str) for t in texts) for texts in lists):
+            raise TypeError("classes, templates and texts are not lists of texts")
         return CLASSIFIERS[given["kind"]](**given), prompts, count
     except (KeyError, TypeError) as error:
         raise UserError(f"adapter_config.json: the options of 'head' do not fit ({error}); update vlkit") from None
