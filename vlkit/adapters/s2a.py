@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from vlkit.adapters.base import Encoded
 from vlkit.adapters.facts import Reads
 from vlkit.adapters.saved.mode import Saved, compressed, saved_option
-from vlkit.adapters.tuning import TunedEncoder, _is_bias, TunedOptions
+from vlkit.adapters.tuning import TunedEncoder, TunedOptions, _is_bias
 from vlkit.encoders.blocks.anatomy import Opaque, anatomy_of
 from vlkit.encoders.staged import StagedEncoder, Stream, freeze, in_weights_format
 from vlkit.errors import UserError
