@@ -73,6 +73,7 @@ def main(config: Config) -> None:
         pipeline = load_mixed(config.model, TASK.name, config)
         check_classes(pipeline, dataset)
     else:
+        assert config.base is not None  # checked in __post_init__
         pipeline = zero_shot_pipeline(config.base, prompts_of(dataset, config.prompts), config.device)
     records = dataset.records(config.split)
     labels = labels_of(dataset, records)
