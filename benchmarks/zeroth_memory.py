@@ -1,6 +1,6 @@
 """Memory of a retrieval step by optimizer: AdamW, 8-bit AdamW, APOLLO, MeZO and DiZO against inference.
 
-    python benchmarks/zeroth_memory.py --base ViT-B-32 --batch_size 32 --json docs/results/zeroth_memory.json
+    python benchmarks/zeroth_memory.py --base tiny --batch_size 16 --json docs/results/zeroth_memory.json
 
 Peaks are measured, parameters and optimizer state included. "inference" is the forward of the same model without
 gradient, on the same batch.
@@ -33,7 +33,7 @@ METHODS = {"full": FullOptions(), "lora": LoraOptions(targets="attention"), "she
 class Config:
     """Memory of a step by optimizer."""
 
-    base: str = "ViT-B-32"
+    base: str = "tiny"
     """Base; ARCH has random weights."""
     batch_size: int = 32
     """Pairs per step."""

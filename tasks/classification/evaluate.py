@@ -8,19 +8,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from vlkit.cli.config import run
 from vlkit.cli.show import Console, Table
 from vlkit.data.manifest import Dataset
 from vlkit.errors import UserError, some
 from vlkit.files import write_json
+from vlkit.tasks.after_training import (
+    AfterTraining,
+    load_mixed,
+    measure_others,
+    other_datasets,
+    refuse_without_model,
+)
 from vlkit.tasks.classification.data import labels_of
-from vlkit.tasks.classification.evaluate import confusion_of, metrics_of, score_records, write_confusion
+from vlkit.tasks.classification.evaluate import (
+    confusion_of,
+    feature_records,
+    metrics_of,
+    score_records,
+    write_confusion,
+)
 from vlkit.tasks.classification.pipeline import ClassificationPipeline, zero_shot_pipeline
 from vlkit.tasks.classification.prompts import PromptOptions, prompts_of
 from vlkit.tasks.classification.task import TASK
-from vlkit.tasks.load import load
 
 
 @dataclass
@@ -31,8 +42,8 @@ class Data:
     """Prepared dataset; default: the demo dataset."""
 
 
-@dataclass
-class Config:
+@dataclass(kw_only=True)
+class Config(AfterTraining):
     """Measure a saved classification adapter, or a base alone."""
 
     model: Path | None = None
@@ -45,24 +56,24 @@ class Config:
     """Split to evaluate."""
     confusion: Path | None = None
     """Draw the confusion matrix to this PNG, and write its counts to a CSV beside it."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to compute on."""
-    json: Path | None = None
-    """Write the metrics to this file."""
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.base is None):
             raise UserError("give either --model DIR (a saved adapter) or --base NAME (zero-shot)")
-        if self.model is not None and (self.prompts.templates or self.prompts.file):
+        if self.model is None:
+            refuse_without_model(self)
+        elif self.prompts.templates or self.prompts.file:
             raise UserError("--prompts: an adapter has its own class prompts; give --base NAME with other ones")
 
 
 def main(config: Config) -> None:
     dataset = TASK.dataset(config.data.root, size="small")
+    others = other_datasets(config, TASK, config.split)
     if config.model is not None:
-        pipeline = load(config.model, config.device, task=TASK.name)
+        pipeline = load_mixed(config.model, TASK.name, config)
         check_classes(pipeline, dataset)
     else:
+        assert config.base is not None  # checked in __post_init__
         pipeline = zero_shot_pipeline(config.base, prompts_of(dataset, config.prompts), config.device)
     records = dataset.records(config.split)
     labels = labels_of(dataset, records)
@@ -81,8 +92,21 @@ def main(config: Config) -> None:
         console.print(note, highlight=False, soft_wrap=True)
     if config.confusion:
         write_confusion(config.confusion, confusion_of(scores, labels), pipeline.classes)
+    also = measure_others(config.model, config, TASK, config.split, others, measure) if config.model else {}
     if config.json:
-        write_json(config.json, {"model": str(config.model or config.base), "split": config.split, **metrics})
+        about = {"model": str(config.model or config.base), "split": config.split}
+        write_json(config.json, {**about, **metrics, **also})
+
+
+def measure(pipeline: ClassificationPipeline, dataset: Dataset, split: str) -> dict[str, float]:
+    """Metrics of a pipeline on a split; other classes than its own are told apart by their prompts."""
+    records = dataset.records(split)
+    if pipeline.classes == dataset.extra["classes"]:
+        scores = score_records(pipeline.labeller, dataset, records, f"{dataset.name} {split} images")
+    else:
+        features = feature_records(pipeline.labeller, dataset, records, f"{dataset.name} {split} images")
+        scores = pipeline.prompt_scores(features, prompts_of(dataset, PromptOptions()))
+    return metrics_of(scores, labels_of(dataset, records))
 
 
 def check_classes(pipeline: ClassificationPipeline, dataset: Dataset) -> None:

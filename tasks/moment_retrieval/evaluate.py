@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from vlkit.cli.config import run
 from vlkit.cli.show import Console, Table
+from vlkit.data.manifest import Dataset
 from vlkit.files import write_json
-from vlkit.tasks.load import load
+from vlkit.tasks.after_training import AfterTraining, load_mixed, measure_others, other_datasets
 from vlkit.tasks.moment_retrieval.data import MomentExamples
 from vlkit.tasks.moment_retrieval.evaluate import evaluate_split
+from vlkit.tasks.moment_retrieval.pipeline import MomentPipeline
 from vlkit.tasks.moment_retrieval.task import TASK
 
 
@@ -26,8 +27,8 @@ class Data:
     """Prepared dataset; default: the demo dataset."""
 
 
-@dataclass
-class Config:
+@dataclass(kw_only=True)
+class Config(AfterTraining):
     """Measure a saved adapter on moments and highlights."""
 
     model: Path
@@ -35,15 +36,12 @@ class Config:
     data: Data = field(default_factory=Data)
     split: str = "test"
     """Split to evaluate."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to compute on."""
-    json: Path | None = None
-    """Write the metrics to this file."""
 
 
 def main(config: Config) -> None:
-    pipeline = load(config.model, config.device, task=TASK.name)
     dataset = TASK.dataset(config.data.root)
+    others = other_datasets(config, TASK, config.split)
+    pipeline = load_mixed(config.model, TASK.name, config)
     examples = MomentExamples(dataset, config.split, pipeline.reader)
     pipeline.check_annotation(examples.annotation, dataset.root)
     metrics = evaluate_split(pipeline.finder, examples)
@@ -55,8 +53,16 @@ def main(config: Config) -> None:
     for key, value in metrics.items():
         table.add_row(key, f"{value:.2f}")
     Console().print(table)
+    also = measure_others(config.model, config, TASK, config.split, others, measure)
     if config.json:
-        write_json(config.json, {"model": str(config.model), "split": config.split, **metrics})
+        write_json(config.json, {"model": str(config.model), "split": config.split, **metrics, **also})
+
+
+def measure(pipeline: MomentPipeline, dataset: Dataset, split: str) -> dict[str, float]:
+    """Metrics of a pipeline on a split."""
+    examples = MomentExamples(dataset, split, pipeline.reader)
+    pipeline.check_annotation(examples.annotation, dataset.root)
+    return evaluate_split(pipeline.finder, examples)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "bitfit": (BitfitOptions(), "vit"),
     "lora": (LoraOptions(rank=2), "vit"),
     "lora on query and value, LoRA-FA": (LoraOptions(rank=2, targets="qv", freeze_a=True), "t5"),
+    "s2a without prompts": (S2aOptions(prompts=0, saved="fp32"), "vit"),
     "full": (FullOptions(), "vit"),
     "full of a ResNet": (FullOptions(), "resnet"),
 }

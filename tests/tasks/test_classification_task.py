@@ -425,3 +425,25 @@ def test_a_damaged_head_is_named(trained, dataset, tmp_path):
         (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "head": {**config["head"], **change}}))
         with pytest.raises(UserError):
             vlkit.load(tmp_path, device="cpu")
+
+
+def test_other_data_is_measured_without_and_with_the_adapter(trained: Path, dataset: Path, tmp_path: Path) -> None:
+    """Also with other classes, which are told apart by their prompts."""
+    root = tmp_path / "renamed"
+    names = {shape: f"big {shape}" for shape in SHAPES}
+    splits = {
+        split: [{**record, "label": names[record["label"]]} for record in Dataset.open(dataset).records(split)]
+        for split in COUNTS
+    }
+    extra = {"classes": list(names.values()), "templates": ["a {}"]}
+    where = {"name": "renamed", "task": "classification", "media_root": dataset, "source": "made for a test"}
+    write_dataset(root, splits=splits, extra=extra, **where)
+    options = ("--model", trained, "--data.root", dataset, "--json", tmp_path / "m.json", "--device", "cpu")
+    call(EVALUATE, *options, "--also", dataset, root)
+    found = json.loads((tmp_path / "m.json").read_text())
+    own, other = found["also"]["shapes"], found["also"]["renamed"]
+    assert own["after"]["top1"] == pytest.approx(found["top1"])
+    assert {"top1", "mean_per_class"} <= set(other["before"]) == set(other["after"])
+    call(EVALUATE, *options, "--mix", 0)
+    assert json.loads((tmp_path / "m.json").read_text())["top1"] == pytest.approx(own["before"]["top1"])
+    assert "--mix: a base alone" in refuse(EVALUATE, "--base", "tiny", "--data.root", dataset, "--mix", 0.5)

@@ -213,3 +213,11 @@ def test_wrong_flags_and_data_are_refused(dataset: Path, tmp_path: Path) -> None
     ]
     prepared(tmp_path, {"train": mixed, "val": mixed})
     assert "several kinds" in refuse(script, "--output", tmp_path / "run2", "--data.root", tmp_path / "data")
+
+
+def test_other_data_is_measured_without_and_with_the_adapter(run: Path, dataset: Path, tmp_path: Path) -> None:
+    out = tmp_path / "metrics.json"
+    call("tasks/moment_retrieval/evaluate.py", "--model", run, "--data.root", dataset, "--json", out, "--also", dataset)
+    found = read_json(out)
+    (other,) = found["also"].values()
+    assert other["after"]["hl_map"] == pytest.approx(found["hl_map"]) and set(other["before"]) == set(other["after"])

@@ -120,6 +120,8 @@ def mixed(model: nn.Module, tensors: Mapping[str, Tensor], mix: Mix) -> dict[str
     start, found = dict(model.named_parameters(remove_duplicate=False)), dict(tensors)
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
+        if reason := getattr(module, "never_mixed", ""):
+            raise UserError(f"--mix: {reason}; leave it out")
         if isinstance(module, AdaptedEncoder):
             if mix.beta:
                 raise UserError(

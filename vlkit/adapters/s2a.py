@@ -44,6 +44,7 @@ class SideModule(nn.Module):
         self.down, self.up = nn.Linear(width, rank, bias=False), nn.Linear(rank, width, bias=False)
         nn.init.kaiming_normal_(self.down.weight)
         nn.init.zeros_(self.up.weight)
+        self.starts_at_base = ("up.weight",)  # scaled with the adapter (vlkit.adapters.mix)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
@@ -71,6 +72,8 @@ class S2aEncoder(TunedEncoder):
         shape = (base.depth if deep else 1, prompts, base.widths[0])
         self.prompts = nn.Parameter(torch.empty(shape).normal_(std=PROMPT_STD)) if prompts else None
         self.sides = nn.ModuleDict({str(i): SideModule(base.widths[i], rank) for i in layers})
+        if prompts:
+            self.never_mixed = "prompts are read whole or not at all"
         self._detach = not prompts and not any(p.requires_grad for p in base.parameters())
 
     def adds_at(self, name: str) -> int | None:

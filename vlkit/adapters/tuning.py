@@ -28,6 +28,8 @@ class TunedEncoder(nn.Module):
         kept: names of tensors of ``base`` that a saved adapter needs although they do not train.
     """
 
+    saved: Saved
+
     def __init__(
         self, base: StagedEncoder, checkpointing: bool = False, saved: Saved = "fp32", kept: Sequence[str] = ()
     ) -> None:

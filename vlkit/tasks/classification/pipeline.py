@@ -92,6 +92,14 @@ class ClassificationPipeline:
                 found.append([(prompts.classes[i], float(row[i])) for i in order])
         return found
 
+    def prompt_scores(self, features: Tensor, prompts: Prompts) -> Tensor:
+        """Logits [n, C] float32 of pooled embeddings [n, E] for any classes, by their prompts.
+
+        Raises:
+            UserError: the base has no joint space.
+        """
+        return self._scores(features, class_weights(self.labeller.base, prompts, self.labeller.fabric))
+
     @torch.no_grad()
     def _scores(self, features: Tensor, weights: Tensor | None) -> Tensor:
         """Logits [n, C] float32 on the CPU: of the head, or of class vectors."""
