@@ -89,7 +89,7 @@ def test_no_file_or_an_empty_one_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no lines"):
         qvhighlights.read(tmp_path)
     (tmp_path / "train.jsonl").write_text("[1]\n")
-    with pytest.raises(UserError, match="train.jsonl:1: not a JSON object"):
+    with pytest.raises(UserError, match=r"train\.jsonl:1: not a JSON object"):
         tacos.read(tmp_path)
 
 
