@@ -25,7 +25,6 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vlkit.adapters import MethodOptions
 from vlkit.cli.config import run
 from vlkit.cli.show import Console
 from vlkit.errors import UserError
@@ -131,7 +130,7 @@ def train(config: Config, method: str, seed: int, folder: Path) -> None:
     rates: dict[str, Any] = {**LEARNING_RATES, **dict(pair.rsplit("=", 1) for pair in config.learning_rates)}
     rate = rates.get(method, rates.get(kind))
     flags = [f"--adapter.kind={kind}", *(f"--adapter.{option}" for option in options)]
-    flags += ([] if rate is None else [f"--lr={rate}"]) + flags_for(TASKS[config.task].methods[kind], config.flags)
+    flags += ([] if rate is None else [f"--lr={rate}"]) + flags_for(kind, config.flags, config.task)
     script = [
         sys.executable,
         str(SCRIPTS / config.task / "train.py"),
@@ -153,9 +152,9 @@ def train(config: Config, method: str, seed: int, folder: Path) -> None:
         )
 
 
-def flags_for(method: type[MethodOptions], flags: Sequence[str]) -> list[str]:
+def flags_for(kind: str, flags: Sequence[str], task: str = "retrieval") -> list[str]:
     """The further flags of a run; cache flags only for methods that support the cache."""
-    left_out = () if method.has_early_route else ("cache", "cache_dtype")
+    left_out = () if TASKS[task].methods[kind].has_early_route else ("cache", "cache_dtype")
     return [f"--{flag}" for flag in flags if flag.partition("=")[0] not in left_out]
 
 
