@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from helpers.scripts import call, load_script
+from vlkit.adapters import ADAPTERS
 from vlkit.adapters.base import AdaptedEncoder
 from vlkit.adapters.facts import kinds_with
 from vlkit.cli.config import parse
@@ -107,9 +108,11 @@ def test_run_is_the_one_without_a_cache(script, variant, datasets, tmp_path):
         assert rounded == pytest.approx(expected, rel=1e-2) and rounded != first
 
 
-@pytest.mark.parametrize("kind", sorted(set(kinds_with("has_early_route")) - {"sherl", "linear", "unipt", "vqt"}))
+@pytest.mark.parametrize(
+    "kind", sorted({*kinds_with("has_early_route")} & {*kinds_with("feeds_tokens")} - {"sherl", "linear", "unipt"})
+)
 def test_other_frozen_methods(kind, datasets, tmp_path):
-    """VQT is left out: it adapts the pooled embedding, and these heads read tokens."""
+    """Those that adapt only the pooled embedding are left out, because these heads read tokens."""
     words = ("--adapter.kind", kind, "--text_base", "clip")
     expected, _ = trained(VQA, datasets, tmp_path / "plain", *words)
     found, _ = trained(VQA, datasets, tmp_path / "cached", *words, "--cache", tmp_path / "s", "--cache_dtype", "fp32")
@@ -201,5 +204,5 @@ def test_what_cannot_be_cached(script, words, says):
 def test_comparison_caches_what_can_be_cached():
     flags_for = load_script("tasks/compare.py").flags_for
     given = ["epochs=2", "cache=true", "cache_dtype=fp32"]
-    assert flags_for("sherl", given) == ["--epochs=2", "--cache=true", "--cache_dtype=fp32"]
-    assert all(flags_for(kind, given) == ["--epochs=2"] for kind in ("bitfit", "lora", "full"))
+    assert flags_for(ADAPTERS["sherl"], given) == ["--epochs=2", "--cache=true", "--cache_dtype=fp32"]
+    assert all(flags_for(ADAPTERS[kind], given) == ["--epochs=2"] for kind in ("bitfit", "lora", "full"))

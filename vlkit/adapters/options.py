@@ -9,7 +9,10 @@ from vlkit.adapters.dtl import DtlOptions
 from vlkit.adapters.facts import KNOWN, MethodOptions
 from vlkit.adapters.linear import LinearOptions
 from vlkit.adapters.lst.method import LstOptions
+from vlkit.adapters.s2a import S2aOptions
 from vlkit.adapters.sherl.options import SherlOptions
+from vlkit.adapters.side_attention import SideAttentionOptions
+from vlkit.adapters.synqt import SynqtOptions
 from vlkit.adapters.tuning import BitfitOptions, FullOptions, LoraOptions
 from vlkit.adapters.unipt.options import UniptOptions
 from vlkit.adapters.vqt import VqtOptions
@@ -21,9 +24,12 @@ ADAPTERS: dict[str, type[MethodOptions]] = {
     "lst": LstOptions,
     "dtl": DtlOptions,
     "vqt": VqtOptions,
+    "synqt": SynqtOptions,
+    "side_attention": SideAttentionOptions,
     "linear": LinearOptions,
     "bitfit": BitfitOptions,
     "lora": LoraOptions,
+    "s2a": S2aOptions,
     "full": FullOptions,
 }
 """``--adapter.kind`` -> options class, which builds the adapted encoder and holds the facts about the method."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,11 +20,15 @@ class RecordKind:
         media: the field that names the medium.
         problem: record -> the problem of its other fields, as in :func:`record_problem`; None if there is none.
         unique: fields whose values must be unique within a split.
+        dataset_problem: all fields of ``dataset.json`` -> the problem of those that only this task has.
+        misfit: the same fields -> a check of a record against them, as ``problem``. Called once for many records.
     """
 
     media: Literal["image", "video"]
     problem: Callable[[Record], str | None]
     unique: tuple[str, ...] = ("id",)
+    dataset_problem: Callable[[Mapping[str, Any]], str | None] = lambda fields: None
+    misfit: Callable[[Mapping[str, Any]], Callable[[Record], str | None]] = lambda fields: lambda record: None
 
 
 def record_problem(record: Any, task: str) -> str | None:
@@ -133,6 +137,45 @@ def _grounding_problem(record: Record) -> str | None:
     return next(filter(None, (box_problem(box, *size) for box in all_boxes(record))), None)
 
 
+def _label_problem(record: Record) -> str | None:
+    return _text_problem(record, "label")
+
+
+def _classes_problem(fields: Mapping[str, Any]) -> str | None:
+    """The problem of ``classes`` (the class names, in the order of the scores) and of ``templates`` (optional)."""
+    classes = fields.get("classes")
+    if not isinstance(classes, list) or not classes:
+        return 'field "classes" is missing or empty; list the names of all classes'
+    seen: dict[str, int] = {}
+    for number, name in enumerate(classes):
+        if not _is_text(name):
+            return f'field "classes[{number}]" is {_shown(name)}; expected is a name that is not empty'
+        if seen.setdefault(name, number) != number:
+            return f'field "classes": {name!r} is there twice (numbers {seen[name]} and {number}); give each one name'
+    templates = fields.get("templates", ["{}"])
+    if not isinstance(templates, list) or not templates or not all(map(_is_template, templates)):
+        return f'field "templates" is {_shown(templates)}; expected are texts with {{}} at the place of the class name'
+    return None
+
+
+def _is_template(value: Any) -> bool:
+    return _is_text(value) and "{}" in value
+
+
+def _known_label(fields: Mapping[str, Any]) -> Callable[[Record], str | None]:
+    classes = fields.get("classes")
+    known = frozenset(filter(_is_text, classes if isinstance(classes, list) else ()))
+
+    def misfit(record: Record) -> str | None:
+        if record["label"] in known:
+            return None
+        return (
+            f'field "label": {_shown(record["label"])} is not in "classes" of dataset.json; correct it or add it there'
+        )
+
+    return misfit
+
+
 def _moment_problem(record: Record) -> str | None:
     problem = _text_problem(record, "text") or _windows_problem(record)
     if problem:
@@ -196,5 +239,6 @@ RECORDS: dict[str, RecordKind] = {
     "vqa": RecordKind("image", _vqa_problem, unique=("id", "question_id")),
     "moment_retrieval": RecordKind("video", _moment_problem),
     "grounding": RecordKind("image", _grounding_problem),
+    "classification": RecordKind("image", _label_problem, dataset_problem=_classes_problem, misfit=_known_label),
 }
 """Task -> what its records hold; the ``task`` of a ``dataset.json`` is one of these."""

@@ -25,7 +25,9 @@ class Task:
         scores: heading -> metric, the columns of a comparison of methods; the first is the task's main score.
         open_adapter: (config, tensors, folder, fabric, base, text_base) -> the pipeline of a saved adapter.
         demo: how its demo dataset is made from the drawn world; None = it has none.
+        pipeline_tag: what the Hugging Face hub calls the task.
         own_text_base: whether the text model is chosen separately from the contrastive base.
+        controls: name -> flags (``name=value``) of the training script: rows of a comparison that are no method.
         methods: kind -> options of the methods it can train; a task may have further ones.
     """
 
@@ -35,6 +37,8 @@ class Task:
     open_adapter: Callable[..., Any]
     demo: Recipe | None = None
     own_text_base: bool = False
+    pipeline_tag: str = "feature-extraction"
+    controls: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     methods: Mapping[str, type[MethodOptions]] = field(default_factory=lambda: ADAPTERS)
 
     def dataset(self, root: Path | None, **demo: Any) -> Dataset:

@@ -161,6 +161,30 @@ TABLES: dict[str, list[tuple[str, str]]] = {
         ("side_final_upsample_l", "up"),
     ],
     "vqt": [("transformer.encoder.query_prompt_embeddings", "queries")],
+    "synqt": [
+        ("q", "seeds"),
+        ("feat_scale", "feat_scale"),
+        ("prompt_ffn.*.mlp.fc1", "blocks.*.first.down"),
+        ("prompt_ffn.*.mlp.fc2", "blocks.*.first.up"),
+        ("qsm_block.*.norm1", "blocks.*.attention_norm"),
+        ("qsm_block.*.norm2", "blocks.*.mlp_norm"),
+        ("qsm_block.*.attn_scale", "blocks.*.attn_scale"),
+        ("qsm_block.*.ffn_scale", "blocks.*.ffn_scale"),
+        ("qsm_block.*.mlp.mlp.fc1", "blocks.*.mlp.down"),
+        ("qsm_block.*.mlp.mlp.fc2", "blocks.*.mlp.up"),
+        ("qsm_block.*.attn.q_norm", "blocks.*.attention.query_norm"),
+        ("qsm_block.*.attn.kv_norm", "blocks.*.attention.key_norm"),
+        *[
+            (f"qsm_block.*.attn.{published}.mlp.fc{number}", f"blocks.*.attention.{own}.{map_}")
+            for published, own in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("proj", "out"))
+            for number, map_ in ((1, "down"), (2, "up"))
+        ],
+        ("out_norm", "mix.norm"),
+        ("mlp.mlp.fc1", "mix.refine.down"),
+        ("mlp.mlp.fc2", "mix.refine.up"),
+        ("out_combine.get_weight.fc1", "mix.weights"),
+        ("head_norm", "mix.final_norm"),
+    ],
     "r2/temporal": _R2_TEMPORAL,
     "r2/block": _R2_BLOCK,
     "r2": [
@@ -197,3 +221,6 @@ OPTIONAL = {
     *(published for published, _ in _r2_pyramid()),
 }
 """Published names that a file of their flavour may lack, because an option removes these parts."""
+
+UNUSED: dict[str, str] = {"synqt": r"pre_norm\.\d+\.(weight|bias)|out_combine\.weight"}
+"""Flavour -> pattern of published tensors that the published forward never uses; they are left out."""
