@@ -82,7 +82,8 @@ class Config(CachedRunConfig):
     """Store the states of the frozen towers for each video on disk, in this folder or (true) in vlkit's cache folder;
     its size is logged first. Methods that train inside the base run without."""
     epochs: int = 8
-    batch_size: int = 16
+    batch_size: int = 8
+    """Queries per step, all processes together."""
     lr: float = 2e-3
     weight_decay: float = 1e-4
     clip: float = 35.0
