@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +17,10 @@ from typing import Any, Literal
 from vlkit.cli.config import about, run
 from vlkit.cli.show import Console, Table
 from vlkit.errors import UserError
-from vlkit.files import write_json, write_text
+from vlkit.files import sha256_of, write_json, write_text
 from vlkit.tasks.load import load
 from vlkit.tasks.moment_retrieval.data import MomentExamples
-from vlkit.tasks.moment_retrieval.evaluate import find_split, submission
+from vlkit.tasks.moment_retrieval.evaluate import answers, submission
 from vlkit.tasks.moment_retrieval.pipeline import ANYTHING, MomentPipeline, best_windows, clip_scores
 from vlkit.tasks.moment_retrieval.summary import summary_of, write_summary
 from vlkit.tasks.moment_retrieval.task import TASK
@@ -112,13 +113,43 @@ def one_video(pipeline: MomentPipeline, config: Config) -> dict[str, Any]:
 
 
 def whole_split(pipeline: MomentPipeline, config: Config) -> None:
-    """Write the submission of a split; windows are ranked best first."""
+    """Write the submission of a split; windows are ranked best first.
+
+    Answers are collected in ``FILE.part``: after an interruption the same command goes on where it stopped.
+    """
     dataset = TASK.dataset(config.data.root)
     examples = MomentExamples(dataset, config.split, pipeline.reader)
-    found = find_split(pipeline.finder, examples)
-    lines = [json.dumps(submission(record, one)) for record, one in zip(examples.records, found, strict=True)]
-    write_text(config.submission, "".join(line + "\n" for line in lines))
-    Console().print(f"{len(lines)} queries of {dataset.name}/{config.split}: {config.submission}")
+    part = config.submission.with_name(config.submission.name + ".part")
+    weights = sha256_of(config.model / "adapter_model.safetensors")
+    key = {"model": weights, "split": sha256_of(dataset.split_file(config.split))}
+    done = read_part(part, key)
+    if done:
+        Console(stderr=True).print(f"{len(done)} answers are in {part} already")
+    kept = [json.dumps(key), *(json.dumps([row, answer]) for row, answer in done.items())]
+    write_text(part, "".join(line + "\n" for line in kept))  # without a last line that was cut
+    with open(part, "a", encoding="utf-8") as file:
+        rows = [row for row in range(len(examples)) if row not in done]
+        for row, found in answers(pipeline.finder, examples, rows=rows):
+            done[row] = submission(examples.records[row], found)
+            file.write(json.dumps([row, done[row]]) + "\n")
+            file.flush()
+    write_text(config.submission, "".join(json.dumps(done[row]) + "\n" for row in range(len(examples))))
+    part.unlink()
+    Console().print(f"{len(done)} queries of {dataset.name}/{config.split}: {config.submission}")
+
+
+def read_part(path: Path, key: dict[str, str]) -> dict[int, dict[str, Any]]:
+    """Answers that an interrupted command left; none if it had another model or split. A cut last line is ignored."""
+    if not path.exists():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found: dict[int, dict[str, Any]] = {}
+    with contextlib.suppress(ValueError):
+        if lines and json.loads(lines[0]) == key:
+            for line in lines[1:]:
+                row, answer = json.loads(line)
+                found[row] = answer
+    return found
 
 
 if __name__ == "__main__":

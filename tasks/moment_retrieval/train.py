@@ -82,7 +82,8 @@ class Config(CachedRunConfig):
     """Store the states of the frozen towers for each video on disk, in this folder or (true) in vlkit's cache folder;
     its size is logged first. Methods that train inside the base run without."""
     epochs: int = 8
-    batch_size: int = 16
+    batch_size: int = 8
+    """Queries per step, all processes together."""
     lr: float = 2e-3
     weight_decay: float = 1e-4
     clip: float = 35.0
@@ -91,6 +92,11 @@ class Config(CachedRunConfig):
         super().__post_init__()
         if self.fps is not None and not 0 < self.fps <= 60:
             raise UserError(f"--fps {self.fps}: must be above 0 and at most 60 clips a second")
+
+    @property
+    def uses_cache(self) -> bool:
+        """Whether states are cached: not by default for methods that train inside the base."""
+        return bool(self.cache) and (self.cache is not True or self.adapter.has_early_route)
 
 
 def main(config: Config) -> None:
@@ -105,11 +111,14 @@ def main(config: Config) -> None:
     has_moments = examples.annotation == "moments"
     warn_of_cut_texts(text, examples.texts, "training queries")
     post = resolved(config.windows, dataset.source)
-    before, length = baseline_metrics(base, run.fabric, splits[config.data.validation], splits[test], post)
+    measured = (base, run.fabric, splits[config.data.validation], splits[test], post)
+    # A method without cache may change the base's own modules: then the base is measured before it is built.
+    control = None if config.uses_cache else baseline_metrics(*measured)
 
     finder_model = build_model(base, config.adapter, config.head, has_moments)
     model = run.fabric.setup_module(finder_model)
     caches = {name: open_cache(run, config, own, finder_model, base, text) for name, own in splits.items()}
+    before, length = control or baseline_metrics(*measured, caches)
     loader = training_batches(run, config, examples, finder_model, base, text)
     finder = MomentFinder(finder_model, text, run.fabric, post)
 
@@ -162,7 +171,7 @@ def open_cache(
     run: Run, config: Config, examples: MomentExamples, model: MomentModel, base: ClipBase, text: TextSide
 ) -> CachedImages | None:
     """The caches of the states of both towers for a split; None without ``--cache``."""
-    if not config.cache or (config.cache is True and not config.adapter.has_early_route):
+    if not config.uses_cache:
         return None
     mean = sum(line.clips for line in examples.timelines) / len(examples)
 

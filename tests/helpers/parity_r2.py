@@ -97,6 +97,7 @@ def _whole(golden: Golden) -> Rebuilt:
     inputs, config = golden.leaves(), golden.config
     weights = {n: t for n, t in golden.part("weight.").items() if not n.startswith("loss.")}
     boundaries = any(name.startswith("coord_head") for name in weights)
+    weights = weights if boundaries else {n: t for n, t in weights.items() if n != "coef"}
     heads = MomentHeads(MomentOptions(config["hidden"], tuple(config.get("strides", [1]))), boundaries)
     model = nn.ModuleDict({"block": _block(config), "heads": heads}).to(golden.dtype).eval()
     model.load_state_dict(import_published("r2", weights), strict=True)

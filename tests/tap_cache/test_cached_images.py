@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from helpers.scripts import call, load_script
+from vlkit.adapters import ADAPTERS
 from vlkit.adapters.base import AdaptedEncoder
 from vlkit.adapters.facts import kinds_with
 from vlkit.cli.config import parse
@@ -203,5 +204,5 @@ def test_what_cannot_be_cached(script, words, says):
 def test_comparison_caches_what_can_be_cached():
     flags_for = load_script("tasks/compare.py").flags_for
     given = ["epochs=2", "cache=true", "cache_dtype=fp32"]
-    assert flags_for("sherl", given) == ["--epochs=2", "--cache=true", "--cache_dtype=fp32"]
-    assert all(flags_for(kind, given) == ["--epochs=2"] for kind in ("bitfit", "lora", "full"))
+    assert flags_for(ADAPTERS["sherl"], given) == ["--epochs=2", "--cache=true", "--cache_dtype=fp32"]
+    assert all(flags_for(ADAPTERS[kind], given) == ["--epochs=2"] for kind in ("bitfit", "lora", "full"))

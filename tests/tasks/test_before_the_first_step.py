@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from helpers.films import film
 from helpers.scripts import load_script, refuse
 from vlkit.cli.config import parse
 from vlkit.data.manifest import Dataset, write_dataset
@@ -19,6 +20,7 @@ RECORDS: dict[str, dict[str, Any]] = {
     "video_retrieval": {"video": "{}.mp4", "texts": ["a dog runs", "a dog"]},
     "vqa": {"image": "{}.png", "question": "is it red?", "answers": ANSWERS},
     "grounding": {"image": "{}.png", "text": "the red one", "box": [1, 1, 9, 9], "width": 20, "height": 20},
+    "moment_retrieval": {"video": "{}.mp4", "text": "the red one", "windows": [[1, 3]]},
     "classification": {"image": "{}.png", "label": "house"},
 }
 EXTRA = {"classification": {"classes": ["house", "tree"]}}
@@ -138,6 +140,12 @@ def test_every_script_tells_fit_what_it_trains_on(task: str, tmp_path: Path, mon
             monkeypatch.setattr(script, name, lambda *given: {})
     if task == "video_retrieval":
         monkeypatch.setattr(script.Clips, "embed", lambda *given: ())
+    if task == "moment_retrieval":  # it reads the lengths of its videos first
+        for split in ("train", "val"):
+            for number in range(4):
+                film(root / f"{split}{number}.mp4", 60)
+        monkeypatch.setattr(script, "baseline_metrics", lambda *given: ({}, 4.0))
+        monkeypatch.setattr(script, "open_cache", lambda *given: None)
     words = ("--data.root", root, "--output", tmp_path / "run", "--device", "cpu", "--data.min_questions", 1)
     with pytest.raises(Reached):
         script.main(parse(script.Config, [str(word) for word in (words if task == "vqa" else words[:-2])]))

@@ -23,6 +23,7 @@ from vlkit.files import read_json
 from vlkit.tap_cache.clips import ClipTapCache
 from vlkit.tap_cache.images import cached_images
 from vlkit.tasks.moment_retrieval.data import ClipsReader, MomentCollate, MomentExamples
+from vlkit.tasks.moment_retrieval.evaluate import MomentFinder
 from vlkit.tasks.moment_retrieval.head import MomentOptions
 from vlkit.tasks.moment_retrieval.model import METHODS, build_model
 
@@ -131,9 +132,34 @@ def test_predictions_of_a_video_and_of_a_split(run: Path, dataset: Path, films: 
         assert len(row["pred_saliency_scores"]) == int(record["duration"] / 2)
         scores = [window[2] for window in row["pred_relevant_windows"]]
         assert scores == sorted(scores, reverse=True)
+    assert not lines.with_name("submission.jsonl.part").exists()
     for wrong in ((), ("--split", "test"), ("--video", video), ("--video", video, "--text", "a", "--clip", clip)):
         refuse(script, "--model", run, *wrong)
     assert "no split" in refuse(script, "--model", run, "--data.root", dataset, "--split", "x", "--submission", lines)
+
+
+def test_an_interrupted_submission_goes_on(
+    run: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines, asked = tmp_path / "s.jsonl", []
+    words = ("--model", run, "--data.root", dataset, "--split", "test", "--submission", lines)
+    plain = MomentFinder.find
+
+    def find(self, read, timeline, queries):
+        asked.append(len(queries))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return plain(self, read, timeline, queries)
+
+    monkeypatch.setattr(MomentFinder, "find", find)
+    with pytest.raises(KeyboardInterrupt):
+        call("tasks/moment_retrieval/predict.py", *words)
+    with open(tmp_path / "s.jsonl.part", "a") as file:
+        file.write("[3, {")  # a line that a crash cut
+    call("tasks/moment_retrieval/predict.py", *words)
+    records = Dataset.open(dataset).records("test")
+    assert len(asked) == 3 and sum(asked[::2]) == len(records)
+    assert [json.loads(line)["qid"] for line in lines.read_text().splitlines()] == [r["qid"] for r in records]
 
 
 def test_a_search_is_refined_to_moments(run: Path, films: Path, tmp_path: Path) -> None:

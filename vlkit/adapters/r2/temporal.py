@@ -39,8 +39,9 @@ class TemporalLayer(nn.Module):
         self.positions: Positions = positions
         self.cross, self.itself = Attention(width, heads), Attention(width, heads)
         self.cross_norm, self.itself_norm, self.inner_norm = (nn.LayerNorm(width, NORM_EPS) for _ in range(3))
-        self.inner = nn.Sequential(nn.Linear(width, ratio * width), nn.ReLU(), nn.Linear(ratio * width, width))
-        for layer in (self.inner[0], self.inner[2]):
+        up, down = nn.Linear(width, ratio * width), nn.Linear(ratio * width, width)
+        self.inner = nn.Sequential(up, nn.ReLU(), down)
+        for layer in (up, down):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(layer.bias)
         self.drop = DropPath(drop_path)

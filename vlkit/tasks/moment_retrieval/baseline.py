@@ -8,7 +8,7 @@ own frame.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vlkit.data.video.clip_frames import windows as cut
 from vlkit.encoders.bases import ClipBase
+from vlkit.tap_cache.images import CachedImages
 from vlkit.tasks.moment_retrieval.data import MomentExamples
 from vlkit.tasks.moment_retrieval.evaluate import Found, metrics_of
 from vlkit.tasks.moment_retrieval.windows import KEPT, post_process
@@ -35,10 +36,18 @@ class FixedWindows:
         fabric: device and precision.
         examples: the records.
         post: see :func:`post_process`; ends are not rounded to a grid that the windows do not lie on.
+        cached: the caches of these examples; their final states are pooled instead of encoding the frames again.
     """
 
-    def __init__(self, base: ClipBase, fabric: Fabric, examples: MomentExamples, post: Mapping[str, Any]) -> None:
-        self.base, self.fabric, self.examples = base, fabric, examples
+    def __init__(
+        self,
+        base: ClipBase,
+        fabric: Fabric,
+        examples: MomentExamples,
+        post: Mapping[str, Any],
+        cached: CachedImages | None = None,
+    ) -> None:
+        self.base, self.fabric, self.examples, self.cached = base, fabric, examples, cached
         self.post = {**post, "unit": 0.0}
         device = fabric.device
         self._image, self._text = base.image.to(device).eval(), base.text.to(device).eval()
@@ -62,6 +71,11 @@ class FixedWindows:
         return found
 
     def _embed(self, index: int) -> Tensor:
+        images = None if self.cached is None else self.cached.images
+        if images is not None and images.encoder.stop == self.base.image.depth:
+            taps = cast(Any, images.complete(images.look_up([index]))).pixels.to(self.fabric.device)
+            state = taps.streams(self.base.image)[0]
+            return F.normalize(self.base.image.pool(state).float(), dim=-1).cpu()
         clips, parts = self.examples.timelines[index].clips, []
         for start in range(0, clips, FRAMES_AT_ONCE):
             pixels = self._scaled(self.examples.read(index, start, min(clips, start + FRAMES_AT_ONCE)))
@@ -102,11 +116,20 @@ def best_length(windows: FixedWindows, primary: str = "r1@0.5") -> float:
 
 
 def baseline_metrics(
-    base: ClipBase, fabric: Fabric, validation: MomentExamples, test: MomentExamples, post: Mapping[str, Any]
+    base: ClipBase,
+    fabric: Fabric,
+    validation: MomentExamples,
+    test: MomentExamples,
+    post: Mapping[str, Any],
+    caches: Mapping[str, CachedImages | None] | None = None,
 ) -> tuple[dict[str, float], float]:
-    """Metrics of fixed windows on ``test``, and their length, which is chosen on ``validation``."""
+    """Metrics of fixed windows on ``test``, and their length, which is chosen on ``validation``.
+
+    ``caches`` are those of each split, by name.
+    """
+    known = caches or {}
     if validation.annotation != "moments" or not any(record.get("windows") for record in validation.records):
         length = LENGTHS[0]
     else:
-        length = best_length(FixedWindows(base, fabric, validation, post))
-    return metrics_of(test, FixedWindows(base, fabric, test, post).find(length)), length
+        length = best_length(FixedWindows(base, fabric, validation, post, known.get(validation.split)))
+    return metrics_of(test, FixedWindows(base, fabric, test, post, known.get(test.split)).find(length)), length

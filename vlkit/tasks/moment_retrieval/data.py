@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vlkit.cli.show import Console, track
 from vlkit.data.images import MediaError, identify_file
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
@@ -119,6 +121,10 @@ class MomentExamples:
         records = dataset.records(split)
         self.annotation: Annotation = annotation_of(records, f"{dataset.root}, split {split!r}")
         self._known: dict[Any, Timeline] = {}
+        hidden = not sys.stderr.isatty()
+        console = Console(stderr=True)
+        for record in track(records, f"{split} video headers", console=console, transient=True, disable=hidden):
+            self._timeline(record)
         self.records = self._usable(records) if training else records
         self.timelines = [self._timeline(record) for record in self.records]
         if training:

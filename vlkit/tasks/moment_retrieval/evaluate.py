@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -126,26 +126,36 @@ def find_split(finder: MomentFinder, examples: MomentExamples, cached: CachedIma
     Raises:
         UserError: a video cannot be read.
     """
+    return _shared(finder.fabric, dict(answers(finder, examples, cached)), examples)
+
+
+def answers(
+    finder: MomentFinder,
+    examples: MomentExamples,
+    cached: CachedImages | None = None,
+    rows: Sequence[int] | None = None,
+) -> Iterator[tuple[int, Found]]:
+    """Yield (row, answer) for the given rows (default: all) of this process, video after video, with a progress bar.
+
+    Arguments and errors as :func:`find_split`.
+    """
     warn_of_cut_texts(finder.text, examples.texts, f"{examples.split} queries")
     groups: dict[Any, list[int]] = {}
-    for index in range(len(examples)):
+    for index in range(len(examples)) if rows is None else rows:
         groups.setdefault(tuple(examples.identify(index)), []).append(index)
     videos = list(groups.values())
     mine = [videos[i] for i in my_share(finder.fabric, len(videos))]
     hidden = not finder.fabric.is_global_zero or not sys.stderr.isatty()
-    found: dict[int, Found] = {}
-    for rows in track(mine, f"{examples.split} videos", console=Console(stderr=True), transient=True, disable=hidden):
-        first, line = rows[0], examples.timelines[rows[0]]
+    for own in track(mine, f"{examples.split} videos", console=Console(stderr=True), transient=True, disable=hidden):
+        first = own[0]
         if cached is not None and cached.images is not None:
             whole = cast(Any, cached.images.complete(cached.images.look_up([first])))
             read: ReadPart = lambda start, stop, whole=whole: part_of(whole, start, stop)  # noqa: E731
-            texts = [cached.texts.complete(cached.read([examples.texts[row]])) for row in rows]
+            queries: list[Any] = [cached.texts.complete(cached.read([examples.texts[row]])) for row in own]
         else:
             read = lambda start, stop, first=first: Frames.of([examples.read(first, start, stop)])  # noqa: E731
-            texts = [examples.texts[row] for row in rows]
-        for row, answer in zip(rows, finder.find(read, line, texts), strict=True):
-            found[row] = answer
-    return _shared(finder.fabric, found, examples)
+            queries = [examples.texts[row] for row in own]
+        yield from zip(own, finder.find(read, examples.timelines[first], queries), strict=True)
 
 
 def part_of(frames: Frames, start: int, stop: int) -> Frames:

@@ -27,7 +27,7 @@ from vlkit.tasks.moment_retrieval.head import MomentHeads, MomentOptions, Predic
 METHODS: dict[str, type[MethodOptions]] = {"r2": R2Options, **ADAPTERS}
 """``--adapter.kind`` of this task: R2-Tuning, or any method for one tower in its place."""
 FRAMES_AT_ONCE = 64
-HEADS, DROPOUT, DROP_PATH = 8, 0.3, 0.1
+HEADS, DROPOUT, DROP_PATH = 8, 0.1, 0.1
 """Of the block around methods for one tower."""
 
 
