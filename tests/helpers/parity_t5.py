@@ -67,7 +67,7 @@ def t5_of(config: dict) -> T5ForConditionalGeneration:
     """A T5 of the sizes that a golden file's config gives."""
     return T5ForConditionalGeneration(
         T5Config(
-            vocab_size=2,
+            vocab_size=config.get("vocab_size", 2),
             d_model=config["width"],
             d_kv=config["head_dim"],
             d_ff=config["ffn"],
