@@ -30,6 +30,7 @@ from vlkit.errors import UserError
 from vlkit.tasks import load as pipelines
 from vlkit.tasks.contrastive import gather_pairs, info_nce
 from vlkit.tasks.fusion import FusionOptions
+from vlkit.tasks.generation import shift_right, token_loss
 from vlkit.tasks.grounding import model as grounding
 from vlkit.tasks.grounding.head import GroundingOptions
 from vlkit.tasks.grounding.losses import BoxLoss, grounding_loss
@@ -40,7 +41,7 @@ from vlkit.tasks.video_retrieval.data import ClipReader
 from vlkit.tasks.video_retrieval.model import VideoHeadOptions
 from vlkit.tasks.vqa import model as vqa
 from vlkit.tasks.vqa.heads import ClassifyOptions, GenerateOptions
-from vlkit.tasks.vqa.losses import answer_bce, shift_right, token_loss
+from vlkit.tasks.vqa.losses import answer_bce
 
 IMAGES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "vit": (tiny.tiny_clip, 32),
@@ -69,15 +70,11 @@ REFUSED = {
     ("vqt", "classify", "*", "*"): "use sherl, unipt, lst, dtl, linear, bitfit, lora or full",
     ("vqt", "generate", "*", "*"): "use sherl, unipt, lst, dtl, linear, bitfit, lora or full",
     ("vqt", "grounding", "*", "*"): "use sherl, unipt, lst, dtl, linear, bitfit, lora or full",
-    ("bitfit", "classify", "*", "t5"): "choose another kind",
-    ("bitfit", "grounding", "*", "t5"): "choose another kind",
-    ("bitfit", "generate", "*", "t5"): "choose another kind",
     ("*", "generate", "*", "bert"): "give a T5, or classify",
     ("*", "generate", "*", "clip"): "give a T5, or classify",
-    ("unipt", "generate", "*", "t5"): "sherl, lora or full",
-    ("lst", "generate", "*", "t5"): "sherl, lora or full",
-    ("dtl", "generate", "*", "t5"): "sherl, lora or full",
-    ("linear", "generate", "*", "t5"): "sherl, lora or full",
+    ("unipt", "generate", "*", "t5"): "sherl, lst, bitfit, lora or full",
+    ("dtl", "generate", "*", "t5"): "sherl, lst, bitfit, lora or full",
+    ("linear", "generate", "*", "t5"): "sherl, lst, bitfit, lora or full",
 }
 FUSION = FusionOptions(width=16, layers=1, heads=2, dropout=0.0)
 CLASSIFY, GENERATE = ClassifyOptions(dropout=0.0), GenerateOptions(queries=2)

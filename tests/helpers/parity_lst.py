@@ -14,8 +14,9 @@ from helpers.parity_sherl import load_block, published
 from helpers.parity_t5 import EmbeddedDecoder, EmbeddedEncoder, t5_of
 from vlkit.adapters.base import AdaptedEncoder
 from vlkit.adapters.lst.method import TEMPERATURE, LstAdapter, make_ladder
-from vlkit.adapters.lst.t5 import LstT5, LstT5Decoder, LstT5Encoder, SideMemory
+from vlkit.adapters.lst.t5 import LstT5, LstT5Decoder, LstT5Encoder
 from vlkit.adapters.published.names import drop_idle_gates
+from vlkit.adapters.stacks import Memory
 from vlkit.encoders.staged import Stream
 from vlkit.encoders.towers.hf_text import HfEncoder
 from vlkit.encoders.towers.t5 import T5Decoder
@@ -35,7 +36,7 @@ def t5_stack(golden: Golden) -> Rebuilt:
     else:
         model = LstT5Decoder(EmbeddedDecoder(t5.decoder, t5.lm_head), keep, config["reduction"])
         _load(model, golden)
-        memory = SideMemory(inputs["encoder_hidden"], inputs["side_encoder_hidden"], inputs["encoder_mask"] != 0)
+        memory = Memory(inputs["encoder_hidden"], inputs["side_encoder_hidden"], inputs["encoder_mask"] != 0)
         output, backbone = model((inputs["embeds"], inputs["mask"]), memory)
     constants = {"ln_eps": model.ladder.norm.eps, "gate": f"sigmoid(g/{TEMPERATURE:g})"}
     return Rebuilt(
@@ -64,13 +65,13 @@ def clip_t5(golden: Golden) -> Rebuilt:
     t5 = t5_of({**config, **{name: config[given] for name, given in CLIP_T5_SIZES.items()}, "ffn_activation": "relu"})
     keep = None if config["side_layers"] is None else tuple(config["side_layers"])
     encoder = LstT5Encoder(HfEncoder(t5.encoder), keep, config["reduction"])
-    decoder = LstT5Decoder(T5Decoder(t5.decoder, t5.lm_head), keep, config["reduction"])
-    model = LstT5(encoder, decoder, init="published")
+    decoder = LstT5Decoder(T5Decoder(t5.decoder, t5.lm_head), keep, config["reduction"], init="published")
+    model = LstT5(encoder, decoder)
     side = round(config["pooled_tokens_per_image"] ** 0.5)
     visual = VisualEmbedding(config["grid_width"], config["d_model"], side, eps=config["rms_eps"])
     parts = {
         "encoder.visual_embedding.": ("lst/clip_t5_visual", visual),
-        "side_final_upsample.": ("lst/t5_out", nn.ModuleDict({"up": model.up})),
+        "side_final_upsample.": ("lst/t5_out", nn.ModuleDict({"up": decoder.up})),
         "encoder.": ("lst/t5", encoder.ladder),
         "decoder.": ("lst/t5", decoder.ladder),
     }
@@ -113,7 +114,8 @@ def _load_clip_t5(t5: Any, parts: dict[str, tuple[str, nn.Module]], golden: Gold
     """The T5 keeps its names and shares one token table; every other weight belongs to one of ``parts``."""
     rest = drop_idle_gates_of_both(golden.part("weight."))
     for start, (table, part) in parts.items():
-        own = {name: rest.pop(name) for name in list(rest) if name.startswith(start) and ("side" in name or "visual" in name)}
+        trained = [name for name in rest if name.startswith(start) and ("side" in name or "visual" in name)]
+        own = {name: rest.pop(name) for name in trained}
         strip = "" if table == "lst/t5_out" else start
         load_block(part, table, {name[len(strip) :]: tensor for name, tensor in own.items()}, golden)
     tied = dict.fromkeys(("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"))

@@ -7,7 +7,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from helpers.parity_file import Golden, Rebuilt
 from helpers.parity_sherl import load_block, published, sherl_constants
-from vlkit.adapters.sherl.t5 import Memory, SherlT5Decoder, SherlT5Encoder
+from vlkit.adapters.sherl.t5 import SherlT5Decoder, SherlT5Encoder
+from vlkit.adapters.stacks import Memory
 from vlkit.encoders.staged import Stream
 from vlkit.encoders.towers.hf_text import HfEncoder, start_trunk
 from vlkit.encoders.towers.t5 import DecoderInput, T5Decoder

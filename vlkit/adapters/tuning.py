@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlkit.adapters.base import Encoded
 from vlkit.adapters.facts import MethodOptions, Reads
+from vlkit.adapters.stacks import Memory
 from vlkit.encoders.staged import StagedEncoder, Stream, freeze, in_weights_format, run_blocks, unfreeze
+from vlkit.encoders.towers.t5 import DecoderInput, T5Decoder
 from vlkit.errors import UserError
 
 
@@ -46,6 +48,27 @@ class TunedEncoder(nn.Module):
         return self
 
 
+class TunedReader(TunedEncoder):
+    """A tuned encoder of an encoder-decoder, a :class:`vlkit.adapters.stacks.TextReader`."""
+
+    def read(self, ids: Tensor, visual: Tensor | None = None) -> Memory:
+        """The encoder's output of the text, followed by the visual tokens."""
+        encoded = self(ids)
+        memory = Memory(encoded.tokens, encoded.tokens, encoded.mask)
+        return memory if visual is None else memory.with_tokens(visual)
+
+
+class TunedWriter(TunedEncoder):
+    """A tuned decoder of an encoder-decoder; every block attends to the whole memory."""
+
+    base: T5Decoder
+
+    def write(self, start: Tensor, memory: Memory) -> Tensor:
+        """See :class:`vlkit.adapters.stacks.TextWriter`."""
+        mask = memory.mask if memory.side_mask is None else memory.side_mask
+        return self.base.logits(self(DecoderInput(start, memory.side, mask)).tokens)
+
+
 def _run_block(base: StagedEncoder, i: int, stream: Stream) -> Stream:
     return base.block(i, stream)
 
@@ -58,10 +81,10 @@ class _TunedOptions(MethodOptions):
     feeds_decoder: ClassVar[bool] = True
     running: ClassVar[tuple[str, ...]] = ("checkpointing",)
 
-    def build_stacks(self, encoder: StagedEncoder, decoder: StagedEncoder) -> tuple[TunedEncoder, TunedEncoder]:
+    def build_stacks(self, encoder: StagedEncoder, decoder: T5Decoder) -> tuple[TunedReader, TunedWriter]:
         """Apply the method to each stack; gradient passes through both."""
-        stacks = self.build(encoder, "tokens"), self.build(decoder, "tokens")
-        return cast("tuple[TunedEncoder, TunedEncoder]", stacks)
+        tuned = [cast(TunedEncoder, self.build(stack, "tokens")) for stack in (encoder, decoder)]
+        return TunedReader(encoder, tuned[0].checkpointing), TunedWriter(decoder, tuned[1].checkpointing)
 
 
 @dataclass
@@ -79,27 +102,49 @@ class FullOptions(_TunedOptions):
 
 @dataclass
 class BitfitOptions(_TunedOptions):
-    """BitFit (Ben Zaken et al., ACL 2022): only the biases of the base train."""
+    """BitFit (Ben Zaken et al., ACL 2022): only the biases of the base train; a T5, which has none, gets them."""
 
     kind: Literal["bitfit"] = "bitfit"
-    feeds_decoder: ClassVar[bool] = False  # the encoder-decoders here are T5s, which have no biases
     checkpointing: bool = False
     """Run blocks again in backward instead of saving their activations."""
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> TunedEncoder:
         """Make the biases of ``encoder`` trainable.
 
+        A tower without biases (T5) gets one of 0 in every linear layer and norm, as in the study of LST.
+
         Raises:
-            UserError: the tower has no biases (T5).
+            UserError: the tower has no biases and no linear layers.
         """
         freeze(encoder)
         encoder._frozen = False
-        biases = [p for name, p in encoder.named_parameters() if _is_bias(name)]
+        biases = [p for name, p in encoder.named_parameters() if _is_bias(name)] or _added_biases(encoder)
         if not biases:
             raise UserError(f"--adapter.kind bitfit: {encoder.kind} has no biases to train; choose another kind")
         for parameter in biases:
             parameter.requires_grad_(True)
         return TunedEncoder(encoder, self.checkpointing)
+
+
+def _added_biases(encoder: StagedEncoder) -> list[nn.Parameter]:
+    """Give every linear layer and norm between input and output of a transformers stack a bias of 0."""
+    added = []
+    for module in getattr(encoder, "trunk", nn.Identity()).modules():
+        weight = getattr(module, "weight", None)
+        if weight is None or isinstance(module, nn.Embedding):
+            continue
+        bias = nn.Parameter(weight.new_zeros(len(weight)))
+        if isinstance(module, nn.Linear):
+            module.bias = bias
+        else:  # T5's norm has no place for one
+            module.register_parameter("bias", bias)
+            module.register_forward_hook(_plus_bias)
+        added.append(bias)
+    return added
+
+
+def _plus_bias(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output + cast(Tensor, module.bias)
 
 
 def _is_bias(name: str) -> bool:

@@ -124,9 +124,7 @@ def answer_distribution(balanced: Mapping[str, Question], predictions: Mapping[s
     return sum(distances[group] * counts.total() for group, counts in true.items()) / total / 100
 
 
-def _balanced(
-    questions: Mapping[str, Question], predictions: Mapping[str, str], every: bool
-) -> dict[str, Question]:
+def _balanced(questions: Mapping[str, Question], predictions: Mapping[str, str], every: bool) -> dict[str, Question]:
     balanced = {key: question for key, question in questions.items() if question["isBalanced"]}
     missing = [key for key in (questions if every else balanced) if key not in predictions]
     if missing:
@@ -137,9 +135,7 @@ def _balanced(
     return balanced
 
 
-def _consistency(
-    questions: Mapping[str, Question], predictions: Mapping[str, str], right: Mapping[str, bool]
-) -> float:
+def _consistency(questions: Mapping[str, Question], predictions: Mapping[str, str], right: Mapping[str, bool]) -> float:
     """Share of right answers among the questions that a rightly answered one entails, averaged over these."""
     shares = []
     for key, correct in right.items():
@@ -147,7 +143,9 @@ def _consistency(
         if correct and entailed:
             unknown = [other for other in entailed if other not in questions]
             if unknown:
-                raise UserError(f"question {key}: entails {some(unknown)}, not in the file; give the file of all questions")
+                raise UserError(
+                    f"question {key}: entails {some(unknown)}, not in the file; give the file of all questions"
+                )
             shares.append(_percent(predictions[other] == questions[other]["answer"] for other in entailed))
     return sum(shares) / len(shares) if shares else 0.0
 

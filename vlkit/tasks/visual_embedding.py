@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,8 +12,8 @@ BOX = 5
 class VisualEmbedding(nn.Module):
     """Grid features of one or several images -> visual tokens.
 
-    With D the width of the T5, j the place of a cell in its pooled grid, i the number of its image and V the rows of the
-    T5's token table:
+    With D the width of the T5, j the place of a cell in its pooled grid, i the number of its image and V the number of
+    rows of the T5's token table:
 
         visual = RMS(W f + b) + RMS(W_box box + b_box) + E_image[i] + E_token[V - 1 - j]
 

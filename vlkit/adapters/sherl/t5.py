@@ -7,35 +7,18 @@ trained RMS norm follows each of the two merged streams.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vlkit.adapters.sherl.tokens import SherlAdapter
+from vlkit.adapters.stacks import Memory
 from vlkit.encoders.staged import check_layers, freeze, run_blocks, run_early
 from vlkit.encoders.towers.hf_text import HfText
 from vlkit.encoders.towers.t5 import DecoderInput, T5Decoder, attending_as, with_memory
 
 Init = Literal["published", "identity"]
-
-
-@dataclass(frozen=True)
-class Memory:
-    """The encoder memories that the decoder attends to.
-
-    Attributes:
-        frozen: [B, M, D], the encoder's own output for the decoder's early route; no gradient.
-        side: [B, M, D], the merged taps after the side norm, for the decoder's late route.
-        mask: [B, M] bool, True = real token; None = all real.
-        side_mask: [B, S] bool, mask of a side memory [B, S, D] with extra tokens (added by a head); None = ``mask``.
-    """
-
-    frozen: Tensor
-    side: Tensor
-    mask: Tensor | None
-    side_mask: Tensor | None = None
 
 
 class SherlT5Encoder(nn.Module):
@@ -76,6 +59,11 @@ class SherlT5Encoder(nn.Module):
         with torch.no_grad():
             frozen = self.base.tokens(stream)
         return Memory(frozen, self.dropout(side), stream.mask)
+
+    def read(self, ids: Tensor, visual: Tensor | None = None) -> Memory:
+        """See :class:`vlkit.adapters.stacks.TextReader`; visual tokens join the side memory as they are."""
+        memory = self(ids)
+        return memory if visual is None else memory.with_tokens(visual)
 
 
 class SherlT5Decoder(nn.Module):
@@ -121,6 +109,10 @@ class SherlT5Decoder(nn.Module):
         stream = stream.replace(hidden=self.adapter.merge(reduced, stream.hidden, stream))
         return self.norm(run_blocks(self.base, stream, stop, self.base.depth).hidden)
 
+    def write(self, start: Tensor, memory: Memory) -> Tensor:
+        """See :class:`vlkit.adapters.stacks.TextWriter`."""
+        return self.base.logits(self(start, memory))
+
 
 class SherlT5(nn.Module):
     """Both stacks: ``model(x, ids)`` returns vocabulary logits; only the two side modules train."""
@@ -132,7 +124,7 @@ class SherlT5(nn.Module):
 
     def forward(self, x: Any, ids: Tensor) -> Tensor:
         """Logits [B, L, V] for encoder input ``x`` (ids [B, M] int64) and decoder ids [B, L] int64."""
-        return self.decoder.base.logits(self.decoder(ids, self.encoder(x)))
+        return self.decoder.write(ids, self.encoder(x))
 
 
 def _adapter(
