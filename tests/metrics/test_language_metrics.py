@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import random
 from typing import Any
 
 import pytest
 
 from vlkit.errors import UserError
+from vlkit.metrics.caption_text import caption_words
+from vlkit.metrics.captions import caption_metrics, cider_d, corpus_bleu, rouge_l
 from vlkit.metrics.gqa import gqa_by_type, gqa_metrics, reasoning_steps
 from vlkit.metrics.nlvr2 import nlvr2_metrics
 
@@ -87,3 +91,71 @@ def test_nlvr2_consistency_groups_the_pairs_of_a_sentence():
         nlvr2_metrics({}, {"dev-1-0-0": True})
     with pytest.raises(UserError, match="split-set-pair-sentence"):
         nlvr2_metrics({"x": True}, {"x": True})
+
+
+def test_words_of_a_caption():
+    assert caption_words("A dog's ball, and it doesn't roll!") == [
+        "a",
+        "dog",
+        "'s",
+        "ball",
+        "and",
+        "it",
+        "does",
+        "n't",
+        "roll",
+    ]
+    assert caption_words('two medium-sized balls -- (red) "3.5"') == ["two", "medium-sized", "balls", "red", "3.5"]
+    assert caption_words("...") == []
+
+
+def test_bleu_by_hand():
+    # Words: 4 of 5 right (the second "the" is clipped); pairs: 2 of 4; closest reference has 4 words: no penalty.
+    scores = corpus_bleu([["the", "the", "cat", "sat", "on"]], [[["the", "cat", "sat", "on"], ["a"] * 9]])
+    assert scores[0] == pytest.approx(4 / 5) and scores[1] == pytest.approx(math.sqrt(4 / 5 * 3 / 4))
+    short = corpus_bleu([["a", "b"]], [[["a", "b", "c"]]])
+    assert short[1] == pytest.approx(math.exp(1 - 3 / 2))
+    assert corpus_bleu([[]], [[["a"]]])[3] == 0
+
+
+def test_rouge_l_takes_the_best_precision_and_the_best_recall():
+    # Common: "a b" of the first (P 2/3, R 2/4), "c" of the second (P 1/3, R 1/1).
+    assert rouge_l(["a", "b", "c"], [["a", "x", "b", "y"], ["c"]]) == pytest.approx(
+        (1 + 1.44) * (2 / 3) * 1 / (1 + 1.44 * 2 / 3)
+    )
+    assert rouge_l(["a"], [["b"]]) == rouge_l([], [["b"]]) == 0
+
+
+def test_cider_d_by_hand():
+    # Two images, so a word of one image weighs log 2 and a word of both 0.
+    found = cider_d([["red", "cat"], ["red", "cat"]], [[["red", "cat"]], [["red", "dog"]]])
+    # Image 1: words "red" (0), "cat" (log 2) and one pair: cosines 1 and 1, no runs of three: mean over four is 1/2.
+    # Image 2: neither the word "cat" nor the pair is in the reference.
+    assert found == pytest.approx([5.0, 0.0])
+    # Clipped: a word said twice counts once; its norm is 2 log 2. One pair more: exp(-1 / 72).
+    (first, _) = cider_d([["cat", "cat"], ["x"]], [[["cat"]], [["dog"]]])
+    assert first == pytest.approx(10 * math.exp(-1 / 72) * (1 * 1 / (2 * 1)) / 4)
+    assert cider_d([["a"]], [[["a"]]]) == [0.0]
+
+
+def test_caption_metrics_are_in_percent_and_need_references():
+    truth = [["a red cat sits here"], ["two dogs run over grass"]]
+    found = caption_metrics([texts[0] for texts in truth], truth)
+    assert found["cider"] == pytest.approx(1000) and found["bleu4"] == pytest.approx(100) == found["rouge_l"]
+    with pytest.raises(UserError, match="do not pair up"):
+        caption_metrics(["a"], [[]])
+
+
+def test_caption_metrics_equal_the_published_scorers_where_these_are_installed():
+    scorers = pytest.importorskip("pycocoevalcap.cider.cider")
+    bleu, rouge = pytest.importorskip("pycocoevalcap.bleu.bleu"), pytest.importorskip("pycocoevalcap.rouge.rouge")
+    draw = random.Random(0)
+    words = ["a", "red", "blue", "cat", "dog", "on", "left", "of"]
+    sentence = lambda: " ".join(draw.choices(words, k=draw.randint(1, 9)))  # noqa: E731
+    references = [[sentence() for _ in range(draw.randint(1, 4))] for _ in range(12)]
+    captions = [draw.choice([texts[0], sentence()]) for texts in references]
+    truth, given = dict(enumerate(references)), {i: [text] for i, text in enumerate(captions)}
+    found = caption_metrics(captions, references, str.split)
+    assert found["cider"] == pytest.approx(100 * scorers.Cider().compute_score(truth, given)[0])
+    assert found["rouge_l"] == pytest.approx(100 * rouge.Rouge().compute_score(truth, given)[0])
+    assert found["bleu4"] == pytest.approx(100 * bleu.Bleu(4).compute_score(truth, given, verbose=0)[0][3])
