@@ -1,8 +1,8 @@
 """Words of a caption for its metrics: an approximation, without Java, of the tokenizer of the COCO caption evaluation.
 
 Lower case; punctuation is dropped; contractions and possessives are split as in the Penn Treebank (``don't`` -> ``do
-n't``, ``dog's`` -> ``dog 's``); numbers and hyphenated words stay whole. Where the two tokenizers differ, figures differ
-from official ones in the second decimal.
+n't``, ``dog's`` -> ``dog 's``); numbers and hyphenated words stay whole. Where the two tokenizers differ, the figures
+do so in the second decimal.
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ def caption_metrics(
 def corpus_bleu(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
     """BLEU-1 to BLEU-4 of a corpus (Papineni et al., ACL 2002), fractions.
 
-    Counts are summed over the corpus, without smoothing; the reference of the closest length (the shorter of two) counts
-    for the brevity penalty.
+    Counts are summed over the corpus, without smoothing. The brevity penalty uses the references of the closest length
+    (the shorter of two).
     """
     right, guessed = [0] * NGRAMS, [0] * NGRAMS
     length = reference_length = 0
@@ -122,9 +122,8 @@ def _clipped_cosine(own: Mapping[tuple[str, ...], float], other: Mapping[tuple[s
     norms = [math.sqrt(sum(weight**2 for weight in vector.values())) for vector in (own, other)]
     if not norms[0] or not norms[1]:
         return 0.0
-    return sum(min(weight, other[gram]) * other[gram] for gram, weight in own.items() if gram in other) / math.prod(
-        norms
-    )
+    products = (min(weight, other[gram]) * other[gram] for gram, weight in own.items() if gram in other)
+    return sum(products) / math.prod(norms)
 
 
 def _longest_common(left: Words, right: Words) -> int:

@@ -22,6 +22,7 @@ class Task:
         records: fields and medium of the records in its datasets.
         scores: heading -> metric, the columns of a comparison of methods; the first is the task's main score.
         open_adapter: (config, tensors, folder, fabric, base, text_base) -> the pipeline of a saved adapter.
+        datasets: the task whose prepared datasets it reads; None = its own.
         demo: how its demo dataset is made from the drawn world; None = it has none.
         own_text_base: whether the text model is chosen separately from the contrastive base.
     """
@@ -30,6 +31,7 @@ class Task:
     records: RecordKind
     scores: Mapping[str, str]
     open_adapter: Callable[..., Any]
+    datasets: str | None = None
     demo: Recipe | None = None
     own_text_base: bool = False
 
@@ -45,4 +47,5 @@ class Task:
         """
         if root is None and self.demo is None:
             raise UserError(f"task {self.name} has no demo dataset; give --data.root DIR, a prepared dataset")
-        return Dataset.open(root or demo_dataset(self.name, **demo), self.name)
+        name = self.datasets or self.name
+        return Dataset.open(root or demo_dataset(name, **demo), name)
