@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache
 
 from vlkit.encoders.staged import StagedEncoder
 from vlkit.encoders.towers.t5 import T5Decoder
@@ -44,6 +45,28 @@ class Memory:
         return Memory(self.frozen[index], self.side[index], mask, side_mask)
 
 
+class Past:
+    """Keys and values of the tokens written so far, so that the next token runs alone.
+
+    Attributes:
+        base: those of the frozen or tuned decoder's blocks, a cache of transformers.
+        side: those of a side decoder's blocks.
+    """
+
+    def __init__(self) -> None:
+        self.base, self.side = new_cache(), new_cache()
+
+    def reorder(self, index: Tensor) -> None:
+        """Continue with the texts ``index`` [B] int64, which may repeat (beam search)."""
+        for cache in (self.base, self.side):
+            cache.reorder_cache(index)
+
+
+def new_cache() -> Any:
+    """An empty cache for the self-attention and cross-attention of a decoder's blocks."""
+    return EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+
 class TextReader(Protocol):
     """An adapted encoder of an encoder-decoder."""
 
@@ -59,6 +82,9 @@ class TextWriter(Protocol):
 
     base: T5Decoder
 
-    def write(self, start: Tensor, memory: Memory) -> Tensor:
-        """Vocabulary logits [B, T, V] of the token after each of ``start`` [B, T] int64 (start token first)."""
+    def write(self, start: Tensor, memory: Memory, past: Past | None = None) -> Tensor:
+        """Vocabulary logits [B, T, V] of the token after each of ``start`` [B, T] int64 (start token first).
+
+        With ``past``, ``start`` holds only the tokens after those that earlier calls with the same ``past`` were given.
+        """
         ...

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlkit.adapters.base import Encoded
 from vlkit.adapters.facts import MethodOptions, Reads
-from vlkit.adapters.stacks import Memory
+from vlkit.adapters.stacks import Memory, Past
 from vlkit.encoders.staged import StagedEncoder, Stream, freeze, in_weights_format, run_blocks, unfreeze
 from vlkit.encoders.towers.t5 import DecoderInput, T5Decoder
 from vlkit.errors import UserError
@@ -63,10 +63,11 @@ class TunedWriter(TunedEncoder):
 
     base: T5Decoder
 
-    def write(self, start: Tensor, memory: Memory) -> Tensor:
+    def write(self, start: Tensor, memory: Memory, past: Past | None = None) -> Tensor:
         """See :class:`vlkit.adapters.stacks.TextWriter`."""
         mask = memory.mask if memory.side_mask is None else memory.side_mask
-        return self.base.logits(self(DecoderInput(start, memory.side, mask)).tokens)
+        x = DecoderInput(start, memory.side, mask, None if past is None else past.base)
+        return self.base.logits(self(x).tokens)
 
 
 def _run_block(base: StagedEncoder, i: int, stream: Stream) -> Stream:

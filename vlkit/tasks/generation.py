@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlkit.adapters.stacks import Memory
+from vlkit.adapters.stacks import Memory, Past
 from vlkit.tasks.visual_embedding import VisualEmbedding
 
 
@@ -32,8 +32,9 @@ def token_loss(logits: Tensor, targets: Tensor, pad_id: int) -> Tensor:
 class Decodes(Protocol):
     """A model that continues texts from a memory."""
 
-    def decode(self, memory: Memory, start: Tensor) -> Tensor:
-        """Logits [B, T, V] of the token after each of ``start`` [B, T] int64 (start token first)."""
+    def decode(self, memory: Memory, start: Tensor, past: Past | None = None) -> Tensor:
+        """Logits [B, T, V] of the token after each of ``start`` [B, T] int64; see
+        :class:`vlkit.adapters.stacks.TextWriter`."""
         ...
 
 
@@ -56,9 +57,9 @@ class Reformulator(nn.Module):
         """What the decoder attends to, of texts [B, L] int64."""
         return self.text.read(ids)
 
-    def decode(self, memory: Memory, start: Tensor) -> Tensor:
+    def decode(self, memory: Memory, start: Tensor, past: Past | None = None) -> Tensor:
         """Logits [B, T, V] float32; see :class:`Decodes`."""
-        return self.decoder.write(start, memory).float()
+        return self.decoder.write(start, memory, past).float()
 
     def forward(self, ids: Tensor, start: Tensor) -> Tensor:
         """Logits [B, T, V] of the written texts' tokens under teacher forcing."""
@@ -101,9 +102,9 @@ class ImageWriter(nn.Module):
         tokens = self.visual(cells, self.text.base.trunk.embed_tokens.weight, size)
         return self.text.read(ids, tokens if owner is None else tokens[owner])
 
-    def decode(self, memory: Memory, start: Tensor) -> Tensor:
+    def decode(self, memory: Memory, start: Tensor, past: Past | None = None) -> Tensor:
         """Logits [B, T, V] float32; see :class:`Decodes`."""
-        return self.decoder.write(start, memory).float()
+        return self.decoder.write(start, memory, past).float()
 
     def forward(self, pixels: Tensor, ids: Tensor, owner: Tensor | None, start: Tensor) -> Tensor:
         """Logits [B, T, V] of the texts' tokens under teacher forcing; see :meth:`memory` and :meth:`decode`."""
@@ -121,7 +122,7 @@ def beam_search(
     max_tokens: int,
     length_power: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """The most probable texts by beam search. Texts are short, so nothing is cached between steps.
+    """The most probable texts by beam search; each step runs the new tokens only.
 
     Args:
         model: in eval mode.
@@ -141,8 +142,9 @@ def beam_search(
     score = torch.full((count, beams), -math.inf, device=device)
     score[:, 0] = 0.0  # all beams start equal: only one counts
     ended = torch.zeros(count * beams, dtype=torch.bool, device=device)
+    past = Past()
     for _ in range(max_tokens):
-        step = model.decode(wide, ids)[:, -1].log_softmax(-1)
+        step = model.decode(wide, ids[:, -1:], past)[:, -1].log_softmax(-1)
         # A finished text continues as padding, at no cost.
         only_pad = torch.full_like(step[0], -math.inf)
         only_pad[pad_id] = 0.0
@@ -153,7 +155,8 @@ def beam_search(
         source = (torch.arange(count, device=device)[:, None] * beams + chosen // vocabulary).flatten()
         token = (chosen % vocabulary).flatten()
         ids = torch.cat([ids[source], token[:, None]], dim=1)
-        # Every text of one example shares its memory rows, so reordering beams leaves the memory as it is.
+        # The beams of an example share its memory, so their new order concerns only what they have written.
+        past.reorder(source)
         ended = ended[source] | (token == end_id)
         if ended.all():
             break

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vlkit.adapters.lst.method import Gate, make_ladder, start_
 from vlkit.adapters.lst.pruning import Importance, prune_
-from vlkit.adapters.stacks import Memory
+from vlkit.adapters.stacks import Memory, Past
 from vlkit.encoders.staged import Stream, freeze, run_early
 from vlkit.encoders.towers.hf_text import HfText
 from vlkit.encoders.towers.t5 import DecoderInput, T5Decoder
@@ -104,18 +104,19 @@ class LstT5Decoder(nn.Module):
         if self.residual:
             nn.init.zeros_(self.up.weight)
 
-    def forward(self, ids: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+    def forward(self, ids: Tensor, memory: Memory, past: Past | None = None) -> tuple[Tensor, Tensor]:
         """Decode.
 
         Args:
             ids: [B, L] int64, starts with the decoder's start token.
             memory: from :class:`LstT5Encoder`.
+            past: see :class:`vlkit.adapters.stacks.TextWriter`.
 
         Returns:
             Side states after the side norm [B, L, d], and the frozen decoder's states after its own norm [B, L, D].
         """
         reduced: list[Tensor] = []
-        x = DecoderInput(ids, memory.frozen, memory.mask)
+        x = DecoderInput(ids, memory.frozen, memory.mask, None if past is None else past.base)
         for k, stream in run_early(self.base, x, self.ladder.layers, self.base.depth):
             if k in self.ladder.layers:
                 reduced.append(self.ladder.reduce(len(reduced), stream.hidden))
@@ -123,13 +124,15 @@ class LstT5Decoder(nn.Module):
         mask, more = arguments["encoder_attention_mask"], memory.side.shape[1] - memory.frozen.shape[1]
         if mask is not None and more:
             arguments["encoder_attention_mask"] = F.pad(mask, (0, more), value=mask.dtype == torch.bool)
+        if past is not None:
+            arguments[self.base.cache_name] = past.side
         side = self.ladder.climb(reduced, {**arguments, "encoder_hidden_states": memory.side})
         with torch.no_grad():
             return side, self.base.tokens(stream)
 
-    def write(self, start: Tensor, memory: Memory) -> Tensor:
+    def write(self, start: Tensor, memory: Memory, past: Past | None = None) -> Tensor:
         """See :class:`vlkit.adapters.stacks.TextWriter`."""
-        side, frozen = self(start, memory)
+        side, frozen = self(start, memory, past)
         out = self.up(side)
         return self.base.logits(frozen + out if self.residual else out)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vlkit.adapters.sherl.tokens import SherlAdapter
-from vlkit.adapters.stacks import Memory
+from vlkit.adapters.stacks import Memory, Past
 from vlkit.encoders.staged import check_layers, freeze, run_blocks, run_early
 from vlkit.encoders.towers.hf_text import HfText
 from vlkit.encoders.towers.t5 import DecoderInput, T5Decoder, attending_as, with_memory
@@ -84,19 +84,20 @@ class SherlT5Decoder(nn.Module):
         self.adapter = _adapter(base.token_dim, layers, base.depth - 1, 1, reduction, init)
         self.norm = _side_norm(base, init)
 
-    def forward(self, ids: Tensor, memory: Memory) -> Tensor:
+    def forward(self, ids: Tensor, memory: Memory, past: Past | None = None) -> Tensor:
         """Decode.
 
         Args:
             ids: [B, L] int64, starts with the decoder's start token.
             memory: from :class:`SherlT5Encoder`.
+            past: see :class:`vlkit.adapters.stacks.TextWriter`.
 
         Returns:
             [B, L, D], states after the side norm.
         """
         reduced: list[Tensor] = []
         stop = self.base.depth - self.adapter.late
-        x = DecoderInput(ids, memory.frozen, memory.mask)
+        x = DecoderInput(ids, memory.frozen, memory.mask, None if past is None else past.base)
         for k, stream in run_early(self.base, x, self.adapter.layers, stop):
             if k in self.adapter.layers:
                 reduced.append(self.adapter.reduce(len(reduced), stream))
@@ -109,9 +110,9 @@ class SherlT5Decoder(nn.Module):
         stream = stream.replace(hidden=self.adapter.merge(reduced, stream.hidden, stream))
         return self.norm(run_blocks(self.base, stream, stop, self.base.depth).hidden)
 
-    def write(self, start: Tensor, memory: Memory) -> Tensor:
+    def write(self, start: Tensor, memory: Memory, past: Past | None = None) -> Tensor:
         """See :class:`vlkit.adapters.stacks.TextWriter`."""
-        return self.base.logits(self(start, memory))
+        return self.base.logits(self(start, memory, past))
 
 
 class SherlT5(nn.Module):

@@ -24,8 +24,8 @@ NEIGHBOURS = 10
 def nearest_metrics(
     base: ClipBase, dataset: Dataset, train: str, test: str, device: torch.device
 ) -> tuple[str, dict[str, float]]:
-    """The better of two baselines by CIDEr, with its name: the consensus caption of the nearest training image, and that
-    of the ten nearest.
+    """The better of two baselines by CIDEr, with its name: the consensus caption of the nearest training image, or of
+    the ten nearest.
 
     Args:
         base: images are compared by its pooled embedding.

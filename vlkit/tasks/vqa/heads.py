@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from vlkit.adapters.stacks import Memory
+from vlkit.adapters.stacks import Memory, Past
 from vlkit.errors import UserError
 from vlkit.tasks.fusion import Fusion
 
@@ -145,9 +145,9 @@ class AnswerGenerator(nn.Module):
         fused = self.fusion(image, Words(text.side, text.mask), owner)[-1]
         return text.with_tokens(self.memory_norm(self.to_memory(fused)))
 
-    def decode(self, memory: Memory, start: Tensor) -> Tensor:
-        """Logits [B, T, V] float32 of the token after each of ``start`` [B, T] int64 (start token first)."""
-        return self.decoder.write(start, memory).float()
+    def decode(self, memory: Memory, start: Tensor, past: Past | None = None) -> Tensor:
+        """Logits [B, T, V] float32; see :class:`vlkit.tasks.generation.Decodes`."""
+        return self.decoder.write(start, memory, past).float()
 
     def forward(self, pixels: Tensor, ids: Tensor, owner: Tensor, start: Tensor) -> Tensor:
         """Logits [B, T, V] of the answers' tokens under teacher forcing; see :meth:`memory` and :meth:`decode`."""
