@@ -29,6 +29,7 @@ class Source:
         counts: split -> (media, texts) as read, before anything was left out.
         notes: notes for the user, one line each.
         blank_texts: number of captions that were blank and left out.
+        extra: further fields of ``dataset.json``.
         without_text: ids of records that had no caption left and were left out.
         wrong: wrong annotations in otherwise sound files (such as a box outside its image): one line each with file,
             place and reason.
@@ -42,6 +43,7 @@ class Source:
     counts: Counts = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     blank_texts: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
     without_text: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     elsewhere: Callable[[str], Iterable[str]] | None = None
@@ -58,14 +60,15 @@ class Prepared:
     def summary(self) -> str:
         """Counts per split as a small table, then the notes."""
         dataset = self.dataset
-        media = f"{RECORDS[dataset.task].media}s"
+        medium = RECORDS[dataset.task].media
+        media = f"{medium}s" if medium else ""
         lines = [
             f"{dataset.name} ({dataset.task}) -> {dataset.root}",
             f"{'split':<10} {media:>9} {'records':>9} {'texts':>9}",
         ]
         for split, entry in dataset.splits.items():
             counts = (
-                f"{entry['media']:,}",
+                f"{entry['media']:,}" if medium else "",
                 f"{entry['records']:,}",
                 f"{entry['texts']:,}" if "texts" in entry else "-",
             )
@@ -116,7 +119,13 @@ def prepare(source: Source, output: str | Path, media_root: str | Path, *, parti
     if root.is_relative_to(output.resolve()):
         root = root.relative_to(output.resolve())  # such a folder can be moved as a whole
     dataset = write_dataset(
-        output, name=source.name, task=source.task, splits=splits, media_root=root, source=source.inputs
+        output,
+        name=source.name,
+        task=source.task,
+        splits=splits,
+        media_root=root,
+        source=source.inputs,
+        extra=source.extra,
     )
     for name, lines in ((MISSING_LIST, missing), (WRONG_LIST, source.wrong)):
         if lines:
@@ -174,6 +183,8 @@ def _clean(text: str) -> str:
 def _locate(source: Source, folder: MediaFolder) -> tuple[dict[str, list[Record]], list[str], int]:
     """Return the records whose medium exists, the missing paths, and how many were found at another path."""
     media = RECORDS[source.task].media
+    if media is None:
+        return dict(source.splits), [], 0
     found: dict[str, str | None] = {}
     splits: dict[str, list[Record]] = {}
     for split, records in source.splits.items():
