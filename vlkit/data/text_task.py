@@ -42,7 +42,10 @@ class TextTask:
         return self.kind == "regression"
 
     def source(self, record: Mapping[str, Any]) -> str:
-        """What a text-to-text model reads: the word, then each field with its text (``rte sentence1: … sentence2: …``)."""
+        """What a text-to-text model reads: the word, then each field with its text (``rte sentence1: … sentence2: …``).
+
+        The study's form, word for word: GLUE's adapters and figures belong to it.
+        """
         texts = [record["text"], record["text2"]] if self.pairs else [record["text"]]
         return " ".join([self.word, *(f"{name} {text}" for name, text in zip(self.fields, texts, strict=True))]).strip()
 

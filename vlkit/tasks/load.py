@@ -48,4 +48,5 @@ def load(
         raise UserError(f"{folder}: adapter for task {found!r}; this vlkit knows {', '.join(TASKS)}")
     if task not in (None, found):
         raise UserError(f"{folder}: adapter for task {found!r}; task {task!r} is needed here")
+    TASKS[found].check_towers(config, folder)
     return TASKS[found].open_adapter(config, tensors, folder, make_fabric(device), base, text_base)

@@ -24,6 +24,7 @@ class Task:
         open_adapter: (config, tensors, folder, fabric, base, text_base) -> the pipeline of a saved adapter.
         datasets: the task whose prepared datasets it reads; None = its own.
         demo: how its demo dataset is made from the drawn world; None = it has none.
+        tower: the tower that every adapter of the task has: image, or text for a task without images.
         own_text_base: whether the text model is chosen separately from the contrastive base.
     """
 
@@ -33,7 +34,18 @@ class Task:
     open_adapter: Callable[..., Any]
     datasets: str | None = None
     demo: Recipe | None = None
+    tower: str = "image"
     own_text_base: bool = False
+
+    def check_towers(self, config: Mapping[str, Any], folder: Path) -> None:
+        """Check that an adapter's config names the task's tower.
+
+        Raises:
+            UserError: it does not.
+        """
+        for key in ("base", "adapters"):
+            if self.tower not in config[key]:
+                raise UserError(f"{folder}: field '{key}.{self.tower}' has no valid value; copy the adapter again")
 
     def dataset(self, root: Path | None, **demo: Any) -> Dataset:
         """The prepared dataset in ``root``, or the demo dataset, made on first use.
