@@ -20,8 +20,8 @@ class Config:
     """Prepare texts, or pairs of texts, with labels."""
 
     train: Path
-    """CSV or TSV with a header, JSONL, or JSON with the training texts. Alone it is divided into train, val and test, by
-    its column split if it has one."""
+    """CSV or TSV with a header, JSONL, or JSON with the training texts. Given alone, it is divided into train, val and
+    test, by its column split if it has one."""
     output: Path
     """Folder to write the prepared dataset to."""
     val: Path | None = None
