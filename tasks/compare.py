@@ -58,7 +58,7 @@ class Config:
     output: Path
     """Folder of the comparison; each run gets a folder in it."""
     task: str = "retrieval"
-    """Task: retrieval, video_retrieval, vqa, grounding."""
+    """Task: retrieval, video_retrieval, vqa, grounding, captioning, text."""
     kinds: str = "sherl,sherl:handoff=tokens,linear,bitfit,lora,full"
     """Methods, separated by commas, with options after colons (lora:rank=16:checkpointing=true); all = every method."""
     seeds: int = 3

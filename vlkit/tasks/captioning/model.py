@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from vlkit.adapters.facts import MethodOptions
 from vlkit.encoders.bases import ClipBase, TextBase
@@ -17,7 +17,6 @@ from vlkit.tasks.visual_embedding import VisualEmbedding
 class CaptionOptions:
     """How captions are written."""
 
-    kind: Literal["write"] = "write"
     prompt: str = "caption:"
     """Text that the encoder reads beside the image."""
     cells: int = 6
