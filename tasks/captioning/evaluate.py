@@ -11,10 +11,12 @@ from typing import Literal
 
 from vlkit.cli.config import run
 from vlkit.cli.show import Console, Table
+from vlkit.data.manifest import Dataset
 from vlkit.files import write_json
+from vlkit.tasks.after_training import AfterTraining, load_mixed, measure_others, other_datasets
 from vlkit.tasks.captioning.evaluate import evaluate_split
+from vlkit.tasks.captioning.pipeline import CaptioningPipeline
 from vlkit.tasks.captioning.task import TASK
-from vlkit.tasks.load import load
 
 
 @dataclass
@@ -29,8 +31,8 @@ class Data:
     """Style of the demo dataset: plain drawings, known to the embedded bases, or hand-drawn ones, new to them."""
 
 
-@dataclass
-class Config:
+@dataclass(kw_only=True)
+class Config(AfterTraining):
     """Measure a saved captioning adapter."""
 
     model: Path
@@ -38,17 +40,14 @@ class Config:
     data: Data = field(default_factory=Data)
     split: str = "test"
     """Split to evaluate."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to compute on."""
-    json: Path | None = None
-    """Write the metrics to this file."""
 
 
 def main(config: Config) -> None:
     dataset = TASK.dataset(config.data.root, size=config.data.size, style=config.data.style)
     records = dataset.records(config.split)
-    pipeline = load(config.model, config.device, task=TASK.name)
-    metrics = evaluate_split(pipeline.captioner, dataset, config.split)
+    others = other_datasets(config, TASK, config.split)
+    pipeline = load_mixed(config.model, TASK.name, config)
+    metrics = measure(pipeline, dataset, config.split)
     table = Table(title=f"{pipeline.name}: {len(records)} images of {dataset.name}/{config.split}")
     table.add_column("metric")
     table.add_column("percent", justify="right")
@@ -57,8 +56,14 @@ def main(config: Config) -> None:
     console = Console()
     console.print(table)
     console.print("words by vlkit's own tokenizer (no Java): official figures differ in the second decimal")
+    also = measure_others(config.model, config, TASK, config.split, others, measure)
     if config.json:
-        write_json(config.json, {"model": str(config.model), "split": config.split, **metrics})
+        write_json(config.json, {"model": str(config.model), "split": config.split, **metrics, **also})
+
+
+def measure(pipeline: CaptioningPipeline, dataset: Dataset, split: str) -> dict[str, float]:
+    """Metrics of a pipeline on a split."""
+    return evaluate_split(pipeline.captioner, dataset, split)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from vlkit.cli.config import to_yaml
 from vlkit.engine.checkpoint import CONFIG_FILE, STATE_FILE, remove_leftovers
 from vlkit.engine.curves import draw_curves
 from vlkit.engine.report import Report, finite, model_card
+from vlkit.engine.trackers import flat
 from vlkit.errors import UserError, some
 from vlkit.files import write_json, write_text
 
 log = logging.getLogger(__name__)
 
 # Flags that may differ between a run and its continuation: they do not change results.
-FREE_FLAGS = frozenset({"output", "resume", "device", "workers", "log_every", "checkpoint_every"})
+FREE_FLAGS = frozenset({"output", "resume", "device", "workers", "log_every", "log_to", "checkpoint_every"})
 
 
 class RunFolder:
@@ -78,13 +79,14 @@ class RunFolder:
             write_text(self.path / "README.md", model_card(report, data))
 
 
-def open_run(config: Any, task: str, fabric: Any) -> RunFolder:
+def open_run(config: Any, task: str, fabric: Any, free: Set[str] = FREE_FLAGS) -> RunFolder:
     """Create the run folder, or open the one to continue, and write ``config.yaml``.
 
     Args:
         config: the run's config; its ``output`` may be None (a new folder ``runs/<task>/<time>``).
         task: name of the task.
         fabric: the run's Fabric; all processes get the same folder.
+        free: flags that may differ from those of the run to continue.
 
     Raises:
         UserError: the folder holds a run and ``--resume`` was not given; ``--resume`` without ``--output``; or the run
@@ -101,7 +103,7 @@ def open_run(config: Any, task: str, fabric: Any) -> RunFolder:
     if (holds_run or (path / CONFIG_FILE).exists()) and not config.resume:
         raise UserError(f"--output {path}: already holds a run; add --resume to continue it or choose another folder")
     if holds_run:
-        changed = changed_keys((path / "config.yaml").read_text(encoding="utf-8"), to_yaml(config))
+        changed = changed_keys((path / "config.yaml").read_text(encoding="utf-8"), to_yaml(config), free)
         if changed:
             raise UserError(
                 f"--resume: {some(changed, 12)} in {path / 'config.yaml'}; give the same flags or another --output"
@@ -124,21 +126,11 @@ def _new_folder(task: str) -> str:
     return next(candidate for candidate in candidates if not Path(candidate).exists())
 
 
-def changed_keys(old: str, new: str) -> list[str]:
-    """Compare two configs in YAML: ``["lr was 0.1, now 0.2", …]`` for every key that changes results."""
-    before, after = _flat(yaml.safe_load(old)), _flat(yaml.safe_load(new))
+def changed_keys(old: str, new: str, free: Set[str] = FREE_FLAGS) -> list[str]:
+    """Compare two configs in YAML: ``["lr was 0.1, now 0.2", …]`` for every key but the free ones."""
+    before, after = flat(yaml.safe_load(old)), flat(yaml.safe_load(new))
     return [
         f"{key} was {before.get(key, 'absent')}, now {after.get(key, 'absent')}"
         for key in dict.fromkeys([*before, *after])
-        if key not in FREE_FLAGS and before.get(key) != after.get(key)
+        if key not in free and before.get(key) != after.get(key)
     ]
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in (tree or {}).items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found

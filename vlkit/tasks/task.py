@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlkit.adapters.facts import MethodOptions
+from vlkit.adapters.options import ADAPTERS
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import RecordKind
 from vlkit.drawn.prepared import Recipe, demo_dataset
@@ -25,7 +27,10 @@ class Task:
         datasets: the task whose prepared datasets it reads; None = its own.
         demo: how its demo dataset is made from the drawn world; None = it has none.
         tower: the tower that every adapter of the task has: image, or text for a task without images.
+        pipeline_tag: what the Hugging Face hub calls the task.
         own_text_base: whether the text model is chosen separately from the contrastive base.
+        controls: name -> flags (``name=value``) of the training script: rows of a comparison that are no method.
+        methods: kind -> options of the methods it can train; a task may have further ones.
     """
 
     name: str
@@ -36,6 +41,9 @@ class Task:
     demo: Recipe | None = None
     tower: str = "image"
     own_text_base: bool = False
+    pipeline_tag: str = "feature-extraction"
+    controls: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    methods: Mapping[str, type[MethodOptions]] = field(default_factory=lambda: ADAPTERS)
 
     def check_towers(self, config: Mapping[str, Any], folder: Path) -> None:
         """Check that an adapter's config names the task's tower.

@@ -29,11 +29,11 @@ class Source:
         counts: split -> (media, texts) as read, before anything was left out.
         notes: notes for the user, one line each.
         blank_texts: number of captions that were blank and left out.
-        extra: further fields of ``dataset.json``.
         without_text: ids of records that had no caption left and were left out.
         wrong: wrong annotations in otherwise sound files (such as a box outside its image): one line each with file,
             place and reason.
         elsewhere: other relative paths to try if a media file is not at the stated one.
+        extra: further fields of ``dataset.json``.
     """
 
     name: str
@@ -43,10 +43,10 @@ class Source:
     counts: Counts = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     blank_texts: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)
     without_text: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     elsewhere: Callable[[str], Iterable[str]] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Prepared:
     notes: list[str]
 
     def summary(self) -> str:
-        """Counts per split as a small table, then the notes."""
+        """Counts per split as a small table, then the notes; printable, whatever the names contain."""
         dataset = self.dataset
         medium = RECORDS[dataset.task].media
         media = f"{medium}s" if medium else ""
@@ -73,7 +73,7 @@ class Prepared:
                 f"{entry['texts']:,}" if "texts" in entry else "-",
             )
             lines.append(f"{split:<10} " + " ".join(f"{count:>9}" for count in counts))
-        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+        return visible("\n".join(lines + [f"note: {note}" for note in self.notes]))
 
 
 def prepare(source: Source, output: str | Path, media_root: str | Path, *, partial: bool = False) -> Prepared:

@@ -15,4 +15,5 @@ TASK = Task(
     datasets="retrieval",
     demo=RECIPES["retrieval"],
     own_text_base=True,
+    pipeline_tag="image-to-text",
 )

@@ -15,4 +15,5 @@ TASK = Task(
     demo=RECIPES["text"],
     tower="text",
     own_text_base=True,
+    pipeline_tag="text-classification",
 )
