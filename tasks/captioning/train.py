@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor
 
@@ -97,7 +97,7 @@ def main(config: Config) -> None:
     loader = make_loader(images, config, run.fabric, collate)
 
     def loss_of(forward: Forward, batch: Batch, epoch: float) -> Tensor:
-        start = shift_right(batch.targets, t5.start_id)
+        start = shift_right(batch.targets, cast(int, t5.start_id))
         logits = forward(batch.pixels, batch.prompts, batch.owner, start)
         return caption_loss(logits, batch.targets, text.pad_id)
 

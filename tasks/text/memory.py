@@ -84,8 +84,9 @@ def main(config: Config) -> None:
             }
         )
         full = next((row for row in rows if row["method"] == "full"), None)
-        for row in rows if full else ():
-            row["total_of_full"] = row["total_bytes"] / full["total_bytes"]
+        if full is not None:
+            for row in rows:
+                row["total_of_full"] = row["total_bytes"] / full["total_bytes"]
         if config.json:  # after every row: a method that does not fit must not lose the others
             known = {key: getattr(config, key) for key in ("text_base", "batch_size", "source_tokens", "target_tokens")}
             write_json(config.json, {**known, "estimated": config.estimate, "device": str(bench.device), "rows": rows})

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor
 
@@ -93,7 +93,7 @@ def main(config: Config) -> None:
     def loss_of(forward: Forward, batch: Batch, epoch: float) -> Tensor:
         if not writes:
             return label_loss(forward(batch.ids), batch.targets)
-        start = shift_right(batch.targets, base.start_id)
+        start = shift_right(batch.targets, cast(int, base.start_id))
         return token_loss(forward(batch.ids, start), batch.targets, base.tokenizer.pad_token_id)
 
     def evaluate(split: str = config.data.validation) -> dict[str, float]:

@@ -35,7 +35,8 @@ class TunedEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.base = base
-        self.checkpointing, self.saved = checkpointing, saved
+        self.checkpointing = checkpointing
+        self.saved: Saved = saved
         if saved != "fp32":
             name_operations(base)
         self.saved_untrained = tuple(f"base.{name}" for name in kept)

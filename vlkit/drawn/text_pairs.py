@@ -181,11 +181,11 @@ def _another(sentence: Sentence, facts: Facts, rng: np.random.Generator) -> Sent
 
 
 def _roles(sentence: Sentence, facts: Facts, rng: np.random.Generator) -> Sentence | None:
-    return sentence.relation and Sentence(sentence.second, sentence.first, sentence.relation)
+    return Sentence(sentence.second, sentence.first, sentence.relation) if sentence.relation else None
 
 
 def _relation(sentence: Sentence, facts: Facts, rng: np.random.Generator) -> Sentence | None:
-    return sentence.relation and replace(sentence, relation=INVERSE[sentence.relation])
+    return replace(sentence, relation=INVERSE[sentence.relation]) if sentence.relation else None
 
 
 def _colours(sentence: Sentence, facts: Facts, rng: np.random.Generator) -> Sentence | None:

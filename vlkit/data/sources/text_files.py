@@ -102,7 +102,7 @@ def _task(source: Source, word: str, names: tuple[str, ...], kind: str) -> TextT
         record["label"] = str(record["label"])
     labels = tuple(sorted({record["label"] for record in records}))
     if len(labels) < 2:
-        raise UserError(f"every label is {labels[0]!r}; a task needs two classes or more")
+        raise UserError(f"every label is {next(iter(labels))!r}; a task needs two classes or more")
     metrics = ("accuracy", "f1") if len(labels) == 2 else ("accuracy",)
     return TextTask(word, fields, "classification", labels, metrics)
 
