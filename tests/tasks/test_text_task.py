@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import vlkit
+from helpers import tiny
 from helpers.scripts import call, refuse
+from vlkit.adapters import ADAPTERS
 from vlkit.data.manifest import Dataset, write_dataset
 from vlkit.data.text_task import TextTask, task_of
 from vlkit.drawn.text_pairs import CHANGES, TASKS, pairs_of
 from vlkit.drawn.world import sample_scenes
+from vlkit.encoders.bases import text_base
 from vlkit.errors import UserError
+from vlkit.tasks.text.data import reading_of
 from vlkit.tasks.text.evaluate import Label, score
+from vlkit.tasks.text.losses import label_loss
+from vlkit.tasks.text.model import ClassifyOptions, WriteOptions, build_model
 
 TRAIN, EVALUATE, PREDICT = (f"tasks/text/{name}.py" for name in ("train", "evaluate", "predict"))
 QUICK = ("--epochs", 1, "--batch_size", 4, "--device", "cpu")
@@ -180,3 +188,17 @@ def test_wrong_datasets_are_named(trained: Path, mood: Path, tmp_path: Path) -> 
     assert '"metrics" are not some of accuracy' in refuse(TRAIN, "--data.root", broken, "--output", tmp_path / "run")
     with pytest.raises(UserError, match=r'field "task" is "text", expected "vqa"'):
         Dataset.open(mood, "vqa")
+
+
+@pytest.mark.parametrize("kind", ["sherl", "unipt", "lst", "dtl", "linear", "bitfit", "full"])
+def test_classifier_on_bert(kind: str) -> None:
+    base = text_base(tiny.tiny_bert(), "bert", SimpleNamespace(sep_token="[SEP]"), {"library": "test", "name": "bert"})
+    task = TextTask("nli", ("a:", "b:"), "classification", ("x", "y", "z"), ("accuracy",))
+    assert reading_of(task, base, writes=False)({"text": "one", "text2": "two"}) == "one [SEP] two"
+    model = build_model(base, task, ADAPTERS[kind](), ClassifyOptions(dropout=0.0)).train()
+    logits = model(tiny.padded_ids((5, 9)))
+    assert logits.shape == (2, 3)
+    label_loss(logits, torch.tensor([0, 2])).backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if name.startswith("head"))
+    with pytest.raises(UserError, match=r"has no decoder; give a T5, or --head.kind classify"):
+        build_model(base, task, ADAPTERS[kind](), WriteOptions())
