@@ -62,7 +62,8 @@ class Config:
     output: Path
     """Folder of the comparison; each run gets a folder in it."""
     task: str = "retrieval"
-    """Task to compare on, such as retrieval, video_retrieval, vqa, grounding, classification or moment_retrieval."""
+    """Task to compare on, such as retrieval, video_retrieval, vqa, grounding, classification, moment_retrieval,
+    captioning or text."""
     kinds: str = "sherl,sherl:handoff=tokens,linear,bitfit,lora,full"
     """Methods, separated by commas, with options after colons (lora:rank=16:checkpointing=true); all = every method.
     Classification also has the controls zero-shot, ridge and tip-adapter, whose options are those of their head

@@ -64,11 +64,16 @@ CASES: dict[tuple[str, str, str], Case] = {
     ("loss", "CLIP4Clip", "_loose_similarity"): parity_heads.video_text,
 }
 
+# (method, flavour) of whole networks -> case
+NETWORKS: dict[tuple[str, str], Case] = {("lst", "clip-t5"): parity_lst.clip_t5}
+
 
 def find_case(about: dict[str, Any]) -> Case | None:
     """The case for a golden file's JSON, or None."""
     if about["method"] == "r2_tuning":  # its files need not name a class: their weights tell what they hold
         return parity_r2.rebuild
+    if (about["method"], about.get("flavour")) in NETWORKS:  # a whole network, which is no single published class
+        return NETWORKS[about["method"], about["flavour"]]
     source = about.get("upstream", {"project": "", "cls": ""})
     published = source["cls"].partition(" ")[0]
     for (method, project, name), case in CASES.items():

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 MOST_RESULTS = 24
 TRAIN = {
     "vqa": "python tasks/vqa/train.py --output runs/vqa",
+    "captioning": "python tasks/captioning/train.py --output runs/captioning",
     "grounding": "python tasks/grounding/train.py --output runs/grounding",
     "moment_retrieval": "python tasks/moment_retrieval/train.py --output runs/moments",
     "classification": "python tasks/classification/train.py --output runs/classification",

@@ -6,13 +6,14 @@ from typing import Any
 
 import gradio as gr
 
-from tabs import ask, classify, ground, memory, moments, search, video
+from tabs import ask, caption, classify, ground, memory, moments, search, video
 from tabs.common import Studio, as_html, endpoint
 
 TABS = {
     "Search": search,
     "Video search": video,
     "Ask": ask,
+    "Caption": caption,
     "Ground": ground,
     "Moments": moments,
     "Classify": classify,

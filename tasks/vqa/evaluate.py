@@ -12,10 +12,12 @@ from typing import Literal
 from vlkit.cli.config import run
 from vlkit.cli.show import Console, Table
 from vlkit.data.manifest import Dataset
+from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.tasks.after_training import AfterTraining, load_mixed, measure_others, other_datasets
 from vlkit.tasks.vqa.data import answered, form_of, warn_of_unlabelled
 from vlkit.tasks.vqa.evaluate import predict_records, score
+from vlkit.tasks.vqa.gqa import official_gqa
 from vlkit.tasks.vqa.pipeline import VqaPipeline
 from vlkit.tasks.vqa.task import TASK
 
@@ -41,6 +43,14 @@ class Config(AfterTraining):
     data: Data = field(default_factory=Data)
     split: str = "test"
     """Split to evaluate; it must have answers."""
+    gqa_questions: Path | None = None
+    """Official question file of the split (testdev_balanced_questions.json): adds GQA's official figures."""
+    gqa_choices: Path | None = None
+    """Official choices file: adds GQA's validity and plausibility."""
+
+    def __post_init__(self) -> None:
+        if self.gqa_choices is not None and self.gqa_questions is None:
+            raise UserError("--gqa_choices: needs --gqa_questions FILE, the official questions of the split")
 
 
 def main(config: Config) -> None:
@@ -50,7 +60,10 @@ def main(config: Config) -> None:
     pipeline = load_mixed(config.model, TASK.name, config)
     if pipeline.answerer.vocabulary:
         warn_of_unlabelled(dataset, [config.split], pipeline.answerer.vocabulary)
-    metrics = measure(pipeline, dataset, config.split)
+    predictions = predict_records(pipeline.answerer, dataset, records, f"{config.split} questions")
+    metrics = score(records, predictions, form_of(dataset))
+    if config.gqa_questions is not None:
+        metrics |= official_gqa(config.gqa_questions, config.gqa_choices, predictions)
     table = Table(title=f"{pipeline.name}: {len(records)} questions of {dataset.name}/{config.split}")
     table.add_column("metric")
     table.add_column("percent", justify="right")

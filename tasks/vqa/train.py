@@ -34,6 +34,7 @@ from vlkit.errors import UserError
 from vlkit.tap_cache.images import cached_images
 from vlkit.tap_cache.maker import CachedLoader
 from vlkit.tasks.fusion import FusionOptions
+from vlkit.tasks.generation import shift_right, token_loss
 from vlkit.tasks.splits import data_identity
 from vlkit.tasks.vqa.data import (
     AnswerTokens,
@@ -50,7 +51,7 @@ from vlkit.tasks.vqa.data import (
 )
 from vlkit.tasks.vqa.evaluate import Answerer, columns_of, evaluate_split, prior_metrics
 from vlkit.tasks.vqa.heads import VQA_HEADS
-from vlkit.tasks.vqa.losses import answer_bce, answer_softmax, shift_right, token_loss
+from vlkit.tasks.vqa.losses import answer_bce, answer_softmax
 from vlkit.tasks.vqa.model import HeadOptions, Model, adapter_config, build_model, identity_of
 from vlkit.tasks.vqa.task import TASK
 

@@ -27,7 +27,7 @@ from vlkit.errors import UserError
 TOWERS = {name: tower for name, tower in ALL_TOWERS.items() if name != "convnext"}
 TUNED = kinds_with("trains_base")
 # Method -> base families it refuses, and view -> methods that refuse it.
-REFUSED_TOWERS = {kind: {"resnet"} for kind in ("lst", "vqt", "synqt", "side_attention")} | {"bitfit": {"t5"}}
+REFUSED_TOWERS = {kind: {"resnet"} for kind in ("lst", "vqt", "synqt", "side_attention")}
 REFUSED_VIEWS = {"tokens": {"vqt", "synqt"}, "pooled": set()}
 # A softmax ignores what all it compares have in common.
 NO_GRADIENT = {

@@ -35,6 +35,7 @@ from vlkit.tasks.classification.losses import Loss, class_loss
 from vlkit.tasks.classification.prompts import Prompts
 from vlkit.tasks.contrastive import gather_pairs, info_nce
 from vlkit.tasks.fusion import FusionOptions
+from vlkit.tasks.generation import shift_right, token_loss
 from vlkit.tasks.grounding import model as grounding
 from vlkit.tasks.grounding.head import GroundingOptions
 from vlkit.tasks.grounding.losses import BoxLoss, grounding_loss
@@ -45,7 +46,7 @@ from vlkit.tasks.video_retrieval.data import ClipReader
 from vlkit.tasks.video_retrieval.model import VideoHeadOptions
 from vlkit.tasks.vqa import model as vqa
 from vlkit.tasks.vqa.heads import ClassifyOptions, GenerateOptions
-from vlkit.tasks.vqa.losses import answer_bce, shift_right, token_loss
+from vlkit.tasks.vqa.losses import answer_bce
 
 IMAGES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "vit": (tiny.tiny_clip, 32),
@@ -77,10 +78,9 @@ REFUSED = {
     },
     ("dtl", "*", PAIR, "*"): "use sherl or unipt",  # its side network writes into blocks that keep their width
     **{(kind, task, "*", "*"): ANY_HEAD for kind in ("vqt", "synqt") for task in ("classify", "generate", "grounding")},
-    **{("bitfit", task, "*", "t5"): "choose another kind" for task in ("classify", "grounding", "generate")},
     ("*", "generate", "*", "bert"): "give a T5, or classify",
     ("*", "generate", "*", "clip"): "give a T5, or classify",
-    **{(kind, "generate", "*", "t5"): DECODER for kind in ("unipt", "lst", "dtl", "side_attention", "linear", "s2a")},
+    **{(kind, "generate", "*", "t5"): DECODER for kind in ("unipt", "dtl", "side_attention", "linear", "s2a")},
 }
 FUSION = FusionOptions(width=16, layers=1, heads=2, dropout=0.0)
 CLASSIFY, GENERATE = ClassifyOptions(dropout=0.0), GenerateOptions(queries=2)

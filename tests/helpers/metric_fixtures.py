@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from vlkit.data.sources.flickr30k_entities import match_predictions, read_phrases
 from vlkit.errors import UserError
-from vlkit.metrics import glue, grounding, moment, retrieval, video, vqa
+from vlkit.metrics import glue, gqa, grounding, moment, retrieval, video, vqa
 from vlkit.metrics.ranks import ranks_from_similarity
 from vlkit.metrics.vqa_text import normalize_answer, normalize_punctuation, normalize_words
 from vlkit.tasks.moment_retrieval.windows import post_process
@@ -261,6 +261,21 @@ def _glue(folder: Path, case: str) -> float:
     return worst if compared else math.inf
 
 
+def _gqa(folder: Path, case: str) -> float:
+    path = folder / "gqa" if case == "gqa" else folder / "gqa" / case
+    questions, golden = _json(path / "questions.json"), _json(path / "expected.json")
+    predictions = {row["questionId"]: row["prediction"] for row in _json(path / "predictions.json")}
+    choices = _json(path / "choices.json") if (path / "choices.json").is_file() else None
+    found = gqa.gqa_metrics(questions, predictions, choices, consistency="consistency" in golden["main"])
+    found = {name.removeprefix("accuracy_"): value for name, value in found.items()}
+    worst = difference({name: found.get(name, 0.0) for name in golden["main"]}, golden["main"])
+    names = {"structural": "StructuralType", "semantic": "SemanticType", "detailed": "DetailedType"}
+    names |= {"steps": "Steps", "length": "Length"}
+    by_type = gqa.gqa_by_type(questions, predictions)
+    renamed = {f"accuracyPer{names[name]}": group for name, group in by_type.items()}
+    return max(worst, *(difference(renamed[name], expected) for name, expected in golden["detailed"].items()))
+
+
 def _moment_post(folder: Path, case: str) -> float:
     worst = 0.0
     for one in _json(folder / f"moment_post/{case}.json"):
@@ -314,4 +329,5 @@ KINDS: dict[str, tuple[Callable[[Path, str], float], float]] = {
     "moment_post": (_moment_post, 1e-9),
     "highlight": (_highlight, 0.51e-5),
     "glue": (_glue, 1e-6),
+    "gqa": (_gqa, 1e-6),
 }

@@ -180,7 +180,7 @@ def _check_gradients(golden: Golden, rebuilt: Rebuilt, report: Report) -> None:
         error = _error(got, gradient, floor)
         report.gradients = max(report.gradients, error)
         _judge(report, f"grad.{name}", got, error)
-    unused = {f"weight.{name}" for name in golden.about.get("unused_in_graph", ())}
+    unused = {f"weight.{name}" for key in ("unused_in_graph", "zero_gradient") for name in golden.about.get(key, [])}
     for name, leaf in leaves.items():
         if name.startswith("weight.") and name not in expected and name not in unused and leaf.grad is not None:
             report.problems.append(f"grad.{name}: trained here, without gradient in the file")

@@ -7,7 +7,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from helpers.parity_file import Golden, Rebuilt
 from helpers.parity_sherl import load_block, published, sherl_constants
-from vlkit.adapters.sherl.t5 import Memory, SherlT5Decoder, SherlT5Encoder
+from vlkit.adapters.sherl.t5 import SherlT5Decoder, SherlT5Encoder
+from vlkit.adapters.stacks import Memory
 from vlkit.encoders.staged import Stream
 from vlkit.encoders.towers.hf_text import HfEncoder, start_trunk
 from vlkit.encoders.towers.t5 import DecoderInput, T5Decoder
@@ -67,7 +68,7 @@ def t5_of(config: dict) -> T5ForConditionalGeneration:
     """A T5 of the sizes that a golden file's config gives."""
     return T5ForConditionalGeneration(
         T5Config(
-            vocab_size=2,
+            vocab_size=config.get("vocab_size", 2),
             d_model=config["width"],
             d_kv=config["head_dim"],
             d_ff=config["ffn"],

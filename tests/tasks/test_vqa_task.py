@@ -21,8 +21,8 @@ from vlkit.drawn.questions import questions
 from vlkit.drawn.scenes import sample_scene
 from vlkit.errors import UserError
 from vlkit.metrics.vqa import vqa_metrics
+from vlkit.tasks.generation import beam_search
 from vlkit.tasks.vqa.data import ImageQuestions, SoftTargets, answer_vocabulary, read_vocabulary
-from vlkit.tasks.vqa.heads import beam_search
 from vlkit.tasks.vqa.losses import answer_bce, answer_softmax
 
 TRAIN, EVALUATE, PREDICT = (f"tasks/vqa/{name}.py" for name in ("train", "evaluate", "predict"))
@@ -206,8 +206,8 @@ def test_gradients_reach_what_trains_and_nothing_else(dataset: Path):
     from vlkit.encoders.load import load_base
     from vlkit.encoders.text_side import text_side
     from vlkit.tasks.fusion import FusionOptions
+    from vlkit.tasks.generation import shift_right, token_loss
     from vlkit.tasks.vqa.heads import ClassifyOptions, GenerateOptions
-    from vlkit.tasks.vqa.losses import shift_right, token_loss
     from vlkit.tasks.vqa.model import build_model
 
     for head in (ClassifyOptions(), GenerateOptions(queries=2)):

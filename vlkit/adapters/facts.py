@@ -34,6 +34,8 @@ class MethodOptions:
         has_early_route: some blocks run without gradient and are deterministic, so their output can be cached.
         feeds_tokens: adapts the tokens that a head reads, not only the pooled embedding.
         feeds_decoder: adapts both stacks of an encoder-decoder (:meth:`build_stacks`).
+        joint_side_network: its side encoder reads the visual tokens together with the text, so a head cannot add tokens
+            to the memory afterwards.
         fits_any_tower: does not read inside a block; otherwise it needs transformer blocks of one width.
         running: names of the options that control how a training step runs, not what is trained. They are ignored
             when a saved adapter is loaded.
@@ -49,6 +51,7 @@ class MethodOptions:
     has_early_route: ClassVar[bool] = True
     feeds_tokens: ClassVar[bool] = True
     feeds_decoder: ClassVar[bool] = False
+    joint_side_network: ClassVar[bool] = False
     fits_any_tower: ClassVar[bool] = True
     couples_samples: ClassVar[bool] = False
     gradient_in_base: ClassVar[bool] = False
@@ -62,14 +65,15 @@ class MethodOptions:
         """
         raise TypeError(f"{type(self).__name__} has no build")
 
-    def build_stacks(self, encoder: StagedEncoder, decoder: StagedEncoder) -> tuple[nn.Module, nn.Module]:
-        """Apply the method to both stacks of an encoder-decoder, for a head that extends the encoder's output.
+    def build_stacks(self, encoder: Any, decoder: Any) -> tuple[Any, Any]:
+        """Apply the method to both stacks of an encoder-decoder.
 
         Args:
             encoder, decoder: both stacks of a T5, staged (:class:`vlkit.encoders.towers.t5.T5Decoder`).
 
         Returns:
-            The adapted encoder and decoder. Both have an attribute ``base``, the stack itself.
+            The adapted encoder, a :class:`vlkit.adapters.stacks.TextReader`, and the adapted decoder, a
+            :class:`vlkit.adapters.stacks.TextWriter`; both are modules.
 
         Raises:
             UserError: the method lacks :attr:`feeds_decoder`, or an option does not fit.

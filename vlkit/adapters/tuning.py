@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlkit.adapters.base import Encoded
 from vlkit.adapters.facts import MethodOptions, Reads
 from vlkit.adapters.projections import Which, attention_maps, split_projections
 from vlkit.adapters.saved.mode import Saved, compressed, name_operations, saved_option
+from vlkit.adapters.stacks import Memory, Past
 from vlkit.encoders.staged import StagedEncoder, Stream, freeze, in_weights_format, run_blocks, unfreeze
+from vlkit.encoders.towers.t5 import DecoderInput, T5Decoder
 from vlkit.errors import UserError
 
 
@@ -68,6 +70,28 @@ class TunedEncoder(nn.Module):
         return self
 
 
+class TunedReader(TunedEncoder):
+    """A tuned encoder of an encoder-decoder, a :class:`vlkit.adapters.stacks.TextReader`."""
+
+    def read(self, ids: Tensor, visual: Tensor | None = None) -> Memory:
+        """The encoder's output of the text, followed by the visual tokens."""
+        encoded = self(ids)
+        memory = Memory(encoded.tokens, encoded.tokens, encoded.mask)
+        return memory if visual is None else memory.with_tokens(visual)
+
+
+class TunedWriter(TunedEncoder):
+    """A tuned decoder of an encoder-decoder; every block attends to the whole memory."""
+
+    base: T5Decoder
+
+    def write(self, start: Tensor, memory: Memory, past: Past | None = None) -> Tensor:
+        """See :class:`vlkit.adapters.stacks.TextWriter`."""
+        mask = memory.mask if memory.side_mask is None else memory.side_mask
+        x = DecoderInput(start, memory.side, mask, None if past is None else past.base)
+        return self.base.logits(self(x).tokens)
+
+
 def _run_block(base: StagedEncoder, i: int, stream: Stream) -> Stream:
     return base.block(i, stream)
 
@@ -90,10 +114,13 @@ class TunedOptions(MethodOptions):
                 "leave one of the two out"
             )
 
-    def build_stacks(self, encoder: StagedEncoder, decoder: StagedEncoder) -> tuple[TunedEncoder, TunedEncoder]:
+    def build_stacks(self, encoder: StagedEncoder, decoder: T5Decoder) -> tuple[TunedReader, TunedWriter]:
         """Apply the method to each stack; gradient passes through both."""
-        stacks = self.build(encoder, "tokens"), self.build(decoder, "tokens")
-        return cast("tuple[TunedEncoder, TunedEncoder]", stacks)
+        first, second = (cast(TunedEncoder, self.build(stack, "tokens")) for stack in (encoder, decoder))
+        reader = TunedReader(encoder, first.checkpointing, first.saved)
+        writer = TunedWriter(decoder, second.checkpointing, second.saved)
+        reader.saved_untrained, writer.saved_untrained = first.saved_untrained, second.saved_untrained
+        return reader, writer
 
 
 @dataclass
@@ -114,10 +141,9 @@ class FullOptions(TunedOptions):
 
 @dataclass
 class BitfitOptions(TunedOptions):
-    """BitFit (Ben Zaken et al., ACL 2022): only the biases of the base train."""
+    """BitFit (Ben Zaken et al., ACL 2022): only the biases of the base train; a T5, which has none, gets them."""
 
     kind: Literal["bitfit"] = "bitfit"
-    feeds_decoder: ClassVar[bool] = False  # the encoder-decoders here are T5s, which have no biases
     checkpointing: bool = False
     """Run blocks again in backward instead of saving their activations."""
     saved: Saved = saved_option()
@@ -127,17 +153,40 @@ class BitfitOptions(TunedOptions):
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> TunedEncoder:
         """Make the biases of ``encoder`` trainable.
 
+        A tower without biases (T5) gets one of 0 in every linear layer and norm, as in the study of LST.
+
         Raises:
-            UserError: the tower has no biases (T5).
+            UserError: the tower has no biases and no linear layers.
         """
         freeze(encoder)
         encoder._frozen = False
-        biases = [p for name, p in encoder.named_parameters() if _is_bias(name)]
+        biases = [p for name, p in encoder.named_parameters() if _is_bias(name)] or _added_biases(encoder)
         if not biases:
             raise UserError(f"--adapter.kind bitfit: {encoder.kind} has no biases to train; choose another kind")
         for parameter in biases:
             parameter.requires_grad_(True)
         return TunedEncoder(encoder, self.checkpointing, self.saved)
+
+
+def _added_biases(encoder: StagedEncoder) -> list[nn.Parameter]:
+    """Give every linear layer and norm between input and output of a transformers stack a bias of 0."""
+    added = []
+    for module in getattr(encoder, "trunk", nn.Identity()).modules():
+        weight = getattr(module, "weight", None)
+        if weight is None or isinstance(module, nn.Embedding):
+            continue
+        bias = nn.Parameter(weight.new_zeros(len(weight)))
+        if isinstance(module, nn.Linear):
+            module.bias = bias
+        else:  # T5's norm has no place for one
+            module.register_parameter("bias", bias)
+            module.register_forward_hook(_plus_bias)
+        added.append(bias)
+    return added
+
+
+def _plus_bias(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output + cast(Tensor, module.bias)
 
 
 def _is_bias(name: str) -> bool:

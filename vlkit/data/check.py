@@ -67,7 +67,7 @@ def check_dataset(dataset: Dataset, *, workers: int) -> Report:
     scanned = {split: list(dataset.scan(split)) for split in dataset.splits}
     media_field = RECORDS[dataset.task].media
     good = (cast(Record, record) for lines in scanned.values() for _, record, problem in lines if problem is None)
-    media = sorted({record[media_field] for record in good})
+    media = sorted({record[media_field] for record in good}) if media_field else []
     opened = _open_all(dataset, media, workers)
     report.media = len(media)
     for split, lines in scanned.items():
@@ -75,8 +75,8 @@ def check_dataset(dataset: Dataset, *, workers: int) -> Report:
         kept = report.good[split] = []
         for line, record, problem in lines:
             report.records += line > 0
-            path = record.get(media_field) if isinstance(record, dict) else None
-            if problem is None:
+            path = record.get(media_field) if media_field and isinstance(record, dict) else None
+            if problem is None and media_field:
                 record, medium = cast(Record, record), opened[cast(str, path)]
                 problem = medium.reason or _size_problem(record, medium.size)
             if problem is None:

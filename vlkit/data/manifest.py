@@ -121,7 +121,7 @@ class Dataset:
         If no file has that name, a file whose name is the same text in another Unicode form is used
         (:class:`vlkit.data.media_folder.MediaFolder`).
         """
-        relative = record if isinstance(record, str) else record[RECORDS[self.task].media]
+        relative = record if isinstance(record, str) else record[RECORDS[self.task].media or ""]
         problem = path_problem(relative)
         if problem:
             raise UserError(f"media path {relative!r} {problem}")
@@ -196,7 +196,9 @@ def _split_entry(split: str, records: list[Record], task: str, extra: dict[str, 
             label = record.get("id", number) if isinstance(record, dict) else number
             raise UserError(f'split "{split}", record {label}: {problem}')
     entry = {"file": f"{split}.jsonl", "records": len(records)}
-    entry["media"] = len({record[RECORDS[task].media] for record in records})
+    media = RECORDS[task].media
+    if media is not None:
+        entry["media"] = len({record[media] for record in records})
     if "texts" in records[0]:
         entry["texts"] = sum(len(record["texts"]) for record in records)
     return entry

@@ -17,14 +17,14 @@ class RecordKind:
     """The fields of a task's records.
 
     Attributes:
-        media: the field that names the medium.
+        media: the field that names the medium; None = records of texts alone.
         problem: record -> the problem of its other fields, as in :func:`record_problem`; None if there is none.
         unique: fields whose values must be unique within a split.
         dataset_problem: all fields of ``dataset.json`` -> the problem of those that only this task has.
         misfit: the same fields -> a check of a record against them, as ``problem``. Called once for many records.
     """
 
-    media: Literal["image", "video"]
+    media: Literal["image", "video"] | None
     problem: Callable[[Record], str | None]
     unique: tuple[str, ...] = ("id",)
     dataset_problem: Callable[[Mapping[str, Any]], str | None] = lambda fields: None
@@ -36,10 +36,10 @@ def record_problem(record: Any, task: str) -> str | None:
     if not isinstance(record, dict):
         return "not a JSON object; write one {...} per line"
     media = RECORDS[task].media
-    problem = _text_problem(record, "id") or _text_problem(record, media)
+    problem = _text_problem(record, "id") or (_text_problem(record, media) if media else None)
     if problem:
         return problem
-    problem = path_problem(record[media])
+    problem = path_problem(record[media]) if media else None
     if problem:
         return f'field "{media}": {record[media]!r} {problem}'
     return RECORDS[task].problem(record)
@@ -135,6 +135,16 @@ def _grounding_problem(record: Record) -> str | None:
             return f'field "{field}" is {_shown(value)}; expected is a size in pixels'
         size.append(math.inf if value is None else value)
     return next(filter(None, (box_problem(box, *size) for box in all_boxes(record))), None)
+
+
+def _pair_problem(record: Record) -> str | None:
+    problem = _text_problem(record, "text") or (_text_problem(record, "text2") if "text2" in record else None)
+    label = record.get("label")
+    if problem or label is None:  # a test set whose labels are hidden
+        return problem
+    if isinstance(label, str) or _is_number(label):
+        return None if label != "" else 'field "label" is empty; give the label, or leave the field out'
+    return f'field "label" is {_shown(label)}; expected is a text (the name of a class) or a number'
 
 
 def _label_problem(record: Record) -> str | None:
@@ -239,6 +249,7 @@ RECORDS: dict[str, RecordKind] = {
     "vqa": RecordKind("image", _vqa_problem, unique=("id", "question_id")),
     "moment_retrieval": RecordKind("video", _moment_problem),
     "grounding": RecordKind("image", _grounding_problem),
+    "text": RecordKind(None, _pair_problem),
     "classification": RecordKind("image", _label_problem, dataset_problem=_classes_problem, misfit=_known_label),
 }
 """Task -> what its records hold; the ``task`` of a ``dataset.json`` is one of these."""

@@ -7,11 +7,14 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 from vlkit.data.manifest import Dataset
 from vlkit.data.sources import class_splits, coco, msrvtt, qvhighlights, refcoco, vqav2
 from vlkit.data.sources.prepare import Source, prepare
+from vlkit.drawn import text_pairs
 from vlkit.drawn.folder import whole_folder
 from vlkit.drawn.kind_images import SPLIT_FILE, TEMPLATES
 from vlkit.drawn.make import VERSION, make_world
@@ -30,11 +33,16 @@ class Recipe:
         parts: what the world must hold besides images and captions (:data:`vlkit.drawn.make.PARTS`).
         read: the converter, given the folder of the world.
         media: folder in the world that media paths start from.
+        write: for texts about scenes, which need no images: (seed, size, style) -> their records. Then nothing is
+            drawn, and the fields above are not used.
+        task: the task of the dataset; None = the recipe's key.
     """
 
-    parts: tuple[str, ...]
-    read: Callable[[Path], Source]
+    parts: tuple[str, ...] = ()
+    read: Callable[[Path], Source] | None = None
     media: str = "."
+    write: Callable[[int, WorldSize, Style], Source] | None = None
+    task: str | None = None
 
 
 RECIPES: dict[str, Recipe] = {
@@ -45,6 +53,8 @@ RECIPES: dict[str, Recipe] = {
     "moment_retrieval": Recipe(("moments",), lambda world: qvhighlights.read(world / "moments"), "moments/videos"),
     "vqa": Recipe(("vqa",), lambda world: _read_vqa(world / "vqa")),
     "grounding": Recipe(("refcoco",), lambda world: refcoco.read_refs(world / "refcoco")),
+    "text": Recipe(write=partial(text_pairs.source_of, "inference")),
+    "paraphrase": Recipe(write=partial(text_pairs.source_of, "paraphrase"), task="text"),
     "classification": Recipe(
         ("kinds",), lambda world: class_splits.read_split_file(world / "kinds" / SPLIT_FILE).source(TEMPLATES), "kinds"
     ),
@@ -74,15 +84,18 @@ def demo_dataset(task: str, size: WorldSize = "medium", seed: int = 0, style: St
     suffix = "" if style == "drawn" else f"-{style}"
     home = cache_folder().absolute() / "demo" / f"v{VERSION}-{size}-seed{seed}{suffix}"
     world, output = home / "world", home / task
-    if _is_ready(output, task):
+    name = recipe.task or task
+    if _is_ready(output, name):
         return output
     log.info("making the %s demo dataset for %s (%s, seed %d) in %s", style, task.replace("_", " "), size, seed, output)
     try:
-        make_world(world, seed, size, parts=recipe.parts, style=style)
-        with whole_folder(output, lambda: _is_ready(output, task)) as folder:
+        if recipe.write is None:
+            make_world(world, seed, size, parts=recipe.parts, style=style)
+        with whole_folder(output, lambda: _is_ready(output, name)) as folder:
             if folder is not None:
-                source = dataclasses.replace(recipe.read(world), name="demo" + suffix)
-                prepare(source, folder, world / recipe.media)
+                source = recipe.write(seed, size, style) if recipe.write else cast(Any, recipe.read)(world)
+                media = folder if recipe.write else world / recipe.media
+                prepare(dataclasses.replace(source, name="demo" + suffix), folder, media)
                 shutil.rmtree(output, ignore_errors=True)  # an earlier one that lost its media
     except OSError as error:
         reason = error.strerror or error

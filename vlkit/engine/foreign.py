@@ -26,7 +26,7 @@ def config_problem(config: Mapping[str, Any]) -> str | None:
         section = config.get(key)
         if not isinstance(section, dict) or not all(isinstance(part, dict) for part in section.values()):
             return key
-        if "image" not in section:
+        if not {"image", "text"} & section.keys():
             return f"{key}.image"
     for tower, about in base.items():
         if not all(isinstance(about.get(key), str) for key in ("load", "name", "fingerprint")):

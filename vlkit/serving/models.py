@@ -125,11 +125,16 @@ class _Bases:
         kinds = {options.get("kind") for options in config["adapters"].values()}
         if any(kind in ADAPTERS and ADAPTERS[kind].trains_base for kind in kinds):
             return load(folder, device)
+        task = TASKS.get(config["task"])
+        if task is not None:
+            task.check_towers(config, folder)
+        if task is not None and task.tower == "text":
+            return load(folder, device, text_base=self.text(config["base"]["text"]["load"]))
         image = config["base"]["image"]
         size = image.get("image_size") or config["preprocess"].get("image_size")
         text = config["base"].get("text", {}).get("load", CLIP_TEXT)
         # Contrastive tasks read texts with the other tower of the same base.
-        own_text = config["task"] in TASKS and TASKS[config["task"]].own_text_base and text != CLIP_TEXT
+        own_text = task is not None and task.own_text_base and text != CLIP_TEXT
         return load(folder, device, self.clip(image["load"], size), text_base=self.text(text) if own_text else None)
 
 

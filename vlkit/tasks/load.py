@@ -57,5 +57,6 @@ def load(
         raise UserError(f"{folder}: adapter for task {found!r}; this vlkit knows {', '.join(TASKS)}")
     if task not in (None, found):
         raise UserError(f"{folder}: adapter for task {found!r}; task {task!r} is needed here")
+    TASKS[found].check_towers(config, folder)
     tensors = Trained(tensors, Mix(mix, mix_beta))
     return TASKS[found].open_adapter(config, tensors, folder, make_fabric(device), base, text_base)

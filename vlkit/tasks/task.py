@@ -24,7 +24,9 @@ class Task:
         records: fields and medium of the records in its datasets.
         scores: heading -> metric, the columns of a comparison of methods; the first is the task's main score.
         open_adapter: (config, tensors, folder, fabric, base, text_base) -> the pipeline of a saved adapter.
+        datasets: the task whose prepared datasets it reads; None = its own.
         demo: how its demo dataset is made from the drawn world; None = it has none.
+        tower: the tower that every adapter of the task has: image, or text for a task without images.
         pipeline_tag: what the Hugging Face hub calls the task.
         own_text_base: whether the text model is chosen separately from the contrastive base.
         controls: name -> flags (``name=value``) of the training script: rows of a comparison that are no method.
@@ -35,11 +37,23 @@ class Task:
     records: RecordKind
     scores: Mapping[str, str]
     open_adapter: Callable[..., Any]
+    datasets: str | None = None
     demo: Recipe | None = None
+    tower: str = "image"
     own_text_base: bool = False
     pipeline_tag: str = "feature-extraction"
     controls: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     methods: Mapping[str, type[MethodOptions]] = field(default_factory=lambda: ADAPTERS)
+
+    def check_towers(self, config: Mapping[str, Any], folder: Path) -> None:
+        """Check that an adapter's config names the task's tower.
+
+        Raises:
+            UserError: it does not.
+        """
+        for key in ("base", "adapters"):
+            if self.tower not in config[key]:
+                raise UserError(f"{folder}: field '{key}.{self.tower}' has no valid value; copy the adapter again")
 
     def dataset(self, root: Path | None, **demo: Any) -> Dataset:
         """The prepared dataset in ``root``, or the demo dataset, made on first use.
@@ -53,4 +67,5 @@ class Task:
         """
         if root is None and self.demo is None:
             raise UserError(f"task {self.name} has no demo dataset; give --data.root DIR, a prepared dataset")
-        return Dataset.open(root or demo_dataset(self.name, **demo), self.name)
+        name = self.datasets or self.name
+        return Dataset.open(root or demo_dataset(name, **demo), name)

@@ -10,13 +10,16 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vlkit.adapters.base import AdaptedEncoder, Adapter
 from vlkit.adapters.lst.pruning import Importance, fisher_of_towers, prune_
-from vlkit.adapters.tuning import TunedEncoder
+from vlkit.adapters.tuning import TunedEncoder, TunedReader, TunedWriter
+from vlkit.encoders.staged import StagedEncoder
+from vlkit.encoders.towers.t5 import T5Decoder
 from vlkit.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -37,13 +40,18 @@ def start_from_fisher(model: nn.Module, side: type[Adapter], losses: Iterable[Te
     log.info("fisher start: squared gradients of %d training examples, one by one through the whole base", count)
     with _bases_alone(model, side) as towers:
         found = fisher_of_towers([tower.base for tower in towers.values()], losses)
+    units = None
     for (name, tower), importance in zip(towers.items(), found, strict=True):
         _check(name, importance, count)
-        prune_(tower.adapter.ladder.blocks, tower.base, importance)
+        if isinstance(tower, AdaptedEncoder):
+            prune_(tower.adapter.ladder.blocks, tower.base, importance)
+        else:  # of an encoder-decoder; the decoder, which comes last, reads the units that the encoder keeps
+            memory_units = units if isinstance(tower.base, T5Decoder) else None
+            units = prune_(tower.ladder.blocks, tower.base, importance, memory_units)
 
 
 @contextlib.contextmanager
-def _bases_alone(model: nn.Module, side: type[Adapter]) -> Iterator[dict[str, AdaptedEncoder]]:
+def _bases_alone(model: nn.Module, side: type[Adapter]) -> Iterator[dict[str, Any]]:
     """Replace each tower that has a side network by its base, and put the model in eval mode.
 
     Yields:
@@ -53,14 +61,14 @@ def _bases_alone(model: nn.Module, side: type[Adapter]) -> Iterator[dict[str, Ad
         f"{prefix}.{name}".lstrip("."): (parent, name)
         for prefix, parent in model.named_modules()
         for name, child in parent.named_children()
-        if isinstance(child, AdaptedEncoder) and isinstance(child.adapter, side)
+        if _alone(child, side) is not None
     }
     if not parents:
         raise UserError("--adapter.start fisher: the model has no side network; use it with --adapter.kind lst")
     towers = {path: getattr(*place) for path, place in parents.items()}
     training = model.training
     for path, place in parents.items():
-        setattr(*place, TunedEncoder(towers[path].base))
+        setattr(*place, _alone(towers[path], side))
     model.eval()
     for module in model.modules():
         if isinstance(module, nn.RNNBase):
@@ -71,6 +79,15 @@ def _bases_alone(model: nn.Module, side: type[Adapter]) -> Iterator[dict[str, Ad
         for path, place in parents.items():
             setattr(*place, towers[path])
         model.train(training)
+
+
+def _alone(tower: nn.Module, side: type[Adapter]) -> TunedEncoder | None:
+    """The base of a tower or stack with a side network, to stand in its place; None: it has no side network."""
+    if isinstance(tower, AdaptedEncoder):
+        return TunedEncoder(tower.base) if isinstance(tower.adapter, side) else None
+    if not hasattr(tower, "ladder") or not isinstance(base := getattr(tower, "base", None), StagedEncoder):
+        return None
+    return TunedWriter(base) if isinstance(base, T5Decoder) else TunedReader(base)
 
 
 def _check(tower: str, importance: Importance, count: int) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,12 @@ from vlkit.adapters.lst.pruning import prune_
 from vlkit.encoders.blocks.anatomy import Opaque
 from vlkit.encoders.blocks.narrow import NarrowBlocks
 from vlkit.encoders.staged import StagedEncoder, Stream
+from vlkit.encoders.towers.hf_text import HfText
+from vlkit.encoders.towers.t5 import T5Decoder
 from vlkit.errors import UserError
+
+if TYPE_CHECKING:
+    from vlkit.adapters.lst.t5 import LstT5Decoder, LstT5Encoder
 
 Gate = Literal["learned", "one", "none", "linear", "inverse"]
 SCHEDULED = ("linear", "inverse")
@@ -198,6 +203,8 @@ class LstOptions(MethodOptions):
     """LST: a narrow transformer beside the frozen one, initialised from part of its weights."""
 
     kind: Literal["lst"] = "lst"
+    feeds_decoder: ClassVar[bool] = True
+    joint_side_network: ClassVar[bool] = True
     fits_any_tower: ClassVar[bool] = False
     reduction: int = 4
     """Divisor of every width; the number of heads stays."""
@@ -245,6 +252,20 @@ class LstOptions(MethodOptions):
                     raise UserError(f"--adapter.start {self.start}: {error}; use --adapter.start random") from None
         width = encoder.widths[0]
         return AdaptedEncoder(encoder, LstAdapter(ladder, width, width // self.reduction, init=self.init))
+
+    def build_stacks(self, encoder: HfText, decoder: T5Decoder) -> tuple[LstT5Encoder, LstT5Decoder]:
+        """Freeze both stacks and add a side encoder and a side decoder that attends to it.
+
+        Raises:
+            UserError: ``keep`` or ``reduction`` do not fit the stacks.
+        """
+        from vlkit.adapters.lst.t5 import LstT5Decoder, LstT5Encoder, start_stacks  # imports this module
+
+        given = self.keep, self.reduction, self.gate, self.after, self.gate_steps
+        stacks = LstT5Encoder(encoder, *given), LstT5Decoder(decoder, *given, init=self.init)
+        if self.start != "random":
+            start_stacks(*stacks)
+        return stacks
 
     @property
     def examples_wanted(self) -> int:

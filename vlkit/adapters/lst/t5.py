@@ -7,7 +7,6 @@ token is 0, and the frozen encoder adds nothing to visual rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,26 +15,12 @@ from torch import Tensor, nn
 
 from vlkit.adapters.lst.method import Gate, make_ladder, start_
 from vlkit.adapters.lst.pruning import Importance, prune_
+from vlkit.adapters.stacks import Memory, Past
 from vlkit.encoders.staged import Stream, freeze, run_early
 from vlkit.encoders.towers.hf_text import HfText
 from vlkit.encoders.towers.t5 import DecoderInput, T5Decoder
 
 Init = Literal["published", "identity"]
-
-
-@dataclass(frozen=True)
-class SideMemory:
-    """The encoder memories that the two decoders attend to.
-
-    Attributes:
-        frozen: [B, M, D], the frozen encoder's output; no gradient.
-        side: [B, M + V, d], the side encoder's output after its norm; V visual tokens, if any, come last.
-        mask: [B, M] bool, True = real token; None = all real. Visual tokens are always real.
-    """
-
-    frozen: Tensor
-    side: Tensor
-    mask: Tensor | None
 
 
 class LstT5Encoder(nn.Module):
@@ -61,7 +46,7 @@ class LstT5Encoder(nn.Module):
         self.base = freeze(base)
         self.ladder = make_ladder(base, keep, reduction, gate, after, span)
 
-    def forward(self, x: Any, visual: Tensor | None = None) -> SideMemory:
+    def forward(self, x: Any, visual: Tensor | None = None) -> Memory:
         """Encode an input of ``base.embed`` (ids [B, M] int64), and optional visual features [B, V, D]."""
         reduced: list[Tensor] = []
         for k, stream in run_early(self.base, x, self.ladder.layers, self.base.depth):
@@ -74,7 +59,11 @@ class LstT5Encoder(nn.Module):
         side = self.ladder.climb(reduced, arguments)
         with torch.no_grad():
             frozen = self.base.tokens(stream)
-        return SideMemory(frozen, side, stream.mask)
+        return Memory(frozen, side, stream.mask)
+
+    def read(self, ids: Tensor, visual: Tensor | None = None) -> Memory:
+        """See :class:`vlkit.adapters.stacks.TextReader`; only the side encoder reads visual tokens."""
+        return self(ids, visual)
 
     def _beside(self, visual: Tensor, stream: Stream) -> dict[str, Any]:
         """Position bias and mask for text tokens followed by visual tokens."""
@@ -89,7 +78,12 @@ class LstT5Encoder(nn.Module):
 
 
 class LstT5Decoder(nn.Module):
-    """A frozen T5 decoder with a side decoder that attends to the side memory; arguments as :class:`LstT5Encoder`."""
+    """A frozen T5 decoder with a side decoder that attends to the side memory; arguments as :class:`LstT5Encoder`.
+
+    Args:
+        init: ``"published"``: logits of the side decoder only; ``"identity"``: its projected output is added to the
+            frozen decoder's output and starts at 0.
+    """
 
     def __init__(
         self,
@@ -99,23 +93,30 @@ class LstT5Decoder(nn.Module):
         gate: Gate = "learned",
         after: bool = False,
         span: int = 1,
+        init: Init = "identity",
     ) -> None:
         super().__init__()
         self.base = freeze(base)
         self.ladder = make_ladder(base, keep, reduction, gate, after, span)
+        self.up = nn.Linear(self.ladder.first.out_features, base.token_dim)
+        self.residual = init == "identity"
+        start_(self.up)
+        if self.residual:
+            nn.init.zeros_(self.up.weight)
 
-    def forward(self, ids: Tensor, memory: SideMemory) -> tuple[Tensor, Tensor]:
+    def forward(self, ids: Tensor, memory: Memory, past: Past | None = None) -> tuple[Tensor, Tensor]:
         """Decode.
 
         Args:
             ids: [B, L] int64, starts with the decoder's start token.
             memory: from :class:`LstT5Encoder`.
+            past: see :class:`vlkit.adapters.stacks.TextWriter`.
 
         Returns:
             Side states after the side norm [B, L, d], and the frozen decoder's states after its own norm [B, L, D].
         """
         reduced: list[Tensor] = []
-        x = DecoderInput(ids, memory.frozen, memory.mask)
+        x = DecoderInput(ids, memory.frozen, memory.mask, None if past is None else past.base)
         for k, stream in run_early(self.base, x, self.ladder.layers, self.base.depth):
             if k in self.ladder.layers:
                 reduced.append(self.ladder.reduce(len(reduced), stream.hidden))
@@ -123,9 +124,17 @@ class LstT5Decoder(nn.Module):
         mask, more = arguments["encoder_attention_mask"], memory.side.shape[1] - memory.frozen.shape[1]
         if mask is not None and more:
             arguments["encoder_attention_mask"] = F.pad(mask, (0, more), value=mask.dtype == torch.bool)
+        if past is not None:
+            arguments[self.base.cache_name] = past.side
         side = self.ladder.climb(reduced, {**arguments, "encoder_hidden_states": memory.side})
         with torch.no_grad():
             return side, self.base.tokens(stream)
+
+    def write(self, start: Tensor, memory: Memory, past: Past | None = None) -> Tensor:
+        """See :class:`vlkit.adapters.stacks.TextWriter`."""
+        side, frozen = self(start, memory, past)
+        out = self.up(side)
+        return self.base.logits(frozen + out if self.residual else out)
 
 
 class LstT5(nn.Module):
@@ -133,36 +142,31 @@ class LstT5(nn.Module):
 
     Args:
         encoder, decoder: both with the same reduction.
-        init: ``"published"``: logits of the side decoder only; ``"identity"``: its output is added to the frozen
-            decoder's output and starts at 0.
-        importance: importance of the encoder's and the decoder's weights, to initialise the side blocks
-            (:func:`vlkit.adapters.lst.pruning.prune_`); default: their magnitude.
+        importance: see :func:`start_stacks`.
     """
 
     def __init__(
-        self,
-        encoder: LstT5Encoder,
-        decoder: LstT5Decoder,
-        init: Init = "identity",
-        importance: tuple[Importance, Importance] | None = None,
+        self, encoder: LstT5Encoder, decoder: LstT5Decoder, importance: tuple[Importance, Importance] | None = None
     ) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
-        self.up = nn.Linear(decoder.ladder.first.out_features, _width(decoder.base))
-        self.residual = init == "identity"
-        start_(self.up)
-        if self.residual:
-            nn.init.zeros_(self.up.weight)
-        of_encoder, of_decoder = (None, None) if importance is None else importance
-        units = prune_(encoder.ladder.blocks, encoder.base, of_encoder)
-        prune_(decoder.ladder.blocks, decoder.base, of_decoder, memory_units=units)
+        start_stacks(encoder, decoder, importance)
 
     def forward(self, x: Any, ids: Tensor, visual: Tensor | None = None) -> Tensor:
         """Logits [B, L, V] for encoder input ``x`` (ids [B, M] int64), decoder ids [B, L] int64 and visual features."""
-        side, frozen = self.decoder(ids, self.encoder(x, visual))
-        out = self.up(side)
-        return self.decoder.base.logits(frozen + out if self.residual else out)
+        return self.decoder.write(ids, self.encoder(x, visual))
 
 
-def _width(base: HfText) -> int:
-    return base.token_dim
+def start_stacks(
+    encoder: LstT5Encoder, decoder: LstT5Decoder, importance: tuple[Importance, Importance] | None = None
+) -> None:
+    """Initialise both side networks from the base's weights; the side decoder reads the units the side encoder keeps.
+
+    Args:
+        encoder, decoder: both with the same reduction.
+        importance: of the encoder's and the decoder's weights (:func:`vlkit.adapters.lst.pruning.prune_`); default:
+            their magnitude.
+    """
+    of_encoder, of_decoder = (None, None) if importance is None else importance
+    units = prune_(encoder.ladder.blocks, encoder.base, of_encoder)
+    prune_(decoder.ladder.blocks, decoder.base, of_decoder, memory_units=units)

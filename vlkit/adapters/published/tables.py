@@ -153,6 +153,13 @@ TABLES: dict[str, list[tuple[str, str]]] = {
         ("final_side_layer_norm", "norm"),
     ],
     "lst/t5_out": [("side_final_upsample", "up")],
+    "lst/clip_t5_visual": [
+        ("feat_embedding.0", "project"),
+        ("feat_embedding.1", "project_norm"),
+        ("absolute_vis_pos_embedding.0", "box"),
+        ("absolute_vis_pos_embedding.1", "box_norm"),
+        ("img_order_embedding", "image"),
+    ],
     "lst/joint": [
         ("side_first_downsample_l", "ladder.first"),
         ("side_gate_params_l.*", "ladder.rungs.*.gate"),

@@ -7,35 +7,18 @@ trained RMS norm follows each of the two merged streams.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vlkit.adapters.sherl.tokens import SherlAdapter
+from vlkit.adapters.stacks import Memory, Past
 from vlkit.encoders.staged import check_layers, freeze, run_blocks, run_early
 from vlkit.encoders.towers.hf_text import HfText
 from vlkit.encoders.towers.t5 import DecoderInput, T5Decoder, attending_as, with_memory
 
 Init = Literal["published", "identity"]
-
-
-@dataclass(frozen=True)
-class Memory:
-    """The encoder memories that the decoder attends to.
-
-    Attributes:
-        frozen: [B, M, D], the encoder's own output for the decoder's early route; no gradient.
-        side: [B, M, D], the merged taps after the side norm, for the decoder's late route.
-        mask: [B, M] bool, True = real token; None = all real.
-        side_mask: [B, S] bool, mask of a side memory [B, S, D] with extra tokens (added by a head); None = ``mask``.
-    """
-
-    frozen: Tensor
-    side: Tensor
-    mask: Tensor | None
-    side_mask: Tensor | None = None
 
 
 class SherlT5Encoder(nn.Module):
@@ -77,6 +60,11 @@ class SherlT5Encoder(nn.Module):
             frozen = self.base.tokens(stream)
         return Memory(frozen, self.dropout(side), stream.mask)
 
+    def read(self, ids: Tensor, visual: Tensor | None = None) -> Memory:
+        """See :class:`vlkit.adapters.stacks.TextReader`; visual tokens join the side memory as they are."""
+        memory = self(ids)
+        return memory if visual is None else memory.with_tokens(visual)
+
 
 class SherlT5Decoder(nn.Module):
     """A frozen T5 decoder whose last block reads the merged taps and attends to the side memory.
@@ -96,19 +84,20 @@ class SherlT5Decoder(nn.Module):
         self.adapter = _adapter(base.token_dim, layers, base.depth - 1, 1, reduction, init)
         self.norm = _side_norm(base, init)
 
-    def forward(self, ids: Tensor, memory: Memory) -> Tensor:
+    def forward(self, ids: Tensor, memory: Memory, past: Past | None = None) -> Tensor:
         """Decode.
 
         Args:
             ids: [B, L] int64, starts with the decoder's start token.
             memory: from :class:`SherlT5Encoder`.
+            past: see :class:`vlkit.adapters.stacks.TextWriter`.
 
         Returns:
             [B, L, D], states after the side norm.
         """
         reduced: list[Tensor] = []
         stop = self.base.depth - self.adapter.late
-        x = DecoderInput(ids, memory.frozen, memory.mask)
+        x = DecoderInput(ids, memory.frozen, memory.mask, None if past is None else past.base)
         for k, stream in run_early(self.base, x, self.adapter.layers, stop):
             if k in self.adapter.layers:
                 reduced.append(self.adapter.reduce(len(reduced), stream))
@@ -121,6 +110,10 @@ class SherlT5Decoder(nn.Module):
         stream = stream.replace(hidden=self.adapter.merge(reduced, stream.hidden, stream))
         return self.norm(run_blocks(self.base, stream, stop, self.base.depth).hidden)
 
+    def write(self, start: Tensor, memory: Memory, past: Past | None = None) -> Tensor:
+        """See :class:`vlkit.adapters.stacks.TextWriter`."""
+        return self.base.logits(self(start, memory, past))
+
 
 class SherlT5(nn.Module):
     """Both stacks: ``model(x, ids)`` returns vocabulary logits; only the two side modules train."""
@@ -132,7 +125,7 @@ class SherlT5(nn.Module):
 
     def forward(self, x: Any, ids: Tensor) -> Tensor:
         """Logits [B, L, V] for encoder input ``x`` (ids [B, M] int64) and decoder ids [B, L] int64."""
-        return self.decoder.base.logits(self.decoder(ids, self.encoder(x)))
+        return self.decoder.write(ids, self.encoder(x))
 
 
 def _adapter(

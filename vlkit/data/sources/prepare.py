@@ -60,14 +60,15 @@ class Prepared:
     def summary(self) -> str:
         """Counts per split as a small table, then the notes; printable, whatever the names contain."""
         dataset = self.dataset
-        media = f"{RECORDS[dataset.task].media}s"
+        medium = RECORDS[dataset.task].media
+        media = f"{medium}s" if medium else ""
         lines = [
             f"{dataset.name} ({dataset.task}) -> {dataset.root}",
             f"{'split':<10} {media:>9} {'records':>9} {'texts':>9}",
         ]
         for split, entry in dataset.splits.items():
             counts = (
-                f"{entry['media']:,}",
+                f"{entry['media']:,}" if medium else "",
                 f"{entry['records']:,}",
                 f"{entry['texts']:,}" if "texts" in entry else "-",
             )
@@ -182,6 +183,8 @@ def _clean(text: str) -> str:
 def _locate(source: Source, folder: MediaFolder) -> tuple[dict[str, list[Record]], list[str], int]:
     """Return the records whose medium exists, the missing paths, and how many were found at another path."""
     media = RECORDS[source.task].media
+    if media is None:
+        return dict(source.splits), [], 0
     found: dict[str, str | None] = {}
     splits: dict[str, list[Record]] = {}
     for split, records in source.splits.items():

@@ -46,7 +46,7 @@ class NarrowBlocks(nn.ModuleDict):
                 continue
             self._shares_bias, self._transformers = family.shares_bias, True
             narrow = _divided(config or _config_of(block), family, reduction)
-            self[str(i)] = _hf_block(block, narrow, first=i == layers[0])
+            self[str(i)] = _hf_block(block, narrow, place=layers.index(i))
 
     def start(self, extras: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the first block besides its state, given a stream's extras."""
@@ -95,8 +95,8 @@ def _divided(config: Any, family: Family, reduction: int) -> Any:
     return narrow
 
 
-def _hf_block(block: nn.Module, config: Any, first: bool) -> nn.Module:
-    known = {"has_relative_attention_bias": first, "layer_idx": 0}
+def _hf_block(block: nn.Module, config: Any, place: int) -> nn.Module:
+    known = {"has_relative_attention_bias": place == 0, "layer_idx": place}
     asked = inspect.signature(type(block)).parameters
     return type(block)(config, **{name: value for name, value in known.items() if name in asked})
 

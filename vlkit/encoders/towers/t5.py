@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +22,13 @@ class DecoderInput:
         ids: [B, L] int64, starts with the decoder's start token.
         memory: [B, M, D] encoder output after its final norm.
         memory_mask: [B, M] bool, True = real token; None = all real.
+        cache: keys and values of earlier tokens, a cache of transformers that each block extends; None = no cache.
     """
 
     ids: Tensor
     memory: Tensor
     memory_mask: Tensor | None = None
+    cache: Any = None
 
 
 class T5Decoder(HfText):
@@ -45,6 +48,11 @@ class T5Decoder(HfText):
         scaled = getattr(stack.config, "scale_decoder_outputs", False)
         self.output_scale = stack.config.d_model**-0.5 if scaled else 1.0
 
+    @property
+    def cache_name(self) -> str:
+        """What this version of transformers calls the cache."""
+        return "cache" if "cache" in inspect.signature(self.trunk.forward).parameters else "past_key_values"
+
     def embed(self, x: DecoderInput) -> Stream:
         """Decoder ids and encoder memory -> stream with hidden [B, L, D]; summary = the last real token."""
         memory_mask = None if x.memory_mask is None else x.memory_mask.long()
@@ -53,7 +61,7 @@ class T5Decoder(HfText):
             input_ids=x.ids,
             encoder_hidden_states=x.memory,
             encoder_attention_mask=memory_mask,
-            use_cache=False,
+            **({"use_cache": False} if x.cache is None else {self.cache_name: x.cache}),
         )
         mask = self.real(x.ids)
         return Stream(hidden, mask, mask.long().sum(dim=1) - 1, {"arguments": arguments})

@@ -24,8 +24,9 @@ from vlkit.engine.distributed import gather_objects, my_share
 from vlkit.metrics.gqa import binary_and_open
 from vlkit.metrics.vqa import Form, answer_scores, vqa_metrics
 from vlkit.metrics.vqa_text import answer_form
+from vlkit.tasks.generation import ImageWriter, beam_search
 from vlkit.tasks.vqa.data import answered, by_image, form_of, main_answer
-from vlkit.tasks.vqa.heads import AnswerGenerator, ClassifyOptions, GenerateOptions, beam_search
+from vlkit.tasks.vqa.heads import AnswerClassifier, AnswerGenerator, ClassifyOptions, GenerateOptions
 from vlkit.tasks.vqa.model import HeadOptions, Model
 
 Answers = list[tuple[str, float]]
@@ -99,7 +100,7 @@ class Answerer:
         owner = torch.tensor([place for place, group in enumerate(groups) for _ in group])
         batch = [self.fabric.to_device(part) for part in (pixels, self.text.tokenize(texts), owner)]
         with self.fabric.autocast():
-            answers = self._write(batch, k) if isinstance(self.model, AnswerGenerator) else self._choose(batch, k)
+            answers = self._choose(batch, k) if isinstance(self.model, AnswerClassifier) else self._write(batch, k)
         rest = iter(answers)
         return [[next(rest) for _ in group] for group in groups]
 
@@ -112,7 +113,7 @@ class Answerer:
 
     def _write(self, batch: list[Tensor], k: int) -> list[Answers]:
         text, head = self.text, cast(GenerateOptions, self.head)
-        base, model = cast(TextBase, text.base), cast(AnswerGenerator, self.model)
+        base, model = cast(TextBase, text.base), cast("AnswerGenerator | ImageWriter", self.model)
         ids, scores = beam_search(
             model,
             model.memory(*batch),

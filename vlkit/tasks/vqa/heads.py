@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlkit.adapters.sherl.t5 import Memory, SherlT5Decoder
-from vlkit.encoders.towers.t5 import DecoderInput
+from vlkit.adapters.stacks import Memory, Past
 from vlkit.errors import UserError
 from vlkit.tasks.fusion import Fusion
 
@@ -41,14 +39,16 @@ class GenerateOptions:
     blind: bool = False
     """Leave the image out: the question-only control."""
     queries: int = 8
-    """Number of fused states that the decoder attends to in addition to the question."""
+    """Number of fused states that the decoder attends to in addition to the question (not LST, which reads cells)."""
+    cells: int = 6
+    """Cells per side that an image is pooled to (LST only)."""
     beams: int = 3
     """Beam size for writing an answer; 1 = greedy."""
     max_tokens: int = 8
     """Longest answer in tokens."""
 
     def __post_init__(self) -> None:
-        for name in ("queries", "beams", "max_tokens"):
+        for name in ("queries", "cells", "beams", "max_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"--head.{name} {getattr(self, name)}: must be at least 1")
 
@@ -122,12 +122,13 @@ class AnswerGenerator(nn.Module):
 
     Args:
         image: adapted vision tower; None = blind.
-        encoder: :class:`SherlT5Encoder`, or another adapted encoder (``forward(ids) -> Encoded``).
-        decoder: :class:`SherlT5Decoder`, or another adapted decoder (``forward(DecoderInput) -> Encoded``).
+        encoder: the adapted encoder, a :class:`vlkit.adapters.stacks.TextReader` whose memory has the base's width.
+        decoder: the adapted decoder, a :class:`vlkit.adapters.stacks.TextWriter`.
         fusion: fusion whose queries become memory.
     """
 
-    decoder: Any  # SherlT5Decoder, or an adapted decoder
+    text: Any
+    decoder: Any
 
     def __init__(self, image: nn.Module | None, encoder: nn.Module, decoder: Any, fusion: Fusion) -> None:
         super().__init__()
@@ -139,66 +140,15 @@ class AnswerGenerator(nn.Module):
 
     def memory(self, pixels: Tensor | None, ids: Tensor, owner: Tensor) -> Memory:
         """The decoder's memory: ``side`` is [B, L + Q, D], the question's tokens and the fused states."""
-        text = self.text(ids)
-        words = Words(text.side, text.mask) if isinstance(text, Memory) else Words(text.tokens, text.mask)
+        text = self.text.read(ids)
         image = None if self.image is None else self.image(pixels)
-        fused = self.memory_norm(self.to_memory(self.fusion(image, words, owner)[-1]))
-        mask = words.mask
-        if mask is None:
-            mask = torch.ones(words.tokens.shape[:2], dtype=torch.bool, device=ids.device)
-        frozen = text.frozen if isinstance(text, Memory) else words.tokens
-        side = torch.cat([words.tokens, fused.to(words.tokens.dtype)], dim=1)
-        return Memory(frozen, side, mask, F.pad(mask, (0, fused.shape[1]), value=True))
+        fused = self.fusion(image, Words(text.side, text.mask), owner)[-1]
+        return text.with_tokens(self.memory_norm(self.to_memory(fused)))
 
-    def decode(self, memory: Memory, start: Tensor) -> Tensor:
-        """Logits [B, T, V] float32 of the token after each of ``start`` [B, T] int64 (start token first)."""
-        if isinstance(self.decoder, SherlT5Decoder):
-            states = self.decoder(start, memory)
-        else:
-            states = self.decoder(DecoderInput(start, memory.side, memory.side_mask)).tokens
-        return self.decoder.base.logits(states).float()
+    def decode(self, memory: Memory, start: Tensor, past: Past | None = None) -> Tensor:
+        """Logits [B, T, V] float32; see :class:`vlkit.tasks.generation.Decodes`."""
+        return self.decoder.write(start, memory, past).float()
 
     def forward(self, pixels: Tensor, ids: Tensor, owner: Tensor, start: Tensor) -> Tensor:
         """Logits [B, T, V] of the answers' tokens under teacher forcing; see :meth:`memory` and :meth:`decode`."""
         return self.decode(self.memory(pixels, ids, owner), start)
-
-
-@torch.no_grad()
-def beam_search(
-    model: AnswerGenerator, memory: Memory, start_id: int, end_id: int, pad_id: int, beams: int, max_tokens: int
-) -> tuple[Tensor, Tensor]:
-    """The most probable answers by beam search. Answers are short, so nothing is cached between steps.
-
-    Args:
-        model: in eval mode.
-        memory: memory of B questions.
-        beams: K, beam size and number of answers returned per question.
-        max_tokens: longest answer, end token included.
-
-    Returns:
-        Ids [B, K, T] int64 (without the start token, padded) and log probabilities [B, K] float32, best first.
-    """
-    count, device = len(memory.side), memory.side.device
-    rows = torch.arange(count, device=device).repeat_interleave(beams)
-    parts: Any = (None if part is None else part[rows] for part in vars(memory).values())
-    wide = Memory(*parts)
-    ids = torch.full((count * beams, 1), start_id, device=device)
-    score = torch.full((count, beams), -math.inf, device=device)
-    score[:, 0] = 0.0  # all beams start equal: only one counts
-    ended = torch.zeros(count * beams, dtype=torch.bool, device=device)
-    for _ in range(max_tokens):
-        step = model.decode(wide, ids)[:, -1].log_softmax(-1)
-        # A finished answer continues as padding, at no cost.
-        only_pad = torch.full_like(step[0], -math.inf)
-        only_pad[pad_id] = 0.0
-        step = torch.where(ended[:, None], only_pad, step)
-        options = (score.flatten()[:, None] + step).view(count, -1)
-        score, chosen = options.topk(beams, dim=1)
-        vocabulary = step.shape[1]
-        source = (torch.arange(count, device=device)[:, None] * beams + chosen // vocabulary).flatten()
-        token = (chosen % vocabulary).flatten()
-        ids = torch.cat([ids[source], token[:, None]], dim=1)
-        ended = ended[source] | (token == end_id)
-        if ended.all():
-            break
-    return ids[:, 1:].view(count, beams, -1), score

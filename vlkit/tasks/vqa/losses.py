@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,19 +26,3 @@ def answer_softmax(logits: Tensor, targets: Tensor) -> Tensor:
     total = targets.sum(1)
     per_question = -(targets * logits.log_softmax(1)).sum(1) / total.clamp_min(1e-6)
     return per_question.sum() / (total > 0).sum().clamp_min(1)
-
-
-def shift_right(targets: Tensor, start_id: int) -> Tensor:
-    """Decoder input to predict ``targets`` [B, T]: the start token, then all targets except the last."""
-    return torch.cat([torch.full_like(targets[:, :1], start_id), targets[:, :-1]], dim=1)
-
-
-def token_loss(logits: Tensor, targets: Tensor, pad_id: int) -> Tensor:
-    """Mean cross-entropy per token, without padding.
-
-    Args:
-        logits: [B, T, V].
-        targets: [B, T] int64, end token included.
-        pad_id: id of the padding.
-    """
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=pad_id)

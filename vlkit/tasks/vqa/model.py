@@ -10,10 +10,11 @@ from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.text_side import TextSide
 from vlkit.errors import UserError
 from vlkit.tasks.fusion import Fusion, FusionOptions
+from vlkit.tasks.generation import ImageWriter
+from vlkit.tasks.visual_embedding import VisualEmbedding
 from vlkit.tasks.vqa.heads import VQA_HEADS, AnswerClassifier, AnswerGenerator, ClassifyOptions, GenerateOptions
 
-Model = AnswerClassifier | AnswerGenerator
-
+Model = AnswerClassifier | AnswerGenerator | ImageWriter
 
 HeadOptions = ClassifyOptions | GenerateOptions
 
@@ -41,6 +42,9 @@ def build_model(
     if text.base is None or text.base.decoder is None:
         raise UserError(f"--head.kind generate: --text_base {text.name} has no decoder; give a T5, or classify")
     encoder, decoder = adapter.build_stacks(text.base.encoder, text.base.decoder)
+    if adapter.joint_side_network:
+        width = text.base.encoder.token_dim
+        return ImageWriter(image, encoder, decoder, VisualEmbedding(base.image.token_dim, width, head.cells))
     return AnswerGenerator(image, encoder, decoder, Fusion(base.image, text.encoder, fusion, head.queries))
 
 

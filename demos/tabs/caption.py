@@ -1,0 +1,48 @@
+"""Caption: sentences about an image, with their probabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from tabs.common import Studio, bars, chosen, endpoint, image_input, lead, no_model, on_example, on_page, picker
+from tabs.search import given
+from vlkit.serving import check_count
+
+MOST_CAPTIONS = 5
+
+
+def build(studio: Studio) -> None:
+    """Lay out the tab; call it within a ``gr.Tab``."""
+    models = studio.models.by_task.get("captioning", {})
+    lead("Describe an image in a sentence. Each bar is the probability that the model gives to the whole sentence.")
+    if not models:
+        no_model("captioning", "captions")
+        return
+    with gr.Row():
+        image = image_input("Image", height=320, elem_id="caption-image")
+        with gr.Column():
+            count = gr.Slider(1, MOST_CAPTIONS, value=3, step=1, label="Captions", elem_id="caption-count")
+            model = picker(models)
+            button = gr.Button("Describe", variant="primary", elem_id="caption-button")
+            result = gr.HTML(elem_id="caption-result")
+    rows = [[str(studio.album.plain / entry.name)] for entry in studio.album.about_plain]
+    examples = gr.Examples(rows[:5], [image], api_visibility="private", label="Try")
+
+    def captions(image: Image.Image | None, count: int, model: str | None) -> list[tuple[str, float]]:
+        k = check_count(count, "number of captions", MOST_CAPTIONS)
+        return chosen(models, model).captions(given(image), k)
+
+    def show(image: Image.Image | None, count: int, model: str | None) -> str:
+        return bars(captions(image, count, model), lambda share: f"{share:.1%}", label="Captions, best first")
+
+    def caption(image: Image.Image | None, count: int = 1, model: str | None = None) -> list[dict[str, Any]]:
+        """Captions of an image: [{"caption", "probability"}], best first."""
+        return [{"caption": text, "probability": float(share)} for text, share in captions(image, count, model)]
+
+    inputs = [image, count, model]
+    on_page([button.click], show, inputs, [result])
+    on_example(examples, show, inputs, [result])
+    endpoint("caption", caption, inputs)

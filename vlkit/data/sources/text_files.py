@@ -1,0 +1,201 @@
+"""Own texts with labels: CSV or TSV with a header, JSONL, or a JSON list of objects."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vlkit.data.boxes import Record
+from vlkit.data.sources.folder import split_of
+from vlkit.data.sources.prepare import Source
+from vlkit.data.text_task import TextTask
+from vlkit.errors import UserError, some
+from vlkit.files import read_json, read_text
+
+FORMS = "give a CSV or TSV with a header line, JSONL, or a JSON list of objects"
+FIRST = ("text", "sentence", "sentence1", "text1", "premise", "question", "question1")
+SECOND = ("text2", "sentence2", "hypothesis", "question2", "answer")
+LABELS = ("label", "labels", "class", "score", "target")
+SPLIT = "split"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns to read; None = found by their names (:data:`FIRST`, :data:`SECOND`, :data:`LABELS`)."""
+
+    text: str | None = None
+    text2: str | None = None
+    label: str | None = None
+
+
+def read(
+    files: Mapping[str, Path],
+    columns: Columns,
+    word: str,
+    kind: Literal["auto", "classification", "regression"] = "auto",
+    *,
+    val: float = 0.1,
+    test: float = 0.1,
+    seed: int = 0,
+) -> Source:
+    """Read labelled texts.
+
+    Args:
+        files: split -> file. A file for ``train`` alone is divided by its column ``split``, or by ``val``, ``test`` and
+            ``seed``, each row by a hash of its texts.
+        columns: the columns.
+        word: the word that a text-to-text model reads first.
+        kind: auto = regression if every label is a number and one has a decimal point.
+        val, test: shares of a file that is divided.
+        seed: of the division.
+
+    Raises:
+        UserError: a file or a line cannot be read, or a label is missing in a split to train or measure on.
+    """
+    if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
+        raise UserError(f"--val {val} and --test {test}: give shares of at least 0 that leave some texts to train on")
+    source = Source(word, "text", {}, {"files": {split: str(Path(path).resolve()) for split, path in files.items()}})
+    divide = list(files) == ["train"]
+    names: tuple[str, ...] = ()
+    for split, path in files.items():
+        for where, row in _rows(Path(path)):
+            text, text2, label = _chosen(row, columns, where)
+            names = (text, text2) if text2 else (text,)
+            record: Record = {"text": _text(row, text, where)}
+            if text2:
+                record["text2"] = _text(row, text2, where)
+            value = None if label is None else row[label]
+            if value is not None and value != "":
+                record["label"] = value
+            own = split
+            if divide:
+                key = json.dumps([record["text"], record.get("text2")])
+                own = str(row.get(SPLIT) or split_of(key, val=val, test=test, seed=seed))
+            records = source.splits.setdefault(own, [])
+            records.append({"id": f"{own}/{len(records)}", **record})
+    source.extra = {"text": _task(source, word, names, kind).to_dict()}
+    return source
+
+
+def _task(source: Source, word: str, names: tuple[str, ...], kind: str) -> TextTask:
+    """The task, from the labels of all splits; turns the labels into what it asks for."""
+    records = [record for split in source.splits.values() for record in split if "label" in record]
+    if not records:
+        raise UserError(f"no label in {some(list(source.inputs['files'].values()))}; name its column with --label")
+    numbers = [_number(record["label"]) for record in records]
+    pointed = any(isinstance(r["label"], float) or "." in str(r["label"]) for r in records)
+    if kind == "auto":
+        kind = "regression" if pointed and None not in numbers else "classification"
+    fields = tuple(f"{name}:" for name in names)
+    if kind == "regression":
+        for record, number in zip(records, numbers, strict=True):
+            if number is None:
+                raise UserError(f"{record['id']}: label {record['label']!r} is not a number; use --kind classification")
+            record["label"] = number
+        return TextTask(word, fields, "regression", (), ("pearson", "spearman"))
+    for record in records:
+        record["label"] = str(record["label"])
+    labels = tuple(sorted({record["label"] for record in records}))
+    if len(labels) < 2:
+        raise UserError(f"every label is {next(iter(labels))!r}; a task needs two classes or more")
+    metrics = ("accuracy", "f1") if len(labels) == 2 else ("accuracy",)
+    return TextTask(word, fields, "classification", labels, metrics)
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each row stands, and its fields."""
+    suffix = path.suffix.lower()
+    if suffix in (".jsonl", ".ndjson"):
+        lines = read_text(path, FORMS).split("\n")
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield f"{path}:{number}", _object(_parse(line, f"{path}:{number}"), f"{path}:{number}")
+            elif any(rest.strip() for rest in lines[number:]):
+                raise UserError(f"{path}:{number}: the line is empty; remove it")
+    elif suffix == ".json":
+        content = read_json(path, FORMS)
+        if not isinstance(content, list):
+            raise UserError(f"{path}: not a list of objects; {FORMS}")
+        for index, value in enumerate(content):
+            yield f"{path}: [{index}]", _object(value, f"{path}: [{index}]")
+    elif suffix in (".csv", ".tsv"):
+        yield from _table(path, "\t" if suffix == ".tsv" else ",")
+    else:
+        raise UserError(f"{path}: unknown ending {suffix!r}; {FORMS}")
+
+
+def _table(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    # A TSV has no quoting, as in GLUE: a quotation mark is part of a sentence.
+    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    lines = read_text(path, FORMS).split("\n")
+    reader = csv.reader((line + "\n" for line in lines), delimiter=delimiter, quoting=quoting, strict=True)
+    header: list[str] | None = None
+    try:
+        for cells in reader:
+            where = f"{path}:{reader.line_num}"
+            if not any(cell.strip() for cell in cells):
+                if any(line.strip() for line in lines[reader.line_num :]):
+                    raise UserError(f"{where}: the line is empty; remove it")
+                return
+            if header is None:
+                header = [cell.strip() for cell in cells]
+                continue
+            if len(cells) != len(header):
+                raise UserError(f"{where}: {len(cells)} columns, the header has {len(header)}; correct the line")
+            yield where, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: {error}; correct the quotation marks") from None
+
+
+def _parse(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{where}: not valid JSON ({getattr(error, 'msg', error)}); write one object per line"
+        ) from None
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f'{where}: expected an object such as {{"text": "fine", "label": "good"}}')
+    return value
+
+
+def _chosen(row: Mapping[str, Any], columns: Columns, where: str) -> tuple[str, str | None, str | None]:
+    """Names of the columns of a row."""
+    known = {name.lower(): name for name in row}
+
+    def find(flag: str, stated: str | None, usual: tuple[str, ...]) -> str | None:
+        if stated is None:
+            return next((known[name] for name in usual if name in known), None)
+        if stated not in row:
+            raise UserError(f"{where}: no column {stated!r} ({flag}); there are {some(list(row), 8)}")
+        return stated
+
+    text = find("--text", columns.text, FIRST)
+    if text is None:
+        raise UserError(f"{where}: no column for the text; name it with --text, there are {some(list(row), 8)}")
+    text2 = find("--text2", columns.text2, SECOND)
+    label = find("--label", columns.label, LABELS)
+    return text, None if text2 == text else text2, label
+
+
+def _text(row: Mapping[str, Any], name: str, where: str) -> str:
+    value = row[name]
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where}: column {name!r} holds no text; write one, or remove the line")
+    return value.strip()
+
+
+def _number(label: Any) -> float | None:
+    try:
+        value = float(label)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None

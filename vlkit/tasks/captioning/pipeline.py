@@ -1,0 +1,99 @@
+"""Pipeline for captions: an image -> a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric import Fabric
+from PIL import Image
+from torch import Tensor
+
+from vlkit.adapters.options import adapter_options
+from vlkit.data.images import open_image, to_rgb
+from vlkit.encoders.bases import ClipBase, TextBase
+from vlkit.encoders.load import load_base
+from vlkit.encoders.text_side import text_side
+from vlkit.engine.checkpoint import check_base, load_trained
+from vlkit.engine.foreign import built_for
+from vlkit.errors import UserError
+from vlkit.tasks.batching import Batching
+from vlkit.tasks.captioning.evaluate import Captioner, Captions
+from vlkit.tasks.captioning.model import build_model, head_options, identity_of
+
+ImageInput = str | Path | Image.Image
+IMAGES_AT_ONCE = 32
+"""Most images, from several callers, in one batch."""
+
+
+class CaptioningPipeline:
+    """``model.caption("dog.jpg")`` -> ``"a dog on the grass"``.
+
+    Safe to call from several threads; calls that arrive while the model is busy are batched.
+
+    Args:
+        captioner: model, bases and device.
+        name: name used in messages.
+        metrics: the metrics recorded in the adapter's config.
+    """
+
+    def __init__(self, captioner: Captioner, name: str, metrics: dict[str, float]) -> None:
+        self.captioner, self.name, self.metrics = captioner, name, metrics
+        self._together = Batching(self._caption, IMAGES_AT_ONCE)
+
+    def caption(self, image: ImageInput) -> str:
+        """The best caption of an image.
+
+        Raises:
+            vlkit.data.images.MediaError: a file is not a readable image; names it and the reason.
+        """
+        return self.captions(image, 1)[0][0]
+
+    def captions(self, image: ImageInput, k: int = 5) -> Captions:
+        """The k best captions of an image with their probabilities, best first.
+
+        Raises:
+            UserError: ``k`` is less than 1.
+        """
+        if k < 1:
+            raise UserError(f"k={k}: must be at least 1")
+        return self._together([(image, k)])[0]
+
+    def caption_all(self, images: Sequence[ImageInput]) -> list[str]:
+        """The best caption of each image."""
+        return [found[0][0] for found in self._together([(image, 1) for image in images])]
+
+    def _caption(self, asked: list[tuple[ImageInput, int]]) -> list[Captions]:
+        """The beam depends on ``k``, so each ``k`` runs alone."""
+        found: dict[int, Captions] = {}
+        for k in {k for _, k in asked}:
+            rows = [row for row, (_, own) in enumerate(asked) if own == k]
+            images = [asked[row][0] for row in rows]
+            found |= zip(rows, self.captioner.caption(images, _as_rgb, k), strict=True)
+        return [found[row] for row in range(len(asked))]
+
+
+def _as_rgb(image: ImageInput) -> Image.Image:
+    return to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
+
+
+def open_adapter(
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    folder: Path,
+    fabric: Fabric,
+    base: ClipBase | None = None,
+    text_base: TextBase | None = None,
+) -> CaptioningPipeline:
+    """Attach a saved adapter to its bases; see :func:`vlkit.tasks.load.load`."""
+    image = config["base"]["image"]
+    base = base or load_base(image["load"], image_size=image.get("image_size"))
+    text = text_side(config["base"]["text"]["load"], base, text_base)
+    check_base(config, identity_of(base, text), folder)
+    with built_for(tensors, folder, base.image.model, text.encoder.model):
+        head = head_options(config["head"])
+        model = build_model(base, text, adapter_options(config["adapters"]["image"]), head)
+    load_trained(model, tensors, folder)
+    fabric.setup_module(model.requires_grad_(False)).eval()
+    return CaptioningPipeline(Captioner(model, base, text, head, fabric), folder.name, config.get("metrics", {}))

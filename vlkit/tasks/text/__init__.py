@@ -1,0 +1,1 @@
+"""Text to text: classification and regression of texts and pairs of texts."""
