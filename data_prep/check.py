@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlkit.cli.config import positional, run
+from vlkit.cli.show import visible
 from vlkit.data.check import check_dataset, write_clean
 from vlkit.data.manifest import Dataset
 from vlkit.errors import UserError
@@ -32,14 +33,14 @@ def main(config: Config) -> None:
         raise UserError(f"--workers {config.workers}: give 1 or more")
     report = check_dataset(Dataset.open(config.dataset), workers=config.workers)
     for problem in report.problems:
-        print(problem)
+        print(visible(problem))
     if config.json:
         write_json(config.json, report.as_json())
     print(f"{report.records} records, {report.media} media opened, {len(report.problems)} problems")
     if config.write_clean:
         clean = write_clean(report, config.write_clean)
         kept = sum(entry["records"] for entry in clean.splits.values())
-        print(f"{kept} good records written to {clean.root}")
+        print(visible(f"{kept} good records written to {clean.root}"))
     elif report.problems:
         fix = "fix them, or write a copy without them with --write_clean DIR"
         raise UserError(f"{config.dataset}: {len(report.problems)} problems, listed on standard output; {fix}")

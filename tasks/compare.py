@@ -2,16 +2,19 @@
 
     python tasks/compare.py --task retrieval --kinds sherl,linear,lora,full --seeds 3 --output runs/compare
     python tasks/compare.py --task vqa --kinds sherl,lora:rank=16:checkpointing=true --output runs/vqa
+    python tasks/compare.py --kinds sherl,lora,full --search_rates 3e-4,1e-3,3e-3 --output runs/searched
 
 A method is a kind, with options after colons. Finished runs are kept: after a crash the same command continues, and an
 interrupted run resumes from its last checkpoint. A method that fails does not stop the others.
-Writes results.csv (one row per run), results.md (mean and deviation) and pareto.png (accuracy over memory).
+Writes results.csv (one row per run), results.md (mean and deviation), pareto.png (accuracy over memory) and, with a
+search, rates.md (the validation score of each learning rate).
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import statistics
 import subprocess
@@ -42,12 +45,13 @@ COSTS = {
 }
 # Chosen on demo retrieval, where the script's default is not the best: methods that change the base's own weights need
 # a lower learning rate than modules trained from scratch.
-LEARNING_RATES = {"lora": 1e-3, "full": 3e-4, "vqt": 1e-2}
+LEARNING_RATES = {"lora": "1e-3", "full": "3e-4", "vqt": "1e-2"}
 # Okabe and Ito's palette, readable with colour blindness.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 MARKERS = "osD^vPX*<>hd"
 
 Cell = tuple[str, int]  # method, seed
+Trial = tuple[str, str]  # method, learning rate
 Metrics = Mapping[str, Any]  # a run's metrics.json
 
 
@@ -70,6 +74,9 @@ class Config:
     methods that train inside the base (bitfit, lora, full), which cannot use the cache."""
     learning_rates: list[str] = field(default_factory=list)
     """Learning rates as method=value; default: the script's; lora 1e-3, full 3e-4, vqt 1e-2."""
+    search_rates: str = ""
+    """Learning rates to try, separated by commas: each method trains with each of them (seed 0), and the best on the
+    validation split trains the other seeds. Methods in --learning_rates keep theirs."""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -81,6 +88,23 @@ class Config:
             wrong = [pair for pair in getattr(self, name) if "=" not in pair]
             if wrong:
                 raise UserError(f"--{name} {wrong[0]}: write it as name=value")
+        for rate in self.rates:
+            try:
+                good = float(rate) > 0
+            except ValueError:
+                good = False
+            if not good:
+                raise UserError(f"--search_rates {rate}: must be numbers above 0, separated by commas: 1e-3,3e-3")
+
+    @property
+    def rates(self) -> list[str]:
+        """The learning rates to try."""
+        return [rate.strip() for rate in self.search_rates.split(",") if rate.strip()]
+
+    def given_rate(self, method: str) -> str | None:
+        """The learning rate that ``--learning_rates`` states for a method or its kind."""
+        given = dict(pair.rsplit("=", 1) for pair in self.learning_rates)
+        return given.get(method, given.get(method.split(":")[0]))
 
 
 def main(config: Config) -> None:
@@ -91,22 +115,44 @@ def main(config: Config) -> None:
     cells = [(method, seed) for seed in range(config.seeds) for method in methods]
     console, main_score = Console(stderr=True), next(iter(TASKS[config.task].scores.values()))
     failed: dict[Cell, str] = {}
+    best: dict[str, str] = {}
+
+    def finished(method: str, seed: int, rate: str | None) -> Path | None:
+        """The folder of the finished run; None if it failed."""
+        tried = f"-lr{rate}" if rate else ""
+        folder = config.output / f"{method.replace(':', '-').replace('=', '-')}{tried}-seed{seed}"
+        if not (folder / "metrics.json").exists():
+            try:
+                train(config, method, seed, folder, rate)
+            except UserError as error:
+                failed[method, seed] = str(error)
+                console.print(str(error), style="red", highlight=False)
+                return None
+        return folder
+
+    def trial(place: Trial) -> float | None:
+        method, rate = place
+        folder = finished(method, 0, rate)
+        score = None if folder is None else validation_score(folder, main_score)
+        if score is not None:
+            console.print(f"{method} lr {rate}: {main_score} {score:.1f} on validation", highlight=False)
+        return score
 
     def cell(place: Cell) -> Metrics | None:
         method, seed = place
-        folder = config.output / f"{method.replace(':', '-').replace('=', '-')}-seed{seed}"
-        if not (folder / "metrics.json").exists():
-            try:
-                train(config, method, seed, folder)
-            except UserError as error:
-                failed[place] = str(error)
-                console.print(str(error), style="red", highlight=False)
-                return None
+        folder = finished(method, seed, best.get(method))
+        if folder is None:
+            return None
         metrics = read_json(folder / "metrics.json")
         console.print(f"{method} seed {seed}: {main_score} {metrics['after'][main_score]:.1f}", highlight=False)
         return metrics
 
     with ThreadPoolExecutor(config.jobs) as pool:
+        trials = [(m, rate) for rate in config.rates for m in methods if config.given_rate(m) is None]
+        tried = dict(zip(trials, pool.map(trial, trials), strict=True))
+        best.update(best_rates(tried))
+        if tried:
+            write_text(config.output / "rates.md", rates_table(config.rates, tried, main_score))
         found = dict(zip(cells, pool.map(cell, cells), strict=True))
     done = {place: metrics for place, metrics in found.items() if metrics is not None}
     if done:
@@ -120,15 +166,47 @@ def main(config: Config) -> None:
         raise UserError(f"{len(failed)} of {len(cells)} runs failed: {next(iter(failed.values()))}")
 
 
-def train(config: Config, method: str, seed: int, folder: Path) -> None:
+def validation_score(folder: Path, score: str) -> float | None:
+    """The best value of a score on the validation split in a run's log; None if the run never evaluated it."""
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    values = [record[score] for record in map(json.loads, lines) if "split" in record and score in record]
+    return max(values, default=None)
+
+
+def best_rates(tried: Mapping[Trial, float | None]) -> dict[str, str]:
+    """Method -> the learning rate with the best validation score; the lower rate of two equal ones."""
+    best: dict[str, str] = {}
+    for (method, rate), score in sorted(tried.items(), key=lambda item: float(item[0][1])):
+        if score is not None and (method not in best or score > (tried[method, best[method]] or 0)):
+            best[method] = rate
+    return best
+
+
+def rates_table(rates: Sequence[str], tried: Mapping[Trial, float | None], score: str) -> str:
+    """The table of the search: validation score per method and learning rate, the chosen ones in bold."""
+    best = best_rates(tried)
+    lines = [f"| method ({score} on validation, seed 0) | " + " | ".join(rates) + " |", "|---|" + "---:|" * len(rates)]
+    for method in dict.fromkeys(method for method, _ in tried):
+        found = [(rate, tried[method, rate]) for rate in rates]
+        cells = [
+            "failed" if value is None else f"**{value:.1f}**" if rate == best[method] else f"{value:.1f}"
+            for rate, value in found
+        ]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def train(config: Config, method: str, seed: int, folder: Path, rate: str | None = None) -> None:
     """Run the task's training script for one cell; an interrupted run is resumed.
+
+    Args:
+        rate: learning rate; default: the one that the comparison's settings give.
 
     Raises:
         UserError: the run failed; names its log and the last line of it.
     """
     kind, *options = method.split(":")
-    rates: dict[str, Any] = {**LEARNING_RATES, **dict(pair.rsplit("=", 1) for pair in config.learning_rates)}
-    rate = rates.get(method, rates.get(kind))
+    rate = rate or config.given_rate(method) or LEARNING_RATES.get(kind)
     flags = [f"--adapter.kind={kind}", *(f"--adapter.{option}" for option in options)]
     flags += ([] if rate is None else [f"--lr={rate}"]) + flags_for(kind, config.flags)
     script = [

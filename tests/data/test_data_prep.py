@@ -531,3 +531,9 @@ def test_check_compares_boxes_with_the_image_and_counts_lines(tmp_path):
     dataset.split_file("val").write_text(json.dumps(records[0]) + "\n")
     (problem,) = check_dataset(dataset, workers=2).problems
     assert problem.line == 0 and "holds 1 records" in problem.reason
+
+
+def test_the_summary_of_a_dataset_with_control_characters_is_printable(karpathy, tmp_path):
+    source, images = coco.read(tmp_path / "dataset_coco.json"), tmp_path / "images"
+    shown = prepare(source, tmp_path / "a\x1b[31m", images).summary()
+    assert "\x1b" not in shown and "a\\x1b[31m" in shown

@@ -52,6 +52,26 @@ def test_a_method_that_fails_is_named_and_the_others_are_kept(tmp_path, capsys):
     assert (tmp_path / "lora-rank-0-seed0.log").exists()
 
 
+def tried(folder: Path, validation: float, rsum: float) -> None:
+    finished(folder, 2**20, rsum)
+    lines = [{"step": 1, "loss": 2.0}, {"split": "val", "rsum": validation - 9}, {"split": "val", "rsum": validation}]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_the_learning_rate_that_is_best_on_validation_trains_every_seed(tmp_path, capsys):
+    """The test scores point the other way: they must not choose."""
+    tried(tmp_path / "linear-lr1e-3-seed0", 110.0, 90.0)
+    tried(tmp_path / "linear-lr3e-3-seed0", 105.0, 120.0)
+    finished(tmp_path / "linear-lr1e-3-seed1", 2**20, 94.0)
+    finished(tmp_path / "lora-seed0", 2**20, 150.0)
+    finished(tmp_path / "lora-seed1", 2**20, 150.0)
+    words = ("--search_rates", "3e-3,1e-3", "--learning_rates", '["lora=2e-3"]')
+    call(COMPARE, "--kinds", "linear,lora", "--seeds", 2, "--output", tmp_path, *words)
+    assert "| linear | 92.0 ± 2.8 |" in capsys.readouterr().out
+    table = (tmp_path / "rates.md").read_text()
+    assert "| linear | 105.0 | **110.0** |" in table and "lora" not in table
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -59,6 +79,7 @@ def test_a_method_that_fails_is_named_and_the_others_are_kept(tmp_path, capsys):
         (("--task", "chess"), "--task chess: no such task; the tasks are retrieval, video_retrieval, vqa, grounding"),
         (("--seeds", 0), "--seeds 0: must be at least 1"),
         (("--flags", '["epochs"]'), "--flags epochs: write it as name=value"),
+        (("--search_rates", "1e-3,fast"), "--search_rates fast: must be numbers above 0"),
     ],
 )
 def test_wrong_flags(tmp_path, words, says):

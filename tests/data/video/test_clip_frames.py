@@ -44,10 +44,16 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_uniform_is_linspace_over_the_frames() -> None:
     table = table_of([k / 25 for k in range(100)], 4.0)
     for count in (2, 5, 12, 99):
-        assert choose_frames(table, count, 0, 4).tolist() == np.linspace(0, 99, count).astype(int).tolist()
+        assert choose_frames(table, count, 0, 4).tolist() == np.rint(np.linspace(0, 99, count) - 1e-3).tolist()
     assert choose_frames(table, 1, 0, 4).tolist() == [50]  # the middle, not the first
     assert choose_frames(table, 100, 0, 4).tolist() == list(range(100))
     assert choose_frames(table, 101, 0, 4).tolist() == list(range(100))
+
+
+def test_uniform_takes_the_nearest_frame() -> None:
+    """2 to 8 s of 25 frames per second: 3.987 s is nearer to 4.0 than to 3.96, and 5.973 s nearer to 5.96."""
+    times = [k / 25 for k in range(250)]
+    assert [times[k] for k in choose_frames(table_of(times, 10.0), 4, 2, 8)] == [2.0, 4.0, 5.96, 7.96]
 
 
 def test_uneven_times_are_sampled_by_time() -> None:
@@ -116,8 +122,8 @@ def test_windows_cover_a_long_video() -> None:
 def test_frames_are_those_asked_for(plain: Path) -> None:
     clip = read_frames(plain, 4)
     assert clip.frames.shape == (4, 144, 160, 3) and clip.frames.dtype == np.uint8
-    assert clip.times.tolist() == pytest.approx([0, 0.9, 1.9, 2.9]) and clip.mask.tolist() == [True] * 4
-    for frame, number in zip(clip.frames, (0, 9, 19, 29), strict=True):
+    assert clip.times.tolist() == pytest.approx([0, 1.0, 1.9, 2.9]) and clip.mask.tolist() == [True] * 4
+    for frame, number in zip(clip.frames, (0, 10, 19, 29), strict=True):
         assert nearest(frame) == number
     assert clip.images()[1].size == (160, 144)
     assert duration_of(plain) == pytest.approx(3.0)
@@ -287,7 +293,7 @@ def test_frames_before_the_damage_can_be_had(tmp_path: Path) -> None:
 
 def test_over_long_files_are_refused(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "MAX_DECODED", 5)
-    with pytest.raises(MediaError, match="over-long: 24 frames must be decoded to get 4"):
+    with pytest.raises(MediaError, match="over-long: 25 frames must be decoded to get 4"):
         read_frames(plain, 4)
     monkeypatch.undo()
     monkeypatch.setattr(decoding, "DECORD_DECODED", 0)

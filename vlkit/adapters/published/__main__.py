@@ -13,6 +13,7 @@ from torch import Tensor
 from vlkit.adapters.options import adapter_options
 from vlkit.adapters.published.convert import Block, read_published
 from vlkit.cli.config import positional, run
+from vlkit.cli.show import visible
 from vlkit.encoders.load import load_base
 from vlkit.encoders.staged import StagedEncoder
 from vlkit.errors import UserError
@@ -41,13 +42,13 @@ def main(config: Config) -> None:
         raise UserError(f"--output {config.output}: already holds an adapter; give another folder")
     blocks = read_published(config.file)
     for block in blocks:
-        print(f"{block.flavour}: {len(block.tensors)} tensors under {block.prefix or '(no prefix)'}")
+        print(visible(f"{block.flavour}: {len(block.tensors)} tensors under {block.prefix or '(no prefix)'}"))
     about, tensors = _blocks_alone(blocks) if config.base is None else _on_base(blocks, config.base)
     about = {"format": "vlkit-adapter", "format_version": 1, **about, "metrics": {}, "source": config.file.name}
     with whole_file(config.output / "adapter_model.safetensors") as path:
         save_file({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}, path, {"format": "pt"})
     write_json(config.output / "adapter_config.json", about)
-    print(f"wrote {config.output}")
+    print(visible(f"wrote {config.output}"))
 
 
 def _blocks_alone(blocks: list[Block]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -56,7 +56,7 @@ class Prepared:
     notes: list[str]
 
     def summary(self) -> str:
-        """Counts per split as a small table, then the notes."""
+        """Counts per split as a small table, then the notes; printable, whatever the names contain."""
         dataset = self.dataset
         media = f"{RECORDS[dataset.task].media}s"
         lines = [
@@ -70,7 +70,7 @@ class Prepared:
                 f"{entry['texts']:,}" if "texts" in entry else "-",
             )
             lines.append(f"{split:<10} " + " ".join(f"{count:>9}" for count in counts))
-        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+        return visible("\n".join(lines + [f"note: {note}" for note in self.notes]))
 
 
 def prepare(source: Source, output: str | Path, media_root: str | Path, *, partial: bool = False) -> Prepared:

@@ -10,7 +10,7 @@ from typing import Any
 
 import filelock
 
-from vlkit.cli.show import Console, track
+from vlkit.cli.show import Console, track, visible
 from vlkit.data.images import MediaError
 from vlkit.data.isolated import Lost, isolated
 from vlkit.data.manifest import Dataset
@@ -37,7 +37,7 @@ class Made:
         """One line per failure, and the counts."""
         lines = [f"{video}: {reason}" for _, video, reason in self.failed]
         counts = f"{self.made} made, {self.there} there already, {len(self.failed)} failed"
-        return "\n".join([*lines, f"{self.layout.path}: {self.made + self.there} clips ({counts})"])
+        return visible("\n".join([*lines, f"{self.layout.path}: {self.made + self.there} clips ({counts})"]))
 
 
 @dataclass(frozen=True)
