@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from vlkit.engine.optim import OptimizerKind, ScheduleKind
+from vlkit.engine.trackers import tracker_names
 from vlkit.errors import UserError
 from vlkit.number_formats import NumberFormat
 
@@ -48,6 +49,8 @@ class RunConfig:
     """Worker processes that load batches; default: none on the CPU, up to 8 for CUDA."""
     log_every: int = 10
     """Steps between lines of log.jsonl."""
+    log_to: str = ""
+    """Trackers that get a copy of the log, separated by commas: tensorboard, wandb, trackio, mlflow."""
     evaluate_every: int = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
     checkpoint_every: int = 0
@@ -61,6 +64,7 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise UserError(f"--{name} {value}: must be 0 or more, and finite")
+        tracker_names(self.log_to)
         if not 0 <= self.warmup <= 1:
             raise UserError(f"--warmup {self.warmup}: must be a share between 0 and 1")
 

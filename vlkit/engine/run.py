@@ -19,6 +19,7 @@ from vlkit.engine.optim import make_optimizer
 from vlkit.engine.report import Report, costs, print_report
 from vlkit.engine.run_folder import RunFolder, open_run
 from vlkit.engine.state import FitResult
+from vlkit.engine.trackers import open_trackers
 from vlkit.memory import StepMemory, measure_step
 
 Forward = Callable[..., Any]
@@ -53,12 +54,13 @@ class Run:
 
         Raises:
             UserError: the device is not available; the folder already holds a run, or with ``--resume`` a run with
-                another config.
+                another config; a tracker of ``--log_to`` cannot start.
         """
         fabric = make_fabric(config.device, config.precision, config.seed)
         folder = open_run(config, task, fabric)
         keep_freed_memory()
-        return cls(config, task, fabric, folder, loggers)
+        own = open_trackers(config.log_to, task, folder.path) if fabric.is_global_zero else []
+        return cls(config, task, fabric, folder, [*loggers, *own])
 
     def log(self, **values: Any) -> None:
         """Add a line to ``log.jsonl``, and pass it to the trackers."""

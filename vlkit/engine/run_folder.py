@@ -16,13 +16,14 @@ from vlkit.cli.config import to_yaml
 from vlkit.engine.checkpoint import CONFIG_FILE, STATE_FILE, remove_leftovers
 from vlkit.engine.curves import draw_curves
 from vlkit.engine.report import Report, finite, model_card
+from vlkit.engine.trackers import flat
 from vlkit.errors import UserError, some
 from vlkit.files import write_json, write_text
 
 log = logging.getLogger(__name__)
 
 # Flags that may differ between a run and its continuation: they do not change results.
-FREE_FLAGS = frozenset({"output", "resume", "device", "workers", "log_every", "checkpoint_every"})
+FREE_FLAGS = frozenset({"output", "resume", "device", "workers", "log_every", "log_to", "checkpoint_every"})
 
 
 class RunFolder:
@@ -126,19 +127,9 @@ def _new_folder(task: str) -> str:
 
 def changed_keys(old: str, new: str) -> list[str]:
     """Compare two configs in YAML: ``["lr was 0.1, now 0.2", …]`` for every key that changes results."""
-    before, after = _flat(yaml.safe_load(old)), _flat(yaml.safe_load(new))
+    before, after = flat(yaml.safe_load(old)), flat(yaml.safe_load(new))
     return [
         f"{key} was {before.get(key, 'absent')}, now {after.get(key, 'absent')}"
         for key in dict.fromkeys([*before, *after])
         if key not in FREE_FLAGS and before.get(key) != after.get(key)
     ]
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in (tree or {}).items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
