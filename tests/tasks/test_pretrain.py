@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from helpers.scripts import call, load_script, refuse
 from vlkit.cli.config import parse
 from vlkit.drawn.styled_samples import TRAIN, StyledChunks
-from vlkit.encoders.load import load_base
 from vlkit.encoders.tiny import ASSETS, CLIP_FILE, TinyTokenizer, new_tiny_clip, vocabulary
 from vlkit.tasks.pretrain.objective import Objective, patch_weights
 from vlkit.tasks.pretrain.pool import Collate, Pool, batches, varied
