@@ -28,7 +28,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vlkit.adapters import ADAPTERS
+from vlkit.adapters import MethodOptions
 from vlkit.cli.config import run
 from vlkit.cli.show import Console
 from vlkit.errors import UserError
@@ -62,9 +62,11 @@ class Config:
     output: Path
     """Folder of the comparison; each run gets a folder in it."""
     task: str = "retrieval"
-    """Task: retrieval, video_retrieval, vqa, grounding."""
+    """Task to compare on, such as retrieval, video_retrieval, vqa, grounding, classification or moment_retrieval."""
     kinds: str = "sherl,sherl:handoff=tokens,linear,bitfit,lora,full"
-    """Methods, separated by commas, with options after colons (lora:rank=16:checkpointing=true); all = every method."""
+    """Methods, separated by commas, with options after colons (lora:rank=16:checkpointing=true); all = every method.
+    Classification also has the controls zero-shot, ridge and tip-adapter, whose options are those of their head
+    (ridge:penalty=0.1)."""
     seeds: int = 3
     """Number of seeds: 0, 1, …"""
     jobs: int = 1
@@ -108,10 +110,12 @@ class Config:
 
 
 def main(config: Config) -> None:
-    methods = list(ADAPTERS) if config.kinds == "all" else config.kinds.split(",")
-    unknown = [m for m in methods if m.split(":")[0] not in ADAPTERS]
+    task = TASKS[config.task]
+    known = [*task.controls, *task.methods]
+    methods = known if config.kinds == "all" else config.kinds.split(",")
+    unknown = [m for m in methods if m.split(":")[0] not in known]
     if unknown:
-        raise UserError(f"--kinds {', '.join(unknown)}: no such method; the methods are {', '.join(ADAPTERS)}")
+        raise UserError(f"--kinds {', '.join(unknown)}: no such method; the methods are {', '.join(known)}")
     cells = [(method, seed) for seed in range(config.seeds) for method in methods]
     console, main_score = Console(stderr=True), next(iter(TASKS[config.task].scores.values()))
     failed: dict[Cell, str] = {}
@@ -148,7 +152,8 @@ def main(config: Config) -> None:
         return metrics
 
     with ThreadPoolExecutor(config.jobs) as pool:
-        trials = [(m, rate) for rate in config.rates for m in methods if config.given_rate(m) is None]
+        searched = [m for m in methods if config.given_rate(m) is None and m.split(":")[0] not in task.controls]
+        trials = [(m, rate) for rate in config.rates for m in searched]
         tried = dict(zip(trials, pool.map(trial, trials), strict=True))
         best.update(best_rates(tried))
         if tried:
@@ -206,9 +211,15 @@ def train(config: Config, method: str, seed: int, folder: Path, rate: str | None
         UserError: the run failed; names its log and the last line of it.
     """
     kind, *options = method.split(":")
+    task = TASKS[config.task]
     rate = rate or config.given_rate(method) or LEARNING_RATES.get(kind)
-    flags = [f"--adapter.kind={kind}", *(f"--adapter.{option}" for option in options)]
-    flags += ([] if rate is None else [f"--lr={rate}"]) + flags_for(kind, config.flags)
+    control = task.controls.get(kind)
+    if control is None:
+        flags = [f"--adapter.kind={kind}", *(f"--adapter.{option}" for option in options)]
+    else:
+        flags = [*(f"--{flag}" for flag in control), *(f"--head.{option}" for option in options)]
+    # A later flag overrides an earlier one: a control keeps its head.
+    flags = ([] if rate is None else [f"--lr={rate}"]) + flags_for(task.methods.get(kind), config.flags) + flags
     script = [
         sys.executable,
         str(SCRIPTS / config.task / "train.py"),
@@ -230,9 +241,9 @@ def train(config: Config, method: str, seed: int, folder: Path, rate: str | None
         )
 
 
-def flags_for(kind: str, flags: Sequence[str]) -> list[str]:
-    """The further flags of a run; cache flags only for methods that support the cache."""
-    left_out = () if ADAPTERS[kind].has_early_route else ("cache", "cache_dtype")
+def flags_for(method: type[MethodOptions] | None, flags: Sequence[str]) -> list[str]:
+    """The further flags of a run; cache flags only for methods that support the cache, no control (None) does."""
+    left_out = () if method is not None and method.has_early_route else ("cache", "cache_dtype")
     return [f"--{flag}" for flag in flags if flag.partition("=")[0] not in left_out]
 
 

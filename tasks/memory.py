@@ -4,6 +4,7 @@
     python tasks/memory.py --base ViT-L-14 --adapter.kind all --batch_size 256 --gpu_memory 24GB
 
 The step is contrastive: both towers, InfoNCE, AdamW, on a synthetic batch (:mod:`vlkit.tasks.retrieval.step_bench`).
+With ``--task classification`` it is the image tower alone with a linear head and cross-entropy.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from vlkit.engine.report import versions
 from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.memory import CUDA_CONTEXT_BYTES, CUDA_GAPS, largest_batch, tensor_budget
+from vlkit.tasks.classification.step_bench import ClassifierBench
 from vlkit.tasks.retrieval.step_bench import ContrastiveBench
 
 MIB = 2**20
+BENCHES = {"retrieval": ContrastiveBench, "classification": ClassifierBench}
 
 
 @dataclass
@@ -44,9 +47,11 @@ class Config:
 
     base: str = "tiny"
     """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
+    task: Literal["retrieval", "classification"] = "retrieval"
+    """retrieval: both towers, contrastive loss; classification: the image tower and a linear head for 100 classes."""
     adapter: Any = kinds({**ADAPTERS, "all": AllOptions}, "sherl")
     batch_size: int = 32
-    """Pairs per step."""
+    """Pairs (or images) per step."""
     text_length: int | None = None
     """Tokens per text; default: the base's context length (training pads only to the longest text of the batch)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -80,11 +85,11 @@ class Config:
 
 def main(config: Config) -> None:
     predicts = config.estimate or config.gpu_memory is not None
-    bench = ContrastiveBench(
+    bench = BENCHES[config.task](
         config.base, predicts, config.text_length, config.device, config.precision, config.active_share
     )
     table: dict[str, Any] = {
-        **{key: getattr(config, key) for key in ("base", "batch_size", "gpu_memory")},
+        **{key: getattr(config, key) for key in ("task", "base", "batch_size", "gpu_memory")},
         **{"text_length": bench.text_length, "image_size": list(bench.base.preprocess.size)},
         **{"device": str(bench.device), "precision": bench.precision, "estimated": bench.predicts},
         **{"active_share": bench.active_share if bench.predicts else None},
@@ -175,7 +180,9 @@ def show(table: dict[str, Any]) -> None:
     if gpu:
         columns[f"largest batch\nin {gpu}"] = lambda row: str(row["largest_batch"] or "none")
     how = "predicted" if table["estimated"] else f"measured on {table['machine']}"
-    title = f"{table['base']}, {table['batch_size']} pairs, {table['text_length']} tokens, {table['precision']}, {how}"
+    pairs = table["task"] == "retrieval"
+    size = f"{table['batch_size']} pairs, {table['text_length']} tokens" if pairs else f"{table['batch_size']} images"
+    title = f"{table['base']}, {size}, {table['precision']}, {how}"
     grid = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
     grid.add_column("method", no_wrap=True)
     for name in columns:
@@ -186,7 +193,8 @@ def show(table: dict[str, Any]) -> None:
     console.print(grid)
     notes = [
         "saved: activations saved for backward. peak: largest sum beyond parameters and optimizer state, with "
-        "gradients. inference: the forward of both towers in their own library, without gradient, on padded texts. "
+        f"gradients. inference: the forward of {'both towers' if pairs else 'the image tower'} in the base's own "
+        f"library, without gradient{', on padded texts' if pairs else ''}. "
         "all: peak, parameters and optimizer state."
     ]
     if table["estimated"]:
@@ -195,8 +203,9 @@ def show(table: dict[str, Any]) -> None:
             "values of its taps (--active_share; 1 = upper bound)"
         ]
     if gpu:
+        what = "pairs" if pairs else "images"
         notes += [
-            f"{table['batch_size']} pairs fit in {gpu}: {fitting(rows, table['batch_size'], True)}",
+            f"{table['batch_size']} {what} fit in {gpu}: {fitting(rows, table['batch_size'], True)}",
             f"they do not fit: {fitting(rows, table['batch_size'], False)}",
             f"of the GPU, {CUDA_CONTEXT_BYTES // MIB} MiB are reserved for CUDA and {CUDA_GAPS:.0%} for fragmentation",
         ]

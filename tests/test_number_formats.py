@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vlkit.number_formats import Packed, bytes_of, dequantise, from_bytes, quantise, to_bytes
+from vlkit.number_formats import (
+    Packed,
+    bytes_of,
+    dequantise,
+    from_bytes,
+    from_few_bits,
+    pack_codes,
+    quantise,
+    to_bytes,
+    to_few_bits,
+    unpack_codes,
+)
 
 
 def test_zeros_left_out_come_back_exactly() -> None:
@@ -83,3 +94,32 @@ def test_masks_are_bytes() -> None:
     mask = torch.tensor([True, False, True])
     assert to_bytes(mask, "bool").tolist() == [1, 0, 1] and bytes_of(3, "bool") == 3
     assert torch.equal(from_bytes(to_bytes(mask, "bool"), 3, "bool", torch.float32), mask)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("count", [1, 5, 63, 64, 65, 130])
+def test_few_bits_stay_within_half_a_level(bits: int, count: int) -> None:
+    x = torch.randn(7, count, generator=torch.Generator().manual_seed(count)) * 10
+    data, bounds = to_few_bits(x, bits)
+    group = min(64, count)
+    spread = (bounds[..., 1].float() - bounds[..., 0].float()).repeat_interleave(group, -1)[..., :count]
+    found = from_few_bits(data, bounds, bits, count)
+    assert ((found - x).abs() <= spread / (2 * (2**bits - 1)) + 1e-5).all()
+    assert data.shape == (7, -(-count * bits // 8)) and data.dtype == torch.uint8
+
+
+def test_bounds_of_few_bits_enclose_their_group() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 64, generator=generator) * 10 ** (2 * torch.randn(500, 1, generator=generator))
+    x = x.clamp(-6e4, 6e4)
+    bounds = to_few_bits(x, 4)[1].float()
+    assert (bounds[:, 0, 0] <= x.amin(-1)).all() and (bounds[:, 0, 1] >= x.amax(-1)).all()
+    constant = torch.tensor([[0.0] * 64, [1e-9] * 64, [-3.0] * 64, [7e4] * 64])
+    found = from_few_bits(*to_few_bits(constant, 4), 4, 64)
+    torch.testing.assert_close(found, constant.clamp(max=65504), rtol=1e-3, atol=1e-7)
+
+
+def test_codes_pack_and_unpack() -> None:
+    for bits in (1, 2, 4, 8):
+        codes = torch.randint(0, 2**bits, (3, 11), dtype=torch.uint8, generator=torch.Generator().manual_seed(bits))
+        assert torch.equal(unpack_codes(pack_codes(codes, bits), bits, 11), codes)

@@ -1,6 +1,7 @@
-"""Pack tensors as fp32, bf16 or int8, and non-negative tensors also without their zeros.
+"""Pack tensors as fp32, bf16 or int8, in 1 to 8 bits between group bounds, and without zeros.
 
-Used for taps saved for backward (:class:`Packed`, in memory) and for cached taps (:func:`to_bytes`, on disk).
+Used for taps saved for backward (:class:`Packed`, in memory), for cached taps (:func:`to_bytes`, on disk), and for the
+few bits that compressed activations keep for backward (:func:`to_few_bits`).
 """
 
 from __future__ import annotations
@@ -48,6 +49,80 @@ def dequantise(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     """Inverse of :func:`quantise`, computed in ``dtype``: codes [..., D] and scales [..., groups] -> [..., D]."""
     grouped = codes.to(dtype).unflatten(-1, (scales.shape[-1], codes.shape[-1] // scales.shape[-1]))
     return grouped.mul_(scales.to(dtype).unsqueeze(-1)).flatten(-2)
+
+
+# --- few bits between bounds ------------------------------------------------------------------------------------------
+
+
+def pack_codes(codes: Tensor, bits: int) -> Tensor:
+    """Codes [..., N] uint8 below ``2 ** bits`` -> bytes [..., ceil(N bits / 8)]; ``bits`` is 1, 2, 4 or 8."""
+    if bits == 8:
+        return codes
+    per = 8 // bits
+    grouped = F.pad(codes, (0, -codes.shape[-1] % per)).unflatten(-1, (-1, per))
+    packed = grouped[..., 0].clone()
+    for place in range(1, per):
+        packed |= grouped[..., place] << (bits * place)
+    return packed
+
+
+def unpack_codes(data: Tensor, bits: int, count: int) -> Tensor:
+    """Inverse of :func:`pack_codes`: bytes -> codes [..., count] uint8."""
+    if bits == 8:
+        return data
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=data.device)
+    return ((data.unsqueeze(-1) >> shifts) & (2**bits - 1)).flatten(-2)[..., :count]
+
+
+def to_few_bits(x: Tensor, bits: int, group: int = GROUP, stochastic: bool = False) -> tuple[Tensor, Tensor]:
+    """Quantise to ``2 ** bits`` even levels between the smallest and the largest of ``group`` neighbours.
+
+    The error is at most half a level. A constant group is exact to the rounding of its bounds.
+
+    Args:
+        x: [..., N] floating point; the last group may be shorter.
+        bits: 1, 2, 4 or 8.
+        group: neighbours along the last axis that share bounds.
+        stochastic: round up or down at random so that the expected value is exact.
+
+    Returns:
+        Bytes [..., ceil(N bits / 8)] uint8, and bounds [..., groups, 2] float16, the lower one rounded down and the
+        upper one up.
+    """
+    x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    count = x.shape[-1]
+    tail = -count % min(group, count)
+    padded = torch.cat([x, x[..., -1:].expand(*x.shape[:-1], tail)], dim=-1) if tail else x
+    grouped = padded.unflatten(-1, (-1, min(group, count)))
+    low, high = grouped.aminmax(dim=-1)
+    bounds = torch.empty(*low.shape, 2, dtype=torch.float16, device=x.device)
+    bounds[..., 0], bounds[..., 1] = _half(low, down=True), _half(high, down=False)
+    low, high = bounds.to(x.dtype).unsqueeze(-2).unbind(-1)
+    steps = 2**bits - 1
+    scaled = (grouped - low).mul_(steps / (high - low).clamp_min_(1e-8))
+    codes = (scaled.add_(torch.rand_like(scaled)).floor_() if stochastic else scaled.round_()).clamp_(0, steps)
+    return pack_codes(codes.to(torch.uint8).flatten(-2)[..., :count], bits), bounds
+
+
+def from_few_bits(data: Tensor, bounds: Tensor, bits: int, count: int, group: int = GROUP) -> Tensor:
+    """Inverse of :func:`to_few_bits`: [..., count] float32."""
+    codes = F.pad(unpack_codes(data, bits, count), (0, -count % min(group, count))).float()
+    low, high = bounds.float().unsqueeze(-2).unbind(-1)
+    grouped = codes.unflatten(-1, (-1, min(group, count)))
+    return grouped.mul_((high - low) / (2**bits - 1)).add_(low).flatten(-2)[..., :count]
+
+
+def _half(x: Tensor, down: bool) -> Tensor:
+    """Round to float16 toward minus (``down``) or plus infinity; values beyond its range become its largest."""
+    largest = torch.finfo(torch.float16).max
+    half = x.clamp(-largest, largest).to(torch.float16)
+    wrong = half.to(x.dtype) > x if down else half.to(x.dtype) < x
+    # The bit pattern of the next float16: away from zero it is larger by 1.
+    bits = half.view(torch.int16)
+    away = (half < 0) if down else (half > 0)
+    smallest = torch.full_like(bits, -32767 if down else 1)
+    moved = torch.where(half == 0, smallest, torch.where(away, bits + 1, bits - 1)).view(torch.float16)
+    return torch.where(wrong, moved, half).clamp(-largest, largest)
 
 
 # --- bytes on disk ----------------------------------------------------------------------------------------------------

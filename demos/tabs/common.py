@@ -28,6 +28,7 @@ MOST_RESULTS = 24
 TRAIN = {
     "vqa": "python tasks/vqa/train.py --output runs/vqa",
     "grounding": "python tasks/grounding/train.py --output runs/grounding",
+    "classification": "python tasks/classification/train.py --output runs/classification",
     "video_retrieval": "python tasks/video_retrieval/train.py --output runs/video",
 }
 """Training command for a tab without a model."""

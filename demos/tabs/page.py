@@ -6,10 +6,10 @@ from typing import Any
 
 import gradio as gr
 
-from tabs import ask, ground, memory, search, video
+from tabs import ask, classify, ground, memory, search, video
 from tabs.common import Studio, as_html, endpoint
 
-TABS = {"Search": search, "Video search": video, "Ask": ask, "Ground": ground, "Memory": memory}
+TABS = {"Search": search, "Video search": video, "Ask": ask, "Ground": ground, "Classify": classify, "Memory": memory}
 QUEUE, THREADS = 128, 32
 """Maximum number of requests that wait, and that run, at the same time."""
 

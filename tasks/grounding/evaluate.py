@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from vlkit.cli.config import run
 from vlkit.cli.show import Console, Table
+from vlkit.data.manifest import Dataset
 from vlkit.files import write_json
-from vlkit.tasks.grounding.evaluate import find_split, metrics_of
+from vlkit.tasks.after_training import AfterTraining, load_mixed, measure_others, other_datasets
+from vlkit.tasks.grounding.evaluate import find_split, metrics_of, records_of
+from vlkit.tasks.grounding.pipeline import GroundingPipeline
 from vlkit.tasks.grounding.task import TASK
-from vlkit.tasks.load import load
 
 
 @dataclass
@@ -25,8 +26,8 @@ class Data:
     """Prepared dataset; default: the demo dataset."""
 
 
-@dataclass
-class Config:
+@dataclass(kw_only=True)
+class Config(AfterTraining):
     """Measure a saved grounding adapter."""
 
     model: Path
@@ -34,15 +35,12 @@ class Config:
     data: Data = field(default_factory=Data)
     split: str = "test"
     """Split to evaluate; test means testA and testB together if there is no split of that name."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to compute on."""
-    json: Path | None = None
-    """Write the metrics to this file."""
 
 
 def main(config: Config) -> None:
-    pipeline = load(config.model, config.device, task=TASK.name)
     dataset = TASK.dataset(config.data.root)
+    others = other_datasets(config, TASK, config.split, records_of)
+    pipeline = load_mixed(config.model, TASK.name, config)
     records, found = find_split(pipeline.locator, dataset, config.split)
     metrics = metrics_of(records, found)
     images = len({record["image"] for record in records})
@@ -54,8 +52,14 @@ def main(config: Config) -> None:
     for key, value in metrics.items():
         table.add_row(key, f"{value:.2f}")
     Console().print(table)
+    also = measure_others(config.model, config, TASK, config.split, others, measure)
     if config.json:
-        write_json(config.json, {"model": str(config.model), "split": config.split, **metrics})
+        write_json(config.json, {"model": str(config.model), "split": config.split, **metrics, **also})
+
+
+def measure(pipeline: GroundingPipeline, dataset: Dataset, split: str) -> dict[str, float]:
+    """Metrics of a pipeline on a split."""
+    return metrics_of(*find_split(pipeline.locator, dataset, split))
 
 
 if __name__ == "__main__":

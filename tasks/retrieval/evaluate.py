@@ -8,15 +8,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from vlkit.cli.config import run
 from vlkit.cli.show import Console, Table
+from vlkit.data.manifest import Dataset
 from vlkit.errors import UserError
 from vlkit.files import write_json
-from vlkit.tasks.load import load
+from vlkit.tasks.after_training import (
+    AfterTraining,
+    load_mixed,
+    measure_others,
+    other_datasets,
+    refuse_without_model,
+)
 from vlkit.tasks.retrieval.evaluate import captions_left_out, embed_split, index_recalls, retrieval_metrics
-from vlkit.tasks.retrieval.pipeline import load_zero_shot
+from vlkit.tasks.retrieval.pipeline import RetrievalPipeline, load_zero_shot
 from vlkit.tasks.retrieval.task import TASK
 
 
@@ -28,8 +34,8 @@ class Data:
     """Prepared dataset; default: the demo dataset."""
 
 
-@dataclass
-class Config:
+@dataclass(kw_only=True)
+class Config(AfterTraining):
     """Measure a saved adapter, or a base alone."""
 
     model: Path | None = None
@@ -43,10 +49,6 @@ class Config:
     """Also report the mean over this many folds of images (5 on the COCO test split: "COCO 1K")."""
     index: str | None = None
     """Also report recalls with a FAISS index of this factory string (Flat, HNSW32, IVF256,Flat, …)."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to compute on."""
-    json: Path | None = None
-    """Write the metrics to this file."""
 
     def __post_init__(self) -> None:
         if self.folds < 1:
@@ -56,12 +58,9 @@ class Config:
 def main(config: Config) -> None:
     if (config.model is None) == (config.base is None):
         raise UserError("give either --model DIR (a saved adapter) or --base NAME (zero-shot)")
-    pipeline = (
-        load(config.model, config.device, task=TASK.name)
-        if config.model
-        else load_zero_shot(config.base, config.device)
-    )
     dataset = TASK.dataset(config.data.root)
+    others = other_datasets(config, TASK, config.split)
+    pipeline = open_pipeline(config)
     images, texts, owner = embed_split(pipeline.embedder, dataset, config.split)
     metrics = retrieval_metrics(images, texts, owner, config.folds)
     if config.index:
@@ -77,8 +76,23 @@ def main(config: Config) -> None:
     console.print(table)
     if left_out := captions_left_out(dataset, config.split):
         console.print(left_out, highlight=False, soft_wrap=True)
+    also = measure_others(config.model, config, TASK, config.split, others, measure) if config.model else {}
     if config.json:
-        write_json(config.json, {"model": str(config.model or config.base), "split": config.split, **metrics})
+        about = {"model": str(config.model or config.base), "split": config.split}
+        write_json(config.json, {**about, **metrics, **also})
+
+
+def open_pipeline(config: Config) -> RetrievalPipeline:
+    """The saved adapter, or the base alone."""
+    if config.model:
+        return load_mixed(config.model, TASK.name, config)
+    refuse_without_model(config)
+    return load_zero_shot(config.base, config.device)
+
+
+def measure(pipeline: RetrievalPipeline, dataset: Dataset, split: str) -> dict[str, float]:
+    """Metrics of a pipeline on a split."""
+    return retrieval_metrics(*embed_split(pipeline.embedder, dataset, split))
 
 
 if __name__ == "__main__":

@@ -22,10 +22,16 @@ from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.metrics.rerank import dual_softmax, query_bank, reranked_metrics
 from vlkit.metrics.video import text_video_metrics
-from vlkit.tasks.load import load
+from vlkit.tasks.after_training import (
+    AfterTraining,
+    load_mixed,
+    measure_others,
+    other_datasets,
+    refuse_without_model,
+)
 from vlkit.tasks.video_retrieval.data import ClipReader, RecordFrames
 from vlkit.tasks.video_retrieval.evaluate import Embedded, VideoEmbedder, embed_records, protocol
-from vlkit.tasks.video_retrieval.pipeline import load_zero_shot
+from vlkit.tasks.video_retrieval.pipeline import VideoRetrievalPipeline, load_zero_shot
 from vlkit.tasks.video_retrieval.task import TASK
 
 RERANK_NOTES = {
@@ -42,8 +48,8 @@ class Data:
     """Prepared dataset; default: the demo dataset."""
 
 
-@dataclass
-class Config:
+@dataclass(kw_only=True)
+class Config(AfterTraining):
     """Measure a saved adapter, or a base alone."""
 
     model: Path | None = None
@@ -64,10 +70,6 @@ class Config:
     """Split whose queries form the bank of qbnorm."""
     bank_size: int = 1000
     """Most videos of that split in the bank, with all their sentences."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to compute on."""
-    json: Path | None = None
-    """Write the metrics to this file."""
 
     def __post_init__(self) -> None:
         if self.bank_size < 1:
@@ -77,13 +79,10 @@ class Config:
 def main(config: Config) -> None:
     if (config.model is None) == (config.base is None):
         raise UserError("give either --model DIR (a saved adapter) or --base NAME (zero-shot)")
-    pipeline = (
-        load(config.model, config.device, task=TASK.name)
-        if config.model
-        else load_zero_shot(config.base, config.device)
-    )
-    embedder = with_frames(pipeline.embedder, config)
     dataset = TASK.dataset(config.data.root)
+    others = other_datasets(config, TASK, config.split)
+    pipeline = open_pipeline(config)
+    embedder = with_frames(pipeline.embedder, config)
     embedded = embed_records(embedder, RecordFrames(dataset, config.split, embedder.reader), label=config.split)
     metrics = text_video_metrics(*embedded)
     if config.rerank != "none":
@@ -102,10 +101,24 @@ def main(config: Config) -> None:
     console.print(table)
     if config.rerank != "none":
         console.print(f"{config.rerank}_*: {RERANK_NOTES[config.rerank]}", highlight=False)
+
+    def measure(pipeline: VideoRetrievalPipeline, dataset: Dataset, split: str) -> dict[str, float]:
+        embedder = with_frames(pipeline.embedder, config)
+        return text_video_metrics(*embed_records(embedder, RecordFrames(dataset, split, embedder.reader), label=split))
+
+    also = measure_others(config.model, config, TASK, config.split, others, measure) if config.model else {}
     if config.json:
         about = {"model": str(config.model or config.base), "split": config.split, "protocol": protocol(embedded)}
         about |= {"frames": embedder.reader.count, "sampling": embedder.reader.sampling, "rerank": config.rerank}
-        write_json(config.json, about | metrics)
+        write_json(config.json, about | metrics | also)
+
+
+def open_pipeline(config: Config) -> VideoRetrievalPipeline:
+    """The saved adapter, or the base alone."""
+    if config.model:
+        return load_mixed(config.model, TASK.name, config)
+    refuse_without_model(config)
+    return load_zero_shot(config.base, config.device)
 
 
 def with_frames(embedder: VideoEmbedder, config: Config) -> VideoEmbedder:

@@ -2,6 +2,7 @@
 
 python tasks/video_retrieval/search.py --index IDX --text "a dog catches a ball" --k 5
 python tasks/video_retrieval/search.py --index IDX --video query.mp4 --json hits.json
+python tasks/video_retrieval/search.py --index IDX --text "a dog catches a ball" --refine runs/moment_retrieval/…
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ class Config:
     """Number of results."""
     model: Path | None = None
     """Adapter folder, if it has moved since the index was made."""
+    refine: Path | None = None
+    """Adapter folder of task moment_retrieval: it replaces the windows found by the moments in their videos (--text
+    only)."""
     json: Path | None = None
     """Write the results to this file."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -51,6 +55,8 @@ class Config:
             raise UserError('give one of --text "…", --image FILE and --video FILE')
         if self.text is not None and not self.text.strip():
             raise UserError("--text: is empty; say what to look for")
+        if self.refine is not None and self.text is None:
+            raise UserError("--refine: finds what a text describes; give --text")
         if self.k < 1:
             raise UserError(f"--k {self.k}: must be at least 1")
 
@@ -74,12 +80,39 @@ def main(config: Config) -> None:
         for hit in index.search(query, config.k)[0]
         for where in [Window.of(hit.item)]
     ]
+    if config.refine:
+        found = refined(found, config)
     if config.json:
         write_json(config.json, {"query": {kind: str(asked)}, "model": pipeline.identity, "results": found})
     table = Table("score", "start", "end", "video", title=f"{asked} ({len(index)} windows)")
     for hit in found:
         table.add_row(f"{hit['score']:.3f}", f"{hit['start']:.1f} s", f"{hit['end']:.1f} s", hit["video"])
     Console().print(table)
+
+
+def refined(found: list[dict[str, Any]], config: Config) -> list[dict[str, Any]]:
+    """Replace each hit by the best moment of its video that overlaps it; a hit without one is kept.
+
+    Every video is read once. The score stays that of the search; ``moment_score`` is that of the moment. Hits that lead
+    to the same moment become one.
+    """
+    with about("--refine"):
+        finder = load(config.refine, config.device, task="moment_retrieval")
+        moments = {video: finder.moments(video, config.text, 50) for video in dict.fromkeys(h["video"] for h in found)}
+    results: dict[tuple[str, float, float], dict[str, Any]] = {}
+    for hit in found:
+        overlapping = [m for m in moments[hit["video"]] if m[0] < hit["end"] and m[1] > hit["start"]]
+        if overlapping:
+            start, end, score = overlapping[0]
+            hit = {
+                **hit,
+                "start": start,
+                "end": end,
+                "moment_score": round(score, 6),
+                "window": [hit["start"], hit["end"]],
+            }
+        results.setdefault((hit["video"], hit["start"], hit["end"]), hit)
+    return list(results.values())
 
 
 def open_pipeline(config: Config, source: IndexSource) -> VideoRetrievalPipeline:

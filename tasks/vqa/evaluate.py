@@ -11,10 +11,12 @@ from typing import Literal
 
 from vlkit.cli.config import run
 from vlkit.cli.show import Console, Table
+from vlkit.data.manifest import Dataset
 from vlkit.files import write_json
-from vlkit.tasks.load import load
+from vlkit.tasks.after_training import AfterTraining, load_mixed, measure_others, other_datasets
 from vlkit.tasks.vqa.data import answered, form_of, warn_of_unlabelled
 from vlkit.tasks.vqa.evaluate import predict_records, score
+from vlkit.tasks.vqa.pipeline import VqaPipeline
 from vlkit.tasks.vqa.task import TASK
 
 
@@ -30,8 +32,8 @@ class Data:
     """Style of the demo dataset: plain drawings, known to the embedded bases, or hand-drawn ones, new to them."""
 
 
-@dataclass
-class Config:
+@dataclass(kw_only=True)
+class Config(AfterTraining):
     """Measure a saved VQA adapter."""
 
     model: Path
@@ -39,28 +41,32 @@ class Config:
     data: Data = field(default_factory=Data)
     split: str = "test"
     """Split to evaluate; it must have answers."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to compute on."""
-    json: Path | None = None
-    """Write the metrics to this file."""
 
 
 def main(config: Config) -> None:
     dataset = TASK.dataset(config.data.root, size=config.data.size, style=config.data.style)
     records = answered(dataset, config.split)
-    pipeline = load(config.model, config.device, task=TASK.name)
+    others = other_datasets(config, TASK, config.split, answered)
+    pipeline = load_mixed(config.model, TASK.name, config)
     if pipeline.answerer.vocabulary:
         warn_of_unlabelled(dataset, [config.split], pipeline.answerer.vocabulary)
-    predictions = predict_records(pipeline.answerer, dataset, records, f"{config.split} questions")
-    metrics = score(records, predictions, form_of(dataset))
+    metrics = measure(pipeline, dataset, config.split)
     table = Table(title=f"{pipeline.name}: {len(records)} questions of {dataset.name}/{config.split}")
     table.add_column("metric")
     table.add_column("percent", justify="right")
     for key, value in metrics.items():
         table.add_row(key, f"{value:.2f}")
     Console().print(table)
+    also = measure_others(config.model, config, TASK, config.split, others, measure)
     if config.json:
-        write_json(config.json, {"model": str(config.model), "split": config.split, **metrics})
+        write_json(config.json, {"model": str(config.model), "split": config.split, **metrics, **also})
+
+
+def measure(pipeline: VqaPipeline, dataset: Dataset, split: str) -> dict[str, float]:
+    """Metrics of a pipeline on a split with answers."""
+    records = answered(dataset, split)
+    predictions = predict_records(pipeline.answerer, dataset, records, f"{split} questions")
+    return score(records, predictions, form_of(dataset))
 
 
 if __name__ == "__main__":

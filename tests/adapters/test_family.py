@@ -17,6 +17,9 @@ from vlkit.adapters.base import Plain
 from vlkit.adapters.dtl import DtlOptions
 from vlkit.adapters.facts import kinds_with
 from vlkit.adapters.lst.method import LstOptions
+from vlkit.adapters.s2a import S2aOptions
+from vlkit.adapters.side_attention import SideAttentionOptions
+from vlkit.adapters.synqt import SynqtOptions
 from vlkit.adapters.unipt.options import UniptOptions
 from vlkit.adapters.vqt import VqtOptions
 from vlkit.errors import UserError
@@ -24,12 +27,13 @@ from vlkit.errors import UserError
 TOWERS = {name: tower for name, tower in ALL_TOWERS.items() if name != "convnext"}
 TUNED = kinds_with("trains_base")
 # Method -> base families it refuses, and view -> methods that refuse it.
-REFUSED_TOWERS = {"lst": {"resnet"}, "vqt": {"resnet"}, "bitfit": {"t5"}}
-REFUSED_VIEWS = {"tokens": {"vqt"}, "pooled": set()}
+REFUSED_TOWERS = {kind: {"resnet"} for kind in ("lst", "vqt", "synqt", "side_attention")} | {"bitfit": {"t5"}}
+REFUSED_VIEWS = {"tokens": {"vqt", "synqt"}, "pooled": set()}
 # A softmax ignores what all it compares have in common.
 NO_GRADIENT = {
     "unipt": r"confidence\.bias$",
     "lst": r"blocks\..*(key\.bias|in_proj_bias)$",  # the keys' part of it has none
+    "synqt": r"attention\.key\.up\.bias$",
 }
 OTHER_OPTIONS: dict[str, Any] = {
     "unipt joint": UniptOptions(flavour="joint"),
@@ -42,7 +46,13 @@ OTHER_OPTIONS: dict[str, Any] = {
     "vqt mean": VqtOptions(queries=3, combine="mean"),
     "vqt weighted": VqtOptions(queries=3, combine="weighted", layers=(0, 2)),
     "vqt attention": VqtOptions(queries=2, combine="attention", dropout=0.0),
+    "synqt published": SynqtOptions(queries=2, feat_scale=1.0, init="published"),
+    "s2a side": S2aOptions(bias=False, prompts=0, layers=(1, 2)),
+    "s2a deep prompts": S2aOptions(bias=False, rank=0, deep=True, prompts=2, saved="fp32"),
+    "side attention": SideAttentionOptions(gap=3, depth=2, rank=4, lean=False),
+    "side attention mixer": SideAttentionOptions(block="mixer", gap=2, tap_dtype="bf16"),
 }
+PADDED = ("unipt", "lst", "dtl", "vqt", "synqt", "side_attention", "s2a")
 CASES = [(kind, tower, reads) for kind in ADAPTERS for tower in TOWERS for reads in ("pooled", "tokens")]
 BUILT = [
     (kind, tower, reads)
@@ -63,7 +73,8 @@ def test_trains_saves_and_loads(kind: str, tower: str, reads: str) -> None:
 
     assert view(model, x, reads).shape == shape
     if kind in TUNED:
-        assert any(p.requires_grad for p in model.base.parameters())
+        trained = model if kind == "s2a" else model.base  # S2A also has parts outside the base, T5 no biases in it
+        assert any(p.requires_grad for p in trained.parameters())
     else:
         assert all(torch.equal(tensor, base[name]) for name, tensor in model.base.state_dict().items())
         assert all(name.startswith("adapter.") for name, p in model.named_parameters() if p.requires_grad)
@@ -126,7 +137,8 @@ def test_early_route_keeps_no_activations(kind: str, tower: str, reads: str, mon
 
 @pytest.mark.parametrize("reads", ["pooled", "tokens"])
 @pytest.mark.parametrize(
-    ("kind", "tower"), [(k, t) for k in ("unipt", "lst", "dtl", "vqt") for t in TEXT if (k, t, "pooled") in BUILT]
+    ("kind", "tower"),
+    [(k, t) for k in PADDED for t in TEXT if (k, t, "pooled") in BUILT],
 )
 def test_padding_changes_nothing(kind: str, tower: str, reads: str) -> None:
     if kind in REFUSED_VIEWS[reads]:

@@ -308,7 +308,7 @@ def test_wrong_options(options: Callable, says: str) -> None:
 
 
 @pytest.mark.parametrize("tower", ["vit", "t5"])
-@pytest.mark.parametrize("kind", ["unipt", "lst", "dtl", "vqt"])
+@pytest.mark.parametrize("kind", ["unipt", "lst", "dtl", "vqt", "synqt", "side_attention"])
 def test_half_precision_stays_finite_and_close(kind: str, tower: str) -> None:
     model, x = build(ADAPTERS[kind](), tower), TOWERS[tower][1]()
     train(model, x, "pooled")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from helpers import tiny
 from vlkit.adapters import ADAPTERS
+from vlkit.adapters.facts import kinds_with, one_of
 from vlkit.data.video.frame_batch import Frames
 from vlkit.encoders.bases import ClipBase, Preprocess, TextBase, clip_base, pair_base, text_base
 from vlkit.encoders.stage import stage_vision
@@ -28,6 +29,10 @@ from vlkit.encoders.towers.hf_text import HfEncoder
 from vlkit.engine.checkpoint import save_adapter
 from vlkit.errors import UserError
 from vlkit.tasks import load as pipelines
+from vlkit.tasks.classification import model as classification
+from vlkit.tasks.classification.heads import LinearHeadOptions
+from vlkit.tasks.classification.losses import Loss, class_loss
+from vlkit.tasks.classification.prompts import Prompts
 from vlkit.tasks.contrastive import gather_pairs, info_nce
 from vlkit.tasks.fusion import FusionOptions
 from vlkit.tasks.grounding import model as grounding
@@ -52,32 +57,30 @@ PAIR = "efficientnet+bert"
 """A pair of encoders that never met, as a base."""
 TEXTS = {"t5": tiny.tiny_t5, "bert": tiny.tiny_bert}  # and clip, the text tower of the contrastive base
 TWO_TOWER, WITH_TEXTS = ("retrieval", "video_retrieval"), ("classify", "generate", "grounding")
+LABELS = "classification"
+"""The task that adapts the image tower alone; ``classify`` is the answer head of VQA."""
 CASES = [
-    *product(ADAPTERS, TWO_TOWER, IMAGES, ("clip",)),
+    *product(ADAPTERS, (*TWO_TOWER, LABELS), IMAGES, ("clip",)),
     *product(ADAPTERS, WITH_TEXTS, IMAGES, (*TEXTS, "clip")),
-    *product(ADAPTERS, (*TWO_TOWER, "classify", "grounding"), (PAIR,), ("clip",)),
+    *product(ADAPTERS, (*TWO_TOWER, LABELS, "classify", "grounding"), (PAIR,), ("clip",)),
 ]
 """(method, task or answer head, family of the images' tower, of the texts' tower)."""
 
 # What cannot work, with what the message says to do instead; * = all of them.
+ANY_TOWER, ANY_HEAD = (f"use {one_of(kinds_with(fact))}" for fact in ("fits_any_tower", "feeds_tokens"))
+DECODER = f"use {one_of(kinds_with('feeds_decoder'))}"
 REFUSED = {
-    ("lst", "*", "resnet", "*"): "use sherl, unipt, dtl, linear, bitfit, lora or full",
-    ("vqt", "*", "resnet", "*"): "use sherl, unipt, dtl, linear, bitfit, lora or full",
-    ("lst", "*", PAIR, "*"): "use sherl, unipt, dtl, linear, bitfit, lora or full",
-    ("vqt", "*", PAIR, "*"): "use sherl, unipt, dtl, linear, bitfit, lora or full",
+    **{
+        (kind, "*", images, "*"): ANY_TOWER
+        for kind in ("lst", "vqt", "synqt", "side_attention")
+        for images in ("resnet", PAIR)
+    },
     ("dtl", "*", PAIR, "*"): "use sherl or unipt",  # its side network writes into blocks that keep their width
-    ("vqt", "classify", "*", "*"): "use sherl, unipt, lst, dtl, linear, bitfit, lora or full",
-    ("vqt", "generate", "*", "*"): "use sherl, unipt, lst, dtl, linear, bitfit, lora or full",
-    ("vqt", "grounding", "*", "*"): "use sherl, unipt, lst, dtl, linear, bitfit, lora or full",
-    ("bitfit", "classify", "*", "t5"): "choose another kind",
-    ("bitfit", "grounding", "*", "t5"): "choose another kind",
-    ("bitfit", "generate", "*", "t5"): "choose another kind",
+    **{(kind, task, "*", "*"): ANY_HEAD for kind in ("vqt", "synqt") for task in ("classify", "generate", "grounding")},
+    **{("bitfit", task, "*", "t5"): "choose another kind" for task in ("classify", "grounding", "generate")},
     ("*", "generate", "*", "bert"): "give a T5, or classify",
     ("*", "generate", "*", "clip"): "give a T5, or classify",
-    ("unipt", "generate", "*", "t5"): "sherl, lora or full",
-    ("lst", "generate", "*", "t5"): "sherl, lora or full",
-    ("dtl", "generate", "*", "t5"): "sherl, lora or full",
-    ("linear", "generate", "*", "t5"): "sherl, lora or full",
+    **{(kind, "generate", "*", "t5"): DECODER for kind in ("unipt", "lst", "dtl", "side_attention", "linear", "s2a")},
 }
 FUSION = FusionOptions(width=16, layers=1, heads=2, dropout=0.0)
 CLASSIFY, GENERATE = ClassifyOptions(dropout=0.0), GenerateOptions(queries=2)
@@ -138,6 +141,8 @@ def batch_of(task: str, bases: Bases) -> tuple[Any, ...]:
     if task == "video_retrieval":
         pixels = tiny.images(4, side).mul(40).add(128).clamp(0, 255).to(torch.uint8)
         return Frames.of([pixels[:1], pixels[1:3], pixels[3:]]), ids
+    if task == LABELS:
+        return (tiny.images(COUNT, side),)
     if task == "retrieval":
         return tiny.images(COUNT, side), ids
     inputs = tiny.images(2, side), ids, torch.tensor([0, 1, 1])
@@ -158,6 +163,8 @@ def build(task: str, options: Any, bases: Bases) -> nn.Module:
             return retrieval.build_model(bases.base, options, HeadOptions())
         if task == "video_retrieval":
             return video_retrieval.build_model(bases.base, options, VideoHeadOptions())
+        if task == LABELS:
+            return classification.build_model(bases.base, options, LinearHeadOptions(), len(ANSWERS))
         if task == "grounding":
             return grounding.build_model(bases.base, bases.text, options, FUSION, GroundingOptions())
         head = CLASSIFY if task == "classify" else GENERATE
@@ -170,6 +177,9 @@ def config_of(task: str, options: Any, bases: Bases) -> dict[str, Any]:
         return retrieval.adapter_config(base, options, HeadOptions(), {})
     if task == "video_retrieval":
         return video_retrieval.adapter_config(base, options, VideoHeadOptions(), ClipReader(base.preprocess, 2), {})
+    if task == LABELS:
+        prompts = Prompts(ANSWERS, ["a {}"])
+        return classification.adapter_config(base, options, LinearHeadOptions(), prompts, 0, None, {})
     if task == "grounding":
         return grounding.adapter_config(base, text, options, FUSION, GroundingOptions(), "squash", None, {})
     head = CLASSIFY if task == "classify" else GENERATE
@@ -180,6 +190,8 @@ def loss_of(task: str, found: Any) -> Tensor:
     """The loss of what the task's model returned."""
     if task in TWO_TOWER:
         return info_nce(gather_pairs(found[0], found[1], torch.arange(COUNT)), found[2])
+    if task == LABELS:
+        return class_loss(found, torch.arange(COUNT), Loss())
     if task == "classify":
         return answer_bce(found, torch.eye(COUNT, len(ANSWERS)))
     if task == "generate":
@@ -216,7 +228,8 @@ def test_takes_a_step_and_loads_again(kind: str, task: str, images: str, texts: 
     options, bases = ADAPTERS[kind](), Bases.fresh(images, texts)
     model, batch = build(task, options, bases), batch_of(task, bases)
     towers = towers_of(model)
-    assert set(towers) == {"image", "text"} | ({"decoder"} if task == "generate" else set())
+    wanted = {LABELS: {"image"}, "generate": {"image", "text", "decoder"}}
+    assert set(towers) == wanted.get(task, {"image", "text"})
     leave_start(model)
     before = {name: deepcopy(tower.base.state_dict()) for name, tower in towers.items()}
     untrained = outputs(model, batch)
@@ -242,7 +255,9 @@ def test_takes_a_step_and_loads_again(kind: str, task: str, images: str, texts: 
     assert not torch.allclose(untrained[0], after[0], atol=1e-4)
     again = Bases.fresh(images, texts)
     pipeline = pipelines.load(tmp_path, "cpu", again.base, again.text_base)
-    holder = next(getattr(pipeline, name) for name in ("embedder", "answerer", "locator") if hasattr(pipeline, name))
+    holder = next(
+        getattr(pipeline, name) for name in ("embedder", "answerer", "locator", "labeller") if hasattr(pipeline, name)
+    )
     # peft adds its updates to an attention's weights and takes them off again: the base's are then rounded anew.
     limit = 1e-5 if kind == "lora" else 0.0
     for one, other in zip(after, outputs(holder.model, batch), strict=True):

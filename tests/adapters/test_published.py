@@ -46,8 +46,12 @@ BLOCKS = {
     "lst_t5_decoder": [("lst/t5", "", None)],
     "lst_clipvil_joint": [("lst/joint", "", None)],
     "vqt_vit": [("vqt", "", 1)],
+    "synqt_vit": [("synqt", "synqt.", None)],
     "dtl_vit_plus": [("dtl", "", None)],
     "head_gpo": [("gpo", "", None)],
+    "r2_temporal": [("r2/temporal", "", 26)],
+    "r2_block": [("r2/block", "", 22)],
+    "r2_full": [("r2", "", None)],
 }
 
 
@@ -100,6 +104,7 @@ def test_every_flavour_is_covered() -> None:
         ),
         ("unipt_clip4clip_text", {"handoff": "pooled", "init": "published", "reduction": 2}),
         ("vqt_vit", {"queries": 2}),
+        ("synqt_vit", {"queries": 3, "hidden": 6, "attention_hidden": 4, "init": "published"}),
         ("dtl_vit_plus", {"rank": 2}),
         ("lst_t5_encoder", {"init": "published", "reduction": 2}),
     ],

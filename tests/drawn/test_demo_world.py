@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from vlkit.drawn import make
+from vlkit.drawn import kind_images, make
 from vlkit.drawn.captions import captions
 from vlkit.drawn.draw import boxes, draw, render
 from vlkit.drawn.kinds import KINDS
@@ -41,6 +42,14 @@ def scenes_of(domain: str, count: int, seed: int = 5) -> list[tuple[Scene, np.ra
 
 def digests(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): sha256_of(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_kinds() -> Iterator[None]:
+    """One image of each kind: the full number takes seconds for every world."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind_images, "PER_CLASS", {"train": 1, "val": 1, "test": 1})
+        yield
 
 
 @pytest.fixture(scope="module")

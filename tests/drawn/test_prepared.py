@@ -14,7 +14,8 @@ import pytest
 
 from vlkit.data.check import check_dataset
 from vlkit.data.manifest import Dataset
-from vlkit.drawn import make, prepared
+from vlkit.drawn import kind_images, make, prepared
+from vlkit.drawn.kinds import KINDS
 from vlkit.drawn.prepared import demo_dataset
 from vlkit.drawn.world import COUNTS
 from vlkit.errors import UserError
@@ -28,6 +29,7 @@ TASKS = ("retrieval", "vqa", "grounding")
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VLKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(COUNTS, "small", COUNT)
+    monkeypatch.setattr(kind_images, "PER_CLASS", {"train": 2, "val": 1, "test": 1})
     return tmp_path / "cache"
 
 
@@ -48,6 +50,12 @@ def test_each_task_has_a_clean_dataset_over_the_same_images(cache: Path) -> None
 def test_videos_have_a_clean_dataset_too(cache: Path) -> None:
     dataset = Dataset.open(demo_dataset("video_retrieval", "small"), "video_retrieval")
     assert {"train", "test"} <= set(dataset.splits) and check_dataset(dataset, workers=1).problems == []
+
+
+def test_kinds_have_a_clean_dataset_in_a_folder_of_their_own(cache: Path) -> None:
+    dataset = Dataset.open(demo_dataset("classification", "small"), "classification")
+    assert check_dataset(dataset, workers=1).problems == [] and dataset.extra["classes"] == list(KINDS)
+    assert [record["label"] for record in dataset.records("train")] == [kind for kind in KINDS for _ in range(2)]
 
 
 def test_retrieval_does_not_wait_for_the_parts_of_other_tasks(cache: Path) -> None:

@@ -159,6 +159,9 @@ RECORDS = {
     ],
 }
 
+MANIFESTS = {**RECORDS, "classification": [{"id": f"c/{n}", "image": "a.png", "label": "cat"} for n in range(2)]}
+FIELDS = {"classification": {"classes": ["cat", "dog"], "templates": ["a {}"]}}
+
 
 def read_dataset(root: Path) -> None:
     dataset = Dataset.open(root)
@@ -171,13 +174,14 @@ def check(root: Path) -> None:
     str(check_dataset(Dataset.open(root), workers=1).as_json())
 
 
-@pytest.mark.parametrize("task", RECORDS)
+@pytest.mark.parametrize("task", MANIFESTS)
 @examples(40)
 @given(data=st.data())
 def test_manifests(place: Path, captioned: Path, task: str, data: st.DataObject):
     root = place / f"dataset {task}"
     shutil.rmtree(root, ignore_errors=True)
-    write_dataset(root, name="x", task=task, splits={"train": RECORDS[task]}, media_root=captioned, source=None)
+    where = {"media_root": captioned, "source": None, "extra": FIELDS.get(task)}
+    write_dataset(root, name="x", task=task, splits={"train": MANIFESTS[task]}, **where)
     file = root / data.draw(st.sampled_from(["dataset.json", "train.jsonl"]))
     content = file.read_bytes()
     if data.draw(st.booleans()):

@@ -16,6 +16,7 @@ from vlkit.errors import UserError
 from vlkit.metrics import glue, grounding, moment, retrieval, video, vqa
 from vlkit.metrics.ranks import ranks_from_similarity
 from vlkit.metrics.vqa_text import normalize_answer, normalize_punctuation, normalize_words
+from vlkit.tasks.moment_retrieval.windows import post_process
 
 
 class Check(NamedTuple):
@@ -260,6 +261,36 @@ def _glue(folder: Path, case: str) -> float:
     return worst if compared else math.inf
 
 
+def _moment_post(folder: Path, case: str) -> float:
+    worst = 0.0
+    for one in _json(folder / f"moment_post/{case}.json"):
+        how = one["nms"] or {"type": "none"}
+        nms = {"normal": "hard"}.get(how["type"], how["type"])
+        found = post_process(one["input"], one["duration"], one["unit"] or 0.0, nms, how.get("thres", 0.7))
+        worst = max(worst, difference(_in_order(found), _in_order(np.array(one["expected"]))))
+        if (np.diff(found[:, 2]) > 0).any():
+            return math.inf
+    return worst
+
+
+def _in_order(windows: np.ndarray) -> np.ndarray:
+    """Windows sorted, because the order among equal scores is free."""
+    windows = windows.reshape(-1, 3)
+    return windows[np.lexsort((windows[:, 1], windows[:, 0], -windows[:, 2].round(12)))]
+
+
+def _highlight(folder: Path, case: str) -> float:
+    worst, golden = 0.0, _json(folder / f"highlight/{case}.json")
+    for name, metric, labels in (
+        ("tvsum", moment.tvsum_metrics, "anno"),
+        ("youtube", moment.youtube_metrics, "match"),
+    ):
+        for one in golden.get(name, []):
+            scores, target = ([video[key] for video in one["videos"]] for key in ("saliency", labels))
+            worst = max(worst, difference(metric(scores, target)["hl_map"] / 100, one["expected_mAP"]))
+    return worst
+
+
 def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -280,5 +311,7 @@ KINDS: dict[str, tuple[Callable[[Path, str], float], float]] = {
     "refexp": (_refexp, 1e-8),
     "flickr_entities": (_flickr_entities, 1e-8),
     "moment": (_moment, 0.0101),
+    "moment_post": (_moment_post, 1e-9),
+    "highlight": (_highlight, 0.51e-5),
     "glue": (_glue, 1e-6),
 }

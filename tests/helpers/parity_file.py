@@ -132,7 +132,7 @@ def read_golden(path: str | Path) -> Golden:
 
 
 def compare(golden: Golden, rebuilt: Rebuilt) -> Report:
-    """Backward through ``sum(output * probe)``, then compare everything the file holds.
+    """Backward through ``sum(output * probe)`` (a file without probe: the sum), then compare everything the file holds.
 
     Errors are the largest absolute difference of a tensor over its largest magnitude. A gradient may be nothing but
     rounding noise (a bias in front of a batch norm that uses batch statistics, a bias on softmax keys): its own
@@ -150,8 +150,9 @@ def compare(golden: Golden, rebuilt: Rebuilt) -> Report:
             error = _error(seen.get(name), expected, 0.0)
             report.outputs = max(report.outputs, error)
             _judge(report, name, seen.get(name), error)
-    if golden.about["gradients"] != "none" and rebuilt.output.shape == golden.tensors["probe"].shape:
-        (rebuilt.output * golden.tensors["probe"]).sum().backward()
+    if golden.about["gradients"] != "none" and rebuilt.output.shape == golden.tensors["output"].shape:
+        probe = golden.tensors.get("probe", torch.ones((), dtype=golden.dtype))
+        (rebuilt.output * probe).sum().backward()
         _check_gradients(golden, rebuilt, report)
     return report
 
@@ -179,7 +180,7 @@ def _check_gradients(golden: Golden, rebuilt: Rebuilt, report: Report) -> None:
         error = _error(got, gradient, floor)
         report.gradients = max(report.gradients, error)
         _judge(report, f"grad.{name}", got, error)
-    unused = {f"weight.{name}" for name in golden.about["unused_in_graph"]}
+    unused = {f"weight.{name}" for name in golden.about.get("unused_in_graph", ())}
     for name, leaf in leaves.items():
         if name.startswith("weight.") and name not in expected and name not in unused and leaf.grad is not None:
             report.problems.append(f"grad.{name}: trained here, without gradient in the file")
@@ -189,10 +190,12 @@ def _error(got: Tensor | None, expected: Tensor, floor: float) -> float:
     if got is None or got.shape != expected.shape:
         return math.inf
     got, expected = got.detach().double(), expected.double()
-    difference = float((got - expected).abs().max()) if expected.numel() else 0.0
+    differences = torch.where(got == expected, 0.0, (got - expected).abs())  # equal infinities do not differ
+    difference = float(differences.max()) if expected.numel() else 0.0
     if difference == 0.0:
         return 0.0
-    scale = max(float(expected.abs().max()), floor)
+    finite = expected[expected.isfinite()]
+    scale = max(float(finite.abs().max()) if finite.numel() else 0.0, floor)
     return difference / scale if math.isfinite(difference) and scale else math.inf
 
 

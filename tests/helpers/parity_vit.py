@@ -1,4 +1,4 @@
-"""Golden files of methods on a plain vision transformer: VQT and DTL."""
+"""Golden files of methods on a plain vision transformer: VQT, SynQT and DTL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from helpers.parity_file import Golden, Rebuilt
 from helpers.parity_sherl import load_block, published
 from vlkit.adapters.base import AdaptedEncoder
 from vlkit.adapters.dtl import DtlAdapter
-from vlkit.adapters.published.names import import_published
+from vlkit.adapters.published.names import import_published, strip_prefix
+from vlkit.adapters.synqt import NORM_EPS as SYNQT_EPS
+from vlkit.adapters.synqt import SynqtAdapter
 from vlkit.adapters.vqt import NORM_EPS, VqtAdapter, unit
 from vlkit.encoders.blocks.anatomy import Attention, Dense, attend
 from vlkit.encoders.staged import StagedEncoder, Stream, run_early
@@ -53,6 +55,9 @@ class Vit(StagedEncoder):
 
     def tokens(self, stream: Stream) -> Tensor:
         return self.model["norm"](stream.hidden)
+
+    def pool(self, stream: Stream) -> Tensor:
+        return self.tokens(stream)[:, 0]
 
     def grid(self, stream: Stream) -> tuple[int, int]:
         side = round((stream.hidden.shape[1] - 1) ** 0.5)
@@ -114,6 +119,39 @@ def vqt_attention(golden: Golden) -> Rebuilt:
     attention = Attention(*maps, heads=config["heads"], scale=scale, norm=nn.Identity())
     hidden = inputs["hidden"]
     return Rebuilt(attend(attention, hidden, hidden[:, config["queries"] :]), weights, inputs)
+
+
+def synqt(golden: Golden) -> Rebuilt:
+    """Logits of the classifier on the mix of all features."""
+    config, inputs, weights = golden.config, golden.leaves(), golden.part("weight.")
+    width, depth, cells = config["hidden"], config["layers"], (config["image"] // config["patch"]) ** 2
+    mlp = len(weights["blocks.0.mlp.fc1.bias"])
+    base = Vit(width, config["heads"], depth, mlp, cells, config["backbone_ln_eps"]).to(golden.dtype)
+    adapter = SynqtAdapter(
+        width,
+        config["classes"],
+        depth,
+        base.seen_by_queries,
+        base.query_in_parts,
+        config["query_tokens"],
+        config["adapter_hidden"],
+        config["attention_adapter_hidden"],
+        dropout=0.0,
+        drop_path=0.0,
+        init="published",
+    ).to(golden.dtype)
+    model = AdaptedEncoder(base, adapter)
+    head = {name: tensor for name, tensor in weights.items() if name.startswith("head.")}
+    adapter.train(golden.training)
+    adapter.load_state_dict(import_published("synqt", strip_prefix(weights, "synqt.")) | head)
+    skipped = ("synqt.", "head.", "patch_embed.")
+    base.model.load_state_dict({n: t for n, t in weights.items() if not n.startswith(skipped)})
+    kernel, bias = (weights[f"patch_embed.proj.{kind}"] for kind in ("weight", "bias"))
+    patches = nn.functional.conv2d(inputs["image"], kernel, bias, stride=config["patch"]).flatten(2).transpose(1, 2)
+    own = [(name, parameter) for name, parameter in adapter.named_parameters() if name not in head]
+    trained = published(own, "synqt", "synqt.") | {name: adapter.get_parameter(name) for name in head}
+    constants = {"backbone_ln_eps": base.model["norm"].eps, "own_ln_eps": SYNQT_EPS}
+    return Rebuilt(model(patches).pooled, trained, inputs, constants=constants)
 
 
 def dtl(golden: Golden) -> Rebuilt:

@@ -107,9 +107,11 @@ def test_run_is_the_one_without_a_cache(script, variant, datasets, tmp_path):
         assert rounded == pytest.approx(expected, rel=1e-2) and rounded != first
 
 
-@pytest.mark.parametrize("kind", sorted(set(kinds_with("has_early_route")) - {"sherl", "linear", "unipt", "vqt"}))
+@pytest.mark.parametrize(
+    "kind", sorted({*kinds_with("has_early_route")} & {*kinds_with("feeds_tokens")} - {"sherl", "linear", "unipt"})
+)
 def test_other_frozen_methods(kind, datasets, tmp_path):
-    """VQT is left out: it adapts the pooled embedding, and these heads read tokens."""
+    """Those that adapt only the pooled embedding are left out, because these heads read tokens."""
     words = ("--adapter.kind", kind, "--text_base", "clip")
     expected, _ = trained(VQA, datasets, tmp_path / "plain", *words)
     found, _ = trained(VQA, datasets, tmp_path / "cached", *words, "--cache", tmp_path / "s", "--cache_dtype", "fp32")

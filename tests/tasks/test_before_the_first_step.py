@@ -19,7 +19,10 @@ RECORDS: dict[str, dict[str, Any]] = {
     "video_retrieval": {"video": "{}.mp4", "texts": ["a dog runs", "a dog"]},
     "vqa": {"image": "{}.png", "question": "is it red?", "answers": ANSWERS},
     "grounding": {"image": "{}.png", "text": "the red one", "box": [1, 1, 9, 9], "width": 20, "height": 20},
+    "classification": {"image": "{}.png", "label": "house"},
 }
+EXTRA = {"classification": {"classes": ["house", "tree"]}}
+"""Further fields of ``dataset.json``."""
 each_task = pytest.mark.parametrize("task", TASKS)
 
 
@@ -27,7 +30,8 @@ def prepared(root: Path, task: str, *splits: str, count: int = 4) -> Path:
     """A dataset whose media are not there: nothing here may look at them."""
     root.mkdir(exist_ok=True)
     records = {split: [record(task, f"{split}{i}") for i in range(count)] for split in splits}
-    write_dataset(root, name="made", task=task, splits=records, media_root=root, source="made for a test")
+    where: dict[str, Any] = {"media_root": root, "source": "made for a test", "extra": EXTRA.get(task)}
+    write_dataset(root, name="made", task=task, splits=records, **where)
     return root
 
 
@@ -102,7 +106,7 @@ def test_other_data_of_the_same_number_are_other_data(task: str, change: str, tm
     lines = path.read_text().splitlines(keepends=True)
     swaps = {
         "id": ('"id": "val1"', '"id": "val9"'),
-        "text": ("dog" if task == "video_retrieval" else "red", "blue"),
+        "text": {"video_retrieval": ("dog", "cat"), "classification": ("house", "tree")}.get(task, ("red", "blue")),
         "media": ("val1.", "val7."),
     }
     text = "".join(lines[::-1]) if change == "order" else "".join(lines).replace(*swaps[change])
@@ -125,7 +129,11 @@ def test_every_script_tells_fit_what_it_trains_on(task: str, tmp_path: Path, mon
         raise Reached
 
     monkeypatch.setattr(script, "fit", fit)
-    for name in ("evaluate_split", "text_video_metrics"):  # without the adapter: there are no media to measure on
+    for name in (
+        "evaluate_split",
+        "evaluate_records",
+        "text_video_metrics",
+    ):  # without the adapter: there are no media to measure on
         if hasattr(script, name):
             monkeypatch.setattr(script, name, lambda *given: {})
     if task == "video_retrieval":

@@ -461,3 +461,17 @@ def test_a_pickle_with_code_runs_nothing(tmp_path: Path):
     done = launch("data_prep/refcoco.py", *words)
     assert done.returncode == 2 and "refs(unc).p" in done.stderr and "Traceback" not in done.stderr
     assert not target.exists() and not (tmp_path / "data").exists()
+
+
+def test_other_data_is_measured_without_and_with_the_adapter(trained: Path, dataset: Path, tmp_path: Path):
+    options = ("--model", trained, "--data.root", dataset, "--split", "test", "--json", tmp_path / "m.json")
+    call(EVALUATE, *options, "--mix", 0)
+    without = json.loads((tmp_path / "m.json").read_text())
+    call(EVALUATE, *options, "--also", dataset)
+    found = json.loads((tmp_path / "m.json").read_text())
+    (other,) = found["also"].values()
+    assert other["split"] == "test" and other["root"] == str(dataset)
+    assert other["after"]["acc@0.5"] == pytest.approx(found["acc@0.5"])
+    assert other["before"]["acc@0.5"] == pytest.approx(without["acc@0.5"])
+    with pytest.raises(UserError, match=r"dataset\.json"):
+        call(EVALUATE, *options, "--also", tmp_path)

@@ -254,3 +254,17 @@ def test_two_processes_train_as_one(adapter: tuple, dataset: Path, tmp_path: Pat
     one, both = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
     for name in one:
         torch.testing.assert_close(one[name], both[name], atol=1e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_other_data_is_measured_without_and_with_the_adapter(trained: Path, dataset: Path, tmp_path: Path):
+    options = ("--model", trained, "--data.root", dataset, "--split", "test", "--json", tmp_path / "m.json")
+    call(EVALUATE, *options, "--mix", 0)
+    without = json.loads((tmp_path / "m.json").read_text())
+    call(EVALUATE, *options, "--also", dataset)
+    found = json.loads((tmp_path / "m.json").read_text())
+    (other,) = found["also"].values()
+    assert other["split"] == "test" and other["root"] == str(dataset)
+    assert other["after"]["rsum"] == pytest.approx(found["rsum"])
+    assert other["before"]["rsum"] == pytest.approx(without["rsum"])
+    with pytest.raises(UserError, match=r"dataset\.json"):
+        call(EVALUATE, *options, "--also", tmp_path)

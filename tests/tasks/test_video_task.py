@@ -297,3 +297,17 @@ def test_resumed_run_ends_with_the_same_weights(dataset: Path, tmp_path: Path):
     call(TRAIN, "--output", tmp_path / "cut", *words, "--log_every", 1, "--resume")
     whole, cut = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "cut"))
     assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_other_data_is_measured_without_and_with_the_adapter(trained: Path, dataset: Path, tmp_path: Path):
+    options = ("--model", trained, "--data.root", dataset, "--split", "test", "--json", tmp_path / "m.json")
+    call(EVALUATE, *options, "--mix", 0)
+    without = json.loads((tmp_path / "m.json").read_text())
+    call(EVALUATE, *options, "--also", dataset)
+    found = json.loads((tmp_path / "m.json").read_text())
+    (other,) = found["also"].values()
+    assert other["split"] == "test" and other["root"] == str(dataset)
+    assert other["after"]["rsum"] == pytest.approx(found["rsum"])
+    assert other["before"]["rsum"] == pytest.approx(without["rsum"])
+    with pytest.raises(UserError, match=r"dataset\.json"):
+        call(EVALUATE, *options, "--also", tmp_path)

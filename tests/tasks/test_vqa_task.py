@@ -312,3 +312,17 @@ def test_predict_answers_a_single_question(trained: Path, dataset: Path, capsys)
     assert len(capsys.readouterr().out.splitlines()) == 2
     with pytest.raises(UserError, match=r"--image .*nothing\.png: missing"):
         call(PREDICT, "--model", trained, "--image", dataset / "nothing.png", "--question", "Is there a cat?")
+
+
+def test_other_data_is_measured_without_and_with_the_adapter(trained: Path, dataset: Path, tmp_path: Path):
+    options = ("--model", trained, "--data.root", dataset, "--split", "test", "--json", tmp_path / "m.json")
+    call(EVALUATE, *options, "--mix", 0)
+    without = json.loads((tmp_path / "m.json").read_text())
+    call(EVALUATE, *options, "--also", dataset)
+    found = json.loads((tmp_path / "m.json").read_text())
+    (other,) = found["also"].values()
+    assert other["split"] == "test" and other["root"] == str(dataset)
+    assert other["after"]["accuracy"] == pytest.approx(found["accuracy"])
+    assert other["before"]["accuracy"] == pytest.approx(without["accuracy"])
+    with pytest.raises(UserError, match=r"dataset\.json"):
+        call(EVALUATE, *options, "--also", tmp_path)

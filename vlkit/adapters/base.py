@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vlkit.adapters.facts import MethodOptions, Reads
 from vlkit.adapters.hooks import Adapter, Joins, WritesLate
+from vlkit.adapters.saved.mode import Saved, compressed, name_operations
 from vlkit.encoders.staged import ReadAhead, StagedEncoder, Stream, freeze, in_weights_format, run_early
 
 __all__ = [
@@ -145,6 +146,10 @@ class AdaptedEncoder(nn.Module):
         runner: how the route runs; default: :class:`Plain`.
         summary_only: the head reads only the pooled embedding. If the base pools one token, the last block of the
             late route then computes only that token (:meth:`StagedEncoder.finish_pooled`).
+        saved: format of the activations that the late route saves; see :mod:`vlkit.adapters.saved.mode`.
+
+    Attributes:
+        mix: factor on what the adapter adds, for evaluation (:mod:`vlkit.adapters.mix`); 1 = as trained.
     """
 
     base: StagedEncoder
@@ -152,7 +157,12 @@ class AdaptedEncoder(nn.Module):
     runner: Runner
 
     def __init__(
-        self, base: StagedEncoder, adapter: Adapter, runner: Runner | None = None, summary_only: bool = False
+        self,
+        base: StagedEncoder,
+        adapter: Adapter,
+        runner: Runner | None = None,
+        summary_only: bool = False,
+        saved: Saved = "fp32",
     ) -> None:
         super().__init__()
         self.base, self.adapter, self.runner = freeze(base), adapter, runner or Plain()
@@ -162,6 +172,10 @@ class AdaptedEncoder(nn.Module):
         # A method that writes into the last block may read any token there.
         cut = adapter.handoff == "tokens" and adapter.late > 0 and not isinstance(adapter, WritesLate)
         self.summary_only = summary_only and cut and base.pools_one_token
+        self.saved: Saved = saved
+        if saved != "fp32":
+            name_operations(base)
+        self.mix = 1.0
         self._values: dict[tuple[int, ...], int] = {}
 
     def forward(self, x: Any) -> Encoded:
@@ -196,28 +210,58 @@ class AdaptedEncoder(nn.Module):
             with torch.no_grad():
                 # A cache may store the state in a different dtype than the base uses.
                 last = self.base.pool(stream.to(next(self.base.parameters()).dtype))
-            return stream.replace(pooled=self.adapter.merge(reduced, last, stream))
-        merged = self.adapter.merge(reduced, stream.hidden, stream)
+            if isinstance(self.adapter, Joins):  # scaled when it joins its parts, which needs the base's embedding
+                side = last if self.mix != 1.0 else None
+                return stream.replace(pooled=self.adapter.merge(reduced, last, stream), side=side)
+            return stream.replace(pooled=self.scaled(self.adapter.merge(reduced, last, stream), last))
+        last = stream.hidden
+        merged = self.adapter.merge(reduced, last, stream)
         reduced.clear()
-        return self.late(merged if isinstance(merged, Stream) else stream.replace(hidden=merged))
+        if isinstance(merged, Stream):
+            return self.late(merged.replace(hidden=self.scaled(merged.hidden, last)))
+        return self.late(stream.replace(hidden=self.scaled(merged, last)))
+
+    def scaled(self, adapted: Tensor, last: Tensor) -> Tensor:
+        """``last`` plus :attr:`mix` times what the adapter added to it."""
+        return adapted if self.mix == 1.0 else last + self.mix * (adapted - last)
 
     def late(self, stream: Stream) -> Stream:
         """The late route, from the stream that the adapter made."""
+        with compressed(self.saved):
+            return self._late(stream)
+
+    def _late(self, stream: Stream) -> Stream:
         for i in range(self.stop, self.base.depth - 1 if self.summary_only else self.base.depth):
             if isinstance(self.adapter, WritesLate):
-                stream = self.adapter.late_block(i, stream, partial(self.base.block, i))
+                stream = self._late_block(self.adapter, i, stream)
             else:
                 stream = self.base.block(i, stream)
         if self.summary_only:
             return stream.replace(hidden=None, pooled=self.base.finish_pooled(stream))
         return stream
 
+    def _late_block(self, adapter: WritesLate, i: int, stream: Stream) -> Stream:
+        """Late block ``i`` of a method that writes before or after it."""
+        if self.mix == 1.0:
+            return adapter.late_block(i, stream, partial(self.base.block, i))
+        ends = []
+
+        def block(changed: Stream) -> Stream:
+            ends.append(self.base.block(i, changed.replace(hidden=self.scaled(changed.hidden, stream.hidden))))
+            return ends[-1]
+
+        after = adapter.late_block(i, stream, block)
+        return after.replace(hidden=self.scaled(after.hidden, ends[-1].hidden))
+
     # --- the early route ---
 
     def _run(self, routes: Iterable[Route]) -> Encoded:
         ends = self.runner.run(routes, self)
         if isinstance(self.adapter, Joins):
-            ends = [Stream(cast(Tensor, None), pooled=self.adapter.join([end.pooled for end in ends]))]
+            pooled = self.adapter.join([end.pooled for end in ends])
+            if self.mix != 1.0:
+                pooled = self.scaled(pooled, torch.cat([cast(Tensor, end.side) for end in ends]))
+            ends = [Stream(cast(Tensor, None), pooled=pooled)]
         return Encoded(self.base, ends)
 
     def _early(self, x: Any) -> Iterator[tuple[int | None, Stream]]:
@@ -278,11 +322,18 @@ def even(count: int, size: int) -> int:
 
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors to save: trainable parameters, and the buffers of modules that own trainable parameters."""
+    """The tensors to save.
+
+    Trainable parameters, the buffers of modules that own some, and the tensors that a module names in
+    ``saved_untrained``.
+    """
     state: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for prefix, owner in module.named_modules():
         if any(p.requires_grad for p in owner.parameters(recurse=False)):
             for name, buffer in owner.named_buffers(recurse=False):
                 if name not in owner._non_persistent_buffers_set:
                     state[f"{prefix}.{name}" if prefix else name] = buffer
+        for name in getattr(owner, "saved_untrained", ()):
+            place, _, leaf = name.rpartition(".")
+            state[f"{prefix}.{name}" if prefix else name] = getattr(owner.get_submodule(place), leaf)
     return {name: tensor.detach() for name, tensor in sorted(state.items())}

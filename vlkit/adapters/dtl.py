@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vlkit.adapters.base import AdaptedEncoder
 from vlkit.adapters.facts import MethodOptions, Reads
 from vlkit.adapters.hooks import Adapter
+from vlkit.adapters.saved.mode import Saved, saved_option
 from vlkit.encoders.staged import StagedEncoder, Stream
 from vlkit.errors import UserError
 
@@ -147,6 +148,8 @@ class DtlOptions(MethodOptions):
     """DTL: low-rank projections of every block's input, summed and added to the late blocks."""
 
     kind: Literal["dtl"] = "dtl"
+    gradient_in_base: ClassVar[bool] = True
+    running: ClassVar[tuple[str, ...]] = ("saved",)
     rank: int = 2
     """Rank of each block's projection."""
     late: int | None = None
@@ -157,6 +160,9 @@ class DtlOptions(MethodOptions):
     """Steepness of the added term z sigmoid(beta z)."""
     kernel: int = 0
     """Side of a depthwise convolution over the image patches (DTL+; published: 3 to 5); 0 = none; ignored on texts."""
+    saved: Saved = saved_option()
+    """Format of the saved activations of the late blocks: fp32 (unchanged), int8 or int4. The forward is always exact;
+    the gradient is rounded."""
 
     def __post_init__(self) -> None:
         for name, least in (("rank", 1), ("kernel", 0)):
@@ -194,7 +200,7 @@ class DtlOptions(MethodOptions):
                     "use sherl or unipt"
                 )
             raise UserError(f"--adapter.late {late}: none of the late blocks keeps its width; give a larger number")
-        return AdaptedEncoder(encoder, adapter)
+        return AdaptedEncoder(encoder, adapter, saved=self.saved)
 
 
 def _has_grid(encoder: StagedEncoder) -> bool:

@@ -13,7 +13,15 @@ from vlkit.errors import UserError
 Reads = Literal["pooled", "tokens"]
 """Which view of :class:`vlkit.adapters.base.Encoded` a head reads; ``build`` raises if the method cannot adapt it."""
 
-Fact = Literal["trains_base", "has_early_route", "feeds_tokens", "feeds_decoder", "fits_any_tower", "couples_samples"]
+Fact = Literal[
+    "trains_base",
+    "has_early_route",
+    "feeds_tokens",
+    "feeds_decoder",
+    "fits_any_tower",
+    "couples_samples",
+    "gradient_in_base",
+]
 """Name of a fact of :class:`MethodOptions`."""
 
 
@@ -31,6 +39,8 @@ class MethodOptions:
             when a saved adapter is loaded.
         couples_samples: on convolutional towers the samples of a batch affect each other (batch norm), so splitting a
             batch changes the numbers.
+        gradient_in_base: with some option, gradient passes through tokens in blocks of the base; the method then has an
+            option ``saved``, the format of their saved activations.
     """
 
     kind: str
@@ -41,6 +51,7 @@ class MethodOptions:
     feeds_decoder: ClassVar[bool] = False
     fits_any_tower: ClassVar[bool] = True
     couples_samples: ClassVar[bool] = False
+    gradient_in_base: ClassVar[bool] = False
     running: ClassVar[tuple[str, ...]] = ()
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> nn.Module:

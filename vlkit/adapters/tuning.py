@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
@@ -11,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vlkit.adapters.base import Encoded
 from vlkit.adapters.facts import MethodOptions, Reads
+from vlkit.adapters.projections import Which, attention_maps, split_projections
+from vlkit.adapters.saved.mode import Saved, compressed, name_operations, saved_option
 from vlkit.encoders.staged import StagedEncoder, Stream, freeze, in_weights_format, run_blocks, unfreeze
 from vlkit.errors import UserError
 
@@ -21,18 +24,26 @@ class TunedEncoder(nn.Module):
     Args:
         base: the tower; ``requires_grad`` decides which parameters train.
         checkpointing: save only the input of each block and recompute the block in backward.
+        saved: format of the saved activations; see :mod:`vlkit.adapters.saved.mode`.
+        kept: names of tensors of ``base`` that a saved adapter needs although they do not train.
     """
 
-    def __init__(self, base: StagedEncoder, checkpointing: bool = False) -> None:
+    def __init__(
+        self, base: StagedEncoder, checkpointing: bool = False, saved: Saved = "fp32", kept: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         self.base = base
-        self.checkpointing = checkpointing
+        self.checkpointing, self.saved = checkpointing, saved
+        if saved != "fp32":
+            name_operations(base)
+        self.saved_untrained = tuple(f"base.{name}" for name in kept)
 
     def forward(self, x: Any) -> Encoded:
         """Run every block with gradient."""
-        stream = self.base.embed(in_weights_format(self.base, x))
-        if not self.checkpointing:
-            return Encoded(self.base, run_blocks(self.base, stream, 0, self.base.depth))
+        with compressed(self.saved):
+            stream = self.base.embed(in_weights_format(self.base, x))
+            if not self.checkpointing:
+                return Encoded(self.base, run_blocks(self.base, stream, 0, self.base.depth))
         for i in range(self.base.depth):
             stream = checkpoint(_run_block, self.base, i, stream, use_reentrant=False)
         return Encoded(self.base, stream)
@@ -56,7 +67,17 @@ class _TunedOptions(MethodOptions):
     trains_base: ClassVar[bool] = True
     has_early_route: ClassVar[bool] = False
     feeds_decoder: ClassVar[bool] = True
-    running: ClassVar[tuple[str, ...]] = ("checkpointing",)
+    gradient_in_base: ClassVar[bool] = True
+    running: ClassVar[tuple[str, ...]] = ("checkpointing", "saved")
+    checkpointing: bool = False
+    saved: Saved = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.checkpointing and self.saved != "fp32":
+            raise UserError(
+                f"--adapter.saved {self.saved}: --adapter.checkpointing saves no activations that could be compressed; "
+                "leave one of the two out"
+            )
 
     def build_stacks(self, encoder: StagedEncoder, decoder: StagedEncoder) -> tuple[TunedEncoder, TunedEncoder]:
         """Apply the method to each stack; gradient passes through both."""
@@ -71,10 +92,13 @@ class FullOptions(_TunedOptions):
     kind: Literal["full"] = "full"
     checkpointing: bool = False
     """Run blocks again in backward instead of saving their activations."""
+    saved: Saved = saved_option()
+    """Format of the saved activations: fp32 (unchanged), int8 or int4. The forward is always exact; the gradient is
+    rounded."""
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> TunedEncoder:
         """Make every parameter of ``encoder`` trainable."""
-        return TunedEncoder(unfreeze(encoder), self.checkpointing)
+        return TunedEncoder(unfreeze(encoder), self.checkpointing, self.saved)
 
 
 @dataclass
@@ -85,6 +109,9 @@ class BitfitOptions(_TunedOptions):
     feeds_decoder: ClassVar[bool] = False  # the encoder-decoders here are T5s, which have no biases
     checkpointing: bool = False
     """Run blocks again in backward instead of saving their activations."""
+    saved: Saved = saved_option()
+    """Format of the saved activations: fp32 (unchanged), int8 or int4. The forward is always exact; the gradient is
+    rounded."""
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> TunedEncoder:
         """Make the biases of ``encoder`` trainable.
@@ -99,7 +126,7 @@ class BitfitOptions(_TunedOptions):
             raise UserError(f"--adapter.kind bitfit: {encoder.kind} has no biases to train; choose another kind")
         for parameter in biases:
             parameter.requires_grad_(True)
-        return TunedEncoder(encoder, self.checkpointing)
+        return TunedEncoder(encoder, self.checkpointing, self.saved)
 
 
 def _is_bias(name: str) -> bool:
@@ -109,7 +136,7 @@ def _is_bias(name: str) -> bool:
 
 @dataclass
 class LoraOptions(_TunedOptions):
-    """LoRA (Hu et al., ICLR 2022) with peft: low-rank updates of every linear layer and attention of the blocks."""
+    """LoRA (Hu et al., ICLR 2022) with peft: low-rank updates of linear layers and attentions."""
 
     kind: Literal["lora"] = "lora"
     rank: int = 8
@@ -118,12 +145,26 @@ class LoraOptions(_TunedOptions):
     """The updates are scaled by alpha / rank."""
     dropout: float = 0.0
     """Dropout on the input of the updates."""
+    targets: Which = "all"
+    """Which maps are updated. all: every linear layer and attention; attention: query, key, value and output of each
+    attention; qv: query and value, as in the LoRA paper. Fewer maps save fewer activations."""
+    freeze_a: bool = False
+    """Train only the second factor of each update (LoRA-FA, arXiv:2308.03303): backward then needs rank values per
+    token instead of the layer's whole input."""
     checkpointing: bool = False
     """Run blocks again in backward instead of saving their activations."""
+    saved: Saved = saved_option()
+    """Format of the saved activations: fp32 (unchanged), int8 or int4. The forward is always exact; the gradient is
+    rounded."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rank < 1:
             raise UserError(f"--adapter.rank {self.rank}: must be at least 1")
+        if self.alpha < 1:
+            raise UserError(f"--adapter.alpha {self.alpha}: must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"--adapter.dropout {self.dropout}: must be at least 0 and less than 1")
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> TunedEncoder:
         """Freeze ``encoder`` and insert trainable low-rank updates.
@@ -133,19 +174,28 @@ class LoraOptions(_TunedOptions):
         """
         freeze(encoder)
         encoder._frozen = False
-        targets = _lora_targets(encoder)
+        # peft's own layer for torch's attention adds its update to the weights, so backward needs the whole input, and
+        # it cannot leave the keys out.
+        if self.freeze_a or self.targets != "all":
+            split_projections(encoder)
+        targets = _all_maps(encoder) if self.targets == "all" else attention_maps(encoder, self.targets)
         if not targets:
-            raise UserError(f"--adapter.kind lora: {encoder.kind} has no layer that peft can update")
+            what = "layer" if self.targets == "all" else "attention"
+            fix = "choose another kind" if self.targets == "all" else "use --adapter.targets all"
+            raise UserError(f"--adapter.kind lora: {encoder.kind} has no {what} that peft can update; {fix}")
         # Imported here because it takes a second. Tensors that peft creates at import are not part of the model and
         # must not land on the device that the model is built on.
         with torch.device("cpu"):
             from peft import LoraConfig, inject_adapter_in_model
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets)
         inject_adapter_in_model(config, encoder)
-        return TunedEncoder(encoder, self.checkpointing)
+        first = [name for name, _ in encoder.named_parameters() if ".lora_A." in name] if self.freeze_a else []
+        for name in first:
+            encoder.get_parameter(name).requires_grad_(False)
+        return TunedEncoder(encoder, self.checkpointing, self.saved, kept=first)
 
 
-def _lora_targets(encoder: StagedEncoder) -> list[str]:
+def _all_maps(encoder: StagedEncoder) -> list[str]:
     """Names of the attentions, linear layers and (in convolutional towers) ungrouped convolutions."""
     kinds = (nn.Linear, nn.Conv2d) if encoder.spatial else (nn.Linear,)
     attentions = [name for name, m in encoder.named_modules() if isinstance(m, nn.MultiheadAttention)]

@@ -15,13 +15,18 @@ import docstring_parser
 
 @dataclass(frozen=True)
 class Flag:
-    """One leaf field: dotted ``name``, type ``hint``, ``default`` (MISSING = required) and ``help``."""
+    """One leaf field: dotted ``name``, type ``hint``, ``default`` (MISSING = required) and ``help``.
+
+    Attributes:
+        alias: a second name on the command line, from the field's metadata; empty = none.
+    """
 
     name: str
     hint: Any
     default: Any
     help: str
     positional: bool = False
+    alias: str = ""
 
     @property
     def required(self) -> bool:
@@ -82,7 +87,8 @@ def walk(cls: type, chosen: Mapping[str, str], prefix: str = "", owner: Any = No
             yield from walk(cast(type, hint), chosen, f"{name}.", None if default is MISSING else default)
         else:
             is_positional = bool(field.metadata.get("positional"))
-            yield Flag(name, hint, _default_of(field, owner), help_of.get(field.name, ""), is_positional)
+            alias = field.metadata.get("alias", "")
+            yield Flag(name, hint, _default_of(field, owner), help_of.get(field.name, ""), is_positional, alias)
 
 
 def _walk_kind(name: str, choices: Mapping[str, type], kind: str, chosen: Mapping[str, str]) -> Iterator[Flag]:

@@ -90,11 +90,12 @@ class KnownKeys:
     def __init__(self, cls: type, flags: Mapping[str, Flag], chosen: Mapping[str, str]) -> None:
         self.flags, self.chosen = flags, chosen
         self.kinds = kind_fields(cls)
+        self.aliases = {flag.alias: flag.name for flag in flags.values() if flag.alias and flag.alias not in flags}
         self.sections = {name[: match.start()] for name in flags for match in re.finditer(r"\.", name)}
 
     def unknown(self, where: str, name: str) -> UserError:
         """The error for an unknown key: an option of another kind, a section, or a typo."""
-        section, _, option = name.partition(".")
+        section, _, option = self._in_full(name).partition(".")
         if section in self.kinds:
             kind, choices = self.chosen[section], self.kinds[section]
             having = [k for k, options in choices.items() if option in {f.name for f in dataclasses.fields(options)}]
@@ -105,6 +106,14 @@ class KnownKeys:
             inside = [key for key in self.flags if key.startswith(f"{name}.")]
             return UserError(f"{where}: is a section, not a value; its keys: {some(inside, 12)}")
         return UserError(f"{where}: unknown key{_closest(name, self.flags)}; --help lists every flag")
+
+    def _in_full(self, name: str) -> str:
+        """The full name behind the alias of an option that another kind has."""
+        for section, choices in self.kinds.items():
+            fields = (field for options in choices.values() for field in dataclasses.fields(options))
+            if any(field.metadata.get("alias") == name for field in fields):
+                return f"{section}.{name}"
+        return name
 
 
 def _closest(name: str, known: Any) -> str:
@@ -144,6 +153,7 @@ def given_in_words(words: Sequence[str], keys: KnownKeys) -> Iterator[Given]:
         name, equals, text = word[2:].partition("=")
         if name == "print_config":
             continue
+        name = keys.aliases.get(name, name)
         if name not in keys.flags and name != "config":
             raise keys.unknown(f"--{name}", name)
         takes = "one" if name == "config" else keys.flags[name].takes()

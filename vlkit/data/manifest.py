@@ -99,13 +99,14 @@ class Dataset:
         ``problem`` is None for a good record; otherwise one phrase that names the field and the fix, and ``record``
         may be None. A problem of the whole file (a wrong number of records) comes last, with line 0.
         """
-        path = self.split_file(split)
+        path, misfit = self.split_file(split), RECORDS[self.task].misfit(self.extra)
         seen: dict[tuple[str, Any], int] = {}
         count = 0
         for line, record, problem in _parse_lines(path):
             count += 1
             if problem is None:
                 problem = record_problem(record, self.task) or _repeated(record, self.task, line, seen)
+                problem = problem or misfit(record)
             yield line, record, problem
         expected = self.splits[split].get("records")
         if count == 0:
@@ -163,7 +164,7 @@ def write_dataset(
         "name": name,
         "task": task,
         "format": FORMAT,
-        "splits": {split: _split_entry(split, records, task) for split, records in splits.items()},
+        "splits": {split: _split_entry(split, records, task, extra or {}) for split, records in splits.items()},
         "media_root": Path(media_root).as_posix(),
         "source": source,
         **(extra or {}),
@@ -181,15 +182,16 @@ def write_dataset(
     return Dataset.open(output)
 
 
-def _split_entry(split: str, records: list[Record], task: str) -> dict[str, Any]:
+def _split_entry(split: str, records: list[Record], task: str, extra: dict[str, Any]) -> dict[str, Any]:
     """Check the records of a split; return its entry for ``dataset.json``."""
     if not _SPLIT_NAME.fullmatch(split):
         raise UserError(f'split "{split}": use letters, digits, "_", "-" and "." in its name')
     if not records:
         raise UserError(f'split "{split}" has no records; leave it out or give it some')
     seen: dict[tuple[str, Any], int] = {}
+    misfit = RECORDS[task].misfit(extra)
     for number, record in enumerate(records, start=1):
-        problem = record_problem(record, task) or _repeated(record, task, number, seen)
+        problem = record_problem(record, task) or _repeated(record, task, number, seen) or misfit(record)
         if problem:
             label = record.get("id", number) if isinstance(record, dict) else number
             raise UserError(f'split "{split}", record {label}: {problem}')
@@ -270,4 +272,4 @@ def _manifest_problem(fields: Any) -> str | None:
             return f'field "splits.{split}.file": {entry["file"]!r} {problem}'
         if not isinstance(entry.get("records", 0), int):
             return f'field "splits.{split}.records" is not a whole number; correct it or leave it out'
-    return None
+    return RECORDS[fields["task"]].dataset_problem(fields)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,11 +20,15 @@ class RecordKind:
         media: the field that names the medium.
         problem: record -> the problem of its other fields, as in :func:`record_problem`; None if there is none.
         unique: fields whose values must be unique within a split.
+        dataset_problem: all fields of ``dataset.json`` -> the problem of those that only this task has.
+        misfit: the same fields -> a check of a record against them, as ``problem``. Called once for many records.
     """
 
     media: Literal["image", "video"]
     problem: Callable[[Record], str | None]
     unique: tuple[str, ...] = ("id",)
+    dataset_problem: Callable[[Mapping[str, Any]], str | None] = lambda fields: None
+    misfit: Callable[[Mapping[str, Any]], Callable[[Record], str | None]] = lambda fields: lambda record: None
 
 
 def record_problem(record: Any, task: str) -> str | None:
@@ -133,6 +137,84 @@ def _grounding_problem(record: Record) -> str | None:
     return next(filter(None, (box_problem(box, *size) for box in all_boxes(record))), None)
 
 
+def _label_problem(record: Record) -> str | None:
+    return _text_problem(record, "label")
+
+
+def _classes_problem(fields: Mapping[str, Any]) -> str | None:
+    """The problem of ``classes`` (the class names, in the order of the scores) and of ``templates`` (optional)."""
+    classes = fields.get("classes")
+    if not isinstance(classes, list) or not classes:
+        return 'field "classes" is missing or empty; list the names of all classes'
+    seen: dict[str, int] = {}
+    for number, name in enumerate(classes):
+        if not _is_text(name):
+            return f'field "classes[{number}]" is {_shown(name)}; expected is a name that is not empty'
+        if seen.setdefault(name, number) != number:
+            return f'field "classes": {name!r} is there twice (numbers {seen[name]} and {number}); give each one name'
+    templates = fields.get("templates", ["{}"])
+    if not isinstance(templates, list) or not templates or not all(map(_is_template, templates)):
+        return f'field "templates" is {_shown(templates)}; expected are texts with {{}} at the place of the class name'
+    return None
+
+
+def _is_template(value: Any) -> bool:
+    return _is_text(value) and "{}" in value
+
+
+def _known_label(fields: Mapping[str, Any]) -> Callable[[Record], str | None]:
+    classes = fields.get("classes")
+    known = frozenset(filter(_is_text, classes if isinstance(classes, list) else ()))
+
+    def misfit(record: Record) -> str | None:
+        if record["label"] in known:
+            return None
+        return (
+            f'field "label": {_shown(record["label"])} is not in "classes" of dataset.json; correct it or add it there'
+        )
+
+    return misfit
+
+
+def _moment_problem(record: Record) -> str | None:
+    problem = _text_problem(record, "text") or _windows_problem(record)
+    if problem:
+        return problem
+    duration = record.get("duration")
+    if duration is not None and (not _is_number(duration) or duration <= 0):
+        return f'field "duration" is {_shown(duration)}; expected are seconds, above 0'
+    for field, low, high in (("scores", 1, 5), ("match", -1, 1), ("saliency", 0, 4), ("clip_ids", 0, 10**6)):
+        value = record.get(field)
+        if value is not None and not _are_scores(value, low, high, nested=field in ("scores", "saliency")):
+            what = f"whole numbers of {low} to {high}"
+            return f'field "{field}" is {_shown(value)}; expected is a list with {what} for each clip'
+    clips, saliency = record.get("clip_ids"), record.get("saliency")
+    if (clips is None) != (saliency is None) or len(clips or ()) != len(saliency or ()):
+        return 'fields "clip_ids" and "saliency" must both be there, and be equally long'
+    return None
+
+
+def _windows_problem(record: Record) -> str | None:
+    windows = record.get("windows")
+    if windows is None:  # a test set whose moments are hidden, or a highlight set
+        return None
+    if not isinstance(windows, list):
+        return f'field "windows" is {_shown(windows)}; expected is a list of [start, end] in seconds'
+    for window in windows:
+        if not isinstance(window, list) or len(window) != 2 or not all(_is_number(edge) for edge in window):
+            return f'field "windows": {_shown(window)}; expected are two numbers [start, end] in seconds'
+    return None
+
+
+def _are_scores(value: Any, low: int, high: int, nested: bool) -> bool:
+    """Whether a value is a list of whole numbers in a range, or (nested) a list of such lists that are not empty."""
+    if not isinstance(value, list):
+        return False
+    if nested:
+        return all(isinstance(each, list) and each and _are_scores(each, low, high, False) for each in value)
+    return all(isinstance(each, int) and not isinstance(each, bool) and low <= each <= high for each in value)
+
+
 def _is_text(value: Any) -> bool:
     """True for a text that is not blank and can be encoded as UTF-8 (JSON escapes may contain lone surrogates)."""
     if not isinstance(value, str) or not value or value.isspace():
@@ -155,6 +237,8 @@ RECORDS: dict[str, RecordKind] = {
     "retrieval": RecordKind("image", _texts_problem),
     "video_retrieval": RecordKind("video", _video_problem),
     "vqa": RecordKind("image", _vqa_problem, unique=("id", "question_id")),
+    "moment_retrieval": RecordKind("video", _moment_problem),
     "grounding": RecordKind("image", _grounding_problem),
+    "classification": RecordKind("image", _label_problem, dataset_problem=_classes_problem, misfit=_known_label),
 }
 """Task -> what its records hold; the ``task`` of a ``dataset.json`` is one of these."""

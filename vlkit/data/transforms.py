@@ -14,7 +14,7 @@ from vlkit.encoders.bases import Preprocess
 
 VF: Any = functional  # its annotations name tensors alone, but images come in and go out
 
-Augment = Literal["none", "crop", "flip"]
+Augment = Literal["none", "crop", "flip", "wide"]
 
 MOST_ASPECT = 16
 """Maximum aspect ratio of an image scaled for a centre crop; scaling 10,000 x 1 pixels would take gigabytes."""
@@ -26,12 +26,15 @@ def image_transform(preprocess: Preprocess, augment: Augment = "none") -> v2.Com
     Args:
         preprocess: size, mean, std, interpolation and resize mode of the base.
         augment: ``none``; ``crop``: random crop of 80 to 100 % of the area; ``flip``: crop and mirror half of the
-            images (not for captions that say left or right).
+            images (not for captions that say left or right); ``wide``: the same with 8 to 100 % of the area, as
+            published for few-shot classification.
     """
     mode = InterpolationMode(preprocess.interpolation)
     size = list(preprocess.size)
     if augment == "none":
         steps = _fit(preprocess, size, mode)
+    elif augment == "wide":
+        steps = [v2.RandomResizedCrop(size, interpolation=mode, antialias=True), v2.RandomHorizontalFlip()]
     else:
         steps = [v2.RandomResizedCrop(size, scale=(0.8, 1.0), ratio=(0.9, 1.1), interpolation=mode, antialias=True)]
         steps += [v2.RandomHorizontalFlip()] if augment == "flip" else []

@@ -65,7 +65,7 @@ def _slot(action: str, rng: np.random.Generator, seconds: float, start: float, s
     return begin, end
 
 
-def _act(
+def perform(
     rng: np.random.Generator, scene: Scene, thing: Thing, slots: list[tuple[str, Slot]], taken: Sequence[Thing]
 ) -> Story | None:
     """One thing at a random place that performs the actions of ``slots`` in turn, clear of all states in ``taken``."""
@@ -107,7 +107,7 @@ def _clear(a: Thing, b: Thing, gap: float = 0.9) -> bool:
 def _solo(rng: np.random.Generator, scene: Scene, cast: list[Thing], seconds: float) -> Story | None:
     """One thing performs one action."""
     action = choose(rng, SOLO)
-    return _act(rng, scene, cast[0], [(action, _slot(action, rng, seconds, 0.15, 0.85))], [])
+    return perform(rng, scene, cast[0], [(action, _slot(action, rng, seconds, 0.15, 0.85))], [])
 
 
 def _sequel(rng: np.random.Generator, scene: Scene, cast: list[Thing], seconds: float) -> Story | None:
@@ -115,7 +115,7 @@ def _sequel(rng: np.random.Generator, scene: Scene, cast: list[Thing], seconds: 
     first = choose(rng, FIRST)
     second = choose(rng, [action for action in SECOND if action != first or action == "move"])
     slots = _turns(rng, first, second, seconds)
-    story = _act(rng, scene, cast[0], slots, [])
+    story = perform(rng, scene, cast[0], slots, [])
     if story and first == second and story[1][0].way == story[1][1].way:
         return None  # moving right and then right again is one move
     return story
@@ -135,11 +135,11 @@ def _duet(rng: np.random.Generator, scene: Scene, cast: list[Thing], seconds: fl
     if together:
         slot = _slot(first, rng, seconds, 0.15, 0.85)
         slots = [(first, slot), (second, slot)]
-    one = _act(rng, scene, cast[0], slots[:1], [])
+    one = perform(rng, scene, cast[0], slots[:1], [])
     if one is None:
         return None
     trace = _trace(scene, *one, seconds)
-    two = _act(rng, scene, cast[1], slots[1:], trace)
+    two = perform(rng, scene, cast[1], slots[1:], trace)
     if two is None or one[1][0].way == cast[1].kind:
         return None
     event = two[1][0]

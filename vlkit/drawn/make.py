@@ -9,6 +9,8 @@ from typing import Any
 
 from vlkit.drawn.coco import write_coco, write_scenes
 from vlkit.drawn.folder import whole_folder
+from vlkit.drawn.kind_images import write_kind_images
+from vlkit.drawn.moments import write_moments
 from vlkit.drawn.msrvtt import write_msrvtt
 from vlkit.drawn.refcoco import write_refcoco
 from vlkit.drawn.vqa import write_vqa
@@ -25,7 +27,13 @@ MARKER = "world.json"
 Writer = Callable[[World, Path], None]
 WRITERS: tuple[Writer, ...] = (write_scenes, write_coco)
 """Writers of the files that every world has beside its images, called with (world, folder)."""
-PARTS: dict[str, Writer] = {"vqa": write_vqa, "refcoco": write_refcoco, "msrvtt": write_msrvtt}
+PARTS: dict[str, Writer] = {
+    "vqa": write_vqa,
+    "refcoco": write_refcoco,
+    "msrvtt": write_msrvtt,
+    "kinds": write_kind_images,
+    "moments": write_moments,
+}
 """Writers of optional parts: a part is a sub-folder of that name, called with (world, sub-folder)."""
 
 

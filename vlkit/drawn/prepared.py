@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlkit.data.manifest import Dataset
-from vlkit.data.sources import coco, msrvtt, refcoco, vqav2
+from vlkit.data.sources import class_splits, coco, msrvtt, qvhighlights, refcoco, vqav2
 from vlkit.data.sources.prepare import Source, prepare
 from vlkit.drawn.folder import whole_folder
+from vlkit.drawn.kind_images import SPLIT_FILE, TEMPLATES
 from vlkit.drawn.make import VERSION, make_world
 from vlkit.drawn.world import Style, WorldSize
 from vlkit.errors import UserError
@@ -41,8 +42,12 @@ RECIPES: dict[str, Recipe] = {
     "video_retrieval": Recipe(
         ("msrvtt",), lambda world: msrvtt.read(world / "msrvtt" / "MSRVTT_data.json"), "msrvtt/videos"
     ),
+    "moment_retrieval": Recipe(("moments",), lambda world: qvhighlights.read(world / "moments"), "moments/videos"),
     "vqa": Recipe(("vqa",), lambda world: _read_vqa(world / "vqa")),
     "grounding": Recipe(("refcoco",), lambda world: refcoco.read_refs(world / "refcoco")),
+    "classification": Recipe(
+        ("kinds",), lambda world: class_splits.read_split_file(world / "kinds" / SPLIT_FILE).source(TEMPLATES), "kinds"
+    ),
 }
 """Task -> recipe."""
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from vlkit.encoders.blocks.anatomy import Opaque, anatomy_of, ask
+from vlkit.encoders.blocks.anatomy import Asked, Opaque, anatomy_of, ask, ask_in_parts, seen_by_queries
 from vlkit.encoders.blocks.narrow import NarrowBlocks
 
 Tower = TypeVar("Tower", bound="StagedEncoder")
@@ -150,6 +150,25 @@ class StagedEncoder(nn.Module):
             Opaque: see :func:`vlkit.encoders.blocks.anatomy.anatomy_of`.
         """
         return ask(anatomy_of(self.transformer_block(i)), stream.hidden.detach(), stream.mask, queries)
+
+    def seen_by_queries(self, i: int, stream: Stream) -> Tensor:
+        """[B, L, D]: what queries of block ``i`` attend to (its normalised input); a constant without gradient.
+
+        Raises:
+            Opaque: see :func:`vlkit.encoders.blocks.anatomy.anatomy_of`.
+        """
+        return seen_by_queries(anatomy_of(self.transformer_block(i)), stream.hidden.detach())
+
+    def query_in_parts(self, i: int, tokens: Tensor, mask: Tensor | None, queries: Tensor) -> Asked:
+        """Like :meth:`query`, on ``tokens`` from :meth:`seen_by_queries`; also returns the terms of attention and MLP.
+
+        Args:
+            i: 0-based block number.
+            tokens: [B, L, D].
+            mask: [B, L] bool, True = real token; None = all.
+            queries: [Q, D] or [B, Q, D]; gradient passes.
+        """
+        return ask_in_parts(anatomy_of(self.transformer_block(i)), tokens, mask, queries)
 
     @property
     def pools_one_token(self) -> bool:

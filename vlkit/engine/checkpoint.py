@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlkit.adapters.base import trained_state
+from vlkit.adapters.mix import Trained, mixed
 from vlkit.engine.foreign import config_problem
 from vlkit.engine.state import RunState
 from vlkit.errors import UserError, some
@@ -193,6 +194,8 @@ def check_base(
 def load_trained(model: nn.Module, tensors: Mapping[str, Tensor], where: str | Path = "adapter") -> None:
     """Copy trained tensors into ``model`` in place; names and shapes must match exactly.
 
+    :class:`vlkit.adapters.mix.Trained` tensors say how much of them to apply.
+
     Raises:
         UserError: lists missing keys, unexpected keys, or the shapes that differ.
     """
@@ -205,6 +208,8 @@ def load_trained(model: nn.Module, tensors: Mapping[str, Tensor], where: str | P
     wrong = [f"{k} {list(tensors[k].shape)} for {list(own[k].shape)}" for k in own if own[k].shape != tensors[k].shape]
     if wrong:
         raise UserError(f"{where}: shapes do not fit the model: {some(wrong, 20)}; are its options the same?")
+    if isinstance(tensors, Trained):
+        tensors = mixed(unwrap(model), tensors, tensors.mix)
     for name, tensor in own.items():
         tensor.copy_(tensors[name])
 

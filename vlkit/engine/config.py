@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from vlkit.engine.mezo import ZerothOptions
 from vlkit.engine.optim import OptimizerKind, ScheduleKind
 from vlkit.engine.trackers import tracker_names
 from vlkit.errors import UserError
@@ -28,7 +29,9 @@ class RunConfig:
     weight_decay: float = 0.01
     """Weight decay of matrices; biases, norms and scalar gates are not decayed."""
     optimizer: OptimizerKind = "adamw"
-    """Update rule: AdamW, or SGD with momentum 0.9."""
+    """Update rule: AdamW, SGD with momentum 0.9, or mezo (forward passes alone, in the memory of inference; it needs
+    10 to 100 times as many steps, at about a hundredth of the learning rate)."""
+    zeroth: ZerothOptions = field(default_factory=ZerothOptions)
     schedule: ScheduleKind = "cosine"
     """How the learning rate falls after the warm-up: along a cosine, along a line, or not at all."""
     warmup: float = 0.1
@@ -65,6 +68,11 @@ class RunConfig:
             if value is not None and not 0 <= value < math.inf:
                 raise UserError(f"--{name} {value}: must be 0 or more, and finite")
         tracker_names(self.log_to)
+        if self.optimizer == "mezo" and self.precision not in ("auto", "32-true", "64-true"):
+            raise UserError(
+                f"--optimizer mezo --precision {self.precision}: differences of two losses drown in its rounding; use "
+                "32-true"
+            )
         if not 0 <= self.warmup <= 1:
             raise UserError(f"--warmup {self.warmup}: must be a share between 0 and 1")
 

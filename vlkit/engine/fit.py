@@ -17,6 +17,7 @@ from vlkit.engine.optim import set_lr
 from vlkit.engine.run import LossOf, Run
 from vlkit.engine.state import FitResult
 from vlkit.engine.training import Training, mean_losses, named_losses
+from vlkit.engine.zeroth_step import take_zeroth_step
 from vlkit.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -83,10 +84,15 @@ def fit(
 def take_step(training: Training, batches: Iterator[Any], loss_of: LossOf, stop: StopRequest) -> None:
     """One optimizer step: gradients of one or more batches, averaged, clipped, applied."""
     began = time.monotonic()
-    run, state, optimizer = training.run, training.state, training.optimizer
+    run, optimizer = training.run, training.optimizer
     set_lr(optimizer, training.lr())
+    if training.mezo is not None:
+        numbers = take_zeroth_step(training, training.mezo, batches, loss_of, stop)
+        check_finite(training, numbers)
+        end_step(training, numbers, began)
+        return
     losses: list[Mapping[str, Tensor]] = []
-    places = training.places(state.step)
+    places = training.places(training.state.step)
     for place in places:
         batch = run.fabric.to_device(next(batches))
         seed_batch(run.config.seed, place, run.fabric.global_rank)  # dropout depends on the place alone
@@ -105,8 +111,13 @@ def take_step(training: Training, batches: Iterator[Any], loss_of: LossOf, stop:
     check_finite(training, numbers)
     optimizer.step()
     optimizer.zero_grad()
-    state.step += 1
-    state.train_seconds += time.monotonic() - began
+    end_step(training, numbers, began)
+
+
+def end_step(training: Training, numbers: Mapping[str, float], began: float) -> None:
+    """Count and log a finished step."""
+    training.state.step += 1
+    training.state.train_seconds += time.monotonic() - began
     training.log_step(numbers)
 
 
@@ -117,7 +128,7 @@ def check_finite(training: Training, numbers: Mapping[str, float]) -> None:
         UserError: the loss or the gradient is infinite or not a number.
     """
     # With float16 a gradient may overflow: the loss scaler then skips the step.
-    watched = ("loss",) if training.loss_is_scaled else ("loss", "gradient_norm")
+    watched = ("loss",) if training.loss_is_scaled or training.mezo else ("loss", "gradient_norm")
     bad = [f"{name} is {numbers[name]}" for name in watched if not math.isfinite(numbers[name])]
     if bad:
         config = training.run.config

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-OptimizerKind = Literal["adamw", "sgd"]
+OptimizerKind = Literal["adamw", "sgd", "mezo"]
 ScheduleKind = Literal["cosine", "linear", "constant"]
 
 

@@ -15,6 +15,7 @@ from vlkit.engine.distributed import make_fabric
 from vlkit.engine.hardware import keep_freed_memory
 from vlkit.engine.loader import EpochLoader
 from vlkit.engine.logger import Logger
+from vlkit.engine.mezo import measure_zeroth_step
 from vlkit.engine.optim import make_optimizer
 from vlkit.engine.report import Report, costs, print_report
 from vlkit.engine.run_folder import RunFolder, open_run
@@ -56,7 +57,9 @@ class Run:
             UserError: the device is not available; the folder already holds a run, or with ``--resume`` a run with
                 another config; a tracker of ``--log_to`` cannot start.
         """
-        fabric = make_fabric(config.device, config.precision, config.seed)
+        # Differences of two losses need full precision.
+        whole = config.optimizer == "mezo" and config.precision == "auto"
+        fabric = make_fabric(config.device, "32-true" if whole else config.precision, config.seed)
         folder = open_run(config, task, fabric)
         keep_freed_memory()
         own = open_trackers(config.log_to, task, folder.path) if fabric.is_global_zero else []
@@ -131,6 +134,11 @@ def step_memory(run: Run, model: nn.Module, loader: EpochLoader, loss_of: LossOf
         found = loss_of(forward, batch, 0.0)
         return found["loss"] if isinstance(found, Mapping) else found
 
+    if run.config.optimizer == "mezo":
+        memory = measure_zeroth_step(core, loss, run.config.zeroth, run.fabric.device)
+        load_trained(core, before)
+        core.train(training)
+        return memory
     trained = {name: p for name, p in core.named_parameters() if p.requires_grad}
     memory = measure_step(core.train(), loss, make_optimizer(trained, 0.0, 0.0, run.config.optimizer), timed=3)
     load_trained(core, before)

@@ -6,7 +6,7 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +79,14 @@ class RunFolder:
             write_text(self.path / "README.md", model_card(report, data))
 
 
-def open_run(config: Any, task: str, fabric: Any) -> RunFolder:
+def open_run(config: Any, task: str, fabric: Any, free: Set[str] = FREE_FLAGS) -> RunFolder:
     """Create the run folder, or open the one to continue, and write ``config.yaml``.
 
     Args:
         config: the run's config; its ``output`` may be None (a new folder ``runs/<task>/<time>``).
         task: name of the task.
         fabric: the run's Fabric; all processes get the same folder.
+        free: flags that may differ from those of the run to continue.
 
     Raises:
         UserError: the folder holds a run and ``--resume`` was not given; ``--resume`` without ``--output``; or the run
@@ -102,7 +103,7 @@ def open_run(config: Any, task: str, fabric: Any) -> RunFolder:
     if (holds_run or (path / CONFIG_FILE).exists()) and not config.resume:
         raise UserError(f"--output {path}: already holds a run; add --resume to continue it or choose another folder")
     if holds_run:
-        changed = changed_keys((path / "config.yaml").read_text(encoding="utf-8"), to_yaml(config))
+        changed = changed_keys((path / "config.yaml").read_text(encoding="utf-8"), to_yaml(config), free)
         if changed:
             raise UserError(
                 f"--resume: {some(changed, 12)} in {path / 'config.yaml'}; give the same flags or another --output"
@@ -125,11 +126,11 @@ def _new_folder(task: str) -> str:
     return next(candidate for candidate in candidates if not Path(candidate).exists())
 
 
-def changed_keys(old: str, new: str) -> list[str]:
-    """Compare two configs in YAML: ``["lr was 0.1, now 0.2", …]`` for every key that changes results."""
+def changed_keys(old: str, new: str, free: Set[str] = FREE_FLAGS) -> list[str]:
+    """Compare two configs in YAML: ``["lr was 0.1, now 0.2", …]`` for every key but the free ones."""
     before, after = flat(yaml.safe_load(old)), flat(yaml.safe_load(new))
     return [
         f"{key} was {before.get(key, 'absent')}, now {after.get(key, 'absent')}"
         for key in dict.fromkeys([*before, *after])
-        if key not in FREE_FLAGS and before.get(key) != after.get(key)
+        if key not in free and before.get(key) != after.get(key)
     ]

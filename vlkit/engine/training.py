@@ -21,6 +21,7 @@ from vlkit.engine import checkpoint
 from vlkit.engine.distributed import make_equal
 from vlkit.engine.interrupt import StopRequest
 from vlkit.engine.loader import EpochLoader, seed_batch
+from vlkit.engine.mezo import Mezo
 from vlkit.engine.optim import lr_factor, make_optimizer
 from vlkit.engine.progress import ProgressBar, peak_memory_bytes
 from vlkit.engine.run import Run
@@ -40,7 +41,7 @@ class Training:
         run, model, loader: as given to ``fit``; ``core`` is the model without Fabric's wrapper.
         trained: the trainable parameters.
         buffers: tensors that are saved with them (batch norm statistics).
-        optimizer: the optimizer of ``trained``.
+        optimizer: the optimizer of ``trained``; ``mezo`` = the same, if it needs no gradients.
         steps: optimizer steps of the whole run.
         state: progress of the run.
         asked_to_stop: whether any process was asked to stop in the last step.
@@ -55,7 +56,10 @@ class Training:
         self.trained = list(self._parameters.values())
         self.buffers = [t for name, t in trained_state(self.core).items() if name not in self._parameters]
         config = run.config
-        optimizer = make_optimizer(self._parameters, config.lr, config.weight_decay, config.optimizer)
+        self.mezo: Mezo | None = None
+        if config.optimizer == "mezo":
+            self.mezo = Mezo(self._parameters, config.lr, config.weight_decay, config.zeroth, config.seed)
+        optimizer = self.mezo or make_optimizer(self._parameters, config.lr, config.weight_decay, config.optimizer)
         self.optimizer: Any = run.fabric.setup_optimizers(optimizer)  # Fabric's wrapper; its type says a tuple, too
         self._steps_per_epoch = -(-len(loader) // config.accumulate)
         self.steps = config.epochs * self._steps_per_epoch
@@ -79,9 +83,12 @@ class Training:
 
     def lr(self) -> float:
         """Learning rate of the next step."""
+        return self.lr_of(self.state.step)
+
+    def lr_of(self, step: int) -> float:
+        """Learning rate of 0-based ``step``."""
         config = self.run.config
-        factor = lr_factor(config.schedule, self.state.step, self.steps, round(config.warmup * self.steps))
-        return config.lr * factor
+        return config.lr * lr_factor(config.schedule, step, self.steps, round(config.warmup * self.steps))
 
     @property
     def loss_is_scaled(self) -> bool:
@@ -121,6 +128,7 @@ class Training:
         step, evaluated = self.state.step, self.state.evaluated
         run.folder.rewind_log(step, evaluated)
         if found is None:
+            self._save_start()
             self.save()
         elif step == evaluated == self.steps:
             log.info("%s: the run is finished (%d steps); reporting it again", run.folder.path, self.steps)
@@ -214,10 +222,13 @@ class Training:
         self._keep_peak()
         self._saved_at = time.monotonic()
         if self.run.fabric.is_global_zero:
+            # MeZO's weights follow from the start and a number per step.
+            mezo = self.mezo
+            own = checkpoint.optimizer_tensors(self.optimizer.optimizer, self._parameters)
             state = checkpoint.State(
-                trained=trained_state(self.core),
-                best=self._best,
-                optimizer=checkpoint.optimizer_tensors(self.optimizer.optimizer, self._parameters),
+                trained={} if mezo else trained_state(self.core),
+                best={} if mezo else self._best,
+                optimizer=mezo.record() if mezo else own,
                 progress=self.state,
                 identity=self._identity,
                 loss_scaler=self.run.fabric.strategy.precision.state_dict(),
@@ -235,8 +246,34 @@ class Training:
             raise UserError(f"--resume: {some(changed, 12)} since {folder} was written; {fix}")
         self.run.fabric.strategy.precision.load_state_dict(found.loss_scaler)
         self.state, self._best = found.progress, found.best
+        if self.mezo is not None:
+            self._replay(self.mezo, found.optimizer)
+            return
         checkpoint.load_trained(self.core, found.trained, self.run.folder.checkpoint)
         checkpoint.restore_optimizer(self.optimizer.optimizer, self._parameters, found.optimizer)
+
+    def _save_start(self) -> None:
+        """MeZO: write the weights that the recorded steps start from, once."""
+        if self.mezo is not None:
+            self.mezo.remember_start()
+            if self.run.fabric.is_global_zero:
+                start = checkpoint.State(trained=trained_state(self.core))
+                checkpoint.save(self.run.folder.checkpoint / "start", start)
+
+    def _replay(self, mezo: Mezo, record: Mapping[str, Tensor]) -> None:
+        """MeZO: take the recorded steps again, from the start; keep the weights of the best evaluation on the way."""
+        folder = self.run.folder.checkpoint / "start"
+        start = checkpoint.load(folder)
+        if start is None:
+            raise UserError(f"{folder / checkpoint.STATE_FILE}: is missing; copy the whole checkpoint folder")
+        checkpoint.load_trained(self.core, start.trained, folder)
+        mezo.remember_start()
+
+        def seen(step: int) -> None:
+            if step == self.state.best_step and self.state.best_metrics:
+                self._best = checkpoint.copy_trained(self.core)
+
+        mezo.replay(record, self.lr_of, seen)
 
     def _keep_peak(self) -> None:
         self.state.peak_memory_bytes = max(self.state.peak_memory_bytes, peak_memory_bytes(self.run.fabric.device))

@@ -1,4 +1,5 @@
-"""Video moment retrieval and highlight detection (QVHighlights; moments also Charades-STA and TACoS).
+"""Video moment retrieval and highlight detection (QVHighlights; moments also Charades-STA and TACoS; highlights also
+TVSum and YouTube Highlights).
 
 Windows are ``[start, end]`` in seconds, predicted ones carry a score: ``[start, end, score]``. Figures are percent.
 """
@@ -101,6 +102,67 @@ def highlight_metrics(predicted: Sequence[Sequence[float]], target: Sequence[np.
         metrics[f"{level}_hit@1"] = 100 * float(np.mean(hits))
         metrics[f"{level}_map"] = 100 * float(np.mean(precisions))
     return metrics
+
+
+def tvsum_metrics(predicted: Sequence[Sequence[float]], target: Sequence[np.ndarray]) -> dict[str, float]:
+    """TVSum: ``hl_map``, the average precision of the five best scored clips, percent.
+
+    A clip is right for an annotator if his score is above the lower median of his scores of the video. Mean over
+    videos, then over annotators.
+
+    Args:
+        predicted: per video one score per clip.
+        target: per video int [clips, annotators], 1 ... 5; all videos have the same number of annotators.
+    """
+    _check_pairs(predicted, target)
+    precisions = []
+    for scores, labels in zip(predicted, target, strict=True):
+        labels: np.ndarray = np.asarray(labels)
+        median = np.sort(labels, axis=0)[(len(labels) - 1) // 2]
+        best = _ranked(scores, len(labels))[:5]
+        precisions.append([list_precision(column) for column in (labels > median)[best].T])
+    return {"hl_map": 100 * float(np.mean(np.mean(precisions, axis=0)))}
+
+
+def youtube_metrics(predicted: Sequence[Sequence[float]], target: Sequence[Sequence[int]]) -> dict[str, float]:
+    """YouTube Highlights: ``hl_map``, the average precision over all clips of a video, mean over videos, percent.
+
+    Args:
+        predicted: per video one score per clip.
+        target: per video -1, 0 or 1 per clip; 1 is right.
+    """
+    _check_pairs(predicted, target)
+    precisions = []
+    for scores, match in zip(predicted, target, strict=True):
+        right = np.asarray(match) > 0
+        precisions.append(list_precision(right[_ranked(scores, len(right))]))
+    return {"hl_map": 100 * float(np.mean(precisions))}
+
+
+def list_precision(right: np.ndarray) -> float:
+    """Average precision of a ranked list of bools: the trapezoid area under its precision over recall, from (0, 1).
+
+    Recall counts the right ones of the list itself; 0 if it has none.
+    """
+    if not right.any():
+        return 0.0
+    hits = np.cumsum(right)
+    recall = np.concatenate([[0.0], hits / hits[-1]])
+    precision = np.concatenate([[1.0], hits / np.arange(1, len(right) + 1)])
+    return float(np.sum(np.diff(recall) * (precision[1:] + precision[:-1]) / 2))
+
+
+def _ranked(scores: Sequence[float], clips: int) -> np.ndarray:
+    """Clips by falling score; both lists are cut to the shorter one."""
+    values: np.ndarray = np.asarray(scores, dtype=np.float64)[:clips]
+    if not len(values) or np.isnan(values).any():
+        raise UserError("highlight scores of a video are empty or hold NaN; the model's output is broken")
+    return np.argsort(-values, kind="stable")
+
+
+def _check_pairs(predicted: Sequence[object], target: Sequence[object]) -> None:
+    if not len(predicted) == len(target) > 0:
+        raise ValueError(f"{len(predicted)} predictions and {len(target)} targets do not pair up")
 
 
 def temporal_iou(left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -9,9 +9,12 @@ from typing import Any
 
 from vlkit.adapters import ADAPTERS
 from vlkit.cli.show import visible
+from vlkit.drawn.kinds import KINDS
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base, load_text_base
 from vlkit.engine.checkpoint import load_adapter
+from vlkit.tasks.classification.pipeline import ClassificationPipeline
+from vlkit.tasks.classification.pipeline import load_zero_shot as load_zero_shot_classifier
 from vlkit.tasks.load import load
 from vlkit.tasks.registry import TASKS
 from vlkit.tasks.retrieval.pipeline import RetrievalPipeline, load_zero_shot
@@ -29,12 +32,19 @@ class Models:
     Attributes:
         by_task: pipelines in the order in which their folders were given.
         zero_shot: the bases of the retrieval adapters without an adapter, by name; also in :attr:`retrieval`.
+        zero_shot_classifiers: the same bases as classifiers of any class names; also in :attr:`classifiers`.
         bases: loaded bases, by their ``--base`` name.
     """
 
     by_task: dict[str, dict[str, Any]] = field(default_factory=dict)
     zero_shot: dict[str, RetrievalPipeline] = field(default_factory=dict)
+    zero_shot_classifiers: dict[str, ClassificationPipeline] = field(default_factory=dict)
     bases: list[str] = field(default_factory=list)
+
+    @property
+    def classifiers(self) -> dict[str, ClassificationPipeline]:
+        """Everything that classifies images: the adapters, then the bases without one."""
+        return {**self.by_task.get("classification", {}), **self.zero_shot_classifiers}
 
     @property
     def adapters(self) -> dict[str, RetrievalPipeline]:
@@ -77,7 +87,10 @@ def load_models(folders: Iterable[Path] = (), device: str = "auto") -> Models:
         base = pipeline.embedder.base
         if base.joint_dim is None:  # a pair of separate encoders is useless before training
             name = f"zero-shot {base.name}"
-            models.zero_shot.setdefault(name, load_zero_shot(base.name, device, bases.clip(base.name)))
+            if name not in models.zero_shot:
+                shared = bases.clip(base.name)
+                models.zero_shot[name] = load_zero_shot(base.name, device, shared)
+                models.zero_shot_classifiers[name] = load_zero_shot_classifier(base.name, [*KINDS], device, base=shared)
     models.bases = sorted(map(visible, bases.names))
     return models
 

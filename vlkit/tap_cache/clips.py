@@ -21,6 +21,8 @@ class ClipTapCache(TapCache):
     """
 
     chunk = 4  # clips; few, because each has many frames
+    mean_frames: float | None = None
+    """Frames per row, if known; otherwise the size is estimated from the largest number."""
 
     def complete(self, batch: TapBatch) -> Any:
         """Compute and store the missing rows of a batch; returns its frames with taps in place of pixels."""
@@ -34,6 +36,10 @@ class ClipTapCache(TapCache):
         if done.summary is not None:
             frames.summary = done.summary.repeat_interleave(done.units)
         return Frames(cast(Any, frames), mask)
+
+    @staticmethod
+    def _first(inputs: list[Tensor]) -> list[Tensor]:
+        return [clip[:2] for clip in inputs]
 
     def _encode(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         counts = [len(clip) for clip in inputs]
@@ -54,5 +60,5 @@ class ClipTapCache(TapCache):
         return [inputs[place] for place in places]
 
     def _units_a_row(self) -> float:
-        """Upper bound; a short clip has fewer frames."""
-        return float(self.key["sampling"]["frames"])
+        """Frames of a clip: an upper bound, or the mean where the frames were counted."""
+        return float(self.mean_frames or self.key["sampling"]["frames"])

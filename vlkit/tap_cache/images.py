@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -95,6 +95,9 @@ def cached_images(
     fabric: Fabric,
     *,
     preprocess: Mapping[str, Any],
+    name: str = "image",
+    sampling: Mapping[str, Any] | None = None,
+    cache: Callable[..., TapCache] = TapCache,
 ) -> CachedImages:
     """Open the caches of both towers for a training set, log their sizes and check the free disk space.
 
@@ -107,6 +110,9 @@ def cached_images(
         text: the text encoder.
         fabric: the run's Fabric.
         preprocess: image preprocessing, as JSON values.
+        name: name of the media cache.
+        sampling: how frames of videos are chosen, as JSON values; None for images.
+        cache: class of the media cache: :class:`TapCache`, or its subclass for videos.
 
     Raises:
         UserError: the method has no early route, the folder is not writable, or the disk lacks space.
@@ -114,12 +120,13 @@ def cached_images(
     options: dict[str, Any] = {"folder": None if where is True else where, "stored": stored, "fabric": fabric}
     images = None
     if model.image is not None:
-        images = TapCache(
-            "image",
+        key: dict[str, Any] = {"base": base.identity["image"], "preprocess": preprocess}
+        images = cache(
+            name,
             cast(AdaptedEncoder, model.image),
             [digest(examples.identify(index)) for index in range(len(examples))],
             examples.load,
-            {"base": base.identity["image"], "preprocess": preprocess},
+            key if sampling is None else {**key, "sampling": sampling},
             **options,
         )
     different = list(dict.fromkeys(examples.texts))

@@ -77,10 +77,11 @@ class TapCache:
         self._is_text = hasattr(encoder.base, "trim")
         # Late blocks, and adapters with side networks, need the masks and position biases of the tower.
         self._needs_extras = encoder.adapter.handoff == "tokens"
-        probe = self._input(load([0]))
+        probe = self._input(self._first(load([0])))
         stream, taps = self._read(probe)
         variable = bool(getattr(encoder.base, "trimmable", False)) and stream.mask is not None
-        self.layout = RowLayout.of(stream, taps, stored, variable)
+        even = getattr(encoder.adapter, "even", False)
+        self.layout = RowLayout.of(stream, taps, stored, variable, even)
         self.extras = _shared_extras(encoder, probe[:1]) if self._needs_extras and not self._is_text else None
         about = {
             **key,
@@ -92,6 +93,11 @@ class TapCache:
             "format": FORMAT,
         }
         self.store = TapStore(Path(folder or cache_folder() / "taps"), name, about, self.layout.unit)
+
+    @staticmethod
+    def _first(inputs: Any) -> Any:
+        """As much of an input as shows the layout of its row."""
+        return inputs
 
     def __getstate__(self) -> dict[str, Any]:
         # Worker processes only look up rows and load inputs; the tower stays in the training process.

@@ -75,12 +75,17 @@ class RowLayout:
     summarised: bool
 
     @classmethod
-    def of(cls, stream: Stream, taps: Sequence[Stream], stored: Stored, variable: bool) -> RowLayout:
-        """The layout for a result of :meth:`vlkit.adapters.base.AdaptedEncoder.read`."""
+    def of(
+        cls, stream: Stream, taps: Sequence[Stream], stored: Stored, variable: bool, even: bool = False
+    ) -> RowLayout:
+        """The layout for a result of :meth:`vlkit.adapters.base.AdaptedEncoder.read`.
+
+        ``even``: the state at the hand-off is stored like the taps, because nothing is computed from it.
+        """
         tensors, numbers = _tensors(stream, taps, variable)
         parts, offset = [], 0
         for number, state in enumerate(tensors):
-            shape, own = tuple(state.shape[2:]), FINER[stored] if number == numbers[-1] else stored
+            shape, own = tuple(state.shape[2:]), FINER[stored] if number == numbers[-1] and not even else stored
             kind: Any = "bool" if state.dtype == torch.bool else own
             part = Part(shape, kind, str(state.dtype).removeprefix("torch."), offset, bytes_of(math.prod(shape), kind))
             parts.append(part)
@@ -187,6 +192,12 @@ class TapBatch(ReadAhead):
     def pin_memory(self) -> TapBatch:
         """Copy the batch to page-locked memory."""
         return self._with(lambda tensor: tensor.pin_memory())
+
+    def pick(self, places: Tensor) -> TapBatch:
+        """The examples at ``places`` [n] int64 of a complete batch."""
+        part = self._with(lambda tensor: tensor.index_select(0, places.to(tensor.device)))
+        part.rows = [self.rows[place] for place in places.tolist()]
+        return part
 
     def split(self, size: int) -> list[TapBatch]:
         """Split a complete batch into parts of ``size`` examples, like :meth:`torch.Tensor.split`."""

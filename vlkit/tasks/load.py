@@ -10,10 +10,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+from vlkit.adapters.mix import Mix, Trained
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.engine.checkpoint import load_adapter
 from vlkit.engine.distributed import make_fabric
 from vlkit.errors import UserError
+from vlkit.tasks.hub import download, is_repository
 from vlkit.tasks.registry import TASKS
 
 
@@ -23,16 +25,21 @@ def load(
     base: ClipBase | None = None,
     text_base: TextBase | None = None,
     task: str | None = None,
+    mix: float = 1.0,
+    mix_beta: float = 0.0,
 ) -> Any:
     """Load an adapter folder and attach it to its base.
 
     Args:
-        folder: a run folder, or any folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        folder: a run folder, any folder with ``adapter_config.json`` and ``adapter_model.safetensors``, or an adapter
+            on the Hugging Face hub: ``org/name`` or ``org/name@revision``.
         device: auto, cpu or cuda.
         base: an already loaded base; methods that leave it frozen can share one. LoRA, BitFit and full fine-tuning
             change it: load one for each such adapter.
         text_base: the same, for tasks with a separate text model.
         task: the task that the caller requires; None = any.
+        mix: how much of the adapter to apply: 0 = the base (with the trained head), 1 = as trained.
+        mix_beta: added to ``mix`` in proportion to the depth of a block, for methods that train the base (LiNeS).
 
     Returns:
         The task's pipeline, such as :class:`vlkit.tasks.retrieval.pipeline.RetrievalPipeline`.
@@ -40,6 +47,8 @@ def load(
     Raises:
         UserError: the folder holds no adapter, the base is not the one it was trained on, or weights do not fit.
     """
+    if is_repository(folder):
+        folder = download(str(folder))
     # The folder's name appears in messages and beside results; resolving gives "." and ".." a name too.
     folder = Path(folder) if Path(folder).name not in ("", "..") else Path(os.path.abspath(folder))
     config, tensors = load_adapter(folder)
@@ -48,4 +57,5 @@ def load(
         raise UserError(f"{folder}: adapter for task {found!r}; this vlkit knows {', '.join(TASKS)}")
     if task not in (None, found):
         raise UserError(f"{folder}: adapter for task {found!r}; task {task!r} is needed here")
+    tensors = Trained(tensors, Mix(mix, mix_beta))
     return TASKS[found].open_adapter(config, tensors, folder, make_fabric(device), base, text_base)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlkit.adapters.facts import MethodOptions
+from vlkit.adapters.options import ADAPTERS
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import RecordKind
 from vlkit.drawn.prepared import Recipe, demo_dataset
@@ -23,7 +25,10 @@ class Task:
         scores: heading -> metric, the columns of a comparison of methods; the first is the task's main score.
         open_adapter: (config, tensors, folder, fabric, base, text_base) -> the pipeline of a saved adapter.
         demo: how its demo dataset is made from the drawn world; None = it has none.
+        pipeline_tag: what the Hugging Face hub calls the task.
         own_text_base: whether the text model is chosen separately from the contrastive base.
+        controls: name -> flags (``name=value``) of the training script: rows of a comparison that are no method.
+        methods: kind -> options of the methods it can train; a task may have further ones.
     """
 
     name: str
@@ -32,6 +37,9 @@ class Task:
     open_adapter: Callable[..., Any]
     demo: Recipe | None = None
     own_text_base: bool = False
+    pipeline_tag: str = "feature-extraction"
+    controls: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    methods: Mapping[str, type[MethodOptions]] = field(default_factory=lambda: ADAPTERS)
 
     def dataset(self, root: Path | None, **demo: Any) -> Dataset:
         """The prepared dataset in ``root``, or the demo dataset, made on first use.

@@ -57,6 +57,7 @@ class EmbeddingHead(nn.Module):
             self.projection = nn.Linear(self.out_dim, self.out_dim, bias=False) if options.projection else nn.Identity()
             if options.projection:
                 nn.init.eye_(cast(Tensor, self.projection.weight))
+                self.starts_at_base = ("projection.weight",)  # scaled with the adapter (vlkit.adapters.mix)
         else:
             width = encoder.out_dim if options.pool == "base" else encoder.token_dim
             self.projection = nn.Linear(width, self.out_dim)

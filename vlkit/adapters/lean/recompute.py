@@ -48,6 +48,10 @@ class Behind(Protocol):
         """The last part of ``rest``: the late route."""
         ...
 
+    def scaled(self, adapted: Tensor, last: Tensor) -> Tensor:
+        """``last`` plus a share of what the adapter added to it."""
+        ...
+
 
 @runtime_checkable
 class Coupled(Protocol):
@@ -145,7 +149,7 @@ class Lean:
             maps, last = [torch.cat(column) for column in zip(*gathered, strict=True)], torch.cat(states)
             sizes = [len(state) for state in states]
             del gathered, states
-        chunks = self._merge_all(adapter, maps, last).split(sizes)
+        chunks = model.scaled(self._merge_all(adapter, maps, last), last).split(sizes)
         if adapter.late:
             chunks = self._late(model, streams, chunks)
         return [stream.replace(hidden=chunk) for stream, chunk in zip(streams, chunks, strict=True)]

@@ -22,7 +22,7 @@ from vlkit.files import whole_file, write_json
 
 @dataclass
 class Config:
-    """Convert published weights of SHERL, UniPT, LST, VQT or DTL to an adapter folder.
+    """Convert published weights of SHERL, UniPT, LST, VQT, SynQT, DTL or R2-Tuning to an adapter folder.
 
     With --base, the blocks of both towers become an image-text model for vlkit.load and the scripts of the retrieval
     task. Without it, the folder holds each block under vlkit's tensor names, with the options that build it.

@@ -129,10 +129,23 @@ def _lst(variant: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"init": "published"} if first is None else {"init": "published", **_reduction(first.shape[1], len(first))}
 
 
+def _synqt(variant: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    hidden, inner = (len(tensors[f"blocks.0.{name}.down.weight"]) for name in ("first", "attention.query"))
+    # The learned factors are in the tensors, so their first values do not matter.
+    return {"queries": tensors["seeds"].shape[1], "hidden": hidden, "attention_hidden": inner, "init": "published"}
+
+
+def _r2(variant: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    scale = next((tensor for name, tensor in tensors.items() if name.endswith("scale")), None)
+    return {} if scale is None else {"last": len(scale)}
+
+
 _OPTIONS = {
     "sherl": _sherl,
     "unipt": _unipt,
     "lst": _lst,
+    "r2": _r2,
     "vqt": lambda variant, tensors: {"queries": tensors["queries"].shape[1]},
+    "synqt": _synqt,
     "dtl": lambda variant, tensors: {"rank": len(next(t for n, t in tensors.items() if n.endswith("down.weight")))},
 }

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from vlkit.adapters.published.tables import TABLES
+from vlkit.adapters.published.tables import TABLES, UNUSED
 from vlkit.errors import UserError, some
 
 
@@ -30,12 +30,14 @@ def import_published(flavour: str, tensors: Mapping[str, Tensor]) -> dict[str, T
 
     Args:
         flavour: a key of :data:`TABLES`.
-        tensors: published names -> tensors, only of the side block (see :func:`strip_prefix`).
+        tensors: published names -> tensors, only of the side block (see :func:`strip_prefix`); those in
+            :data:`vlkit.adapters.published.tables.UNUSED` are left out.
 
     Raises:
         UserError: the table does not list some names; the message lists them.
     """
-    renamed = {name: to_vlkit(flavour, name) for name in tensors}
+    unused = re.compile(UNUSED.get(flavour, r"(?!)"))
+    renamed = {name: to_vlkit(flavour, name) for name in tensors if not unused.fullmatch(name)}
     unknown = [name for name, own in renamed.items() if own is None]
     if unknown:
         raise UserError(f"published {flavour} weights: unknown names {some(unknown)}; is this another flavour?")

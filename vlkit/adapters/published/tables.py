@@ -39,6 +39,37 @@ def _unipt_mdetr(stack: str) -> list[tuple[str, str]]:
     ]
 
 
+_R2_TEMPORAL = [
+    *[
+        (f"{published}.{letter}", f"{own}.{name}")
+        for published, own in (("cross_att", "cross"), ("self_att", "itself"))
+        for letter, name in (("q", "query"), ("k", "key"), ("v", "value"), ("m", "out"))
+    ],
+    ("cross_att_norm", "cross_norm"),
+    ("self_att_norm", "itself_norm"),
+    ("ffn.mapping.*", "inner.*"),
+    ("ffn_norm", "inner_norm"),
+]
+_R2_BLOCK = [
+    ("gate", "gate"),
+    ("scale", "scale"),
+    ("video_map.*", "video_map.*"),
+    ("query_map.*", "query_map.*"),
+    ("v_map", "video_key"),
+    ("q_map", "query_key"),
+    *[(f"tem.{published}", f"temporal.{own}") for published, own in _R2_TEMPORAL],
+]
+
+
+def _r2_pyramid() -> list[tuple[str, str]]:
+    """Published: every halving is a run of five modules, of which the second and the fourth have weights."""
+    return [
+        (f"pyramid.blocks.*.{5 * step + place}", f"heads.pyramid.levels.*.{step}.{name}")
+        for step in range(8)
+        for place, name in ((1, "conv"), (3, "norm"))
+    ]
+
+
 TABLES: dict[str, list[tuple[str, str]]] = {
     "sherl/text": [
         *_TOKEN,
@@ -130,6 +161,42 @@ TABLES: dict[str, list[tuple[str, str]]] = {
         ("side_final_upsample_l", "up"),
     ],
     "vqt": [("transformer.encoder.query_prompt_embeddings", "queries")],
+    "synqt": [
+        ("q", "seeds"),
+        ("feat_scale", "feat_scale"),
+        ("prompt_ffn.*.mlp.fc1", "blocks.*.first.down"),
+        ("prompt_ffn.*.mlp.fc2", "blocks.*.first.up"),
+        ("qsm_block.*.norm1", "blocks.*.attention_norm"),
+        ("qsm_block.*.norm2", "blocks.*.mlp_norm"),
+        ("qsm_block.*.attn_scale", "blocks.*.attn_scale"),
+        ("qsm_block.*.ffn_scale", "blocks.*.ffn_scale"),
+        ("qsm_block.*.mlp.mlp.fc1", "blocks.*.mlp.down"),
+        ("qsm_block.*.mlp.mlp.fc2", "blocks.*.mlp.up"),
+        ("qsm_block.*.attn.q_norm", "blocks.*.attention.query_norm"),
+        ("qsm_block.*.attn.kv_norm", "blocks.*.attention.key_norm"),
+        *[
+            (f"qsm_block.*.attn.{published}.mlp.fc{number}", f"blocks.*.attention.{own}.{map_}")
+            for published, own in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("proj", "out"))
+            for number, map_ in ((1, "down"), (2, "up"))
+        ],
+        ("out_norm", "mix.norm"),
+        ("mlp.mlp.fc1", "mix.refine.down"),
+        ("mlp.mlp.fc2", "mix.refine.up"),
+        ("out_combine.get_weight.fc1", "mix.weights"),
+        ("head_norm", "mix.final_norm"),
+    ],
+    "r2/temporal": _R2_TEMPORAL,
+    "r2/block": _R2_BLOCK,
+    "r2": [
+        *[(f"adapter.{published}", f"block.{own}") for published, own in _R2_BLOCK],
+        ("coef", "heads.coefficients"),
+        *_r2_pyramid(),
+        ("pooling.att", "heads.pooling.score"),
+        ("class_head.module.1", "heads.classes.first"),
+        ("class_head.module.3", "heads.classes.second"),
+        ("coord_head.module.1", "heads.boundaries.first"),
+        ("coord_head.module.3", "heads.boundaries.second"),
+    ],
     "dtl": [
         ("lora_dict.*.lora_A", "reads.*.down.weight"),
         ("lora_dict.*.lora_B", "reads.*.up.weight"),
@@ -145,5 +212,15 @@ OPTIONAL = {
     "side_downsamples.*",
     "side_downsamples_l.*",
     "lora_fusion",
+    "gate",
+    "adapter.gate",
+    "coef",
+    "coord_head.module.1",
+    "coord_head.module.3",
+    *(f"tem.{published}" for published, _ in _R2_TEMPORAL),
+    *(published for published, _ in _r2_pyramid()),
 }
 """Published names that a file of their flavour may lack, because an option removes these parts."""
+
+UNUSED: dict[str, str] = {"synqt": r"pre_norm\.\d+\.(weight|bias)|out_combine\.weight"}
+"""Flavour -> pattern of published tensors that the published forward never uses; they are left out."""

@@ -9,6 +9,7 @@ from vlkit.adapters.base import AdaptedEncoder, Chunk, Plain, Runner
 from vlkit.adapters.facts import Reads
 from vlkit.adapters.handoff import Handoff, TwoHandoffs
 from vlkit.adapters.lean.recompute import Lean
+from vlkit.adapters.saved.mode import Saved, saved_option
 from vlkit.adapters.sherl.conv import ConvSherlAdapter
 from vlkit.adapters.sherl.pooled import PooledSherlAdapter
 from vlkit.adapters.sherl.pooled_lean import Keep, LeanPooledSherlAdapter
@@ -28,8 +29,9 @@ class SherlOptions(TwoHandoffs):
     kind: Literal["sherl"] = "sherl"
     feeds_decoder: ClassVar[bool] = True
     couples_samples: ClassVar[bool] = True
-    running: ClassVar[tuple[str, ...]] = ("lean", "early_chunk", "tap_dtype", "keep")
-    belonging: ClassVar[Any] = dict.fromkeys(("late", "flavour", "dropout"), "tokens") | dict.fromkeys(
+    gradient_in_base: ClassVar[bool] = True
+    running: ClassVar[tuple[str, ...]] = ("lean", "early_chunk", "tap_dtype", "keep", "saved")
+    belonging: ClassVar[Any] = dict.fromkeys(("late", "flavour", "dropout", "saved"), "tokens") | dict.fromkeys(
         ("base_gate", "keep"), "pooled"
     )
     choosing: ClassVar = ("late", "flavour", "base_gate")
@@ -61,6 +63,9 @@ class SherlOptions(TwoHandoffs):
     keep: Keep = "auto"
     """Which values of a tap are saved (pooled only): active = values with a gradient; all = every value, which avoids
     a device synchronisation on a GPU; auto = active on the CPU, all on CUDA."""
+    saved: Saved = saved_option()
+    """Format of the activations that the late blocks save (tokens only): fp32 (unchanged), int8 or int4. With
+    --adapter.lean true they exist only during backward, one chunk at a time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,7 +89,7 @@ class SherlOptions(TwoHandoffs):
         if self.handoff_for(reads) == "pooled":
             return AdaptedEncoder(encoder, self._pooled(encoder), Plain(self.early_chunk if self.lean else 0))
         runner: Runner = Lean(self.early_chunk, self.tap_dtype) if self.lean else Plain()
-        return AdaptedEncoder(encoder, self._tokens(encoder), runner, summary_only=self.lean and reads == "pooled")
+        return AdaptedEncoder(encoder, self._tokens(encoder), runner, self.lean and reads == "pooled", self.saved)
 
     def build_stacks(self, encoder: HfText, decoder: T5Decoder) -> tuple[SherlT5Encoder, SherlT5Decoder]:
         """Flavour T5: the decoder's last block attends to a side memory computed from the encoder's taps.

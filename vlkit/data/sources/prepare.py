@@ -33,6 +33,7 @@ class Source:
         wrong: wrong annotations in otherwise sound files (such as a box outside its image): one line each with file,
             place and reason.
         elsewhere: other relative paths to try if a media file is not at the stated one.
+        extra: further fields of ``dataset.json``.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Source:
     without_text: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     elsewhere: Callable[[str], Iterable[str]] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -116,7 +118,13 @@ def prepare(source: Source, output: str | Path, media_root: str | Path, *, parti
     if root.is_relative_to(output.resolve()):
         root = root.relative_to(output.resolve())  # such a folder can be moved as a whole
     dataset = write_dataset(
-        output, name=source.name, task=source.task, splits=splits, media_root=root, source=source.inputs
+        output,
+        name=source.name,
+        task=source.task,
+        splits=splits,
+        media_root=root,
+        source=source.inputs,
+        extra=source.extra,
     )
     for name, lines in ((MISSING_LIST, missing), (WRONG_LIST, source.wrong)):
         if lines:

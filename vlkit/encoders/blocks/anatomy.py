@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from open_clip.transformer import ResidualAttentionBlock
@@ -211,6 +211,49 @@ def attend(attention: Attention, queries: Tensor, tokens: Tensor, mask: Tensor |
     return nn.functional.linear(value, attention.out.weight, attention.out.bias)
 
 
+class Asked(NamedTuple):
+    """What a block computes for queries; each [B, Q, D].
+
+    Attributes:
+        output: the block's output.
+        attention: the term that its attention adds to the queries.
+        mlp: the term that its MLP adds.
+    """
+
+    output: Tensor
+    attention: Tensor
+    mlp: Tensor
+
+
+def seen_by_queries(block: Anatomy, hidden: Tensor) -> Tensor:
+    """What queries of a block attend to: its input [B, N, D], normalised if the block is pre-norm."""
+    # A sequence without gradient is a constant: autograd need not save the input of the norm.
+    with torch.set_grad_enabled(torch.is_grad_enabled() and hidden.requires_grad):
+        return block.attention.norm(hidden) if block.norm_first else hidden
+
+
+def ask_in_parts(block: Anatomy, tokens: Tensor, mask: Tensor | None, queries: Tensor) -> Asked:
+    """Run a block on ``queries`` that attend to a sequence but not to each other; see :func:`ask`.
+
+    Args:
+        block: block of a frozen base.
+        tokens: [B, N, D] from :func:`seen_by_queries`.
+        mask: [B, N] bool, True = may be attended to; None = all.
+        queries: [Q, D] or [B, Q, D].
+    """
+    queries = queries.expand(len(tokens), *queries.shape[-2:])
+    if not block.norm_first:
+        found = attend(block.attention, queries, tokens, mask)
+        queries = block.attention.norm(queries + found)
+        changed = block.mlp(queries)
+        return Asked(block.mlp_norm(queries + changed), found, changed)
+    scale_attention, scale_mlp = block.scales
+    found = scale_attention(attend(block.attention, block.attention.norm(queries), tokens, mask))
+    queries = queries + found
+    changed = scale_mlp(block.mlp(block.mlp_norm(queries)))
+    return Asked(queries + changed, found, changed)
+
+
 def ask(block: Anatomy, hidden: Tensor, mask: Tensor | None, queries: Tensor) -> Tensor:
     """Run a block on ``queries`` that attend to a sequence but not to each other.
 
@@ -225,14 +268,4 @@ def ask(block: Anatomy, hidden: Tensor, mask: Tensor | None, queries: Tensor) ->
     Returns:
         [B, Q, D].
     """
-    queries = queries.expand(len(hidden), *queries.shape[-2:])
-    # A sequence without gradient is a constant: autograd need not save the input of the norm.
-    with torch.set_grad_enabled(torch.is_grad_enabled() and hidden.requires_grad):
-        tokens = block.attention.norm(hidden) if block.norm_first else hidden
-    if not block.norm_first:
-        queries = block.attention.norm(queries + attend(block.attention, queries, tokens, mask))
-        return block.mlp_norm(queries + block.mlp(queries))
-    scale_attention, scale_mlp = block.scales
-    found = attend(block.attention, block.attention.norm(queries), tokens, mask)
-    queries = queries + scale_attention(found)
-    return queries + scale_mlp(block.mlp(block.mlp_norm(queries)))
+    return ask_in_parts(block, seen_by_queries(block, hidden), mask, queries).output

@@ -74,7 +74,7 @@ def open_adapter(
     with built_for(tensors, folder, base.image.model, base.text.model):
         model = build_model(base, adapter_options(config["adapters"]["image"]), VideoHeadOptions(**config["head"]))
     load_trained(model, tensors, folder)
-    fingerprint = sha256_of(folder / "adapter_model.safetensors")[:16]
+    fingerprint = sha256_of(folder / "adapter_model.safetensors")[:16] + getattr(tensors, "tag", "")
     with built_for(tensors, folder):
         reader = ClipReader(base.preprocess, *frames_and_sampling(config))
     return _pipeline(base, model, reader, fabric, folder.name, fingerprint, config.get("metrics", {}))

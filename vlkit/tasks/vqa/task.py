@@ -14,4 +14,5 @@ TASK = Task(
     open_adapter=open_adapter,
     demo=RECIPES["vqa"],
     own_text_base=True,
+    pipeline_tag="visual-question-answering",
 )

@@ -1,0 +1,36 @@
+"""Your own moments -> a prepared dataset for moment retrieval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlkit.cli.config import run
+from vlkit.cli.show import Console
+from vlkit.data.sources import own_moments
+from vlkit.data.sources.prepare import prepare
+
+
+@dataclass
+class Config:
+    """Prepare your own moments for moment retrieval."""
+
+    annotations: Path
+    """CSV file with the columns video, start, end, text and perhaps split."""
+    videos: Path
+    """Folder with the videos."""
+    output: Path
+    """Folder to write the prepared dataset to."""
+    partial: bool = False
+    """Skip missing videos and wrong annotations, and list them in missing.txt and wrong.txt, instead of stopping."""
+
+
+def main(config: Config) -> None:
+    with Console(stderr=True).status(f"reading {config.annotations}"):
+        source = own_moments.read(config.annotations)
+        prepared = prepare(source, config.output, config.videos, partial=config.partial)
+    print(prepared.summary())
+
+
+if __name__ == "__main__":
+    run(main, Config)

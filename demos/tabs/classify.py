@@ -1,0 +1,84 @@
+"""Classify: the class of an image, among the adapter's own classes or names that are typed in."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from tabs.common import (
+    Studio,
+    bars,
+    chosen,
+    endpoint,
+    image_input,
+    lead,
+    no_model,
+    on_example,
+    on_page,
+    percent,
+    picker,
+)
+from tabs.search import given
+from vlkit.errors import UserError
+from vlkit.serving import check_count, check_text
+
+MOST_CLASSES, MOST_SHOWN = 200, 20
+DEMO_NAMES = "house, car, boat, tree, flower, cat, bird, fish, chair, umbrella"
+
+
+def build(studio: Studio) -> None:
+    """Lay out the tab; call it within a ``gr.Tab``."""
+    models = studio.models.classifiers
+    lead("Type class names, and the model says how well each fits the image. Without names it uses its own classes.")
+    if not models:
+        no_model("classification", "classes")
+        return
+    with gr.Row():
+        image = image_input("Image", height=320, elem_id="classify-image")
+        with gr.Column():
+            names = gr.Textbox(
+                label="Class names, separated by commas or lines; empty = the model's own",
+                lines=3,
+                max_lines=8,
+                elem_id="classify-names",
+            )
+            model = picker(models)
+            count = gr.Slider(1, MOST_SHOWN, value=5, step=1, label="Classes to show")
+            button = gr.Button("Classify", variant="primary", elem_id="classify-button")
+            result = gr.HTML(elem_id="classify-result")
+    rows = [[str(studio.album.plain / entry.name), DEMO_NAMES] for entry in studio.album.about_plain[:5]]
+    examples = gr.Examples(rows, [image, names], api_visibility="private", label="Try")
+
+    def found(image: Image.Image | None, names: str, count: int, model: str | None) -> list[tuple[str, float]]:
+        k, wanted = check_count(count, "number of classes", MOST_SHOWN), class_names(names)
+        return chosen(models, model).classify(given(image), wanted, k)
+
+    def show(image: Image.Image | None, names: str, count: int, model: str | None) -> str:
+        return bars(found(image, names, count, model), percent, label="Classes, most probable first")
+
+    def classify(
+        image: Image.Image | None, names: str = "", count: int = 5, model: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Classes of an image: [{"class", "probability"}], most probable first; names separated by commas."""
+        pairs = found(image, names, count, model)
+        return [{"class": name, "probability": probability} for name, probability in pairs]
+
+    inputs = [image, names, count, model]
+    on_page([button.click], show, inputs, [result])
+    on_example(examples, show, inputs, [result])
+    endpoint("classify", classify, inputs)
+
+
+def class_names(text: str | None) -> list[str] | None:
+    """The names in a text, separated by commas or lines; None if there is none.
+
+    Raises:
+        UserError: too many names, or one that is too long.
+    """
+    names = [name.strip() for name in re.split(r"[,\n]", text or "") if name.strip()]
+    if len(names) > MOST_CLASSES:
+        raise UserError(f"There are {len(names)} class names; give at most {MOST_CLASSES}.")
+    return [check_text(name, "class name") for name in names] or None

@@ -1,0 +1,1 @@
+"""Compressed saved activations (S2A): the forward is exact, and what backward needs is kept in a few bits."""

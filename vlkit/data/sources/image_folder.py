@@ -1,0 +1,181 @@
+"""A folder of images with classes: a folder per class, or a table with image and label."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vlkit.cli.show import visible
+from vlkit.data.scan import find_media
+from vlkit.data.sources.labelled import SPLITS, Labelled, in_order
+from vlkit.errors import UserError, some
+from vlkit.files import read_text
+
+SPLIT_FOLDERS = {
+    **{"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"},
+    **{"test": "test", "testing": "test"},
+}
+"""Folder name, in lower case -> split."""
+IMAGE_COLUMNS = ("image", "file", "file_name", "filename", "path", "image_path")
+LABEL_COLUMNS = ("label", "class", "class_name", "category", "target")
+SPLIT_COLUMNS = ("split", "set", "subset")
+FORM = "write a header such as image,label or image,label,split"
+
+
+def read_folder(
+    folder: str | Path, *, classes: Sequence[str] | None = None, val: float = 0.1, test: float = 0.2, seed: int = 0
+) -> Labelled:
+    """Read ``folder/CLASS/…`` or ``folder/{train,val,test}/CLASS/…``.
+
+    Folders below a class folder belong to the class.
+
+    Args:
+        folder: where to look, by the rules of :mod:`vlkit.data.scan`.
+        classes: the class names, each the name of a folder; None = the folders, sorted.
+        val, test: shares of each class for these splits (:func:`split_classes`), where the folder has none.
+        seed: of these splits.
+
+    Raises:
+        UserError: no images, no class folders, a class that is not in ``classes``, or wrong shares.
+    """
+    folder = Path(folder)
+    found = find_media(folder, "images", "--folder", utf8_only=True)
+    tops = {name.split("/")[0] for name in found.names if "/" in name}
+    divided = bool(tops) and all(top.lower() in SPLIT_FOLDERS for top in tops)
+    depth = 2 if divided else 1
+    loose = [name for name in found.names if name.count("/") < depth]
+    inside = [name for name in found.names if name.count("/") >= depth]
+    if not inside:
+        raise UserError(f"{folder}: images lie in no class folder ({some(loose, 3)}); put each class into a folder")
+    label_of = {name: name.split("/")[depth - 1] for name in inside}
+    names = _known_classes(in_order(label_of.values()), classes, f"{folder}")
+    labelled = Labelled(_name_of(folder), {"folder": str(folder.resolve())}, names)
+    labelled.notes += [found.note()] if found.note() else []
+    if loose:
+        labelled.notes.append(f"images in no class folder, left out ({len(loose)}): {some(loose, 3)}")
+    if empty := _empty_folders(folder, tops if divided else {""}, set(label_of.values())):
+        labelled.notes.append(f"folders without images, which are no classes: {some(empty)}")
+    if divided:
+        split_of = {name: SPLIT_FOLDERS[name.split("/")[0].lower()] for name in inside}
+    else:
+        split_of = split_classes(label_of, val=val, test=test, seed=seed)
+    for name in inside:
+        labelled.add(split_of[name], name, label_of[name], name)
+    return labelled
+
+
+def read_table(
+    table: str | Path,
+    folder: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    val: float = 0.1,
+    test: float = 0.2,
+    seed: int = 0,
+) -> Labelled:
+    """Read a CSV, TSV or semicolon table with a header: image, label and optionally split.
+
+    Args:
+        table: the file; image paths are relative to ``folder``.
+        folder: the folder with the images (for the dataset's name).
+        classes, val, test, seed: see :func:`read_folder`; shares apply if there is no column for the split.
+
+    Raises:
+        UserError: the header lacks a column, or a row is wrong; file and line are named.
+    """
+    rows = list(_rows(Path(table)))
+    if not rows:
+        raise UserError(f"{table}: holds a header but no row; {FORM}")
+    names = _known_classes(in_order(label for _, _, label, _ in rows), classes, f"{table}")
+    labelled = Labelled(_name_of(Path(folder)), {"labels": str(table), "folder": str(Path(folder).resolve())}, names)
+    label_of = {image: label for _, image, label, _ in rows}
+    split_of = split_classes(label_of, val=val, test=test, seed=seed)
+    for where, image, label, split in rows:
+        labelled.add(split or split_of[image], image, label, where)
+    return labelled
+
+
+def split_classes(label_of: dict[str, str], *, val: float, test: float, seed: int) -> dict[str, str]:
+    """Split each class by itself: image -> train, val or test.
+
+    The order within a class is that of a hash of path and ``seed``. Both shares are rounded, and at least one image of
+    each class stays in train.
+
+    Raises:
+        UserError: shares that leave nothing to train on.
+    """
+    if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
+        raise UserError(f"--val {val} and --test {test}: give shares of at least 0 that leave some images to train on")
+    members: dict[str, list[str]] = {}
+    for image, label in label_of.items():
+        members.setdefault(label, []).append(image)
+    split_of = {}
+    for images in members.values():
+        images.sort(key=lambda image: hashlib.sha256(f"{seed}:{image}".encode()).digest())
+        tests = min(round(test * len(images)), len(images) - 1)
+        vals = min(round(val * len(images)), len(images) - 1 - tests)
+        for place, image in enumerate(images):
+            split_of[image] = "test" if place < tests else "val" if place < tests + vals else "train"
+    return split_of
+
+
+def _known_classes(found: list[str], classes: Sequence[str] | None, where: str) -> list[str]:
+    if classes is None:
+        return found
+    if unknown := [name for name in found if name not in set(classes)]:
+        raise UserError(f"{where}: classes {some(unknown)} are not in --classes; add them there")
+    return list(classes)
+
+
+def _empty_folders(folder: Path, tops: set[str], used: set[str]) -> list[str]:
+    there = {entry.name for top in tops for entry in os.scandir(folder / top) if entry.is_dir()}
+    return sorted(visible(name) for name in there - used if not name.startswith("."))
+
+
+def _name_of(folder: Path) -> str:
+    return visible(folder.resolve().name) or "folder"
+
+
+def _rows(path: Path) -> Iterator[tuple[str, str, str, str | None]]:
+    """(place, image, label, split or None) of each row."""
+    lines = read_text(path, FORM).splitlines()
+    header = lines[0] if lines else ""
+    separator = max(",\t;", key=header.count)
+    reader = csv.reader(lines, delimiter=separator, strict=True)
+    names = [name.strip().lower() for name in next(reader, [])]
+    image, label = (_column(names, known) for known in (IMAGE_COLUMNS, LABEL_COLUMNS))
+    split = _column(names, SPLIT_COLUMNS)
+    if image is None or label is None:
+        lacking = "image" if image is None else "label"
+        known = some(list(IMAGE_COLUMNS if image is None else LABEL_COLUMNS), 6)
+        raise UserError(f"{path}:1: the header {header[:60]!r} has no column for the {lacking} ({known}); {FORM}")
+    try:
+        for row in reader:
+            where = f"{path}:{reader.line_num}"
+            if not any(cell.strip() for cell in row):
+                continue
+            if len(row) != len(names):
+                raise UserError(
+                    f"{where}: {len(row)} columns where the header has {len(names)}; quote cells with a comma"
+                )
+            cells = [cell.strip() for cell in row]
+            for column in (image, label, *([] if split is None else [split])):
+                if not cells[column]:
+                    raise UserError(f'{where}: column "{names[column]}" is empty; give every image a value')
+            yield where, cells[image].replace("\\", "/"), cells[label], None if split is None else _split(cells[split])
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: not a row of a table ({error}); {FORM}") from None
+
+
+def _split(name: str) -> str:
+    return SPLIT_FOLDERS.get(name.lower(), name)
+
+
+def _column(names: list[str], known: Sequence[str]) -> int | None:
+    return next((names.index(name) for name in known if name in names), None)
+
+
+assert set(SPLIT_FOLDERS.values()) == set(SPLITS)

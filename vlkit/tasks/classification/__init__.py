@@ -1,0 +1,1 @@
+"""Image classification, with few images per class or many."""

@@ -1,0 +1,1 @@
+"""Moment retrieval, highlight detection and summaries of long videos."""
