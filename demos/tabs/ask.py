@@ -43,8 +43,8 @@ def build(studio: Studio) -> None:
             result = gr.HTML(elem_id="ask-result")
     # A different question number for each image, because each image's questions are sorted by kind.
     rows = [
-        [str(studio.album.plain / entry.name), entry.questions[number % len(entry.questions)][0]]
-        for number, entry in enumerate(studio.album.about_plain)
+        [str(studio.album.images / entry.name), entry.questions[number % len(entry.questions)][0]]
+        for number, entry in enumerate(studio.album.about_images)
         if entry.questions
     ]
     examples = gr.Examples(rows[:5], [image, question], api_visibility="private", label="Try")

@@ -49,7 +49,7 @@ def build(studio: Studio) -> None:
             count = gr.Slider(1, MOST_SHOWN, value=5, step=1, label="Classes to show")
             button = gr.Button("Classify", variant="primary", elem_id="classify-button")
             result = gr.HTML(elem_id="classify-result")
-    rows = [[str(studio.album.plain / entry.name), DEMO_NAMES] for entry in studio.album.about_plain[:5]]
+    rows = [[str(studio.album.images / entry.name), DEMO_NAMES] for entry in studio.album.about_images[:5]]
     examples = gr.Examples(rows, [image, names], api_visibility="private", label="Try")
 
     def found(image: Image.Image | None, names: str, count: int, model: str | None) -> list[tuple[str, float]]:

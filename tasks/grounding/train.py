@@ -79,15 +79,14 @@ class Config(CachedRunConfig):
 
     base: str = "tiny"
     """Image base: tiny, ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
-    text_base: str = "tiny"
-    """Text base: tiny (embedded T5), a T5, BERT or similar model of the hub, a folder, or clip (the image base's text
-    tower).
-    """
+    text_base: str = "clip"
+    """Text base: clip (the image base's text tower), tiny (embedded T5), a T5, BERT or similar model of the hub, or a
+    folder."""
     image_size: int | None = None
     """Side of the input in pixels; default: that of the base."""
     data: Data = field(default_factory=Data)
     adapter: Any = kinds(ADAPTERS, "sherl")
-    fusion: FusionOptions = field(default_factory=lambda: FusionOptions(layers=2, neck=2))
+    fusion: FusionOptions = field(default_factory=lambda: FusionOptions(layers=2, neck=2, match=True))
     head: GroundingOptions = field(default_factory=GroundingOptions)
     loss: BoxLoss = field(default_factory=BoxLoss)
     epochs: int = 12

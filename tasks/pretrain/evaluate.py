@@ -1,7 +1,7 @@
 """Evaluate an embedded CLIP base on each drawing style: R@1 and a linear probe on patch tokens.
 
-python tasks/pretrain/evaluate.py --base tiny2
-python tasks/pretrain/evaluate.py --weights runs/pretrain/clip2/model.safetensors --scenes 200
+python tasks/pretrain/evaluate.py
+python tasks/pretrain/evaluate.py --weights runs/pretrain/clip/model.safetensors --scenes 200
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from vlkit.cli.config import run
-from vlkit.encoders.tiny import ASSETS, CLIP_FILES, TinyTokenizer, new_tiny_clip, vocabulary
+from vlkit.encoders.tiny import ASSETS, CLIP_FILE, TinyTokenizer, new_tiny_clip, vocabulary
 from vlkit.errors import UserError
 from vlkit.tasks.pretrain.objective import Objective
 from vlkit.tasks.pretrain.styles_eval import draw_styles, style_metrics
@@ -25,10 +25,8 @@ from vlkit.tasks.pretrain.styles_eval import draw_styles, style_metrics
 class Config:
     """Evaluate a base on every style."""
 
-    base: Literal["tiny", "tiny2"] = "tiny2"
-    """Embedded base."""
     weights: Path | None = None
-    """Weights of a pre-training run, to use instead."""
+    """Weights of a pre-training run; default: the embedded ones."""
     scenes: int = 1000
     """Held-out scenes of each style; the probe takes three times as many."""
     seed: int = 2024
@@ -41,7 +39,7 @@ class Config:
 
 def main(config: Config) -> None:
     name = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    path = config.weights or ASSETS / CLIP_FILES[config.base]
+    path = config.weights or ASSETS / CLIP_FILE
     if not path.is_file():
         raise UserError(f"--weights {path}: no such file; give the model.safetensors of a pre-training run")
     tokenizer = TinyTokenizer(vocabulary())

@@ -78,7 +78,7 @@ class Config:
     workers: int = 1
     """Processes that draw scenes."""
     world: Literal["plain", "styles"] = "plain"
-    """Plain drawings (as for the base `tiny`, unchanged) or many drawing styles (`tiny2`; clip only)."""
+    """Plain drawings or many drawing styles (as for the embedded base; clip only)."""
     minutes: float = 0
     """Minutes to train instead of `steps`, with `world styles`; the learning rate follows the clock."""
     reuse: int = 1

@@ -30,7 +30,7 @@ class Data:
     """Prepared dataset; default: the demo dataset."""
     size: Literal["small", "medium", "large"] = "large"
     """Size of the demo dataset."""
-    style: Literal["plain", "drawn"] = "plain"
+    style: Literal["drawn", "plain"] = "drawn"
     """Style of the demo dataset: plain drawings, known to the embedded bases, or hand-drawn ones, new to them."""
 
 

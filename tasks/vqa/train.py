@@ -64,8 +64,8 @@ class Data:
     """Prepared dataset (data_prep/*); default: the demo dataset, made on first use."""
     size: Literal["small", "medium", "large"] = "large"
     """Size of the demo dataset: 400, 2,000 or 10,000 training images with four or five questions each."""
-    style: Literal["plain", "drawn"] = "plain"
-    """Style of the demo dataset: plain drawings, known to the embedded bases, or hand-drawn ones, new to them."""
+    style: Literal["drawn", "plain"] = "drawn"
+    """Style of the demo dataset: the demo world's drawings, or plain ones with only words the embedded base knows."""
     train: str = "train"
     """Split to train on."""
     validation: str = "val"
@@ -97,8 +97,8 @@ class Config(CachedRunConfig):
     data: Data = field(default_factory=Data)
     adapter: Any = kinds(ADAPTERS, "sherl")
     head: Any = kinds(VQA_HEADS, "classify")
-    fusion: FusionOptions = field(default_factory=lambda: FusionOptions(layers=2, dropout=0.0))
-    epochs: int = 4
+    fusion: FusionOptions = field(default_factory=lambda: FusionOptions(layers=2, dropout=0.0, match=True))
+    epochs: int = 3
     batch_size: int = 32
     """Images per step with their questions, all processes together."""
     lr: float = 2e-3

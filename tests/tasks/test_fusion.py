@@ -68,6 +68,32 @@ def test_shared_images_equal_repeated_ones():
     torch.testing.assert_close(shared, fusion(image(pixels[owner]), text(ids))[-1])
 
 
+def test_matching_starts_from_the_similarities_of_the_joint_space():
+    base, options = load_base("tiny"), LinearOptions()
+    image, text = options.build(base.image, "tokens"), options.build(base.text, "tokens")
+    ids, owner = base.tokenize(["a red house", "two blue stars near a tree", "a cat"])[:, :12], torch.tensor([1, 0, 1])
+    seen, words = image(torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))), text(ids)
+    torch.testing.assert_close(seen.joint[:, 0], seen.pooled)  # the class token
+    fusion = fusion_of(image, text, 2, match=True)
+    assert fusion.match is not None
+    similar = fusion.match.similarities(seen, words, owner, 2)
+    assert similar.shape == (3, 2 + words.tokens.shape[1], 65)
+    expected = torch.cosine_similarity(words.pooled, seen.joint[owner, 7], dim=-1)
+    torch.testing.assert_close(similar[:, 0, 7], expected)
+    mask = words.mask[:, None, None] if words.mask is not None else torch.ones(3, 1, 1, 12, dtype=torch.bool)
+    mask = torch.nn.functional.pad(mask, (2, 65), value=True)
+    bias = fusion.match.bias(0, similar, mask, torch.float32)
+    torch.testing.assert_close(bias[1, 1, 0, -65:], fusion.match.gain[0, 1] * similar[1, 0])
+    assert (bias.isinf() == ~mask.expand_as(bias)).all()
+    fusion.train()(seen, words, owner)[-1].square().mul(torch.arange(1.0, 25)).sum().backward()
+    idle = [n for n, p in fusion.match.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert idle == []
+
+
+def test_towers_without_a_joint_space_do_not_match():
+    assert fusion_of(*encoders(), match=True).match is None
+
+
 def test_where_a_cell_lies_matters_and_image_and_text_do():
     image, text = encoders()
     fusion = fusion_of(image, text)

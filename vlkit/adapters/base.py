@@ -67,6 +67,11 @@ class Encoded:
         return _joined([self._base.tokens(self._whole(stream)) for stream in self.streams])
 
     @property
+    def joint(self) -> Tensor:
+        """[B, L, joint_dim], every token in the joint space; only of towers whose ``joint_dim`` is not None."""
+        return self._base.project(self.tokens)
+
+    @property
     def mask(self) -> Tensor | None:
         """[B, L] bool, True = real token; None = all real."""
         masks = [stream.mask for stream in self.streams if stream.mask is not None]

@@ -16,11 +16,11 @@ from vlkit.drawn.make import VERSION
 from vlkit.drawn.refcoco import referred
 from vlkit.drawn.videos import FOLDER, draw_videos
 from vlkit.drawn.vqa import ask
-from vlkit.drawn.world import Box, Image, Style, draw_world, split_folder
+from vlkit.drawn.world import Box, Image, draw_world, split_folder
 from vlkit.errors import UserError
 from vlkit.files import cache_folder, read_json, write_json
 
-IMAGES, CLIPS, PLAIN = 80, 16, 24
+IMAGES, CLIPS = 80, 16
 IMAGE_SIDE, CLIP_SIDE = 256, 192
 """Pixels. Models resize inputs to their own size; their training datasets have 96."""
 TRAINED_SIDE = 96
@@ -55,14 +55,12 @@ class AlbumClip:
 
 @dataclass(frozen=True)
 class Album:
-    """The album on disk: folders of images, of clips and of plain drawings to ask about, with their annotations."""
+    """The album on disk: folders of images and of clips, with their annotations."""
 
     images: Path
     clips: Path
-    plain: Path
     about_images: list[AlbumImage] = field(default_factory=list)
     about_clips: list[AlbumClip] = field(default_factory=list)
-    about_plain: list[AlbumImage] = field(default_factory=list)
 
 
 def demo_album() -> Album:
@@ -85,10 +83,8 @@ def demo_album() -> Album:
     return Album(
         home / "pictures",
         home / FOLDER,
-        home / "plain",
         [AlbumImage(**entry) for entry in known["pictures"]],
         [AlbumClip(**entry) for entry in known["clips"]],
-        [AlbumImage(**entry) for entry in known["plain"]],
     )
 
 
@@ -110,22 +106,21 @@ def drawing_ahead() -> Iterator[None]:
 
 
 def _home() -> Path:
-    return cache_folder().absolute() / "demo" / f"v{VERSION}-album-plain{PLAIN}"
+    return cache_folder().absolute() / "demo" / f"v{VERSION}-album"
 
 
 def _draw(folder: Path) -> None:
-    images = _draw_images(folder, "pictures", IMAGES, "drawn")
-    plain = _draw_images(folder, "plain", PLAIN, "plain")
+    images = _draw_images(folder, "pictures", IMAGES)
     videos = draw_videos(0, {"train": 0, "test": CLIPS}, folder, CLIP_SIDE)
     clips = [
         asdict(AlbumClip(Path(video.file_name).name, video.clip.seconds, list(video.sentences))) for video in videos
     ]
-    write_json(folder / _FILE, json.loads(json.dumps({"pictures": images, "clips": clips, "plain": plain})))
+    write_json(folder / _FILE, json.loads(json.dumps({"pictures": images, "clips": clips})))
 
 
-def _draw_images(folder: Path, name: str, count: int, style: Style) -> list[dict[str, Any]]:
-    """Draw the first ``count`` test images of a style into ``folder / name`` and describe them."""
-    world = draw_world(0, {"test": count}, folder, IMAGE_SIDE, style=style)
+def _draw_images(folder: Path, name: str, count: int) -> list[dict[str, Any]]:
+    """Draw the first ``count`` test images into ``folder / name`` and describe them."""
+    world = draw_world(0, {"test": count}, folder, IMAGE_SIDE)
     (folder / split_folder("test")).rename(folder / name)
     for number, image in enumerate(world.images["test"]):
         (folder / name / image.file_name).rename(folder / name / _name(number))

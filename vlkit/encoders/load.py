@@ -26,9 +26,9 @@ __all__ = ["load_base", "load_text_base"]
 
 logger = logging.getLogger(__name__)
 
-EMBEDDED = ("tiny", "tiny2")
+EMBEDDED = "tiny"
 FORMS = (
-    "tiny, tiny2, ARCH (random weights), ARCH:TAG, ARCH:FILE, hf-hub:ORG/NAME, local-dir:FOLDER, "
+    "tiny, ARCH (random weights), ARCH:TAG, ARCH:FILE, hf-hub:ORG/NAME, local-dir:FOLDER, "
     f"photos, or a pair of encoders: {PAIR_FORM}"
 )
 # Padding ids of tokenizers whose text towers do not store them (the towers attend to padding).
@@ -39,7 +39,7 @@ def load_base(name: str, tokenizer: str | Path | None = None, image_size: int | 
     """Load a contrastive base by name.
 
     Args:
-        name: ``tiny``, ``tiny2``, ``ARCH`` (random weights from a fixed seed), ``ARCH:TAG``, ``ARCH:FILE`` (a file for
+        name: ``tiny``, ``ARCH`` (random weights from a fixed seed), ``ARCH:TAG``, ``ARCH:FILE`` (a file for
             :func:`vlkit.encoders.weights.read_weights`), ``hf-hub:ORG/NAME`` or ``local-dir:FOLDER``;
             ``photos`` or another pair of encoders (:func:`vlkit.encoders.pair.load_pair`).
         tokenizer: folder with the files of a transformers tokenizer, for architectures that do not use CLIP's own;
@@ -63,10 +63,10 @@ def load_base(name: str, tokenizer: str | Path | None = None, image_size: int | 
 
 
 def _load(name: str, tokenizer: str | Path | None, image_size: int | None) -> ClipBase:
-    if name in EMBEDDED:
+    if name == EMBEDDED:
         from vlkit.encoders.tiny import load_tiny_clip
 
-        return load_tiny_clip(image_size, name)
+        return load_tiny_clip(image_size)
     if is_pair(name):
         return load_pair(name, tokenizer, image_size)
     scheme, _, rest = name.partition(":")

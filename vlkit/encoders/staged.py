@@ -92,6 +92,19 @@ class StagedEncoder(nn.Module):
         """Per-token features after the tower's final norm, [B, L, token_dim]; grids are flattened row by row."""
         raise TypeError(f"{type(self).__name__} has no tokens")
 
+    @property
+    def joint_dim(self) -> int | None:
+        """Width of the joint space into which :meth:`project` maps single tokens; None = the tower cannot."""
+        return None
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """[B, L, token_dim] tokens -> [B, L, joint_dim], as the tower projects the token that it pools.
+
+        Raises:
+            NotImplementedError: :attr:`joint_dim` is None.
+        """
+        raise NotImplementedError
+
     def grid(self, stream: Stream) -> tuple[int, int] | None:
         """Rows and columns of the image patches among :meth:`tokens`.
 

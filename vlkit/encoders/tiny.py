@@ -24,8 +24,7 @@ from vlkit.encoders.bases import ClipBase, Preprocess, TextBase, clip_base, text
 from vlkit.encoders.tokenizer import readable
 
 ASSETS = Path(__file__).with_name("assets")
-CLIP_FILES = {"tiny": "clip.safetensors", "tiny2": "clip2.safetensors"}
-"""Embedded CLIP bases: one pre-trained on plain drawings, one on many drawing styles."""
+CLIP_FILE, T5_FILE = "clip.safetensors", "t5.safetensors"
 IMAGE_SIZE = 96
 CONTEXT = 48
 SENTINELS = 32
@@ -114,21 +113,20 @@ def tiny_t5_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def load_tiny_clip(image_size: int | None = None, name: str = "tiny") -> ClipBase:
-    """A pre-trained tiny CLIP; position embeddings are resized if ``image_size`` is not 96.
+def load_tiny_clip(image_size: int | None = None) -> ClipBase:
+    """The pre-trained tiny CLIP; position embeddings are resized if ``image_size`` is not 96.
 
     Args:
         image_size: side of the images in pixels; default: 96.
-        name: a key of :data:`CLIP_FILES`.
     """
     size = image_size or IMAGE_SIZE
     tokenizer = TinyTokenizer(vocabulary())
     model = new_tiny_clip(tokenizer, size)
-    weights = _weights(CLIP_FILES[name])
+    weights = _weights(CLIP_FILE)
     resize_pos_embed(weights, model)
     model.load_state_dict(weights)
     preprocess = replace(PREPROCESS, size=(size, size))
-    return clip_base(model, name, tokenizer, preprocess, {"library": "vlkit", "name": name, "weights": "embedded"})
+    return clip_base(model, "tiny", tokenizer, preprocess, {"library": "vlkit", "name": "tiny", "weights": "embedded"})
 
 
 def load_tiny_t5() -> TextBase:
@@ -136,7 +134,7 @@ def load_tiny_t5() -> TextBase:
     tokenizer = tiny_t5_tokenizer()
     model = new_tiny_t5(tokenizer)
     # Shared tensors are stored once; transformers ties them again.
-    model.load_state_dict(_weights("t5.safetensors"), strict=False)
+    model.load_state_dict(_weights(T5_FILE), strict=False)
     model.tie_weights()
     return text_base(model, "tiny", tokenizer, {"library": "vlkit", "name": "tiny-t5", "weights": "embedded"})
 

@@ -117,7 +117,7 @@ class Wandb:
         self._module.init(project=PROJECT, name=name, config=dict(config), resume="allow", **options)
 
     def _open(self, folder: Path) -> tuple[Any, dict[str, Any]]:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         code = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
         return wandb, {"id": code, "dir": str(folder)}  # the same run after --resume
@@ -136,7 +136,7 @@ class Trackio(Wandb):
     """A run of Trackio, which has the functions of Weights & Biases."""
 
     def _open(self, folder: Path) -> tuple[Any, dict[str, Any]]:
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
 
         return trackio, {}
 
@@ -145,7 +145,7 @@ class Mlflow:
     """A run of MLflow."""
 
     def __init__(self, folder: Path, name: str, config: Mapping[str, Any]) -> None:
-        import mlflow
+        import mlflow  # pyright: ignore[reportMissingImports]
 
         self._module: Any = mlflow
         self._module.set_experiment(PROJECT)

@@ -18,7 +18,21 @@ from vlkit.errors import UserError
 class HasTokens(Protocol):
     """A tower, or what stands behind one: ``token_dim`` is the width of its tokens."""
 
-    token_dim: int
+    @property
+    def token_dim(self) -> int: ...
+
+
+class HasCells(Protocol):
+    """An encoded image: :class:`~vlkit.adapters.base.Encoded`, or cells that a task made of one."""
+
+    @property
+    def tokens(self) -> Tensor: ...
+
+    @property
+    def grid(self) -> tuple[int, int] | None: ...
+
+    @property
+    def joint(self) -> Tensor | None: ...
 
 
 FREQUENCIES = 6
@@ -41,6 +55,9 @@ class FusionOptions:
     """Dropout rate on attention and feed-forward outputs, and on attention weights."""
     update_image: bool = False
     """Update image cells in each layer too; false: cells are read-only, at a fraction of the time and memory."""
+    match: bool = False
+    """Begin with the similarities of text tokens and image cells in the base's joint space, where both towers have one:
+    they bias the attention to the cells, and the share of the image that matches a token is added to it."""
     checkpointing: bool = False
     """Recompute layers in backward instead of saving their activations."""
 
@@ -85,8 +102,11 @@ class Fusion(nn.Module):
         self.image_norm = nn.LayerNorm(width)
         self.layers = nn.ModuleList(FusionLayer(width, options.heads, options.dropout) for _ in range(options.layers))
         self.norm = nn.LayerNorm(width)
+        spaces = {getattr(tower, "joint_dim", None) for tower in (image, text)}
+        matches = options.match and len(spaces) == 1 and None not in spaces and not options.update_image
+        self.match = Match(width, options.layers, options.heads) if matches else None
 
-    def forward(self, image: Encoded | None, text: Encoded, owner: Tensor | None = None) -> list[Tensor]:
+    def forward(self, image: HasCells | None, text: Encoded, owner: Tensor | None = None) -> list[Tensor]:
         """Query states after each layer.
 
         Args:
@@ -101,6 +121,10 @@ class Fusion(nn.Module):
         cells = None if image is None else self.image_tokens(image)
         count = len(self.queries)
         state = torch.cat([self.queries.expand(len(words), -1, -1).to(words.dtype), words], dim=1)
+        similar = None
+        if self.match is not None and image is not None:
+            similar = self.match.similarities(image, text, owner, count)
+            state = state + self.match.areas(similar).to(state.dtype)
         mask = text.mask
         if mask is not None:
             mask = F.pad(mask, (count, 0 if cells is None else cells.shape[1]), value=True)[:, None, None]
@@ -110,15 +134,18 @@ class Fusion(nn.Module):
         elif cells is not None:
             seen = self.image_norm(cells)
         found = []
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
+            mine = (
+                mask if similar is None or self.match is None else self.match.bias(number, similar, mask, state.dtype)
+            )
             if self.checkpointing and self.training:
-                state = checkpoint(layer, state, seen, owner, mask, use_reentrant=False)
+                state = checkpoint(layer, state, seen, owner, mine, use_reentrant=False)
             else:
-                state = layer(state, seen, owner, mask)
+                state = layer(state, seen, owner, mine)
             found.append(self.norm(state[:, :count]))
         return found
 
-    def image_tokens(self, image: Encoded) -> Tensor:
+    def image_tokens(self, image: HasCells) -> Tensor:
         """[P, L, width]: the image's tokens; cells carry their position code."""
         tokens = self.image_in(image.tokens)
         if image.grid is None:
@@ -130,6 +157,49 @@ class Fusion(nn.Module):
         for block in self.neck:
             cells = block(cells, image.grid)
         return torch.cat([others + self.kinds[1], cells], dim=1)
+
+
+class Match(nn.Module):
+    """Similarities of text tokens and image tokens in the base's joint space, as a start for the fusion.
+
+    A contrastive base knows which cells show what a text names (MaskCLIP, Zhou et al., ECCV 2022). Attention with
+    random weights would have to learn that again. Two uses, both our own: each head adds the similarities, times a
+    learned gain, to its attention logits; and each text token is told which share of the image is similar to it, at
+    :data:`LEVELS` levels, because attention weights sum to 1 whether anything matches or not.
+    """
+
+    LEVELS = 8
+
+    def __init__(self, width: int, layers: int, heads: int) -> None:
+        super().__init__()
+        # Heads from indifferent to sharp: cosine similarities of cells differ by a few tenths.
+        self.gain = nn.Parameter(torch.linspace(0, 12, heads).repeat(layers, 1))
+        self.levels = nn.Parameter(torch.linspace(0.05, 0.75, self.LEVELS))
+        self.steepness = nn.Parameter(torch.tensor(20.0))
+        self.to_state = nn.Linear(self.LEVELS, width)
+
+    def similarities(self, image: HasCells, text: Encoded, owner: Tensor | None, queries: int) -> Tensor:
+        """Cosine similarities [B, queries + L, V] float32 of the text's tokens with the image's; queries stand for the
+        whole text.
+        """
+        assert image.joint is not None  # __init__ asked for a joint space
+        cells = F.normalize(image.joint.float(), dim=-1)
+        whole = text.pooled.unsqueeze(1).expand(-1, queries, -1)
+        words = F.normalize(torch.cat([whole, text.joint], dim=1).float(), dim=-1)
+        return words @ (cells if owner is None else cells[owner]).transpose(1, 2)
+
+    def areas(self, similar: Tensor) -> Tensor:
+        """[B, S, width]: for each token the share of the image above each level of similarity, as a state."""
+        shares = [torch.sigmoid(self.steepness * (similar - level)).mean(-1) for level in self.levels]
+        return self.to_state(torch.stack(shares, dim=-1))
+
+    def bias(self, layer: int, similar: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """[B, heads, S, S + V], added to the attention logits: gains times similarities, -inf where ``mask`` is
+        False.
+        """
+        size = similar.shape[1]
+        bias = F.pad(self.gain[layer][:, None, None] * similar.unsqueeze(1), (size, 0)).to(dtype)
+        return bias if mask is None else bias.masked_fill(~mask, -math.inf)
 
 
 class NeckBlock(nn.Module):

@@ -78,6 +78,15 @@ class ClipVision(StagedEncoder):
             return pooler.ln_k(stream.hidden)
         return self.model.ln_post(stream.hidden)
 
+    @property
+    def joint_dim(self) -> int | None:
+        """Width of the joint space if the tower pools one token; an attentional pooler has no projection of tokens."""
+        return self.out_dim if self._has_class_token_pool() and self.model.proj is not None else None
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, joint_dim], as the class token is projected (MaskCLIP, Zhou et al., ECCV 2022)."""
+        return tokens @ self.model.proj
+
     def grid(self, stream: Stream) -> tuple[int, int]:
         """Rows and columns of the patches, which follow the class token."""
         rows, columns = self.model.grid_size
@@ -150,6 +159,16 @@ class ClipText(TextEncoder):
     def tokens(self, stream: Stream) -> Tensor:
         """[B, L, D] after the final norm."""
         return self.model.ln_final(stream.hidden)
+
+    @property
+    def joint_dim(self) -> int | None:
+        """Width of the joint space, if the pooled token is projected by one linear map."""
+        return self.out_dim if self.model.text_projection is not None else None
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, joint_dim], as the summary token is projected."""
+        projection = self.model.text_projection
+        return projection(tokens) if isinstance(projection, nn.Linear) else tokens @ projection
 
     def real(self, ids: Tensor) -> Tensor:
         """[B, L] bool: tokens up to the end-of-text token if the tower pools it, otherwise all tokens but padding.

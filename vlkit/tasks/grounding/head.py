@@ -59,10 +59,12 @@ class Cells:
     Attributes:
         tokens: [P, rows * columns, width], row by row.
         grid: rows and columns.
+        joint: [P, rows * columns, joint_dim], the tower's cells in its joint space; None if nothing reads them.
     """
 
     tokens: Tensor
     grid: tuple[int, int]
+    joint: Tensor | None = None
 
 
 class Neck(nn.Module):
@@ -74,11 +76,17 @@ class Neck(nn.Module):
         image: the image tower (for the width of its tokens).
         width: width of the new cells.
         blocks: convolutional blocks.
+        match: also give the cells in the tower's joint space, if it has one (:class:`vlkit.tasks.fusion.Match`).
+
+    Attributes:
+        token_dim: width of the new cells.
+        joint_dim: width of the joint space; None = cells are not given in it.
     """
 
-    def __init__(self, image: StagedEncoder, width: int, blocks: int) -> None:
+    def __init__(self, image: StagedEncoder, width: int, blocks: int, match: bool = False) -> None:
         super().__init__()
         self.token_dim = width
+        self.joint_dim = image.joint_dim if match else None
         self.enter = nn.Sequential(nn.LayerNorm(image.token_dim), nn.Linear(image.token_dim, width))
         self.positions = nn.Linear(4 * FREQUENCIES + 2, width)
         self.blocks = nn.ModuleList(NeckBlock(width) for _ in range(blocks))
@@ -97,7 +105,7 @@ class Neck(nn.Module):
         cells = self.enter(tokens) + self.positions(codes)
         for block in self.blocks:
             cells = block(cells, image.grid)
-        return Cells(cells, image.grid)
+        return Cells(cells, image.grid, None if self.joint_dim is None else image.joint[:, -rows * columns :])
 
 
 class BoxPrediction(NamedTuple):

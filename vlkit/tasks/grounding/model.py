@@ -26,7 +26,7 @@ def build_model(
         fusion, head: their options.
     """
     adapter = adapter.for_cells()
-    neck = Neck(base.image, fusion.width, fusion.neck)
+    neck = Neck(base.image, fusion.width, fusion.neck, fusion.match)
     return Grounder(
         adapter.build(base.image, "tokens"),
         adapter.build(text.encoder, "tokens"),
