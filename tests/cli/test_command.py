@@ -29,6 +29,8 @@ FOUND = commands(ROOT)
         ("search", "tasks/retrieval/search.py", ""),
         ("prepare coco --help", "data_prep/coco.py", "--help"),
         ("compare --task vqa", "tasks/compare.py", "--task vqa"),
+        ("tokenizer --help", "tasks/pretrain/tokenizer.py", "--help"),
+        ("black_box classification --epochs 1", "tasks/classification/black_box.py", "--epochs 1"),
         ("memory", "tasks/memory.py", ""),
         ("demo --port 1", "demos/app.py", "--port 1"),
     ],

@@ -10,6 +10,7 @@ the folders of scripts: a new task or data script needs no entry here.
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import subprocess
 import sys
@@ -76,7 +77,16 @@ def commands(folder: Path) -> dict[str, Command]:
         "demo": Command("serve the web demo", "", alone("demos", "app.py")),
         "bases": Command("list the bases and whether vlkit can stage them", "", {"": Path()}, module="vlkit.encoders"),
     }
+    for name in sorted({path.stem for path in (folder / "tasks").glob("*/*.py")} - set(found)):
+        scripts = by_task(name)
+        found[name] = Command(_first_line(next(iter(scripts.values()))), "task", scripts, next(iter(scripts)))
     return {name: command for name, command in found.items() if command.scripts}
+
+
+def _first_line(script: Path) -> str:
+    """The first line of a script's docstring, as a help text."""
+    lines = (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or script.stem).splitlines()
+    return lines[0].rstrip(".:").replace("%", "%%")
 
 
 def make_parser(found: dict[str, Command]) -> argparse.ArgumentParser:
