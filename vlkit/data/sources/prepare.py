@@ -203,4 +203,6 @@ def _locate(source: Source, folder: MediaFolder) -> tuple[dict[str, list[Record]
 
 def _distinct(source: Source) -> int:
     media = RECORDS[source.task].media
+    if media is None:  # texts alone
+        return 0
     return len({record[media] for records in source.splits.values() for record in records})
