@@ -146,7 +146,10 @@ def test_a_convolutional_tower_has_no_ramp() -> None:
 
 def test_prompts_have_no_scale() -> None:
     options = S2aOptions(prompts=2)
-    with pytest.raises(UserError, match="--mix: prompts cannot be scaled; leave it out, or train s2a with"):
+    with pytest.raises(
+        UserError,
+        match=r"--mix: prompts cannot be scaled \(train s2a with --adapter.prompts 0 for that\); leave it out",
+    ):
         pooled(options, "vit", trained_state(build(options, "vit")), Mix(0.5))
 
 

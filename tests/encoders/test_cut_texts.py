@@ -118,9 +118,9 @@ def test_grounding_says_it(image: Path, caplog: pytest.LogCaptureFixture) -> Non
     dataset = prepared(image.parent, "grounding", [{"text": text, "box": [0, 0, 9, 9]} for text in ("dog", LONG)])
     caplog.set_level(logging.WARNING)
     find_split(model.locator, dataset, "test")
-    assert said(caplog) == ["1 of 2 test texts is cut at 64 tokens"]
+    assert said(caplog) == ["1 of 2 test texts is cut at 48 tokens"]
     model.ground(image, LONG)
-    assert said(caplog) == ["1 of 1 texts is cut at 64 tokens"]
+    assert said(caplog) == ["1 of 1 texts is cut at 48 tokens"]
 
 
 def test_a_text_base_counts_whole_texts() -> None:

@@ -49,7 +49,7 @@ def test_the_shipped_model_offers_other_things_after_its_answer():
             right = (box_iou(boxes, torch.tensor([truth]))[:, 0] >= 0.5).tolist()
             first_right, any_right, asked = first_right + right[0], any_right + any(right), asked + 1
             several += len(found) > 1
-    assert asked > 20 and several > 0.8 * asked
+    assert asked > 20 and several > 0.5 * asked
     # Where the answer is wrong, the thing that is meant is mostly among the runners-up.
-    assert first_right > 0.4 * asked and any_right - first_right > 0.15 * asked
+    assert first_right > 0.6 * asked and any_right - first_right > 0.4 * (asked - first_right)
     print(f"{asked} phrases: {first_right} right at once, {any_right} within 5 candidates")

@@ -121,7 +121,7 @@ def test_baseline_takes_the_captions_of_the_nearest_image(dataset: Path) -> None
     ("script", "words", "named"),
     [
         (TRAIN, ("--text_base", "clip"), "--text_base clip: has no decoder"),
-        (TRAIN, ("--adapter.kind", "linear"), "use sherl, lst, bitfit, lora or full"),
+        (TRAIN, ("--adapter.kind", "linear"), "use sherl, lst, bitfit, lora, peft or full"),
         (TRAIN, ("--head.beams", 0), "--head.beams 0"),
         (TRAIN, ("--head.prompt", " "), "--head.prompt"),
         (TRAIN, ("--data.validation", "nope"), 'no split "nope"'),

@@ -106,7 +106,7 @@ def test_every_kind_trains_saves_and_loads(kind: str, dataset: Path, tmp_path: P
     call(TRAIN, "--data.root", dataset, "--output", tmp_path / "run", "--adapter.kind", kind, *QUICK)
     tensors = load_file(tmp_path / "run" / "adapter_model.safetensors")
     base_tensors = [name for name in tensors if ".base." in name and "lora_" not in name]
-    assert bool(base_tensors) == (kind in ("full", "bitfit"))
+    assert bool(base_tensors) == (kind in ("full", "bitfit", "s2a"))
     pipeline = vlkit.load(tmp_path / "run", device="cpu")
     texts = pipeline.embed_texts(["a red house", "a blue fish"])
     images = pipeline.embed_images([dataset / "test0.png", Image.open(dataset / "test1.png")])

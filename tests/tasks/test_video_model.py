@@ -19,7 +19,9 @@ from vlkit.tasks.contrastive import gather_pairs, info_nce, symmetric_cross_entr
 from vlkit.tasks.retrieval.model import build_model as build_images
 from vlkit.tasks.video_retrieval.model import VideoHeadOptions, VideoText, build_model, zero_shot
 
-KINDS = [pytest.param(kind(), id=name) for name, kind in ADAPTERS.items()]
+# Compressed activations round gradients by blocks of values that differ between chunks and the whole batch.
+EXACT = {"s2a": {"saved": "fp32"}}
+KINDS = [pytest.param(kind(**EXACT.get(name, {})), id=name) for name, kind in ADAPTERS.items()]
 SHERLS = [
     pytest.param(SherlOptions(handoff="pooled"), id="pooled"),
     pytest.param(SherlOptions(handoff="tokens", dropout=0.0), id="tokens"),

@@ -73,13 +73,11 @@ class S2aEncoder(TunedEncoder):
         self.prompts = nn.Parameter(torch.empty(shape).normal_(std=PROMPT_STD)) if prompts else None
         self.sides = nn.ModuleDict({str(i): SideModule(base.widths[i], rank) for i in layers})
         if prompts:
-            self.never_mixed = "prompts are read whole or not at all"
+            self.never_mixed = "prompts cannot be scaled (train s2a with --adapter.prompts 0 for that)"
         self._detach = not prompts and not any(p.requires_grad for p in base.parameters())
 
     def adds_at(self, name: str) -> int | None:
         """See :meth:`TunedEncoder.adds_at`: side modules add at their block."""
-        if name == "prompts":
-            raise UserError("--mix: prompts cannot be scaled; leave it out, or train s2a with --adapter.prompts 0")
         return int(name.split(".")[1]) if name.endswith("up.weight") else None
 
     def forward(self, x: Any) -> Encoded:

@@ -191,7 +191,7 @@ class Match(nn.Module):
     def areas(self, similar: Tensor) -> Tensor:
         """[B, S, width]: for each token the share of the image above each level of similarity, as a state."""
         shares = [torch.sigmoid(self.steepness * (similar - level)).mean(-1) for level in self.levels]
-        return self.to_state(torch.stack(shares, dim=-1))
+        return self.to_state(torch.stack(shares, dim=-1).to(self.to_state.weight.dtype))
 
     def bias(self, layer: int, similar: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
         """[B, heads, S, S + V], added to the attention logits: gains times similarities, -inf where ``mask`` is
