@@ -216,7 +216,7 @@ def test_ground_by_a_phrase_that_is_clicked_and_one_that_is_edited(page, shots: 
 
 
 def boxes_for(page, phrase: str) -> list[tuple[float, ...]]:
-    """The boxes in the table, xyxy, once it shows those of this phrase; best first, and others only if they are likely enough."""
+    """The boxes in the table, xyxy, once it shows those of this phrase: the best first, then others that are likely."""
     page.wait_for_function(
         "([phrase]) => document.querySelector('#ground-result img')?.alt.endsWith(phrase)", arg=[phrase]
     )

@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _add_completion(parser: argparse.ArgumentParser) -> None:
     """``--print_completion bash|zsh|tcsh``, if shtab is installed."""
     try:
-        import shtab
+        import shtab  # pyright: ignore[reportMissingImports]
     except ImportError:
         return
     shtab.add_argument_to(parser, ["--print_completion"], help="print a script for the completion of your shell")

@@ -17,7 +17,7 @@ APOLLO_RANK, APOLLO_GAP, APOLLO_SCALE = 256, 200, 1.0
 def adamw_8bit(groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
     """AdamW with 8-bit moments (Dettmers et al., ICLR 2022), of bitsandbytes; small tensors keep 32 bits."""
     try:
-        from bitsandbytes.optim import AdamW8bit
+        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise _missing("adamw8bit", "bitsandbytes") from None
     return cast(Any, AdamW8bit)(groups, lr=lr)
@@ -48,8 +48,8 @@ def apollo(groups: list[dict[str, Any]], lr: float, rank: int = APOLLO_RANK) -> 
 def _resumable_apollo() -> Any:
     """APOLLO whose projections follow from seed and step, so that a checkpoint needs only tensors."""
     try:
-        from apollo_torch import APOLLOAdamW
-        from apollo_torch.random_projector import next_seed
+        from apollo_torch import APOLLOAdamW  # pyright: ignore[reportMissingImports]
+        from apollo_torch.random_projector import next_seed  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise _missing("apollo", "apollo-torch") from None
 
