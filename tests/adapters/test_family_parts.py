@@ -16,7 +16,8 @@ from helpers import tiny
 from helpers.towers import TOWERS, build, prepared, train
 from vlkit.adapters import ADAPTERS
 from vlkit.adapters.dtl import DtlAdapter, DtlOptions
-from vlkit.adapters.lst.method import LstOptions, Rung
+from vlkit.adapters.lst.ladder import Rung
+from vlkit.adapters.lst.method import LstOptions
 from vlkit.adapters.lst.pruning import fisher, magnitude, prune_
 from vlkit.adapters.lst.t5 import LstT5, LstT5Decoder, LstT5Encoder
 from vlkit.adapters.published.names import drop_idle_gates, import_published, to_upstream

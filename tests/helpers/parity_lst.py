@@ -13,7 +13,8 @@ from helpers.parity_joint import JointEncoder
 from helpers.parity_sherl import load_block, published
 from helpers.parity_t5 import EmbeddedDecoder, EmbeddedEncoder, t5_of
 from vlkit.adapters.base import AdaptedEncoder
-from vlkit.adapters.lst.method import TEMPERATURE, LstAdapter, make_ladder
+from vlkit.adapters.lst.ladder import TEMPERATURE, make_ladder
+from vlkit.adapters.lst.method import LstAdapter
 from vlkit.adapters.lst.t5 import LstT5, LstT5Decoder, LstT5Encoder
 from vlkit.adapters.published.names import drop_idle_gates
 from vlkit.adapters.stacks import Memory

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlkit.adapters.lst.method import Gate, make_ladder, start_
+from vlkit.adapters.lst.ladder import Gate, make_ladder, start_
 from vlkit.adapters.lst.pruning import Importance, prune_
 from vlkit.adapters.stacks import Memory, Past
 from vlkit.encoders.staged import Stream, freeze, run_early
@@ -30,7 +30,7 @@ class LstT5Encoder(nn.Module):
         base: the encoder; the constructor freezes it.
         keep: blocks that get a side block; None = all.
         reduction: divisor of every width; the number of heads stays.
-        gate, after, span: see :class:`vlkit.adapters.lst.method.Ladder`.
+        gate, after, span: see :class:`vlkit.adapters.lst.ladder.Ladder`.
     """
 
     def __init__(

@@ -1,14 +1,16 @@
 """Open image files as complete, upright RGB images; otherwise a :class:`MediaError` gives the reason."""
 
 from vlkit.data.images.formats import IMAGE_SUFFIXES
-from vlkit.data.images.opening import MAX_PIXELS, MediaError, image_size, open_image
+from vlkit.data.images.opening import MAX_PIXELS, ImageInput, MediaError, as_rgb, image_size, open_image
 from vlkit.data.images.pixels import to_rgb
 from vlkit.data.images.records import identify_file, image_batches, read_image, record_image_size
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
+    "ImageInput",
     "MediaError",
+    "as_rgb",
     "identify_file",
     "image_batches",
     "image_size",

@@ -17,6 +17,8 @@ from vlkit.data.images.pixels import joined_depth, low_bytes_tile, orientation_o
 from vlkit.errors import UserError
 
 # Maximum number of pixels, checked before decoding: 256 MiB as RGB. Larger sizes are errors or decompression bombs.
+ImageInput = str | Path | Image.Image
+"""An image as users give it: a file, or an image in memory."""
 MAX_PIXELS = 89_478_485
 _CUT_SHORT = ("truncated", "not large enough", "reached eof", "unexpected end")
 _header_lock = threading.Lock()
@@ -58,6 +60,15 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, min_side: int 
         if min_side is not None:
             image.draft(None, (min_side, min_side))
         return _decode(path, file, image)
+
+
+def as_rgb(image: ImageInput) -> Image.Image:
+    """An upright RGB image: the file is opened, an image in memory converted.
+
+    Raises:
+        MediaError: as :func:`open_image`.
+    """
+    return to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
 
 
 def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vlkit.adapters.linear import LinearOptions
 from vlkit.adapters.options import adapter_options
-from vlkit.data.images import open_image, to_rgb
+from vlkit.data.images import ImageInput, as_rgb
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base
 from vlkit.engine.checkpoint import check_base, load_trained
@@ -29,7 +29,6 @@ from vlkit.tasks.classification.heads import ZeroshotOptions, unit
 from vlkit.tasks.classification.model import build_model, head_options, identity_of
 from vlkit.tasks.classification.prompts import GENERAL, Prompts, class_weights
 
-ImageInput = str | Path | Image.Image
 BATCH = 64
 """Most images, from several callers, in one batch."""
 
@@ -85,7 +84,7 @@ class ClassificationPipeline:
         weights = None if classes is None else self._weights(tuple(prompts.classes))
         found = []
         for start in range(0, len(images), BATCH):
-            opened = [_as_rgb(image) for image in images[start : start + BATCH]]
+            opened = [as_rgb(image) for image in images[start : start + BATCH]]
             scores = self._scores(torch.stack(self._together(opened)), weights)
             for row in probabilities(scores.numpy()):
                 order = np.argsort(-row, kind="stable")[:k]
@@ -115,10 +114,6 @@ class ClassificationPipeline:
 
 def _same(image: Image.Image) -> Image.Image:
     return image
-
-
-def _as_rgb(image: ImageInput) -> Image.Image:
-    return to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
 
 
 def open_adapter(

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlkit.adapters.options import adapter_options
-from vlkit.data.images import open_image, to_rgb
+from vlkit.data.images import ImageInput, as_rgb
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base
 from vlkit.encoders.text_side import text_side
@@ -25,7 +25,6 @@ from vlkit.tasks.grounding.evaluate import Found, Locator
 from vlkit.tasks.grounding.head import GroundingOptions
 from vlkit.tasks.grounding.model import build_model, identities, load_shape
 
-ImageInput = str | Path | Image.Image
 IMAGES_AT_ONCE = 32
 """Most images, from several callers, in one batch."""
 
@@ -82,7 +81,7 @@ class GroundingPipeline:
         if k < 1:
             raise UserError(f"candidates={k}: must be at least 1")
         warn_of_cut_texts(self.locator.text, [text], "texts")
-        opened = to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
+        opened = as_rgb(image)
         (found,) = self._together([(opened, text, k)])
         inside = np.clip(found.boxes, 0, np.array([opened.width, opened.height] * 2, dtype=np.float32))
         pairs = zip(inside[:k].tolist(), found.scores[:k].tolist(), strict=True)

@@ -10,11 +10,10 @@ from typing import Any, cast
 
 import numpy as np
 from lightning_fabric import Fabric
-from PIL import Image
 from torch import Tensor
 
 from vlkit.adapters.options import adapter_options
-from vlkit.data.images import open_image, to_rgb
+from vlkit.data.images import ImageInput, as_rgb
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base
 from vlkit.encoders.tokenizer import warn_of_cut_texts
@@ -28,7 +27,6 @@ from vlkit.tasks.retrieval.evaluate import Embedder
 from vlkit.tasks.retrieval.model import build_model, zero_shot
 from vlkit.tasks.two_tower import HeadOptions
 
-ImageInput = str | Path | Image.Image
 BATCH = 64
 """Images or texts per batch."""
 
@@ -70,7 +68,7 @@ class RetrievalPipeline:
         vectors = np.empty((len(images), self.dim), dtype=np.float32)
         for start in range(0, len(images), BATCH):
             part = slice(start, start + BATCH)
-            vectors[part] = self._images([_as_rgb(image) for image in images[part]])
+            vectors[part] = self._images([as_rgb(image) for image in images[part]])
         return vectors
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -79,10 +77,6 @@ class RetrievalPipeline:
             return np.empty((0, self.dim), dtype=np.float32)
         warn_of_cut_texts(self.embedder.base.tokenize, texts, "texts")
         return np.stack(self._texts(texts))
-
-
-def _as_rgb(image: ImageInput) -> Image.Image:
-    return to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
 
 
 def open_adapter(

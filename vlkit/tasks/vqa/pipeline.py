@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
-from PIL import Image
 from torch import Tensor
 
 from vlkit.adapters.options import adapter_options
-from vlkit.data.images import open_image, to_rgb
+from vlkit.data.images import ImageInput, as_rgb
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base
 from vlkit.encoders.text_side import text_side
@@ -23,7 +22,6 @@ from vlkit.tasks.batching import Batching
 from vlkit.tasks.vqa.evaluate import Answerer, Answers
 from vlkit.tasks.vqa.model import build_model, head_options, identity_of
 
-ImageInput = str | Path | Image.Image
 IMAGES_AT_ONCE = 32
 """Most images, from several callers, in one batch."""
 
@@ -86,12 +84,8 @@ class VqaPipeline:
         for k in {k for *_, k in asked}:
             rows = [row for row, (*_, own) in enumerate(asked) if own == k]
             images, groups = [asked[row][0] for row in rows], [asked[row][1] for row in rows]
-            found |= zip(rows, self.answerer.answer(images, groups, _as_rgb, k), strict=True)
+            found |= zip(rows, self.answerer.answer(images, groups, as_rgb, k), strict=True)
         return [found[row] for row in range(len(asked))]
-
-
-def _as_rgb(image: ImageInput) -> Image.Image:
-    return to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
 
 
 def open_adapter(
