@@ -1,4 +1,4 @@
-"""The closed-form start of a pair of encoders: leave-one-out scores, angles of texts, recall on data with a known map."""
+"""The closed-form start of a pair of encoders: leave-one-out scores, angles of texts, recall with a known map."""
 
 from __future__ import annotations
 
