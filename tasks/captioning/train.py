@@ -21,6 +21,7 @@ from vlkit.cli.config import kinds
 from vlkit.cli.config import run as cli
 from vlkit.data.transforms import image_transform
 from vlkit.encoders.load import load_base
+from vlkit.encoders.stored_weights import with_format
 from vlkit.encoders.text_side import text_side
 from vlkit.encoders.tokenizer import Shorter, warn_of_cut_texts
 from vlkit.engine.config import RunConfig
@@ -83,8 +84,8 @@ def main(config: Config) -> None:
     run = Run.open(config, TASK.name)
     dataset = TASK.dataset(config.data.root, size=config.data.size, style=config.data.style)
     test = reported_split(dataset, config.data)
-    base = load_base(config.base, image_size=config.image_size)
-    text = text_side(config.text_base, base)
+    base = load_base(with_format(config.base, config.base_weights), image_size=config.image_size)
+    text = text_side(with_format(config.text_base, config.base_weights), base)
     transform = image_transform(base.preprocess, config.data.augment)
     images = CaptionedImages(dataset, config.data.train, transform, config.data.per_image)
 

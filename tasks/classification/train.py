@@ -25,6 +25,7 @@ from vlkit.data.records import Record
 from vlkit.data.transforms import image_transform
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.load import load_base
+from vlkit.encoders.stored_weights import with_format
 from vlkit.engine.config import CachedRunConfig
 from vlkit.engine.fit import fit
 from vlkit.engine.loader import EpochLoader, make_loader
@@ -109,7 +110,7 @@ def main(config: Config) -> None:
     test = tested_split(dataset, config.data)
     train, validation = training_records(dataset, config.data)
     warn_of_classes(dataset, train, dataset.records(test), config.head.reads_prompts)
-    base = load_base(config.base, image_size=config.image_size)
+    base = load_base(with_format(config.base, config.base_weights), image_size=config.image_size)
     prompts = prompts_of(dataset, config.prompts)
     weights = class_weights(base, prompts, run.fabric) if base.joint_dim is None else None
     examples = LabelledImages(dataset, train, image_transform(base.preprocess, config.data.augment))

@@ -22,6 +22,7 @@ from vlkit.data.manifest import Dataset
 from vlkit.data.transforms import image_transform
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.load import load_base
+from vlkit.encoders.stored_weights import with_format
 from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.config import CachedRunConfig
 from vlkit.engine.fit import fit
@@ -103,7 +104,7 @@ def main(config: Config) -> None:
     run = Run.open(config, TASK.name)
     dataset = TASK.dataset(config.data.root)
     test = reported_split(dataset, config.data)
-    base = load_base(config.base)
+    base = load_base(with_format(config.base, config.base_weights))
     transform = image_transform(base.preprocess, config.data.augment)
     pairs = ImageTextPairs(dataset, config.data.train, transform, config.data.every_caption, config.data.limit)
     if config.loss.kind != "siglip":

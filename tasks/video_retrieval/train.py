@@ -23,6 +23,7 @@ from vlkit.data.video.clip_frames import Sampling
 from vlkit.data.video.frame_batch import Frames
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.load import load_base
+from vlkit.encoders.stored_weights import with_format
 from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.config import CachedRunConfig
 from vlkit.engine.fit import fit
@@ -108,7 +109,7 @@ class Config(CachedRunConfig):
 def main(config: Config) -> None:
     run = Run.open(config, TASK.name)
     dataset = TASK.dataset(config.data.root)
-    base = load_base(config.base)
+    base = load_base(with_format(config.base, config.base_weights))
     reader = ClipReader(base.preprocess, config.frames, config.sampling)
     train, validation, test = splits_of(dataset, config.data, reader)
     pairs = VideoTextPairs(train.frames, train.records, config.data.every_caption)

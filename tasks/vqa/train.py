@@ -23,6 +23,7 @@ from vlkit.data.manifest import Dataset
 from vlkit.data.transforms import image_transform
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.load import load_base
+from vlkit.encoders.stored_weights import with_format
 from vlkit.encoders.text_side import TextSide, text_side
 from vlkit.encoders.tokenizer import Shorter, warn_of_cut_texts
 from vlkit.engine.config import CachedRunConfig
@@ -120,8 +121,8 @@ def main(config: Config) -> None:
     run = Run.open(config, TASK.name)
     dataset = TASK.dataset(config.data.root, size=config.data.size, style=config.data.style)
     test = answered_split(dataset, config.data)
-    base = load_base(config.base, image_size=config.image_size)
-    text = text_side(config.text_base, base)
+    base = load_base(with_format(config.base, config.base_weights), image_size=config.image_size)
+    text = text_side(with_format(config.text_base, config.base_weights), base)
     vocabulary = vocabulary_of(dataset, config)
     transform = image_transform(base.preprocess, config.data.augment)
     examples = ImageQuestions(dataset, config.data.train, transform, config.data.per_picture)

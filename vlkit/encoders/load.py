@@ -18,6 +18,7 @@ from vlkit.encoders.hub import hub_access, offline_text_cfg, quiet
 from vlkit.encoders.load_text import load_text_base
 from vlkit.encoders.pair import FORM as PAIR_FORM
 from vlkit.encoders.pair import is_pair, load_pair
+from vlkit.encoders.stored_weights import named_format, store_towers
 from vlkit.encoders.tokenizer import ClipTokenizer, has_tokenizer
 from vlkit.encoders.weights import BAD_FILE, first_line, fit_weights, read_weights
 from vlkit.errors import UserError, some
@@ -47,9 +48,20 @@ def load_base(name: str, tokenizer: str | Path | None = None, image_size: int | 
         image_size: side of the (square) images in pixels, if it differs from the base's own; open_clip then resizes
             the position embeddings. The vision tower's identity records it (``image_size``).
 
+    ``NAME@bf16``, ``NAME@int8`` and ``NAME@nf4`` store the frozen weights in fewer bytes
+    (:mod:`vlkit.encoders.stored_weights`).
+
     Raises:
         UserError: unknown name, weights that are missing or do not fit, a tower that cannot be staged or resized.
     """
+    bare, number_format = named_format(name)
+    base = _load_sized(bare, tokenizer, image_size)
+    base.name = name
+    store_towers({"image": base.image, "text": base.text}, base.identity, number_format)
+    return base
+
+
+def _load_sized(name: str, tokenizer: str | Path | None, image_size: int | None) -> ClipBase:
     if image_size is None:
         return _load(name, tokenizer, None)
     if image_size < 1:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from vlkit.encoders.staged import StagedEncoder, Stream
+from vlkit.encoders.stored_weights import StoredAttention
 from vlkit.encoders.towers.text import TextEncoder, up_to
 
 # --- towers ---
@@ -262,7 +263,9 @@ def run_resblock(block: nn.Module, hidden: Tensor, batch_first: bool, attn_mask:
 
 def _is_frozen(block: ResidualAttentionBlock) -> bool:
     # Compares the exact type, because LoRA replaces this module by its own.
-    return type(block.attn) is nn.MultiheadAttention and not any(p.requires_grad for p in block.parameters())
+    return type(block.attn) in (nn.MultiheadAttention, StoredAttention) and not any(
+        p.requires_grad for p in block.parameters()
+    )
 
 
 def _run_frozen(block: ResidualAttentionBlock, hidden: Tensor, causal: bool) -> Tensor:
