@@ -30,7 +30,7 @@ from vlkit.tap_cache.maker import CachedLoader
 from vlkit.tap_cache.pairs import cached_pairs
 from vlkit.tasks.contrastive import example_losses, gather_pairs, require_negatives
 from vlkit.tasks.retrieval.data import ImageTextPairs, PairCollate
-from vlkit.tasks.retrieval.evaluate import COLUMNS, Embedder, evaluate_split
+from vlkit.tasks.retrieval.evaluate import COLUMNS, Embedder, calibrated_search, evaluate_split
 from vlkit.tasks.retrieval.losses import Loss, contrastive_loss
 from vlkit.tasks.retrieval.model import adapter_config, build_model, zero_shot
 from vlkit.tasks.retrieval.task import TASK
@@ -113,10 +113,11 @@ def main(config: Config) -> None:
     prepare(run, config.adapter, two_tower, lambda: pairs, collate, loss_of, config.batch_size, example_losses)
     identity = {"base": base.identity, **data_identity(dataset, config.data.train, config.data.validation)}
     result = fit(run, model, loader, loss_of, evaluate, primary="rsum", identity=identity)
+    search = calibrated_search(Embedder(two_tower, base, run.fabric), dataset, config.data.validation)
     run.finish(
         result,
         two_tower,
-        adapter_config(base, config.adapter, config.head, evaluate(test)),
+        adapter_config(base, config.adapter, config.head, evaluate(test), search),
         split=test,
         before=before,
         memory=step_memory(run, two_tower, loader, loss_of),
