@@ -43,7 +43,10 @@ class Data:
     """Dataset to train on."""
 
     root: Path | None = None
-    """Prepared dataset (data_prep/*); default: the demo dataset, made on first use."""
+    """Prepared dataset (data_prep/*), Parquet files, or a Hugging Face dataset (folder, hf:ORG/NAME); default: the
+    demo dataset, made on first use."""
+    columns: str = ""
+    """Columns of rows: image=COLUMN,texts=COLUMN,split=COLUMN; guessed from names and types if left out."""
     train: str = "train"
     """Split to train on."""
     validation: str = "val"
@@ -83,7 +86,7 @@ class Config(CachedRunConfig):
 
 def main(config: Config) -> None:
     run = Run.open(config, TASK.name)
-    dataset = TASK.dataset(config.data.root)
+    dataset = TASK.dataset(config.data.root, config.data.columns)
     test = reported_split(dataset, config.data)
     base = load_base(config.base)
     transform = image_transform(base.preprocess, config.data.augment)

@@ -156,16 +156,16 @@ def test_a_damaged_source_is_named(text, part, tmp_path):
 @MEDIA
 def test_what_is_passed_over_in_a_folder_is_said(media, tmp_path, capsys):
     folder, to = tmp_path / "media", tmp_path / "idx"
-    for name in ("IMG_1.HEIC", "notes.txt", ".hidden/x" + SUFFIX[media], "@eaDir/y" + SUFFIX[media]):
+    for name in ("IMG_1.PSD", "notes.txt", ".hidden/x" + SUFFIX[media], "@eaDir/y" + SUFFIX[media]):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"\0")
     refused = refuse(f"{SCRIPTS[media]}/index.py", f"--{media}", folder, "--index", to, "--base", "tiny")
-    heic = "1 .heic (not supported; convert to JPEG or PNG)" if media == "images" else "1 .heic, 1 .txt"
-    assert f"no {media} there" in refused and heic in refused
+    psd = "1 .psd (not supported; convert to JPEG or PNG)" if media == "images" else "1 .psd, 1 .txt"
+    assert f"no {media} there" in refused and psd in refused
     put(folder, media, "a")
     index(media, folder, to)
     said = capsys.readouterr().out
-    assert "note: skipped: " in said and heic in said
+    assert "note: skipped 2 files: " in said and psd in said
     assert "1 .txt" in said and "1 hidden (.hidden)" in said and "@eaDir" in said
     assert [item.id.split("#")[0] for item in VectorIndex.open(to).items] == [f"a{SUFFIX[media]}"]
 
