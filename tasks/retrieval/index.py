@@ -22,7 +22,7 @@ from vlkit.index.approximate import auto_factory
 from vlkit.index.duplicates import duplicate_groups
 from vlkit.index.media import image_items
 from vlkit.index.source import IndexSource, wanted
-from vlkit.index.update import update_index
+from vlkit.index.update import describe_items, update_index
 from vlkit.tasks.load import load
 from vlkit.tasks.retrieval.evaluate import calibrated_search
 from vlkit.tasks.retrieval.pipeline import RetrievalPipeline, load_zero_shot
@@ -50,6 +50,9 @@ class Config:
     calibrate: Path | None = None
     """Prepared dataset on whose validation split the threshold of search.py --min_score auto is measured. An adapter
     has one from its training."""
+    captions: Path | None = None
+    """Run or adapter folder of task captioning: its caption of each image is stored, shown by search.py and written to
+    its JSON. Images that have one by the same adapter keep it; later runs without this flag keep all."""
     duplicates: bool | float = False
     """List groups of near-identical images: equal files, or a cosine of at least this value (0.98 if none is given)."""
     json: Path | None = None
@@ -66,6 +69,8 @@ class Config:
             raise UserError("give either --model DIR (a saved adapter) or --base NAME")
         if self.duplicates is not False and not 0 < self.duplicates <= 1:
             raise UserError(f"--duplicates {self.duplicates}: a cosine above 0, at most 1; near-duplicates have {NEAR}")
+        if self.captions is not None and self.images is None:
+            raise UserError("--captions: give --images too, the folder whose images are captioned")
         if self.json is not None and self.duplicates is False:
             raise UserError("--json: the file holds the groups of --duplicates; add that flag")
 
@@ -97,6 +102,7 @@ def update(config: Config, images: Path) -> None:
                 strict=config.strict,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
+        captioned = add_captions(config, writer, images, console) if config.captions else ""
     for error in update.bad:
         console.print(f"left out: {error}")
     index = VectorIndex.open(config.index, pipeline.identity)
@@ -104,10 +110,26 @@ def update(config: Config, images: Path) -> None:
     Console().print(
         f"{config.index}: {len(index)} images ({update.new} new, {update.changed} changed, "
         f"{update.unchanged} unchanged, {update.removed} removed, {len(update.bad)} unreadable), "
-        f"{index.factory} index{exact}"
+        f"{index.factory} index{exact}{captioned}"
     )
     if found.note():
         print(f"note: {found.note()}")
+
+
+def add_captions(config: Config, writer: IndexWriter, images: Path, console: Console) -> str:
+    """Caption the images that have no caption by this adapter; returns how many, as a part of a sentence."""
+    with about("--captions"):
+        captioner = load(config.captions, config.device, task="captioning")
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("caption images")
+        added = describe_items(
+            writer,
+            captioner.identity,
+            read=lambda item: open_image(images / item.id),
+            describe=captioner.caption_all,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    return f"; {added} captions added"
 
 
 def open_pipeline(config: Config) -> RetrievalPipeline:

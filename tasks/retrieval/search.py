@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vlkit.cli.config import about, repeated, run
 from vlkit.cli.show import Console, Table
 from vlkit.errors import UserError
 from vlkit.files import write_json
-from vlkit.index import VectorIndex
+from vlkit.index import Hit, VectorIndex
 from vlkit.index.query import Term, asked_for, file_term, query_vector, text_terms
 from vlkit.index.source import IndexSource
 from vlkit.tasks.load import load
@@ -63,19 +63,25 @@ def main(config: Config) -> None:
     least = smallest_score(config, source, pipeline)
     with about("--image" if config.image else "--text"):
         query = query_vector(terms, pipeline)
-    found = [
-        {"image": str(source.folder / hit.item.id), "score": round(hit.score, 6)}
-        for hit in index.search(query, config.k, least)[0]
-    ]
+    found = [result(source, hit) for hit in index.search(query, config.k, least)[0]]
     if config.json:
         asked = {"query": asked_for(text=config.text, image=config.image), "terms": [t.as_json() for t in terms]}
         write_json(config.json, {**asked, "model": pipeline.identity, "min_score": least, "results": found})
-    table = Table("score", "image", title=f"{', '.join([*config.text, *config.image])} ({len(index)} images)")
+    captioned = ["caption"] if any("caption" in hit for hit in found) else []
+    title = f"{', '.join([*config.text, *config.image])} ({len(index)} images)"
+    table = Table("score", "image", *captioned, title=title)
     for hit in found:
-        table.add_row(f"{hit['score']:.3f}", hit["image"])
+        table.add_row(f"{hit['score']:.3f}", hit["image"], *(hit.get(name, "") for name in captioned))
     Console().print(table)
     if least is not None and len(found) < min(config.k, len(index)):
         Console().print(f"{len(found)} of {config.k}: other images have a score below {least:.4f}")
+
+
+def result(source: IndexSource, hit: Hit) -> dict[str, Any]:
+    """A hit as it is written: path, score, and the caption if index.py has stored one."""
+    caption = hit.item.metadata.get("caption")
+    more = {"caption": caption} if isinstance(caption, str) else {}
+    return {"image": str(source.folder / hit.item.id), "score": round(hit.score, 6), **more}
 
 
 def query_terms(config: Config) -> list[Term]:
