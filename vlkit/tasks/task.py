@@ -32,6 +32,8 @@ class Task:
         pipeline_tag: what the Hugging Face hub calls the task.
         own_text_base: whether the text model is chosen separately from the contrastive base.
         controls: name -> flags (``name=value``) of the training script: rows of a comparison that are no method.
+        control_scripts: control -> the script of the task that runs it, if that is not ``train.py``; it takes the flags
+            ``output``, ``seed``, ``resume`` and ``data.*``, and writes ``metrics.json``.
         methods: kind -> options of the methods it can train; a task may have further ones.
     """
 
@@ -45,6 +47,7 @@ class Task:
     own_text_base: bool = False
     pipeline_tag: str = "feature-extraction"
     controls: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    control_scripts: Mapping[str, str] = field(default_factory=dict)
     methods: Mapping[str, type[MethodOptions]] = field(default_factory=lambda: ADAPTERS)
 
     def check_towers(self, config: Mapping[str, Any], folder: Path) -> None:
