@@ -44,7 +44,10 @@ class Data:
     """Dataset to train on: a prepared dataset for retrieval, that is images with captions."""
 
     root: Path | None = None
-    """Prepared dataset (data_prep/coco.py, from_folder.py, ...); default: the demo dataset, made on first use."""
+    """Prepared dataset (data_prep/coco.py, from_folder.py, ...), Parquet files, or a Hugging Face dataset (folder,
+    hf:ORG/NAME); default: the demo dataset, made on first use."""
+    columns: str = ""
+    """Columns of rows: image=COLUMN,texts=COLUMN,split=COLUMN; guessed from names and types if left out."""
     size: Literal["small", "medium", "large"] = "large"
     """Size of the demo dataset: 400, 2,000 or 10,000 training images with five captions each."""
     style: Literal["plain", "drawn"] = "plain"
@@ -82,7 +85,7 @@ class Config(RunConfig):
 
 def main(config: Config) -> None:
     run = Run.open(config, TASK.name)
-    dataset = TASK.dataset(config.data.root, size=config.data.size, style=config.data.style)
+    dataset = TASK.dataset(config.data.root, config.data.columns, size=config.data.size, style=config.data.style)
     test = reported_split(dataset, config.data)
     base = load_base(with_format(config.base, config.base_weights), image_size=config.image_size)
     text = text_side(with_format(config.text_base, config.base_weights), base)

@@ -61,7 +61,10 @@ class Data:
     """Dataset to train on."""
 
     root: Path | None = None
-    """Prepared dataset (data_prep/image_folder.py); default: the demo dataset, made on first use."""
+    """Prepared dataset (data_prep/image_folder.py), Parquet files, or a Hugging Face dataset (folder, hf:ORG/NAME);
+    default: the demo dataset, made on first use."""
+    columns: str = ""
+    """Columns of rows: image=COLUMN,label=COLUMN,split=COLUMN; guessed from names and types if left out."""
     train: str = "train"
     """Split to train on."""
     validation: str = "val"
@@ -106,7 +109,7 @@ class Config(CachedRunConfig):
 
 def main(config: Config) -> None:
     run = Run.open(config, TASK.name)
-    dataset = TASK.dataset(config.data.root, size="small")
+    dataset = TASK.dataset(config.data.root, config.data.columns, size="small")
     test = tested_split(dataset, config.data)
     train, validation = training_records(dataset, config.data)
     warn_of_classes(dataset, train, dataset.records(test), config.head.reads_prompts)

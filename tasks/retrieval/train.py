@@ -35,7 +35,7 @@ from vlkit.tap_cache.pairs import cached_pairs
 from vlkit.tasks.contrastive import example_losses, gather_pairs, require_negatives
 from vlkit.tasks.retrieval.cached import CachedSplit
 from vlkit.tasks.retrieval.data import ImageTextPairs, PairCollate
-from vlkit.tasks.retrieval.evaluate import COLUMNS, Embedder, evaluate_split
+from vlkit.tasks.retrieval.evaluate import COLUMNS, Embedder, calibrated_search, evaluate_split
 from vlkit.tasks.retrieval.losses import Loss, contrastive_loss
 from vlkit.tasks.retrieval.model import adapter_config, build_model, zero_shot
 from vlkit.tasks.retrieval.start import Start, closed_form_start
@@ -49,7 +49,10 @@ class Data:
     """Dataset to train on."""
 
     root: Path | None = None
-    """Prepared dataset (data_prep/*); default: the demo dataset, made on first use."""
+    """Prepared dataset (data_prep/*), Parquet files, or a Hugging Face dataset (folder, hf:ORG/NAME); default: the
+    demo dataset, made on first use."""
+    columns: str = ""
+    """Columns of rows: image=COLUMN,texts=COLUMN,split=COLUMN; guessed from names and types if left out."""
     train: str = "train"
     """Split to train on."""
     validation: str = "val"
@@ -102,7 +105,7 @@ class Config(CachedRunConfig):
 
 def main(config: Config) -> None:
     run = Run.open(config, TASK.name)
-    dataset = TASK.dataset(config.data.root)
+    dataset = TASK.dataset(config.data.root, config.data.columns)
     test = reported_split(dataset, config.data)
     base = load_base(with_format(config.base, config.base_weights))
     transform = image_transform(base.preprocess, config.data.augment)
@@ -135,10 +138,11 @@ def main(config: Config) -> None:
     prepare(run, config.adapter, two_tower, lambda: pairs, collate, loss_of, config.batch_size, example_losses)
     identity = {"base": base.identity, **data_identity(dataset, config.data.train, config.data.validation)}
     result = fit(run, model, loader, loss_of, evaluate, primary="rsum", identity=identity)
+    search = calibrated_search(Embedder(two_tower, base, run.fabric), dataset, config.data.validation)
     run.finish(
         result,
         two_tower,
-        adapter_config(base, config.adapter, config.head, evaluate(test)),
+        adapter_config(base, config.adapter, config.head, evaluate(test), search),
         split=test,
         before=before,
         memory=step_memory(run, two_tower, loader, loss_of),

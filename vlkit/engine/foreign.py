@@ -35,7 +35,7 @@ def config_problem(config: Mapping[str, Any]) -> str | None:
             return f"base.{tower}.image_size"
     if not all(isinstance(options.get("kind"), str) for options in adapters.values()):
         return "adapters"
-    for key in ("head", "preprocess", "metrics"):
+    for key in ("head", "preprocess", "metrics", "search"):
         if not isinstance(config.get(key, {}), dict):
             return key
     if not _count_or_none((preprocess or {}).get("image_size"), LARGEST_SIDE):

@@ -23,6 +23,7 @@ from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.distributed import gather_shares, my_share
 from vlkit.errors import UserError
 from vlkit.metrics.retrieval import RECALL_AT, fold_metrics, image_text_metrics
+from vlkit.metrics.threshold import best_f1_threshold
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,14 @@ def embed_split(embedder: Embedder, dataset: Dataset, split: str) -> tuple[Tenso
     images = embedder.images(mine, lambda record: read_image(dataset, record), f"{split} images")
     captions = embedder.texts([texts[i] for i in my_share(fabric, len(texts))], f"{split} captions")
     return gather_shares(fabric, images, len(records)), gather_shares(fabric, captions, len(texts)), owner
+
+
+def calibrated_search(embedder: Embedder, dataset: Dataset, split: str) -> dict[str, Any]:
+    """``min_score`` for searches by text: the cosine that best separates matching from other pairs of a split, with its
+    F1, precision and recall there (:func:`vlkit.metrics.threshold.best_f1_threshold`), and what it was measured on.
+    """
+    images, texts, owner = embed_split(embedder, dataset, split)
+    return {**best_f1_threshold(images, texts, owner), "data": dataset.name, "split": split, "images": len(images)}
 
 
 def captions_measured(dataset: Dataset) -> int | None:
