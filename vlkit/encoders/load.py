@@ -15,6 +15,9 @@ from torch import nn
 
 from vlkit.encoders.bases import ClipBase, Preprocess, clip_base
 from vlkit.encoders.hub import hub_access, offline_text_cfg, quiet
+from vlkit.encoders.load_contrastive import FORM as HF_FORM
+from vlkit.encoders.load_contrastive import SCHEME as HF
+from vlkit.encoders.load_contrastive import load_contrastive
 from vlkit.encoders.load_text import load_text_base
 from vlkit.encoders.pair import FORM as PAIR_FORM
 from vlkit.encoders.pair import is_pair, load_pair
@@ -29,7 +32,7 @@ logger = logging.getLogger(__name__)
 EMBEDDED = "tiny"
 FORMS = (
     "tiny, ARCH (random weights), ARCH:TAG, ARCH:FILE, hf-hub:ORG/NAME, local-dir:FOLDER, "
-    f"photos, or a pair of encoders: {PAIR_FORM}"
+    f"{HF_FORM}, photos, or a pair of encoders: {PAIR_FORM}"
 )
 # Padding ids of tokenizers whose text towers do not store them (the towers attend to padding).
 PAD_IDS = {"timm/ViT-B-16-SigLIP": 1, "timm/ViT-B-16-SigLIP-i18n-256": 1}
@@ -41,6 +44,7 @@ def load_base(name: str, tokenizer: str | Path | None = None, image_size: int | 
     Args:
         name: ``tiny``, ``ARCH`` (random weights from a fixed seed), ``ARCH:TAG``, ``ARCH:FILE`` (a file for
             :func:`vlkit.encoders.weights.read_weights`), ``hf-hub:ORG/NAME`` or ``local-dir:FOLDER``;
+            ``hf:NAME_OR_FOLDER`` of transformers (:func:`vlkit.encoders.load_contrastive.load_contrastive`);
             ``photos`` or another pair of encoders (:func:`vlkit.encoders.pair.load_pair`).
         tokenizer: folder with the files of a transformers tokenizer, for architectures that do not use CLIP's own;
             default: the folder of FILE if it has them, otherwise the hub.
@@ -69,6 +73,8 @@ def _load(name: str, tokenizer: str | Path | None, image_size: int | None) -> Cl
         return load_tiny_clip(image_size)
     if is_pair(name):
         return load_pair(name, tokenizer, image_size)
+    if name.startswith(HF):
+        return load_contrastive(name, tokenizer, image_size)
     scheme, _, rest = name.partition(":")
     if scheme in ("hf-hub", "local-dir"):
         return _load_published(name, scheme, rest, tokenizer, image_size)
