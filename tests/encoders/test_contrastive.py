@@ -137,7 +137,10 @@ def test_images_of_another_size(bases: dict[str, ClipBase], folders: dict[str, P
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_method_trains_on_both_towers(bases: dict[str, ClipBase], kind: str, tower: str) -> None:
     x = tiny.images(3) if tower == "image" else bases[kind].tokenize(["a red dog", "a", "a cube"])
-    methods = {**{name: options() for name, options in ADAPTERS.items()}, "sherl tokens": SherlOptions(handoff="tokens")}
+    methods = {
+        **{name: options() for name, options in ADAPTERS.items()},
+        "sherl tokens": SherlOptions(handoff="tokens"),
+    }
     for name, options in methods.items():
         torch.manual_seed(0)
         model = options.build(deepcopy(getattr(bases[kind], tower)), "pooled").eval()

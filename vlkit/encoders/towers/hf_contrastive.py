@@ -216,4 +216,3 @@ class SiglipText(_Blocks, TextEncoder):
         mask = ids != self.pad_id
         mask[:, -1] = True
         return mask
-
