@@ -1,7 +1,7 @@
 """Contrastive models of transformers (CLIP, SigLIP): one row per family.
 
-To add a family whose blocks have these parts, add a row to :data:`CONTRASTIVE`; a tower that pools in another way also needs
-a class in :mod:`vlkit.encoders.towers.hf_contrastive`.
+To add a family whose blocks have these parts, add a row to :data:`CONTRASTIVE`; a tower that pools in another way also
+needs a class in :mod:`vlkit.encoders.towers.hf_contrastive`.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def _load(name: str, tokenizer: str | Path | None, image_size: int | None) -> Cl
         raise UserError(f"base {name!r}: open_clip has no architecture {arch!r}{_close_to(arch)}; a base is {FORMS}")
     if not weights:
         logger.warning("base %s: RANDOM WEIGHTS, not pre-trained; for real use give %s:TAG or %s:FILE", *[arch] * 3)
-        model, weights = _build(arch, image_size), "random"
+        model, weights = build_random(arch, image_size), "random"
     elif weights in open_clip.list_pretrained_tags_by_model(arch):
         model = _build_with_tag(arch, weights, image_size)
     elif Path(weights).is_file():
@@ -126,13 +126,13 @@ def _build_with_file(arch: str, path: Path, image_size: int | None) -> nn.Module
             "For OpenAI's weights, and models fine-tuned from them, give %s-quickgelu:%s",
             *(arch, path, arch, path),
         )
-    model = _build(arch, image_size, {"quick_gelu": True} if quick_gelu else {})
+    model = build_random(arch, image_size, {"quick_gelu": True} if quick_gelu else {})
     fit_weights(model, arch, path, weights)
     return model
 
 
-def _build(arch: str, image_size: int | None = None, options: dict[str, Any] | None = None) -> nn.Module:
-    """Build an architecture with random weights from a fixed seed, without access to the hub."""
+def build_random(arch: str, image_size: int | None = None, options: dict[str, Any] | None = None) -> nn.Module:
+    """Build an architecture of open_clip with random weights from a fixed seed, without access to the hub."""
     config = _config(arch)
     with offline_text_cfg(config["text_cfg"]) as text_cfg, quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -87,7 +87,7 @@ class HfClipVision(_Vision):
 
     def embed(self, x: Tensor) -> Stream:
         """Images [B, 3, H, W] -> stream with hidden [B, 1 + patches, D]."""
-        return super().embed(x).replace(summary=torch.zeros(len(x), dtype=torch.int64, device=x.device))
+        return super().embed(x).replace(summary=torch.zeros(x.shape[0], dtype=torch.int64, device=x.device))
 
     def pool(self, stream: Stream) -> Tensor:
         """State of the class token, normed and projected, [B, out_dim]."""
@@ -141,7 +141,7 @@ class HfClipText(_Blocks, TextEncoder):
 
     def pool(self, stream: Stream) -> Tensor:
         """State at the end of text, normed and projected, [B, out_dim]."""
-        rows = torch.arange(len(stream.hidden), device=stream.hidden.device)
+        rows = torch.arange(stream.hidden.shape[0], device=stream.hidden.device)
         return self.project(self.tower.final_layer_norm(stream.hidden[rows, stream.summary]))
 
     @property
