@@ -9,14 +9,17 @@ import pytest
 import torch
 
 from helpers.contrastive import save_contrastive
-from helpers.export import saved_adapter
+from helpers.export import ARCH, add_small_architecture, saved_adapter
 from helpers.scripts import call, refuse
 from vlkit.errors import UserError
 from vlkit.export.open_clip import export_open_clip
 from vlkit.export.source import open_source
 from vlkit.tasks.two_tower import HeadOptions
 
-ARCH = "ViT-S-32-alt"  # the smallest
+
+@pytest.fixture(scope="module", autouse=True)
+def architecture(tmp_path_factory: pytest.TempPathFactory) -> None:
+    add_small_architecture(tmp_path_factory.mktemp("architecture"))
 
 
 @pytest.mark.parametrize(
@@ -26,7 +29,7 @@ ARCH = "ViT-S-32-alt"  # the smallest
 )
 def test_open_clip_gives_the_adapters_embeddings(kind: str, options: dict, tmp_path: Path) -> None:
     source = open_source(saved_adapter(tmp_path / "run", ARCH, kind, **options))
-    pixels, ids = torch.randn(2, 3, 224, 224), source.base.tokenize(["a red dog", "a"])
+    pixels, ids = torch.randn(2, 3, 32, 32), source.base.tokenize(["a red dog", "a"])
     with torch.no_grad():
         images, texts, scale, _ = source.model(pixels, ids)
     assert export_open_clip(source, tmp_path / "out") < 1e-5
