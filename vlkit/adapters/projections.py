@@ -148,6 +148,19 @@ def split_projections(encoder: nn.Module) -> None:
                 setattr(owner, name, SplitLinear(child))
 
 
+def joined_state(encoder: nn.Module) -> dict[str, Tensor]:
+    """The state dict of ``encoder`` as it would be without :func:`split_projections`."""
+    state = encoder.state_dict()
+    for path, owner in encoder.named_modules():
+        if isinstance(owner, SplitAttention | SplitLinear):
+            whole = f"{path}.in_proj_" if isinstance(owner, SplitAttention) else f"{path}."
+            for leaf in ("weight", "bias"):
+                parts = [state.pop(f"{path}.{name}.{leaf}", None) for name in SPLIT]
+                if parts[0] is not None:
+                    state[whole + leaf] = torch.cat(cast(list[Tensor], parts))
+    return state
+
+
 def attention_maps(encoder: nn.Module, which: Which) -> list[str]:
     """Names of the linear layers of every attention in ``encoder``, after :func:`split_projections`.
 

@@ -44,7 +44,7 @@ class ClipVision(StagedEncoder):
         hidden = self.model._embeds(x)
         summary = None
         if self._has_class_token_pool():
-            summary = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+            summary = torch.zeros(hidden.shape[0], dtype=torch.int64, device=hidden.device)
         return Stream(hidden, summary=summary)
 
     def block(self, i: int, stream: Stream) -> Stream:
@@ -127,7 +127,7 @@ class ClipText(TextEncoder):
             attn_mask = attn_mask[:length, :length]
         mask = self.real(x)
         if self.model.cls_emb is not None:
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
         return Stream(hidden, mask, self._summary(x, length), {"attn_mask": attn_mask})
 
     def block(self, i: int, stream: Stream) -> Stream:
@@ -143,7 +143,7 @@ class ClipText(TextEncoder):
 
     def pool(self, stream: Stream) -> Tensor:
         """State at the summary position, normalised and projected, [B, out_dim]."""
-        rows = torch.arange(len(stream.hidden), device=stream.hidden.device)
+        rows = torch.arange(stream.hidden.shape[0], device=stream.hidden.device)
         pooled = self.model.ln_final(stream.hidden[rows, stream.summary])
         projection = self.model.text_projection
         if projection is None:
@@ -190,7 +190,7 @@ class ClipText(TextEncoder):
         if pool_type == "eos":
             return (ids == self.model.eos_id).int().argmax(dim=-1)
         position = 0 if pool_type == "first" else length - 1
-        return torch.full((len(ids),), position, dtype=torch.int64, device=ids.device)
+        return torch.full((ids.shape[0],), position, dtype=torch.int64, device=ids.device)
 
 
 def text_half(model: CLIP) -> TextTransformer:

@@ -140,7 +140,7 @@ class TimmTransformer(StagedEncoder):
         hidden = arguments.pop("x")
         summary = None
         if trunk.global_pool == "token" and getattr(trunk, "attn_pool", None) is None:
-            summary = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+            summary = torch.zeros(hidden.shape[0], dtype=torch.int64, device=hidden.device)
         return Stream(hidden, summary=summary, extras=arguments)
 
     def block(self, i: int, stream: Stream) -> Stream:
