@@ -64,6 +64,7 @@ def fit(
             while True:
                 if training.must_stop(stop):
                     training.save()
+                    training.end_snapshots()
                     log.info("stopped after step %d of %d; continue with --resume", state.step, training.steps)
                     stop.leave()
                 if training.evaluation_due():
@@ -74,6 +75,7 @@ def fit(
                 if state.step == training.steps:
                     break
                 take_step(training, batches, loss_of, stop)
+                training.take_snapshot()
                 if training.checkpoint_due():
                     training.save()
         if stop.signal:
@@ -109,6 +111,7 @@ def take_step(training: Training, batches: Iterator[Any], loss_of: LossOf, stop:
     numbers = average_numbers(run.fabric, numbers)
     training.asked_to_stop = numbers.pop("stop") > 0
     check_finite(training, numbers)
+    training.before_update()
     optimizer.step()
     optimizer.zero_grad()
     end_step(training, numbers, began)

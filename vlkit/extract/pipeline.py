@@ -188,7 +188,7 @@ def _batches(decoded: Iterable[Future[Any] | Shard], options: Options) -> Iterat
 
 def _finite(rows: list[Row], vectors: np.ndarray) -> tuple[list[Row], np.ndarray]:
     """Turn rows whose vector is not finite into errors; the rows, and the vectors that are left."""
-    finite: np.ndarray = np.isfinite(vectors).all(axis=1)
+    finite = np.asarray(np.isfinite(vectors).all(axis=1))
     if finite.all():
         return rows, vectors
     verdicts = iter(finite.tolist())
