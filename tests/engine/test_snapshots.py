@@ -108,7 +108,7 @@ def test_wrong_places_are_named(tmp_path, monkeypatch):
         Snapshots(fabric, tmp_path / "none", "run", 5)
     small = os.statvfs_result((4096, 4096, 10, 0, 0, 0, 0, 0, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda path: small)
-    with pytest.raises(UserError, match="two snapshots need 0 MiB, 0 MiB are free; .*--shm-size"):
+    with pytest.raises(UserError, match=r"two snapshots need 0 MiB, 0 MiB are free; .*--shm-size"):
         Snapshots(fabric, tmp_path, "run", 5).take(state_at(5))
     with pytest.raises(UserError, match="a checkpoint of mezo is a number per step"):
         parse(ToyConfig, ["--optimizer", "mezo", "--snapshot_every", "5"])

@@ -13,10 +13,11 @@ from torch import Tensor
 from vlkit.engine.distributed import average_gradients, average_numbers
 from vlkit.engine.interrupt import StopRequest
 from vlkit.engine.loader import EpochLoader, seed_batch
+from vlkit.engine.losses import mean_losses, named_losses
 from vlkit.engine.optim import set_lr
 from vlkit.engine.run import LossOf, Run
 from vlkit.engine.state import FitResult
-from vlkit.engine.training import Training, mean_losses, named_losses
+from vlkit.engine.training import Training
 from vlkit.engine.zeroth_step import take_zeroth_step
 from vlkit.errors import UserError
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import os
+import platform
 import secrets
 import time
 from collections.abc import Mapping, Set
@@ -17,7 +18,7 @@ import yaml
 from vlkit.cli.config import to_yaml
 from vlkit.engine.checkpoint import CONFIG_FILE, STATE_FILE, remove_leftovers
 from vlkit.engine.curves import draw_curves
-from vlkit.engine.distributed import gather_objects
+from vlkit.engine.distributed import gather_objects, node_count
 from vlkit.engine.report import Report, finite, model_card
 from vlkit.engine.trackers import flat
 from vlkit.errors import UserError, some
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 # Flags that may differ between a run and its continuation: they do not change results.
 FREE_FLAGS = frozenset({"output", "resume", "device", "workers", "log_every", "log_to", "checkpoint_every"})
 FREE_FLAGS |= {"snapshot_every", "snapshot_redundancy", "snapshot_memory"}
+SHARED_SECONDS = 10.0  # network file systems show new files late
 
 
 class RunFolder:
@@ -132,7 +134,33 @@ def open_run(config: Any, task: str, fabric: Any, free: Set[str] = FREE_FLAGS) -
         remove_leftovers(folder.checkpoint)
         if not holds_run:
             write_text(path / "config.yaml", to_yaml(config))
+    _require_shared(path, fabric)
     return folder
+
+
+def _require_shared(path: Path, fabric: Any) -> None:
+    """Refuse a run folder that is not the same on every node: a resumed run would begin at different steps.
+
+    Raises:
+        UserError: a process of another node does not see a file that process 0 wrote.
+    """
+    if node_count() == 1:
+        return
+    mark = path / fabric.broadcast(f".shared-{secrets.token_hex(8)}")
+    if fabric.is_global_zero:
+        mark.touch()
+    fabric.barrier()
+    end = time.monotonic() + SHARED_SECONDS
+    while not (seen := mark.exists()) and time.monotonic() < end:
+        time.sleep(0.2)
+    blind = [node for sees, node in gather_objects(fabric, (seen, platform.node())) if not sees]
+    if fabric.is_global_zero:
+        mark.unlink()
+    if blind:
+        raise UserError(
+            f"--output {path}: {some(sorted(set(blind)))} cannot see what process 0 wrote there, so a resumed run would "
+            "miss its checkpoint; give a folder on a file system that all nodes share"
+        )
 
 
 def _new_folder(task: str) -> str:

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -118,10 +118,11 @@ class Training:
         """Load the newest snapshot or checkpoint, or write the first checkpoint.
 
         Raises:
-            UserError: the checkpoint has another ``identity``, number of processes or number of examples.
+            UserError: the checkpoint has another ``identity``, batch size or number of examples.
         """
         run, found = self.run, checkpoint.load(self.run.folder.checkpoint)
-        identity = {"processes": run.fabric.world_size, "examples": self.loader.count, **identity}
+        own = {"processes": run.fabric.world_size, "batch": self.loader.batch_size, "examples": self.loader.count}
+        identity = {**own, **identity}
         self._identity = json.loads(json.dumps(identity))  # as it is read back: tuples become lists
         self._snapshots = self._open_snapshots(fresh=found is None)
         if found is not None:
@@ -270,7 +271,14 @@ class Training:
         return Snapshots(fabric, config.snapshot_memory, token, config.snapshot_every, config.snapshot_redundancy)
 
     def _restore(self, found: checkpoint.State) -> None:
-        old, new = found.identity, self._identity
+        # Batches are functions of seed and step, so another number of processes makes the same ones.
+        old, new = ({k: v for k, v in each.items() if k != "processes"} for each in (found.identity, self._identity))
+        old.setdefault("batch", new["batch"])  # checkpoints of vlkit 0.1
+        before, now = found.identity.get("processes"), self._identity["processes"]
+        if before != now:
+            log.info(
+                "continuing with %s processes instead of %s: batches are the same, dropout is drawn anew", now, before
+            )
         changed = [f"{k} was {old.get(k)}, now {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
         if changed:
             fix = "continue with the same, or start again in another --output"
@@ -313,14 +321,3 @@ class Training:
     def _reset_peak(self) -> None:
         if self.run.fabric.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.run.fabric.device)
-
-
-def named_losses(loss: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The result of ``loss_of`` as named losses; training minimises ``loss``."""
-    return dict(loss) if isinstance(loss, Mapping) else {"loss": loss}
-
-
-def mean_losses(losses: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Mean of each named loss over the batches of a step."""
-    totals = {k: sum(torch.as_tensor(one[k]).detach() for one in losses) for k in losses[0]}
-    return {k: torch.as_tensor(total) / len(losses) for k, total in totals.items()}

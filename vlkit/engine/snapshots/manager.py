@@ -18,7 +18,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from vlkit.engine import checkpoint
-from vlkit.engine.distributed import gather_objects
+from vlkit.engine.distributed import gather_objects, node_count
 from vlkit.engine.snapshots.parity import join, piece
 from vlkit.engine.snapshots.slots import Slots, Snapshot
 from vlkit.errors import UserError
@@ -49,7 +49,7 @@ class Snapshots:
         self, fabric: Fabric, memory: Path, token: str, every: int, redundancy: Redundancy = "replica"
     ) -> None:
         self.every, self._fabric = every, fabric
-        nodes = max(1, fabric.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", fabric.world_size)))
+        nodes = node_count() if fabric.world_size > 1 else 1
         self._node = int(os.environ.get("GROUP_RANK", 0)) if nodes > 1 else 0
         self._writes = fabric.local_rank == 0
         if redundancy == "parity" and nodes < 2:

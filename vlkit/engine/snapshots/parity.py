@@ -1,7 +1,7 @@
 """XOR parity over a group of nodes: any one of n pieces can be made again from the others (RAID 5 in memory).
 
-The content, padded with zeros, is cut into n shards, and each shard into n - 1 stripes, one for every other node. Node r
-holds shard r, and the XOR of the stripes that the other shards have for it:
+The content, padded with zeros, is cut into n shards, and each shard into n - 1 stripes, one for every other node. Node
+r holds shard r, and the XOR of the stripes that the other shards have for it:
 
     piece r = shard r, parity r       parity r = XOR over j != r of the stripe of shard j for r
 
