@@ -158,8 +158,8 @@ def _require_shared(path: Path, fabric: Any) -> None:
         mark.unlink()
     if blind:
         raise UserError(
-            f"--output {path}: {some(sorted(set(blind)))} cannot see what process 0 wrote there, so a resumed run would "
-            "miss its checkpoint; give a folder on a file system that all nodes share"
+            f"--output {path}: {some(sorted(set(blind)))} cannot see what process 0 wrote there, and would miss the "
+            "checkpoint of a resumed run; give a folder on a file system that all nodes share"
         )
 
 
