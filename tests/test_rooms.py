@@ -16,7 +16,7 @@ FLOORS = (
     {"adapters"},
     {"memory"},
     {"engine"},
-    {"tap_cache"},
+    {"tap_cache", "extract"},
     {"index", "drawn"},
     {"tasks"},
     {"serving", "export"},

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from helpers import toy_run
 from helpers.toy_run import ToyConfig
 from vlkit.cli.config import parse
-from vlkit.engine import checkpoint
+from vlkit.engine import checkpoint, run_folder
 from vlkit.engine.distributed import make_fabric
 from vlkit.engine.hardware import fast_bfloat16
 from vlkit.engine.loader import EpochLoader
@@ -292,20 +292,30 @@ def test_impossible_flags_are_named(bad):
 # --- processes -------------------------------------------------------------------------------------------------------
 
 
-def finish_two(folder: Path, *arguments: str) -> None:
-    """A run of two gloo processes, started with the environment that torchrun sets."""
+def start_two(folder: Path, *arguments: str, **environment: str) -> list[Child]:
+    """Start a run of two gloo processes with the environment that torchrun sets."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "toy"}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= environment
     children = []
     for rank in "01":
-        child = Child(folder, *arguments, RANK=rank, LOCAL_RANK=rank, **shared)
+        # With a process per node both are the first of theirs.
+        place = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": "0"}
+        if shared["LOCAL_WORLD_SIZE"] == "1":
+            place |= {"LOCAL_RANK": "0", "GROUP_RANK": rank}
+        child = Child(folder, *arguments, **shared, **place)
         wait_until(child.messages.exists)
         child.messages = child.messages.rename(folder.with_suffix(f".{rank}"))
         children.append(child)
-    for child in children:
+    return children
+
+
+def finish_two(folder: Path, *arguments: str, **environment: str) -> None:
+    """Run two processes to their end."""
+    for child in start_two(folder, *arguments, **environment):
         assert child.wait() == 0, child.text
 
 
@@ -342,10 +352,37 @@ def test_processes_hold_the_same_weights(tmp_path):
     assert_same_bits(*(load_file(tmp_path / "run" / f"weights-{rank}.safetensors") for rank in (0, 1)))
 
 
-def test_run_of_two_cannot_go_on_as_one(tmp_path):
-    finish_two(tmp_path / "run", "--noise", "false")
-    with pytest.raises(UserError, match="processes was 2, now 1"):
-        call(tmp_path / "run", "--noise", "false", "--resume")
+def test_another_number_of_processes_goes_on(tmp_path):
+    """Two processes, then one: the batches are those of an uninterrupted run, and so are the weights."""
+    options = ("--noise", "false", "--checkpoint_every", "2")
+    finish(tmp_path / "whole", *options)
+    children = start_two(tmp_path / "run", *options, TOY_STEP_SECONDS="0.1")
+    wait_until(lambda: last_step(tmp_path / "run") >= 5)
+    for child in children:
+        child.signal(signal.SIGTERM)
+    assert {child.wait() for child in children} == {143}
+    again = finish(tmp_path / "run", *options, "--resume")
+    assert "continuing with 1 processes instead of 2" in again.text
+    actual, expected = everything(tmp_path / "run"), everything(tmp_path / "whole")
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], rtol=0, atol=1e-6)
+
+
+def test_two_nodes_train_like_two_processes_of_one(tmp_path):
+    finish_two(tmp_path / "one")
+    finish_two(tmp_path / "two", LOCAL_WORLD_SIZE="1")
+    assert_same_bits(everything(tmp_path / "two"), everything(tmp_path / "one"))
+
+
+def test_a_run_folder_that_another_node_does_not_share_is_refused(tmp_path, monkeypatch):
+    fabric = make_fabric("cpu", "32-true", 0)
+    monkeypatch.setattr(run_folder, "node_count", lambda: 2)
+    run_folder._require_shared(tmp_path, fabric)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(run_folder, "SHARED_SECONDS", 0.0)
+    monkeypatch.setattr(type(fabric), "is_global_zero", False)  # as a process of the other node: no file appears
+    with pytest.raises(UserError, match=r"cannot see what process 0 wrote there, .* that all nodes share"):
+        run_folder._require_shared(tmp_path, fabric)
 
 
 @pytest.mark.slow

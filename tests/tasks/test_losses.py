@@ -109,6 +109,58 @@ def test_triplet_equals_its_definition(groups: list[int], hardest: bool) -> None
     check_same(loss, total, (images, texts))
 
 
+def shares(images: Tensor, texts: Tensor, groups: Tensor, size: int) -> list[Pairs]:
+    """The pairs as each of several processes sees them."""
+    starts = range(0, len(images), size)
+    cut = [slice(start, start + size) for start in starts]
+    return [
+        Pairs(images[own], texts[own], groups[own], images, texts, groups, start)
+        for own, start in zip(cut, starts, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("loss", [info_nce, siglip])
+@pytest.mark.parametrize("groups", [[0, 1, 2, 3, 4, 5], [0, 0, 1, 0, 2, 2], [0, 0, 0, 0, 0, 0]])
+def test_blocks_of_processes_give_the_loss_and_the_gradient_of_the_whole_batch(
+    loss: Callable[..., Tensor], groups: list[int]
+) -> None:
+    def gradients(size: int) -> list[Tensor]:
+        images, texts = (
+            F.normalize(torch.randn(6, 5, dtype=torch.float64, generator=seeded(n)), dim=1) for n in (0, 1)
+        )
+        scalars = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (7.0, -3.0)]
+        leaves = [images.requires_grad_(), texts.requires_grad_(), *scalars[: 1 if loss is info_nce else 2]]
+        parts = [loss(part, *leaves[2:]) for part in shares(images, texts, torch.tensor(groups), size)]
+        total = sum(parts) / len(parts)
+        return [total.detach(), *torch.autograd.grad(total, leaves)]
+
+    for expected, two, three in zip(gradients(6), gradients(3), gradients(2), strict=True):
+        torch.testing.assert_close(two, expected, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(three, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", [info_nce, siglip])
+def test_no_block_is_kept_for_backward(loss: Callable[..., Tensor]) -> None:
+    size, world, width = 32, 8, 4
+    images, texts = (torch.randn(size * world, width, generator=seeded(n)).requires_grad_() for n in (0, 1))
+    part = shares(images, texts, torch.arange(size * world), size)[3]
+    saved: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        saved.append(tensor.numel())
+        return tensor
+
+    scalars = (torch.tensor(5.0, requires_grad=True), torch.tensor(-1.0, requires_grad=True))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss(part, *scalars[: 1 if loss is info_nce else 2])
+    # Blocks have size * size numbers, all columns together size * world * size.
+    assert max(saved, default=0) < size * size
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def test_a_single_pair() -> None:
     images, texts = embeddings(1)
     pairs = gather_pairs(images, texts, torch.tensor([0]))

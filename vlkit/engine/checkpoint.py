@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as deserialize
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from vlkit.adapters.base import trained_state
@@ -61,9 +63,20 @@ _GROUPS = ("trained", "best", "optimizer")
 
 def save(folder: str | Path, state: State) -> None:
     """Write ``state`` into ``folder``; the previous one stays until the new one is complete and on disk."""
-    tensors = {f"{group}/{name}": t for group in _GROUPS for name, t in getattr(state, group).items()}
-    values = {**asdict(state.progress), "identity": state.identity, "loss_scaler": state.loss_scaler}
-    _save_tensors(Path(folder) / STATE_FILE, tensors, {"values": json.dumps(values)})
+    _save_tensors(Path(folder) / STATE_FILE, *_packed(state))
+
+
+def to_bytes(state: State) -> bytes:
+    """The content of the file that :func:`save` writes. The tensors must be on the CPU."""
+    tensors, metadata = _packed(state)
+    return serialize({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, metadata)
+
+
+def from_bytes(content: bytes) -> State:
+    """The state whose :func:`to_bytes` is ``content``."""
+    length = int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+    return _unpacked(metadata, deserialize(content))
 
 
 def load(folder: str | Path) -> State | None:
@@ -75,17 +88,28 @@ def load(folder: str | Path) -> State | None:
     path = Path(folder) / STATE_FILE
     if not path.exists():
         return None
-    state = State()
     try:
         with safe_open(path, framework="pt") as file:
-            values = json.loads((file.metadata() or {})["values"])
-            state.identity, state.loss_scaler = values.pop("identity"), values.pop("loss_scaler")
-            state.progress = RunState(**values)
-            for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
-                group, _, name = key.partition("/")
-                getattr(state, group)[name] = file.get_tensor(key)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is not a mapping
+            return _unpacked(file.metadata() or {}, tensors)
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, AttributeError) as error:
         raise UserError(f"{path}: not a checkpoint of vlkit ({error}); start again with another --output") from None
+
+
+def _packed(state: State) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file."""
+    tensors = {f"{group}/{name}": t for group in _GROUPS for name, t in getattr(state, group).items()}
+    values = {**asdict(state.progress), "identity": state.identity, "loss_scaler": state.loss_scaler}
+    return tensors, {"values": json.dumps(values)}
+
+
+def _unpacked(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> State:
+    state, values = State(), json.loads(metadata["values"])
+    state.identity, state.loss_scaler = values.pop("identity"), values.pop("loss_scaler")
+    state.progress = RunState(**values)
+    for key, tensor in tensors.items():
+        group, _, name = key.partition("/")
+        getattr(state, group)[name] = tensor
     return state
 
 

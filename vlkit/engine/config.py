@@ -10,6 +10,7 @@ from typing import Literal
 from vlkit.encoders.stored_weights import WeightFormat
 from vlkit.engine.mezo import ZerothOptions
 from vlkit.engine.optim import OptimizerKind, ScheduleKind
+from vlkit.engine.snapshots import Redundancy
 from vlkit.engine.trackers import tracker_names
 from vlkit.errors import UserError
 from vlkit.number_formats import NumberFormat
@@ -63,12 +64,20 @@ class RunConfig:
     """Epochs between evaluations; the last epoch is always evaluated."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0 = by time (every minute). Each evaluation writes one too."""
+    snapshot_every: int = 0
+    """Steps between snapshots in memory that outlives the processes; 0 = none. A run that torchrun starts again
+    (--max-restarts) continues from the newest one."""
+    snapshot_redundancy: Redundancy = "replica"
+    """What each node holds of a snapshot. replica: all of it; parity: a share, and a parity from which one lost node
+    is restored."""
+    snapshot_memory: Path = Path("/dev/shm")
+    """Memory file system (tmpfs) for the snapshots."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "log_every", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
-        for name in ("lr", "weight_decay", "clip", "seed", "checkpoint_every", "workers"):
+        for name in ("lr", "weight_decay", "clip", "seed", "checkpoint_every", "snapshot_every", "workers"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise UserError(f"--{name} {value}: must be 0 or more, and finite")
@@ -78,6 +87,8 @@ class RunConfig:
                 f"--optimizer mezo --precision {self.precision}: differences of two losses drown in its rounding; use "
                 "32-true"
             )
+        if self.optimizer == "mezo" and self.snapshot_every:
+            raise UserError("--snapshot_every: a checkpoint of mezo is a number per step; use --checkpoint_every 1")
         if not 0 <= self.warmup <= 1:
             raise UserError(f"--warmup {self.warmup}: must be a share between 0 and 1")
 

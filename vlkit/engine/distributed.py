@@ -82,12 +82,12 @@ def make_fabric(device: str = "auto", precision: str = "auto", seed: int = 0) ->
     if precision == "16-mixed" and accelerator == "cpu":
         raise UserError("--precision 16-mixed needs CUDA; use 32-true or bf16-mixed on the CPU")
     world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    _separate_restarts(accelerator, nodes=max(1, world // local))
+    _separate_restarts(accelerator, nodes=node_count())
     try:
         fabric = Fabric(
             accelerator=accelerator,
             devices="auto" if "LT_DEVICES" in os.environ else local,
-            num_nodes=max(1, world // local),
+            num_nodes=node_count(),
             precision=precision,  # type: ignore[arg-type]
             strategy=AveragingStrategy() if world > 1 else "auto",
         )
@@ -98,6 +98,11 @@ def make_fabric(device: str = "auto", precision: str = "auto", seed: int = 0) ->
         atexit.register(_close)
     fabric.seed_everything(seed, workers=False, verbose=False)
     return fabric
+
+
+def node_count() -> int:
+    """Number of machines (or launcher agents) that the processes run on."""
+    return max(1, int(os.environ.get("WORLD_SIZE", 1)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def _close() -> None:

@@ -13,10 +13,11 @@ from torch import Tensor
 from vlkit.engine.distributed import average_gradients, average_numbers
 from vlkit.engine.interrupt import StopRequest
 from vlkit.engine.loader import EpochLoader, seed_batch
+from vlkit.engine.losses import mean_losses, named_losses
 from vlkit.engine.optim import set_lr
 from vlkit.engine.run import LossOf, Run
 from vlkit.engine.state import FitResult
-from vlkit.engine.training import Training, mean_losses, named_losses
+from vlkit.engine.training import Training
 from vlkit.engine.zeroth_step import take_zeroth_step
 from vlkit.errors import UserError
 
@@ -64,6 +65,7 @@ def fit(
             while True:
                 if training.must_stop(stop):
                     training.save()
+                    training.end_snapshots()
                     log.info("stopped after step %d of %d; continue with --resume", state.step, training.steps)
                     stop.leave()
                 if training.evaluation_due():
@@ -74,6 +76,7 @@ def fit(
                 if state.step == training.steps:
                     break
                 take_step(training, batches, loss_of, stop)
+                training.take_snapshot()
                 if training.checkpoint_due():
                     training.save()
         if stop.signal:
@@ -109,6 +112,7 @@ def take_step(training: Training, batches: Iterator[Any], loss_of: LossOf, stop:
     numbers = average_numbers(run.fabric, numbers)
     training.asked_to_stop = numbers.pop("stop") > 0
     check_finite(training, numbers)
+    training.before_update()
     optimizer.step()
     optimizer.zero_grad()
     end_step(training, numbers, began)

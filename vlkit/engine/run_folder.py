@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
+import platform
+import secrets
 import time
 from collections.abc import Mapping, Set
 from pathlib import Path
@@ -15,6 +18,7 @@ import yaml
 from vlkit.cli.config import to_yaml
 from vlkit.engine.checkpoint import CONFIG_FILE, STATE_FILE, remove_leftovers
 from vlkit.engine.curves import draw_curves
+from vlkit.engine.distributed import gather_objects, node_count
 from vlkit.engine.report import Report, finite, model_card
 from vlkit.engine.trackers import flat
 from vlkit.errors import UserError, some
@@ -24,6 +28,8 @@ log = logging.getLogger(__name__)
 
 # Flags that may differ between a run and its continuation: they do not change results.
 FREE_FLAGS = frozenset({"output", "resume", "device", "workers", "log_every", "log_to", "checkpoint_every"})
+FREE_FLAGS |= {"snapshot_every", "snapshot_redundancy", "snapshot_memory"}
+SHARED_SECONDS = 10.0  # network file systems show new files late
 
 
 class RunFolder:
@@ -62,6 +68,13 @@ class RunFolder:
             kept = [line for line in self.read_log() if line["step"] <= (evaluated if "split" in line else step)]
             write_text(self.path / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
+    def token(self, fresh: bool) -> str:
+        """A random name of this run, for what it stores outside its folder; ``fresh`` begins a new one."""
+        path = self.checkpoint / "run"
+        if fresh or not path.exists():
+            write_text(path, secrets.token_hex(8))
+        return path.read_text(encoding="utf-8").strip()
+
     def draw_curves(self, primary: str) -> None:
         """Draw ``curves.png`` from the log: loss, learning rate and the metric ``primary`` over steps."""
         if self.writes:
@@ -85,7 +98,8 @@ def open_run(config: Any, task: str, fabric: Any, free: Set[str] = FREE_FLAGS) -
     Args:
         config: the run's config; its ``output`` may be None (a new folder ``runs/<task>/<time>``).
         task: name of the task.
-        fabric: the run's Fabric; all processes get the same folder.
+        fabric: the run's Fabric; all processes get the same folder. Processes that torchrun has started again continue
+            the run without ``--resume``.
         free: flags that may differ from those of the run to continue.
 
     Raises:
@@ -94,13 +108,17 @@ def open_run(config: Any, task: str, fabric: Any, free: Set[str] = FREE_FLAGS) -
     """
     if config.resume and config.output is None:
         raise UserError("--resume needs --output DIR, the run folder to continue")
+    if config.output is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+        raise UserError("torchrun --max-restarts needs --output DIR: a run that starts again must find its folder")
+    # A node that replaces a lost one counts no restart, but the others do.
+    resume = config.resume or any(gather_objects(fabric, int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0))
     path = Path(config.output or fabric.broadcast(_new_folder(task)))
     if path.exists() and not path.is_dir():
         raise UserError(f"--output {path}: is a file; give a folder")
     folder = RunFolder(path, writes=fabric.is_global_zero)
     # A run that was refused before its first checkpoint left only a config.
     holds_run = (path / "config.yaml").exists() and (folder.checkpoint / STATE_FILE).exists()
-    if (holds_run or (path / CONFIG_FILE).exists()) and not config.resume:
+    if (holds_run or (path / CONFIG_FILE).exists()) and not resume:
         raise UserError(f"--output {path}: already holds a run; add --resume to continue it or choose another folder")
     if holds_run:
         changed = changed_keys((path / "config.yaml").read_text(encoding="utf-8"), to_yaml(config), free)
@@ -116,7 +134,33 @@ def open_run(config: Any, task: str, fabric: Any, free: Set[str] = FREE_FLAGS) -
         remove_leftovers(folder.checkpoint)
         if not holds_run:
             write_text(path / "config.yaml", to_yaml(config))
+    _require_shared(path, fabric)
     return folder
+
+
+def _require_shared(path: Path, fabric: Any) -> None:
+    """Refuse a run folder that is not the same on every node: a resumed run would begin at different steps.
+
+    Raises:
+        UserError: a process of another node does not see a file that process 0 wrote.
+    """
+    if node_count() == 1:
+        return
+    mark = path / fabric.broadcast(f".shared-{secrets.token_hex(8)}")
+    if fabric.is_global_zero:
+        mark.touch()
+    fabric.barrier()
+    end = time.monotonic() + SHARED_SECONDS
+    while not (seen := mark.exists()) and time.monotonic() < end:
+        time.sleep(0.2)
+    blind = [node for sees, node in gather_objects(fabric, (seen, platform.node())) if not sees]
+    if fabric.is_global_zero:
+        mark.unlink()
+    if blind:
+        raise UserError(
+            f"--output {path}: {some(sorted(set(blind)))} cannot see what process 0 wrote there, and would miss the "
+            "checkpoint of a resumed run; give a folder on a file system that all nodes share"
+        )
 
 
 def _new_folder(task: str) -> str:

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from vlkit.engine.mezo import Mezo
 from vlkit.engine.optim import lr_factor, make_optimizer
 from vlkit.engine.progress import ProgressBar, peak_memory_bytes
 from vlkit.engine.run import Run
+from vlkit.engine.snapshots import Snapshots
 from vlkit.engine.state import FitResult, RunState
 from vlkit.errors import UserError, some
 
@@ -68,6 +69,7 @@ class Training:
         self.bar = ProgressBar(self.steps, shown=run.fabric.is_global_zero)
         self._best: dict[str, Tensor] = {}
         self._identity: dict[str, Any] = {}
+        self._snapshots: Snapshots | None = None
         self._saved_at = self._drawn_at = time.monotonic()
 
     # --- progress ---
@@ -113,16 +115,19 @@ class Training:
     # --- start and end ---
 
     def start(self, identity: dict[str, Any]) -> RunState:
-        """Load the last checkpoint, or write the first one.
+        """Load the newest snapshot or checkpoint, or write the first checkpoint.
 
         Raises:
-            UserError: the checkpoint has another ``identity``, number of processes or number of examples.
+            UserError: the checkpoint has another ``identity``, batch size or number of examples.
         """
         run, found = self.run, checkpoint.load(self.run.folder.checkpoint)
-        identity = {"processes": run.fabric.world_size, "examples": self.loader.count, **identity}
+        own = {"processes": run.fabric.world_size, "batch": self.loader.batch_size, "examples": self.loader.count}
+        identity = {**own, **identity}
         self._identity = json.loads(json.dumps(identity))  # as it is read back: tuples become lists
+        self._snapshots = self._open_snapshots(fresh=found is None)
         if found is not None:
-            self._restore(found)
+            in_memory = self._snapshots.restore(newer_than=found.progress.step) if self._snapshots else None
+            self._restore(in_memory or found)
         make_equal(run.fabric, list(trained_state(self.core).values()))
         run.fabric.barrier()  # every process has read the checkpoint before process 0 replaces it
         step, evaluated = self.state.step, self.state.evaluated
@@ -142,6 +147,7 @@ class Training:
 
     def finish(self) -> FitResult:
         """Load the best weights into the model and return the result."""
+        self.end_snapshots()
         if self._best:
             checkpoint.load_trained(self.core, self._best)
         self.model.eval()
@@ -193,6 +199,7 @@ class Training:
                 yield
         except (KeyboardInterrupt, SystemExit):
             self.save()
+            self.end_snapshots()
             raise
         self.bar.go_on()
         self.model.train()
@@ -222,23 +229,56 @@ class Training:
         self._keep_peak()
         self._saved_at = time.monotonic()
         if self.run.fabric.is_global_zero:
-            # MeZO's weights follow from the start and a number per step.
-            mezo = self.mezo
-            own = checkpoint.optimizer_tensors(self.optimizer.optimizer, self._parameters)
-            state = checkpoint.State(
-                trained={} if mezo else trained_state(self.core),
-                best={} if mezo else self._best,
-                optimizer=mezo.record() if mezo else own,
-                progress=self.state,
-                identity=self._identity,
-                loss_scaler=self.run.fabric.strategy.precision.state_dict(),
-            )
-            checkpoint.save(self.run.folder.checkpoint, state)
+            checkpoint.save(self.run.folder.checkpoint, self._whole_state())
+
+    def take_snapshot(self) -> None:
+        """Begin a snapshot in memory, if one is due after this step."""
+        if self._snapshots is not None and self._snapshots.due(self.state.step):
+            self._keep_peak()
+            self._snapshots.take(self._whole_state())
+
+    def before_update(self) -> None:
+        """The weights are about to change: a snapshot must have been copied."""
+        if self._snapshots is not None:
+            self._snapshots.before_update()
+
+    def end_snapshots(self) -> None:
+        """Free the memory of the snapshots: a checkpoint holds the state."""
+        if self._snapshots is not None:
+            self._snapshots.close()
+            self._snapshots = None
 
     # --- details ---
 
+    def _whole_state(self) -> checkpoint.State:
+        # MeZO's weights follow from the start and a number per step.
+        mezo = self.mezo
+        own = checkpoint.optimizer_tensors(self.optimizer.optimizer, self._parameters)
+        return checkpoint.State(
+            trained={} if mezo else trained_state(self.core),
+            best={} if mezo else self._best,
+            optimizer=mezo.record() if mezo else own,
+            progress=self.state,
+            identity=self._identity,
+            loss_scaler=self.run.fabric.strategy.precision.state_dict(),
+        )
+
+    def _open_snapshots(self, fresh: bool) -> Snapshots | None:
+        config, fabric = self.run.config, self.run.fabric
+        if not config.snapshot_every:
+            return None
+        token = fabric.broadcast(self.run.folder.token(fresh) if fabric.is_global_zero else "")
+        return Snapshots(fabric, config.snapshot_memory, token, config.snapshot_every, config.snapshot_redundancy)
+
     def _restore(self, found: checkpoint.State) -> None:
-        old, new = found.identity, self._identity
+        # Batches are functions of seed and step, so another number of processes makes the same ones.
+        old, new = ({k: v for k, v in each.items() if k != "processes"} for each in (found.identity, self._identity))
+        old.setdefault("batch", new["batch"])  # checkpoints of vlkit 0.1
+        before, now = found.identity.get("processes"), self._identity["processes"]
+        if before != now:
+            log.info(
+                "continuing with %s processes instead of %s: batches are the same, dropout is drawn anew", now, before
+            )
         changed = [f"{k} was {old.get(k)}, now {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
         if changed:
             fix = "continue with the same, or start again in another --output"
@@ -281,14 +321,3 @@ class Training:
     def _reset_peak(self) -> None:
         if self.run.fabric.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.run.fabric.device)
-
-
-def named_losses(loss: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The result of ``loss_of`` as named losses; training minimises ``loss``."""
-    return dict(loss) if isinstance(loss, Mapping) else {"loss": loss}
-
-
-def mean_losses(losses: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Mean of each named loss over the batches of a step."""
-    totals = {k: sum(torch.as_tensor(one[k]).detach() for one in losses) for k in losses[0]}
-    return {k: torch.as_tensor(total) / len(losses) for k, total in totals.items()}

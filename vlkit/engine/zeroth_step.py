@@ -11,9 +11,10 @@ from torch import Tensor
 from vlkit.engine.distributed import average_numbers
 from vlkit.engine.interrupt import StopRequest
 from vlkit.engine.loader import seed_batch
+from vlkit.engine.losses import mean_losses, named_losses
 from vlkit.engine.mezo import Mezo
 from vlkit.engine.run import LossOf
-from vlkit.engine.training import Training, mean_losses, named_losses
+from vlkit.engine.training import Training
 
 
 def take_zeroth_step(

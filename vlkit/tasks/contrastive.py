@@ -3,6 +3,9 @@
 All losses are group-aware: pairs that share a group (two captions of one image) are not each other's negatives. All
 take :class:`Pairs`, whose ``all_*`` fields hold the pairs of every process; the mean of the processes' losses is the
 loss of the one large batch, and the same holds for the gradient.
+
+With W processes, InfoNCE and SigLIP compare the own B pairs with those of one process after another, and compute each
+[B, B] block again in backward: memory does not grow to [B, W * B].
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from vlkit.data.video.frame_batch import Frames
 from vlkit.engine.distributed import gathers
@@ -79,11 +83,32 @@ def info_nce(pairs: Pairs, logit_scale: Tensor) -> Tensor:
     Returns:
         Scalar. Columns of the row's own group other than its partner are left out of the softmax.
     """
+    if len(pairs.all_images) > len(pairs.images):
+        to_texts = _partner_loss(pairs, pairs.images, pairs.all_texts, logit_scale)
+        return (to_texts + _partner_loss(pairs, pairs.texts, pairs.all_images, logit_scale)) / 2
     excluded = pairs.same_group & ~pairs.positives
-    target = torch.arange(len(pairs.images), device=pairs.images.device) + pairs.offset
+    target = torch.arange(len(pairs.images), device=pairs.images.device)
     to_text = (logit_scale * pairs.images @ pairs.all_texts.T).masked_fill(excluded, -torch.inf)
     to_image = (logit_scale * pairs.texts @ pairs.all_images.T).masked_fill(excluded, -torch.inf)
     return (F.cross_entropy(to_text, target) + F.cross_entropy(to_image, target)) / 2
+
+
+def _partner_loss(pairs: Pairs, rows: Tensor, columns: Tensor, scale: Tensor) -> Tensor:
+    """Cross-entropy of each row's partner among all columns, from one [B, B] block after another."""
+
+    def log_sum(rows: Tensor, block: Tensor, scale: Tensor, groups: Tensor, partners: bool) -> Tensor:
+        excluded = pairs.groups.unsqueeze(1) == groups
+        if partners:
+            excluded = excluded & ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+        return (scale * rows @ block.T).masked_fill(excluded, -torch.inf).logsumexp(1)
+
+    size = len(rows)
+    sums = [
+        recomputed(log_sum, rows, block, scale, groups, place * size == pairs.offset, use_reentrant=False)
+        for place, (block, groups) in enumerate(zip(columns.split(size), pairs.all_groups.split(size), strict=True))
+    ]
+    partner = scale * (rows * columns[pairs.offset : pairs.offset + size]).sum(1)
+    return (torch.stack(cast(list[Tensor], sums)).logsumexp(0) - partner).mean()
 
 
 def siglip(pairs: Pairs, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
@@ -94,9 +119,17 @@ def siglip(pairs: Pairs, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
         logit_scale: scalar, already exponentiated.
         logit_bias: scalar.
     """
-    logits = logit_scale * pairs.images @ pairs.all_texts.T + logit_bias
-    signs = pairs.same_group.to(logits.dtype) * 2 - 1
-    return -F.logsigmoid(signs * logits).sum() / len(pairs.images)
+
+    def block_loss(texts: Tensor, groups: Tensor) -> Tensor:
+        logits = logit_scale * pairs.images @ texts.T + logit_bias
+        signs = (pairs.groups.unsqueeze(1) == groups).to(logits.dtype) * 2 - 1
+        return -F.logsigmoid(signs * logits).sum()
+
+    size = len(pairs.images)
+    if len(pairs.all_texts) == size:
+        return block_loss(pairs.texts, pairs.groups) / size
+    blocks = zip(pairs.all_texts.split(size), pairs.all_groups.split(size), strict=True)
+    return cast(Tensor, sum(recomputed(block_loss, *block, use_reentrant=False) for block in blocks)) / size
 
 
 def triplet(pairs: Pairs, margin: float = 0.2, hardest: bool = True) -> Tensor:

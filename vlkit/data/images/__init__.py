@@ -1,7 +1,7 @@
 """Open image files as complete, upright RGB images; otherwise a :class:`MediaError` gives the reason."""
 
 from vlkit.data.images.formats import IMAGE_SUFFIXES
-from vlkit.data.images.opening import MAX_PIXELS, ImageInput, MediaError, as_rgb, image_size, open_image
+from vlkit.data.images.opening import MAX_PIXELS, ImageInput, MediaError, as_rgb, decode_image, image_size, open_image
 from vlkit.data.images.pixels import to_rgb
 from vlkit.data.images.records import identify_file, image_batches, read_image, record_image_size
 
@@ -11,6 +11,7 @@ __all__ = [
     "ImageInput",
     "MediaError",
     "as_rgb",
+    "decode_image",
     "identify_file",
     "image_batches",
     "image_size",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,16 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, min_side: int 
         return _decode(path, file, image)
 
 
+def decode_image(content: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """As :func:`open_image`, for the content of an image file; ``name`` stands for its path in messages.
+
+    Raises:
+        MediaError: as :func:`open_image`.
+    """
+    with _parsed(name, io.BytesIO(content), max_pixels) as (file, image):
+        return _decode(name, file, image)
+
+
 def as_rgb(image: ImageInput) -> Image.Image:
     """An upright RGB image: the file is opened, an image in memory converted.
 
@@ -87,21 +98,9 @@ def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, 
 @contextlib.contextmanager
 def _opened(path: str | Path, max_pixels: int) -> Iterator[tuple[BinaryIO, ImageFile.ImageFile]]:
     """Open the file and parse its header; file system errors become a MediaError."""
-    # Some libraries enable this for the whole process; a half-grey image must not become a sample.
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
-        with open(path, "rb") as file:
-            start = file.read(HEADER_BYTES)
-            if not start:
-                raise MediaError(path, "empty file")
-            reason = refusal(start)
-            if reason:
-                raise MediaError(path, reason)
-            image = _read_header(path, file, start)
-            width, height = image.size
-            if width * height > max_pixels:
-                raise MediaError(path, f"too large: {width} x {height} pixels exceeds {max_pixels} pixels")
-            yield file, image
+        with open(path, "rb") as file, _parsed(path, file, max_pixels) as found:
+            yield found
     except (FileNotFoundError, NotADirectoryError):
         raise MediaError(path, "missing") from None
     except IsADirectoryError:
@@ -110,6 +109,24 @@ def _opened(path: str | Path, max_pixels: int) -> Iterator[tuple[BinaryIO, Image
         raise MediaError(path, "no permission to read it") from None
     except OSError as error:
         raise MediaError(path, f"cannot be read ({error.strerror or error})") from error
+
+
+@contextlib.contextmanager
+def _parsed(path: str | Path, file: BinaryIO, max_pixels: int) -> Iterator[tuple[BinaryIO, ImageFile.ImageFile]]:
+    """Parse the header of an open file."""
+    # Some libraries enable this for the whole process; a half-grey image must not become a sample.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    start = file.read(HEADER_BYTES)
+    if not start:
+        raise MediaError(path, "empty file")
+    reason = refusal(start)
+    if reason:
+        raise MediaError(path, reason)
+    image = _read_header(path, file, start)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise MediaError(path, f"too large: {width} x {height} pixels exceeds {max_pixels} pixels")
+    yield file, image
 
 
 def _read_header(path: str | Path, file: BinaryIO, start: bytes) -> ImageFile.ImageFile:

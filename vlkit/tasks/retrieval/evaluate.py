@@ -63,6 +63,15 @@ class Embedder:
         pixels = image_batches(list(sources), lambda source: self.transform(open_one(source)), self.batch_size)
         return self._run(self.model.embed_images, pixels, len(sources), label)
 
+    @torch.no_grad()
+    def pixels(self, batch: Tensor) -> Tensor:
+        """Transformed images [B, 3, H, W] -> [B, E] float32 on the device, unit norm, without waiting for it.
+
+        The model must be in eval mode.
+        """
+        with self.fabric.autocast():
+            return self.model.embed_images(self.fabric.to_device(batch)).float()
+
     def texts(self, texts: Sequence[str], label: str = "texts") -> Tensor:
         """Texts -> [n, E] float32 on the CPU, unit norm."""
         if not texts:

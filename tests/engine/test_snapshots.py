@@ -1,0 +1,208 @@
+"""Snapshots in memory: parity, slots, the choice of a step, and runs that end bit-identical after SIGKILL."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers import dying_run
+from helpers.toy_run import ToyConfig
+from vlkit.cli.config import parse
+from vlkit.engine import checkpoint
+from vlkit.engine.distributed import make_fabric
+from vlkit.engine.snapshots import Snapshots
+from vlkit.engine.snapshots.parity import join, piece
+from vlkit.engine.snapshots.slots import Slots, Snapshot
+from vlkit.engine.state import RunState
+from vlkit.errors import UserError
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["vlkit.engine.fit"])
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nodes", [2, 3, 5])
+@pytest.mark.parametrize("length", [0, 1, 59, 60, 61, 1000])
+def test_any_one_piece_may_be_missing(nodes, length):
+    content = torch.randint(256, (length,), dtype=torch.uint8).numpy().tobytes()
+    pieces = {node: piece(content, node, nodes) for node in range(nodes)}
+    assert join(pieces, nodes, length) == content
+    for lost in range(nodes):
+        assert join({node: held for node, held in pieces.items() if node != lost}, nodes, length) == content
+    # n / (n - 1) of the content, rounded up to whole stripes.
+    stripe = -(-length // (nodes * (nodes - 1)))
+    assert {len(held) for held in pieces.values()} == {nodes * stripe}
+
+
+def test_two_missing_pieces_or_a_cut_one_are_refused():
+    pieces = {node: piece(b"x" * 100, node, 3) for node in range(3)}
+    with pytest.raises(ValueError, match=r"pieces \[1, 2\] are missing"):
+        join({0: pieces[0]}, 3, 100)
+    with pytest.raises(ValueError, match=r"\[2\] do not fit"):
+        join({**pieces, 2: pieces[2][:-1]}, 3, 100)
+
+
+def snapshot(step: int, payload: bytes = b"state", node: int = 0) -> Snapshot:
+    return Snapshot(step, node, 0, len(payload), 7, payload)
+
+
+def test_slots_hold_the_last_two_and_ignore_what_was_cut_off(tmp_path):
+    slots = Slots(tmp_path / "memory")
+    assert slots.read() == []
+    for step in (5, 10, 15):
+        slots.write(snapshot(step, b"s" * step))
+    slots.write(snapshot(15, node=1))
+    assert {(found.step, found.node) for found in slots.read()} == {(10, 0), (15, 0), (15, 1)}
+    assert slots.folder.stat().st_mode & 0o777 == 0o700
+    newest = max((slots.folder).glob("node-0-*"), key=lambda path: path.stat().st_size)
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
+    assert {(found.step, found.node) for found in slots.read()} == {(10, 0), (15, 1)}
+    newest.write_bytes(bytes(100))
+    slots.write(snapshot(20))  # takes the place of the slot without a snapshot
+    assert {found.step for found in slots.read() if not found.node} == {10, 20}
+    slots.remove()
+    assert not slots.folder.exists()
+
+
+def state_at(step: int) -> checkpoint.State:
+    weights = {"w": torch.arange(6.0) + step}
+    return checkpoint.State(weights, {}, {"w/exp_avg": weights["w"] * 2}, RunState(step=step), {"a": [1]})
+
+
+def test_a_snapshot_is_of_the_moment_it_was_taken_and_newer_than_the_file(tmp_path):
+    fabric = make_fabric("cpu")
+    taken = Snapshots(fabric, tmp_path, "run", every=5)
+    assert [step for step in range(1, 12) if taken.due(step)] == [5, 10]
+    state = state_at(5)
+    taken.take(state)
+    state.trained["w"].zero_()  # the next step
+    taken._pending.result()
+    again = Snapshots(fabric, tmp_path, "run", every=5)
+    found = again.restore(newer_than=4)
+    assert found.progress.step == 5 and found.identity == {"a": [1]}
+    torch.testing.assert_close(found.trained, {"w": torch.arange(6.0) + 5}, rtol=0, atol=0)
+    torch.testing.assert_close(found.optimizer, {"w/exp_avg": 2 * (torch.arange(6.0) + 5)}, rtol=0, atol=0)
+    assert again.restore(newer_than=5) is None
+    assert Snapshots(fabric, tmp_path, "other", every=5).restore(-1) is None
+    again.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_places_are_named(tmp_path, monkeypatch):
+    fabric = make_fabric("cpu")
+    with pytest.raises(UserError, match="there is one node, and parity needs 2 or more"):
+        Snapshots(fabric, tmp_path, "run", 5, "parity")
+    with pytest.raises(UserError, match=r"--snapshot_memory .*none: no such folder"):
+        Snapshots(fabric, tmp_path / "none", "run", 5)
+    small = os.statvfs_result((4096, 4096, 10, 0, 0, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda path: small)
+    with pytest.raises(UserError, match=r"two snapshots need 0 MiB, 0 MiB are free; .*--shm-size"):
+        Snapshots(fabric, tmp_path, "run", 5).take(state_at(5))
+    with pytest.raises(UserError, match="a checkpoint of mezo is a number per step"):
+        parse(ToyConfig, ["--optimizer", "mezo", "--snapshot_every", "5"])
+
+
+def test_a_run_that_may_restart_needs_a_folder(monkeypatch):
+    from helpers.toy_run import main
+
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+    with pytest.raises(UserError, match="torchrun --max-restarts needs --output DIR"):
+        main(parse(ToyConfig, []))
+
+
+# --- whole runs ------------------------------------------------------------------------------------------------------
+
+OPTIONS = ("--batch_size", "12", "--epochs", "8", "--snapshot_every", "5", "--evaluate_every", "8")
+
+
+def start(folder: Path, memory: Path, nodes: int, attempt: int, die: dict[int, str], *more: str) -> list:
+    """One process per node, with the environment that torchrun sets."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(nodes), "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "toy"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RESTART_COUNT": str(attempt)}
+    children = []
+    for rank in range(nodes):
+        own = {"RANK": str(rank), "GROUP_RANK": str(rank), "DIE": die.get(rank, "")}
+        words = ["--output", str(folder), "--snapshot_memory", str(memory), *OPTIONS, *more]
+        messages = str(folder.with_suffix(f".{rank}"))
+        children.append(SERVER.Process(target=dying_run.launch, args=(words, messages, shared | own)))
+        children[-1].start()
+    return children
+
+
+def crash(children: list, victim: int) -> None:
+    """Wait for the victim's end, then end the others as torchrun does."""
+    children[victim].join(120)
+    assert children[victim].exitcode == -signal.SIGKILL
+    for child in children:
+        child.join(10)
+        child.kill()
+        child.join()
+
+
+def finish(children: list, folder: Path) -> str:
+    """Wait for a good end; what process 0 said."""
+    for child in children:
+        child.join(120)
+    said = folder.with_suffix(".0").read_text()
+    assert [child.exitcode for child in children] == [0] * len(children), said
+    return said
+
+
+def result(folder: Path) -> dict[str, torch.Tensor]:
+    state = load_file(folder / "checkpoint" / checkpoint.STATE_FILE)
+    return {name: tensor for name, tensor in state.items() if name.startswith(("trained/", "optimizer/"))}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> dict[int, dict[str, torch.Tensor]]:
+    """The final state by number of nodes."""
+    found = {}
+    for nodes in (2, 3):
+        folder = tmp_path_factory.mktemp("whole") / f"run{nodes}"
+        finish(start(folder, folder.parent, nodes, 0, {}, "--snapshot_every", "0"), folder)
+        found[nodes] = result(folder)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("redundancy", "nodes", "victim", "moment", "lost", "step"),
+    [
+        ("replica", 2, 1, "12 backward", True, 10),
+        ("parity", 3, 2, "20 writing", False, 20),
+        ("parity", 3, 0, "22 backward", True, 20),
+    ],
+)
+def test_killed_runs_end_with_the_same_bits(redundancy, nodes, victim, moment, lost, step, tmp_path, uninterrupted):
+    """``lost``: the victim's memory is gone as well."""
+    folder, memory = tmp_path / "run", tmp_path / "memory"
+    memory.mkdir()
+    more = ("--snapshot_redundancy", redundancy)
+    crash(start(folder, memory, nodes, 0, {victim: moment}, *more), victim)
+    assert checkpoint.load(folder / "checkpoint").progress.step == 0  # no file would do
+    slots = list(itertools.chain.from_iterable(run.iterdir() for run in memory.iterdir()))
+    assert len(slots) == 2 * nodes
+    for slot in slots:
+        if lost and slot.name.startswith(f"node-{victim}-"):
+            slot.unlink()
+    said = finish(start(folder, memory, nodes, 1, {}, *more), folder)
+    assert f"restored step {step} from memory" in said and f"continuing at step {step} of 24" in said
+    actual, expected = result(folder), uninterrupted[nodes]
+    assert actual.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(actual[name], expected[name])] == []
+    assert list(memory.iterdir()) == [], "the memory was not freed"
