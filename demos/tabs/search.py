@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tabs.common import (
     image_input,
     lead,
     on_example,
+    on_opening,
     on_page,
     picker,
     show_progress,
@@ -29,11 +31,15 @@ from vlkit.serving import (
     check_count,
     check_text,
     open_upload,
+    preview_of,
     rank_texts,
     search_images,
 )
 
-MOST_ADDED, MOST_TEXTS = 200, 200
+MOST_ADDED, MOST_TEXTS, PREVIEW = 200, 200, 12
+GALLERY: dict[str, Any] = {
+    **{"columns": 3, "height": "auto", "object_fit": "contain", "buttons": ["fullscreen"], "interactive": False},
+}
 DEMO_QUERIES = [
     "a yellow house and a black snowman",
     "a dark blue pyramid close to a large white dining chair",
@@ -68,7 +74,17 @@ def build(studio: Studio) -> None:
             _build_words(studio)
     with gr.Column() as results:
         before = gr.Checkbox(
-            False, label="Before / after: also show the base without adapter", elem_id="before-after", container=False
+            bool(studio.models.zero_shot),
+            label="Before / after: also show the base without adapter",
+            elem_id="before-after",
+            container=False,
+        )
+        library = gr.Gallery(
+            label="The library" if studio.own_images else "The demo images, drawn in a style that the base never saw",
+            elem_id="library",
+            elem_classes="library",
+            visible=False,
+            **GALLERY | {"columns": 6},
         )
         with gr.Row():
             galleries = [_gallery(name) for name in studio.models.retrieval]
@@ -82,11 +98,28 @@ def build(studio: Studio) -> None:
         visible = tab is not captions_tab
         tab.select(lambda visible=visible: gr.Column(visible=visible), None, results, api_visibility="private")
 
+    outputs = [library, *galleries]
+
     def show(rows: dict[str, list[Found]]) -> list[Any]:
-        return [
+        found = [
             gr.Gallery(_shots(rows[name]), visible=True) if name in rows else gr.Gallery(visible=False)
             for name in studio.models.retrieval
         ]
+        return [gr.Gallery(visible=False), *found]
+
+    @functools.cache
+    def preview() -> list[tuple[Image.Image, str]]:
+        return preview_of(studio.library, PREVIEW)
+
+    def opened(request: gr.Request) -> list[Any]:
+        """The library, or the answer to a link that ends in ``?q=TEXT``."""
+        query = request.query_params.get("q", "").strip()
+        if query and studio.library.finished:
+            names = wanted(studio, list(studio.models.adapters), bool(studio.models.zero_shot))
+            return [query, *show(find(studio, check_text(query, "query"), 6, names))]
+        return [query, gr.Gallery(preview(), visible=True), *(gr.skip() for _ in galleries)]
+
+    on_opening(opened, [text, *outputs])
 
     def search_words(text: str, count: int, shown: list[str], before: bool, added: AddedImages) -> list[Any]:
         return show(find(studio, check_text(text, "query"), count, wanted(studio, shown, before), added))
@@ -96,10 +129,10 @@ def build(studio: Studio) -> None:
     ) -> list[Any]:
         return show(find(studio, given(image), count, wanted(studio, shown, before), added))
 
-    on_page([by_words.click, text.submit], search_words, [text, *settings], galleries)
-    on_example(word_examples, search_words, [text, *settings], galleries)
-    on_page([by_image.click], search_image, [image, *settings], galleries)
-    on_example(image_examples, search_image, [image, *settings], galleries)
+    on_page([by_words.click, text.submit], search_words, [text, *settings], outputs)
+    on_example(word_examples, search_words, [text, *settings], outputs)
+    on_page([by_image.click], search_image, [image, *settings], outputs)
+    on_example(image_examples, search_image, [image, *settings], outputs)
     model = gr.Textbox(visible=False, label="Model")
 
     def search(text: str, count: int = 6, model: str | None = None) -> dict[str, Any]:
@@ -204,14 +237,10 @@ def _build_adding(studio: Studio, added: gr.State, status: gr.HTML) -> None:
 def _gallery(name: str) -> gr.Gallery:
     return gr.Gallery(
         label=name,
-        columns=3,
-        height="auto",
-        object_fit="contain",
-        buttons=["fullscreen"],
         visible=False,
         min_width=300,
-        interactive=False,
         elem_classes="shots",
+        **GALLERY,
     )
 
 

@@ -34,12 +34,14 @@ class Models:
         zero_shot: the bases of the retrieval adapters without an adapter, by name; also in :attr:`retrieval`.
         zero_shot_classifiers: the same bases as classifiers of any class names; also in :attr:`classifiers`.
         bases: loaded bases, by their ``--base`` name.
+        trained: number of trained values of each adapter, by task and name.
     """
 
     by_task: dict[str, dict[str, Any]] = field(default_factory=dict)
     zero_shot: dict[str, RetrievalPipeline] = field(default_factory=dict)
     zero_shot_classifiers: dict[str, ClassificationPipeline] = field(default_factory=dict)
     bases: list[str] = field(default_factory=list)
+    trained: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def classifiers(self) -> dict[str, ClassificationPipeline]:
@@ -82,7 +84,9 @@ def load_models(folders: Iterable[Path] = (), device: str = "auto") -> Models:
     models, bases = Models(), _Bases()
     for folder, config in configs.items():
         pipelines = models.by_task.setdefault(config["task"], {})
-        pipelines[_new_name(folder, config, pipelines)] = bases.load(folder, config, device)
+        name = _new_name(folder, config, pipelines)
+        pipelines[name] = bases.load(folder, config, device)
+        models.trained.setdefault(config["task"], {})[name] = sum(t.numel() for t in load_adapter(folder)[1].values())
     for pipeline in models.adapters.values():
         base = pipeline.embedder.base
         if base.joint_dim is None:  # a pair of separate encoders is useless before training
