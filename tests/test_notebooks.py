@@ -29,7 +29,7 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     made = {"own_images": "idx/index.json", "methods_compared": "runs/compare/results.md"}
     assert (tmp_path / made[path.stem]).exists()
     if path.stem == "own_images":
-        assert "adapter: runs/mine" in said and "48 images (48 new" in said
+        assert "adapter: runs/mine" in said and "24 images (24 new" in said
     else:
         assert "SHERL saves" in said
 

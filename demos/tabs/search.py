@@ -25,6 +25,7 @@ from tabs.common import (
 )
 from vlkit.cli.show import visible
 from vlkit.errors import UserError
+from vlkit.index import Term, query_vector, text_terms
 from vlkit.serving import (
     AddedImages,
     Found,
@@ -52,7 +53,10 @@ QUERIES = ["people outdoors", "food on a table", "an animal", "a street at night
 
 def build(studio: Studio) -> None:
     """Lay out the tab; call it within a ``gr.Tab``."""
-    lead("Find images by text or by another image, or rank captions for an image.")
+    lead(
+        "Find images by text or by another image, or rank captions for an image. “dog + snow - car” adds and subtracts "
+        "texts; double quotes protect a sign."
+    )
     added = gr.State(AddedImages(), time_to_live=3600)
     names = list(studio.models.adapters)
     with gr.Tabs():
@@ -154,13 +158,14 @@ def find(
     """Search with every model in ``models``.
 
     Raises:
-        UserError: the count is out of range, or nothing is indexed yet.
+        UserError: the count is out of range, the query has no terms, or nothing is indexed yet.
     """
     k = check_count(count, "number of results", MOST_RESULTS)
     rows = {}
     for name in models:
         pipeline = studio.models.retrieval[name]
-        vectors = pipeline.embed_texts([query]) if isinstance(query, str) else pipeline.embed_images([query])
+        terms = text_terms(query) if isinstance(query, str) else [Term(query, kind="image")]
+        vectors = query_vector(terms, pipeline)
         rows[name] = search_images(studio.library, name, vectors, k, added)[0]
     return rows
 

@@ -24,6 +24,7 @@ from tabs.common import (
     status_of,
 )
 from vlkit.drawn.album import AlbumClip
+from vlkit.index import query_vector, text_terms
 from vlkit.serving import FoundClip, check_count, check_text, search_clips
 from vlkit.serving.clips import cut_clip, still_of
 
@@ -77,7 +78,7 @@ def build(studio: Studio) -> None:
         k = check_count(count, "number of results", MOST_RESULTS)
         pipeline = chosen(models, model)
         name = model or next(iter(models))
-        return search_clips(library, name, pipeline.embed_texts([query]), k)[0]
+        return search_clips(library, name, query_vector(text_terms(query), pipeline), k)[0]
 
     def show(text: str, count: float, model: str | None) -> tuple[Any, ...]:
         clips = find(text, count, model)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def join_pairs(
     """Write the joined image of every pair to ``output/pairs``; one that is there is kept.
 
     Args:
-        source: from :func:`read`; with ``partial`` its records without both images are left to be listed as missing.
+        source: from :func:`read`; records without a joined image are left for ``prepare`` to list.
         images: the official images, ``<pair>-img0.png`` and ``-img1.png``, in any of the official folders.
         output: the folder of the prepared dataset.
         partial: skip pairs of which an image is missing or damaged, instead of stopping.
@@ -115,17 +116,24 @@ def join_pairs(
     found, media = MediaFolder(images), output / MEDIA
     media.mkdir(parents=True, exist_ok=True)
     pairs = {record["image"]: record for records in source.splits.values() for record in records}
+
+    def join(pair: tuple[str, Record]) -> str | None:
+        name, record = pair
+        if (media / name).exists():
+            return None
+        try:
+            sides = [open_image(_find(found, name, place, record)) for place in (0, 1)]
+        except MediaError as error:
+            return str(error)
+        with whole_file(media / name) as temporary:
+            side_by_side(*sides).save(temporary, "JPEG", quality=95)
+        return None
+
     bad: list[str] = []
-    for number, (name, record) in enumerate(pairs.items(), start=1):
-        if not (media / name).exists():
-            try:
-                sides = [open_image(_find(found, name, place, record)) for place in (0, 1)]
-            except MediaError as error:
-                bad.append(str(error))
-                continue
-            with whole_file(media / name) as temporary:
-                side_by_side(*sides).save(temporary, "JPEG", quality=95)
-        progress(number, len(pairs))
+    with ThreadPoolExecutor(4) as pool:
+        for number, problem in enumerate(pool.map(join, pairs.items()), start=1):
+            bad += [problem] if problem else []
+            progress(number, len(pairs))
     if bad and not partial:
         fix = "correct the folder, or add --partial to leave them out"
         raise UserError(f"{len(bad)} of {len(pairs)} pairs cannot be joined: {some(bad, 3)}; {fix}")

@@ -40,7 +40,8 @@ def is_table(root: str | Path) -> bool:
         return path.is_file()
     if not path.is_dir() or (path / "dataset.json").exists():
         return False
-    return any((path / name).is_file() for name in _SAVED) or next(path.rglob("*.parquet"), None) is not None
+    parquet = (file for pattern in ("*.parquet", "*/*.parquet") for file in path.glob(pattern))
+    return any((path / name).is_file() for name in _SAVED) or next(parquet, None) is not None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from vlkit.data.records import Record
 from vlkit.data.text_task import TextTask
@@ -59,7 +59,7 @@ def fit_bag_of_words(
     truth = [task.value(record["label"]) for record in train]
     if len(set(truth)) < 2:
         raise UserError("the training records have a single label; a control has nothing to learn")
-    vectorizer = TfidfVectorizer(analyzer=features_of, sublinear_tf=True)
+    vectorizer = TfidfVectorizer(analyzer=cast(Any, features_of), sublinear_tf=True)
     known, *asked = (
         vectorizer.fit_transform(list(train)),
         vectorizer.transform(list(validation)),
@@ -69,12 +69,12 @@ def fit_bag_of_words(
     for strength in STRENGTHS:
         model: Any = Ridge(alpha=1 / strength) if task.regression else LogisticRegression(C=strength, max_iter=2000)
         model.fit(known, truth)
-        on = [
+        chosen, final = (
             score(task, records, [float(value) for value in model.predict(features)])
             for records, features in zip((validation, test), asked, strict=True)
-        ]
+        )
         size = model.coef_.nbytes + known.data.nbytes + known.indices.nbytes + known.indptr.nbytes
-        found.append(BagOfWords(*on, strength, int(model.coef_.size), int(size)))
+        found.append(BagOfWords(chosen, final, strength, int(model.coef_.size), int(size)))
     return max(found, key=lambda one: one.validation["score"])
 
 
