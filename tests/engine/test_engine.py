@@ -445,3 +445,9 @@ def test_example_depends_on_its_place_alone():
                 assert torch.equal(inputs.setdefault(key, row), row)
     assert len(inputs) == 32
     assert len({tuple(row.tolist()) for row in inputs.values()}) == 32, "an epoch repeats the noise of another"
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has the device")
+def test_a_missing_gpu_of_a_mac_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="--device mps: no GPU of a Mac found"):
+        make_fabric("mps")
