@@ -46,7 +46,7 @@ class Config:
     """Address to listen on; 0.0.0.0 = every network of this machine."""
     auth: str | None = None
     """User name and password for visitors, as name:password."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device for the models; auto = CUDA if there is a device."""
 
     def __post_init__(self) -> None:

@@ -47,7 +47,8 @@ class Config:
     """Show saved activations and peak memory of one training step, compared with inference and full fine-tuning."""
 
     base: str = "tiny"
-    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
+    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, hf:NAME_OR_FOLDER (CLIP or SigLIP of
+    transformers), photos, or a pair timm:NAME+hf:NAME."""
     task: Literal["retrieval", "classification"] = "retrieval"
     """retrieval: both towers, contrastive loss; classification: the image tower and a linear head for 100 classes."""
     base_weights: WeightFormat = "fp32"
@@ -57,7 +58,7 @@ class Config:
     """Pairs (or images) per step."""
     text_length: int | None = None
     """Tokens per text; default: the base's context length (training pads only to the longest text of the batch)."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to compute on; auto = CUDA if available."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """Number format; auto = mixed on CUDA, 32-true on the CPU."""

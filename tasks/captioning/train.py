@@ -69,7 +69,8 @@ class Config(RunConfig):
     """Adapt a CLIP base and a T5 to caption images."""
 
     base: str = "tiny"
-    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
+    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, hf:NAME_OR_FOLDER (CLIP or SigLIP of
+    transformers), photos, or a pair timm:NAME+hf:NAME."""
     text_base: str = "tiny"
     """Text base with a decoder: tiny (embedded T5), a T5 of the hub, or a folder."""
     image_size: int | None = None

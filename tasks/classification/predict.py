@@ -57,7 +57,7 @@ class Config:
     output: Path | None = None
     """File to write: .json ([{"image", "class", "probability", "scores": {class: probability}}]) or .csv (a column per
     class)."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to compute on."""
 
     def __post_init__(self) -> None:

@@ -86,7 +86,8 @@ class Config(CachedRunConfig):
     """Adapt a CLIP base to image classification."""
 
     base: str = "tiny"
-    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
+    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, hf:NAME_OR_FOLDER (CLIP or SigLIP of
+    transformers), photos, or a pair timm:NAME+hf:NAME."""
     image_size: int | None = None
     """Side of the input in pixels; default: that of the base."""
     data: Data = field(default_factory=Data)

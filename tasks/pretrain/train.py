@@ -71,7 +71,7 @@ class Config:
     """Weight decay on matrices."""
     seed: int = 2024
     """Seed of scenes, order and initial weights."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to train on; bf16 autocast where the device computes it faster than float32."""
     evaluate_every: int = 200
     """Steps between evaluations, each with a checkpoint; with `minutes`, seconds."""

@@ -59,7 +59,7 @@ class Config:
     """Write the groups of --duplicates to this file."""
     strict: bool = False
     """Stop at an image that cannot be read, instead of skipping and listing it."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to compute on."""
 
     def __post_init__(self) -> None:

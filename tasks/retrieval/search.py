@@ -42,7 +42,7 @@ class Config:
     """Adapter folder, if it has moved since the index was made."""
     json: Path | None = None
     """Write the results to this file."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to compute on."""
 
     def __post_init__(self) -> None:

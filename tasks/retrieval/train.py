@@ -73,7 +73,10 @@ class Config(CachedRunConfig):
     """Adapt a CLIP base to image-text retrieval."""
 
     base: str = "tiny"
-    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
+    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, hf:NAME_OR_FOLDER (CLIP or SigLIP of
+    transformers), photos, or a pair timm:NAME+hf:NAME."""
+    context_length: int | None = None
+    """Tokens per text; default: the base's own. Position embeddings are resized; the adapter records the value."""
     data: Data = field(default_factory=Data)
     adapter: Any = kinds(ADAPTERS, "sherl")
     head: HeadOptions = field(default_factory=HeadOptions)
@@ -107,7 +110,8 @@ def main(config: Config) -> None:
     run = Run.open(config, TASK.name)
     dataset = TASK.dataset(config.data.root, config.data.columns)
     test = reported_split(dataset, config.data)
-    base = load_base(with_format(config.base, config.base_weights))
+    name = with_format(config.base, config.base_weights)
+    base = load_base(name, context_length=config.context_length)
     transform = image_transform(base.preprocess, config.data.augment)
     pairs = ImageTextPairs(dataset, config.data.train, transform, config.data.every_caption, config.data.limit)
     if config.loss.kind != "siglip":

@@ -50,7 +50,7 @@ class Config:
     only)."""
     json: Path | None = None
     """Write the results to this file."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to compute on."""
 
     def __post_init__(self) -> None:

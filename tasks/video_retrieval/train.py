@@ -80,7 +80,10 @@ class Config(CachedRunConfig):
     """Adapt a CLIP base to text-video retrieval."""
 
     base: str = "tiny"
-    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
+    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, hf:NAME_OR_FOLDER (CLIP or SigLIP of
+    transformers), photos, or a pair timm:NAME+hf:NAME."""
+    context_length: int | None = None
+    """Tokens per text; default: the base's own. Position embeddings are resized; the adapter records the value."""
     data: Data = field(default_factory=Data)
     frames: int = 12
     """Frames per video; shorter videos give all their frames."""
@@ -109,7 +112,8 @@ class Config(CachedRunConfig):
 def main(config: Config) -> None:
     run = Run.open(config, TASK.name)
     dataset = TASK.dataset(config.data.root)
-    base = load_base(with_format(config.base, config.base_weights))
+    name = with_format(config.base, config.base_weights)
+    base = load_base(name, context_length=config.context_length)
     reader = ClipReader(base.preprocess, config.frames, config.sampling)
     train, validation, test = splits_of(dataset, config.data, reader)
     pairs = VideoTextPairs(train.frames, train.records, config.data.every_caption)

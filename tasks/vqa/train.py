@@ -89,7 +89,8 @@ class Config(CachedRunConfig):
     """Adapt a CLIP base and a text base to visual question answering."""
 
     base: str = "tiny"
-    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
+    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, hf:NAME_OR_FOLDER (CLIP or SigLIP of
+    transformers), photos, or a pair timm:NAME+hf:NAME."""
     text_base: str | None = None
     """Text base for questions: clip (the base's text tower), tiny (embedded T5), a T5, BERT or similar model of the
     hub, or a folder; default: clip, or tiny if --head.kind generate needs a decoder."""

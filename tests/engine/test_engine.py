@@ -492,3 +492,9 @@ def test_bf16_autocast_only_where_the_cpu_has_instructions_for_it(monkeypatch, c
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     with fast_bfloat16(torch.device("cpu")):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if fast else torch.float32)
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has the device")
+def test_a_missing_gpu_of_a_mac_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="--device mps: no GPU of a Mac found"):
+        make_fabric("mps")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from vlkit.encoders.stored_weights import StoredAttention, StoredLinear, StoredWeight
+from vlkit.errors import UserError
 
 Which = Literal["all", "attention", "qv"]
 """Which linear maps a method updates: all of them, those of the attentions, or query and value alone."""
@@ -146,6 +147,22 @@ def split_projections(encoder: nn.Module) -> None:
                 setattr(owner, name, SplitAttention(child))
             elif name == "qkv" and type(child) in (nn.Linear, StoredLinear) and getattr(owner, "q_bias", None) is None:
                 setattr(owner, name, SplitLinear(child))
+
+
+def check_reachable(encoder: nn.Module) -> None:
+    """Refuse a tower whose query, key and value are one parameter that :func:`split_projections` does not split.
+
+    peft would update the other layers and silently leave the attention as it is.
+
+    Raises:
+        UserError: names the class.
+    """
+    for module in encoder.modules():
+        if "in_proj_weight" in module._parameters and not isinstance(module, nn.MultiheadAttention):
+            raise UserError(
+                f"attention {type(module).__name__}: query, key and value are one parameter, which peft cannot update; "
+                "choose another --adapter.kind, or a base with torch's attention (open_clip_torch before version 4)"
+            )
 
 
 def joined_state(encoder: nn.Module) -> dict[str, Tensor]:

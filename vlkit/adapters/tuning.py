@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlkit.adapters.base import Encoded
 from vlkit.adapters.facts import MethodOptions, Reads
-from vlkit.adapters.projections import Which, attention_maps, split_projections
+from vlkit.adapters.projections import Which, attention_maps, check_reachable, split_projections
 from vlkit.adapters.saved.mode import Saved, compressed, name_operations, saved_option
 from vlkit.adapters.stacks import Memory, Past
 from vlkit.encoders.staged import StagedEncoder, Stream, freeze, in_weights_format, run_blocks, unfreeze
@@ -237,10 +237,11 @@ class LoraOptions(TunedOptions):
         """Freeze ``encoder`` and insert trainable low-rank updates.
 
         Raises:
-            UserError: the tower has no layer that LoRA can update.
+            UserError: the tower has no layer that LoRA can update, or an attention that peft cannot reach.
         """
         freeze(encoder)
         encoder._frozen = False
+        check_reachable(encoder)
         # peft's own layer for torch's attention adds its update to the weights, so backward needs the whole input, and
         # it cannot leave the keys out. Stored weights cannot be added to.
         if self.freeze_a or self.targets != "all" or stored_format(encoder) != "fp32":

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from vlkit.encoders.bases import ClipBase, Preprocess, clip_base
+from vlkit.encoders.context import set_context_length
 from vlkit.encoders.hub import hub_access, offline_text_cfg, quiet
 from vlkit.encoders.load_contrastive import FORM as HF_FORM
 from vlkit.encoders.load_contrastive import SCHEME as HF
@@ -39,7 +40,12 @@ FORMS = (
 PAD_IDS = {"timm/ViT-B-16-SigLIP": 1, "timm/ViT-B-16-SigLIP-i18n-256": 1}
 
 
-def load_base(name: str, tokenizer: str | Path | None = None, image_size: int | None = None) -> ClipBase:
+def load_base(
+    name: str,
+    tokenizer: str | Path | None = None,
+    image_size: int | None = None,
+    context_length: int | None = None,
+) -> ClipBase:
     """Load a contrastive base by name.
 
     Args:
@@ -51,6 +57,8 @@ def load_base(name: str, tokenizer: str | Path | None = None, image_size: int | 
             default: the folder of FILE if it has them, otherwise the hub.
         image_size: side of the (square) images in pixels, if it differs from the base's own; open_clip then resizes
             the position embeddings. The vision tower's identity records it (``image_size``).
+        context_length: tokens per text, if not the base's own (:func:`vlkit.encoders.context.set_context_length`). The
+            text tower's identity records it.
 
     ``NAME@bf16``, ``NAME@int8`` and ``NAME@nf4`` store the frozen weights in fewer bytes
     (:mod:`vlkit.encoders.stored_weights`).
@@ -61,6 +69,8 @@ def load_base(name: str, tokenizer: str | Path | None = None, image_size: int | 
     bare, number_format = named_format(name)
     base = _load_sized(bare, tokenizer, image_size)
     base.name = name
+    if context_length is not None:
+        set_context_length(base, context_length)
     store_towers({"image": base.image, "text": base.text}, base.identity, number_format)
     return base
 
@@ -93,6 +103,8 @@ def _load(name: str, tokenizer: str | Path | None, image_size: int | None) -> Cl
     arch, weights = scheme.replace("/", "-"), rest
     if arch not in open_clip.list_models():
         raise UserError(f"base {name!r}: open_clip has no architecture {arch!r}{_close_to(arch)}; a base is {FORMS}")
+    if not {"vision_cfg", "text_cfg"} <= _config(arch).keys():
+        raise UserError(f"base {name!r}: {arch} is not a model of images and texts; a base is {FORMS}")
     if not weights:
         logger.warning("base %s: RANDOM WEIGHTS, not pre-trained; for real use give %s:TAG or %s:FILE", *[arch] * 3)
         model, weights = build_random(arch, image_size), "random"

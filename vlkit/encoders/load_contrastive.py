@@ -69,6 +69,15 @@ def load_contrastive(name: str, tokenizer: str | Path | None = None, image_size:
     return _base(name, family, model.eval(), _tokenizer(name, model, words), preprocess, words.pad_token_id)
 
 
+def library_model(name: str) -> Any:
+    """transformers' ``CLIPModel`` or ``SiglipModel`` of a base for :func:`load_contrastive`; float32, in eval mode."""
+    from transformers import AutoConfig
+
+    place = name.removeprefix(SCHEME)
+    with quiet() if Path(place).is_dir() else hub_access():
+        return _model(name, _family(name, AutoConfig.from_pretrained(place)), place).eval()
+
+
 def _check_files(name: str, folder: Path, with_tokenizer: bool) -> None:
     """Raise :class:`UserError` with every file that a local folder lacks."""
 

@@ -142,7 +142,12 @@ class ClipTokenizer:
         name: the base, as open_clip names it.
         text_cfg: open_clip's text configuration.
         folder: folder with the files of a transformers tokenizer, instead of the hub.
+
+    Attributes:
+        context_length: number of ids per text; None = open_clip's.
     """
+
+    context_length: int | None = None
 
     def __init__(self, name: str, text_cfg: dict[str, Any], folder: str | Path | None = None) -> None:
         self.name = name
@@ -163,6 +168,8 @@ class ClipTokenizer:
         """open_clip's tokenizer."""
         if self._tokenizer is None:
             self._tokenizer = self._load()
+        if self.context_length is not None:
+            self._tokenizer.context_length = self.context_length
         return self._tokenizer
 
     @property

@@ -48,7 +48,7 @@ class RunConfig:
     bytes). Only weights are rounded. Adapters that train them (full) need fp32; lora on int8 or nf4 is QLoRA."""
     seed: int = 0
     """Seed of all randomness: initial weights, data order, augmentation, dropout."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to compute on; auto = CUDA if available."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"] = "auto"
     """Number format; auto = mixed on CUDA, 32-true on the CPU."""

@@ -103,19 +103,19 @@ class _Bases:
     """Bases loaded so far; safe to share between models that do not change them."""
 
     def __init__(self) -> None:
-        self._clips: dict[tuple[str, Any], ClipBase] = {}
+        self._clips: dict[tuple[str, str, str], ClipBase] = {}
         self._texts: dict[str, TextBase] = {}
 
     @property
     def names(self) -> set[str]:
         """Names of the loaded bases, as ``--base`` and ``--text_base`` accept them."""
-        return {name for name, _ in self._clips} | {f"{name} text" for name in self._texts}
+        return {name for name, *_ in self._clips} | {f"{name} text" for name in self._texts}
 
-    def clip(self, name: str, image_size: Any = None) -> ClipBase:
-        """The contrastive base of that name, for images of its own or another size."""
-        key = name, str(image_size)
+    def clip(self, name: str, image_size: Any = None, context_length: Any = None) -> ClipBase:
+        """The contrastive base of that name, for images and texts of its own or another size."""
+        key = name, str(image_size), str(context_length)
         if key not in self._clips:
-            self._clips[key] = load_base(name, image_size=image_size)
+            self._clips[key] = load_base(name, image_size=image_size, context_length=context_length)
         return self._clips[key]
 
     def text(self, name: str) -> TextBase:
@@ -139,7 +139,10 @@ class _Bases:
         text = config["base"].get("text", {}).get("load", CLIP_TEXT)
         # Contrastive tasks read texts with the other tower of the same base.
         own_text = task is not None and task.own_text_base and text != CLIP_TEXT
-        return load(folder, device, self.clip(image["load"], size), text_base=self.text(text) if own_text else None)
+        length = config["base"].get("text", {}).get("context_length")
+        return load(
+            folder, device, self.clip(image["load"], size, length), text_base=self.text(text) if own_text else None
+        )
 
 
 def _new_name(folder: Path, config: dict[str, Any], taken: Iterable[str]) -> str:

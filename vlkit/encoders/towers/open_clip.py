@@ -6,6 +6,8 @@ half of a plain ``CLIP`` (:func:`text_half`). Both run their blocks through :fun
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -17,6 +19,8 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from vlkit.encoders.staged import StagedEncoder, Stream
 from vlkit.encoders.stored_weights import StoredAttention
 from vlkit.encoders.towers.text import TextEncoder, up_to
+
+logger = logging.getLogger(__name__)
 
 # --- towers ---
 
@@ -50,7 +54,7 @@ class ClipVision(StagedEncoder):
     def block(self, i: int, stream: Stream) -> Stream:
         """Run transformer block ``i``; [B, L, D] in and out."""
         transformer = self.model.transformer
-        return stream.replace(hidden=run_resblock(transformer.resblocks[i], stream.hidden, transformer.batch_first))
+        return stream.replace(hidden=run_resblock(transformer.resblocks[i], stream.hidden, batch_first(transformer)))
 
     def transformer_block(self, i: int) -> nn.Module:
         """open_clip's residual attention block ``i``."""
@@ -134,7 +138,7 @@ class ClipText(TextEncoder):
         """Run transformer block ``i``; [B, L, D] in and out."""
         transformer = self.model.transformer
         attn_mask = stream.extras["attn_mask"]
-        hidden = run_resblock(transformer.resblocks[i], stream.hidden, transformer.batch_first, attn_mask)
+        hidden = run_resblock(transformer.resblocks[i], stream.hidden, batch_first(transformer), attn_mask)
         return stream.replace(hidden=hidden)
 
     def transformer_block(self, i: int) -> nn.Module:
@@ -233,6 +237,11 @@ def _projected_width(model: TextTransformer) -> int:
 # --- a residual attention block ---
 
 
+def batch_first(transformer: Any) -> bool:
+    """Whether the blocks of an open_clip transformer expect [B, L, D]; releases without the option always do."""
+    return getattr(transformer, "batch_first", True)
+
+
 def is_plain(block: nn.Module) -> bool:
     """Whether a block is open_clip's standard self-attention block; subclasses may differ."""
     return type(block) is ResidualAttentionBlock and not hasattr(block, "ln_1_kv")
@@ -263,8 +272,19 @@ def run_resblock(block: nn.Module, hidden: Tensor, batch_first: bool, attn_mask:
 
 def _is_frozen(block: ResidualAttentionBlock) -> bool:
     # Compares the exact type, because LoRA replaces this module by its own.
-    return type(block.attn) in (nn.MultiheadAttention, StoredAttention) and not any(
-        p.requires_grad for p in block.parameters()
+    if type(block.attn) not in (nn.MultiheadAttention, StoredAttention):
+        if type(block.attn).__module__.startswith("open_clip."):
+            _say_slow(type(block.attn).__name__)
+        return False
+    return not any(p.requires_grad for p in block.parameters())
+
+
+@cache
+def _say_slow(kind: str) -> None:
+    logger.warning(
+        "open_clip's attention is %s instead of torch's MultiheadAttention: frozen blocks run open_clip's own forward, "
+        "which needs more time and memory; the result is the same",
+        kind,
     )
 
 
