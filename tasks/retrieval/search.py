@@ -14,7 +14,7 @@ from vlkit.cli.config import about, run
 from vlkit.cli.show import Console, Table
 from vlkit.errors import UserError
 from vlkit.files import write_json
-from vlkit.index import VectorIndex
+from vlkit.index.disk import open_index
 from vlkit.index.source import IndexSource
 from vlkit.tasks.load import load
 from vlkit.tasks.retrieval.pipeline import RetrievalPipeline, load_zero_shot
@@ -52,7 +52,7 @@ def main(config: Config) -> None:
     with about("--index"):
         source = IndexSource.read(config.index, "images")
     pipeline = open_pipeline(config, source)
-    index = VectorIndex.open(config.index, pipeline.identity)
+    index = open_index(config.index, pipeline.identity)
     with about("--text" if config.text else "--image"):
         query = pipeline.embed_texts([config.text]) if config.text else pipeline.embed_images([config.image])
     hits = index.search(query, config.k)[0]
