@@ -2,6 +2,7 @@
 
     python tasks/retrieval/index.py --model runs/retrieval/… --images FOLDER --index IDX
     python tasks/retrieval/index.py --index IDX --duplicates
+    python tasks/retrieval/index.py --embeddings EMB --index IDX               # parts of embed.py, searched on disk
 
 Unchanged images are skipped, removed ones dropped; embeddings made before a crash or Ctrl-C are kept.
 """
@@ -16,9 +17,11 @@ from vlkit.cli.config import about, run
 from vlkit.cli.show import Console, Progress, Table
 from vlkit.data.images import open_image
 from vlkit.errors import UserError
+from vlkit.extract import Parts
 from vlkit.files import sha256_of, write_json
 from vlkit.index import IndexWriter, VectorIndex
 from vlkit.index.approximate import auto_factory
+from vlkit.index.disk import index_embeddings
 from vlkit.index.duplicates import duplicate_groups
 from vlkit.index.media import image_items
 from vlkit.index.source import IndexSource, wanted
@@ -40,13 +43,16 @@ class Config:
     """Index folder, created if missing."""
     images: Path | None = None
     """Folder of images, including sub-folders; may be left out with --duplicates."""
+    embeddings: Path | None = None
+    """Folder written by embed.py, instead of --images: its vectors stay there and are searched on disk."""
     model: Path | None = None
     """Run or adapter folder."""
     base: str | None = None
     """Base to embed with, without an adapter."""
     factory: str | None = None
     """FAISS factory string: Flat (exact, the default of a new index), HNSW32, IVF256,Flat, IVF1024,PQ32, …; auto: Flat
-    up to 50,000 images, then IVF with a number of clusters that fits."""
+    up to 50,000 images, then IVF with a number of clusters that fits. With --embeddings: Flat up to 3 million vectors,
+    beyond an IVF on disk, unless Flat or IVF… is given."""
     calibrate: Path | None = None
     """Prepared dataset on whose validation split the threshold of search.py --min_score auto is measured. An adapter
     has one from its training."""
@@ -63,8 +69,11 @@ class Config:
     """Device to compute on."""
 
     def __post_init__(self) -> None:
-        if self.images is None and self.duplicates is False:
-            raise UserError("give --images FOLDER to index, or --duplicates to compare the images of an index")
+        if self.images is None and self.embeddings is None and self.duplicates is False:
+            raise UserError(
+                "give --images FOLDER or --embeddings DIR (written by embed.py) to index, or --duplicates to compare the "
+                "images of an index"
+            )
         if self.images is not None and (self.model is None) == (self.base is None):
             raise UserError("give either --model DIR (a saved adapter) or --base NAME")
         if self.duplicates is not False and not 0 < self.duplicates <= 1:
@@ -76,10 +85,29 @@ class Config:
 
 
 def main(config: Config) -> None:
-    if config.images is not None:
+    if config.embeddings is not None:
+        from_embeddings(config, config.embeddings)
+    elif config.images is not None:
         update(config, config.images)
     if config.duplicates is not False:
         show_duplicates(config, NEAR if config.duplicates is True else float(config.duplicates))
+
+
+def from_embeddings(config: Config, embeddings: Path) -> None:
+    """Index vectors where they are."""
+    if config.images or config.model or config.base:
+        raise UserError("--embeddings: knows its images and its model; leave out --images, --model and --base")
+    with about("--embeddings"):
+        parts = Parts.read(embeddings)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("index vectors")
+        show = lambda done, total: bar.update(task, completed=done, total=total)  # noqa: E731
+        index = index_embeddings(parts, config.index, config.factory or "auto", show)
+    source = parts.about["source"]
+    model = Path(source["model"]) if source.get("model") else None
+    IndexSource("images", Path(source.get("images") or ""), model, source.get("base")).write(config.index)
+    count = len(parts.names())
+    Console().print(f"{config.index}: {len(index)} vectors in {count} parts, {index.factory} index on disk")
 
 
 def update(config: Config, images: Path) -> None:

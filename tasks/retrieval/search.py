@@ -15,7 +15,8 @@ from vlkit.cli.config import about, repeated, run
 from vlkit.cli.show import Console, Table
 from vlkit.errors import UserError
 from vlkit.files import write_json
-from vlkit.index import Hit, VectorIndex
+from vlkit.index import Hit
+from vlkit.index.disk import open_index
 from vlkit.index.query import Term, asked_for, file_term, query_vector, text_terms
 from vlkit.index.source import IndexSource
 from vlkit.tasks.load import load
@@ -59,7 +60,7 @@ def main(config: Config) -> None:
     with about("--index"):
         source = IndexSource.read(config.index, "images")
     pipeline = open_pipeline(config, source)
-    index = VectorIndex.open(config.index, pipeline.identity)
+    index = open_index(config.index, pipeline.identity)
     least = smallest_score(config, source, pipeline)
     with about("--image" if config.image else "--text"):
         query = query_vector(terms, pipeline)

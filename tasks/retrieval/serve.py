@@ -15,7 +15,7 @@ from vlkit.cli.config import about, run
 from vlkit.cli.show import Console
 from vlkit.errors import UserError
 from vlkit.files import read_text
-from vlkit.index import VectorIndex
+from vlkit.index.disk import open_index
 from vlkit.serving.api import Limits, Service, listen, make_app, serve
 from vlkit.tasks.load import load
 from vlkit.tasks.retrieval.pipeline import load_zero_shot
@@ -71,7 +71,7 @@ def main(config: Config) -> None:
     index = None
     if config.index:
         with about("--index"):
-            index = VectorIndex.open(config.index, pipeline.identity)
+            index = open_index(config.index, pipeline.identity)
     limits = Limits(config.max_body * 2**20, config.max_inputs, config.max_waiting)
     app = make_app(Service(pipeline, index), limits, keys)
     host = f"[{config.host}]" if ":" in config.host else config.host

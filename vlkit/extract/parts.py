@@ -193,6 +193,21 @@ class Parts:
             raise UserError(f"{to_vectors}: does not match {to_rows.name}; delete the part and embed it again")
         return Part(name, vectors, table)
 
+    def vectors(self, name: str) -> np.ndarray:
+        """float16 [n, E], the memory map of a part's vectors, without its rows.
+
+        Raises:
+            UserError: it is damaged or missing.
+        """
+        file = self._files(name)[0]
+        try:
+            vectors = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{file}: cannot be read ({error}); embed this part again") from None
+        if vectors.ndim != 2 or vectors.shape[1] != self.about["dim"] or vectors.dtype != np.float16:
+            raise UserError(f"{file}: is no float16 array of width {self.about['dim']}; embed this part again")
+        return vectors
+
     def __iter__(self) -> Iterator[Part]:
         """The whole parts, by name."""
         return map(self.part, self.names())

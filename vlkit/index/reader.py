@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 
 from vlkit.errors import UserError
-from vlkit.index.approximate import broadened, trained_index
+from vlkit.index.approximate import broadened
 from vlkit.index.files import EXACT, IndexFolder, Item, living
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,9 @@ class VectorIndex:
         self.model_id: str = folder.pointer["model"]
         self.factory: str = folder.pointer["factory"]
         self.items, self.vectors = living(*folder.load(), folder.pointer["dim"])
-        self._faiss: Any = folder.read_faiss()  # a FAISS index, below in any case
+        self._dim: int = folder.pointer["dim"]
+        # None: search the memory map of the vectors itself, without a copy.
+        self._faiss: Any = folder.read_faiss()
         if self._faiss is not None and self._faiss.ntotal == len(self.items):
             broadened(self._faiss)
             return
@@ -49,7 +51,7 @@ class VectorIndex:
             log.warning(
                 "%s: its %s index is not finished (interrupted run?); searching exactly", folder.path, self.factory
             )
-        self._faiss = trained_index(self.vectors, EXACT)
+        self._faiss = None
 
     @classmethod
     def open(cls, path: str | Path, model_id: str | None = None) -> VectorIndex:
@@ -77,7 +79,7 @@ class VectorIndex:
     @property
     def dim(self) -> int:
         """D, the width of vectors and queries."""
-        return self._faiss.d
+        return self._dim
 
     def search(self, queries: np.ndarray, k: int, min_score: float | None = None) -> list[list[Hit]]:
         """The k items with the largest inner product for each query, best first; fewer if the index holds fewer.
@@ -107,7 +109,11 @@ class VectorIndex:
         rows = np.full((len(queries), k), -1, dtype=np.int64)
         found = min(k, len(self.items))
         if found and len(queries):
-            scores[:, :found], rows[:, :found] = self._faiss.search(queries, found)
+            if self._faiss is not None:
+                scores[:, :found], rows[:, :found] = self._faiss.search(queries, found)
+            else:
+                metric = faiss.METRIC_INNER_PRODUCT
+                scores[:, :found], rows[:, :found] = faiss.knn(queries, self.vectors, found, metric=metric)
             scores[rows < 0] = -np.inf
         return scores, rows
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from vlkit.data.images import MediaError, decode_image
 from vlkit.errors import UserError
 from vlkit.index import VectorIndex
+from vlkit.index.disk import DiskIndex
 from vlkit.serving.limits import UPLOAD_BYTES, UPLOAD_PIXELS, check_text
 from vlkit.tasks.retrieval.pipeline import RetrievalPipeline
 
@@ -49,7 +50,7 @@ class Service:
     """What is served: a model, and an index that it made, or None."""
 
     pipeline: RetrievalPipeline
-    index: VectorIndex | None = None
+    index: VectorIndex | DiskIndex | None = None
 
     def embed(self, inputs: Sequence[str | Input]) -> tuple[np.ndarray, int]:
         """Embed inputs; concurrent calls share batches.
