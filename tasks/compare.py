@@ -73,8 +73,8 @@ class Config:
     jobs: int = 1
     """Runs at the same time; they share the CPU cores."""
     flags: list[str] = field(default_factory=list)
-    """Further flags for every run as name=value, e.g. epochs=8 data.root=DIR. cache and cache_dtype are omitted for
-    methods that train inside the base (bitfit, lora, full), which cannot use the cache."""
+    """Further flags for every run as name=value, e.g. epochs=8 data.root=DIR. cache, cache_dtype and cache_test are
+    omitted for methods that train inside the base (bitfit, lora, full), which cannot use the cache."""
     learning_rates: list[str] = field(default_factory=list)
     """Learning rates as method=value; default: the script's; lora 1e-3, full 3e-4, vqt 1e-2."""
     search_rates: str = ""
@@ -254,7 +254,7 @@ def train(
 
 def flags_for(method: type[MethodOptions] | None, flags: Sequence[str]) -> list[str]:
     """The further flags of a run; cache flags only for methods that support the cache, no control (None) does."""
-    left_out = () if method is not None and method.has_early_route else ("cache", "cache_dtype")
+    left_out = () if method is not None and method.has_early_route else ("cache", "cache_dtype", "cache_test")
     return [f"--{flag}" for flag in flags if flag.partition("=")[0] not in left_out]
 
 

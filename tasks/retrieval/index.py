@@ -71,8 +71,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.images is None and self.embeddings is None and self.duplicates is False:
             raise UserError(
-                "give --images FOLDER or --embeddings DIR (written by embed.py) to index, or --duplicates to compare the "
-                "images of an index"
+                "give --images FOLDER or --embeddings DIR (written by embed.py) to index, or --duplicates to compare "
+                "the images of an index"
             )
         if self.images is not None and (self.model is None) == (self.base is None):
             raise UserError("give either --model DIR (a saved adapter) or --base NAME")
