@@ -3,8 +3,8 @@
     OUTPUT/adapter_config.json, adapter_model.safetensors   as peft names them
     OUTPUT/heads.safetensors                                projections of the heads and the temperature
 
-``model`` is the library's whole model: that of ``open_clip.create_model``, ``CLIPModel`` or ``SiglipModel``. peft has no
-place for the heads, so their tensors lie beside.
+``model`` is the library's whole model: that of ``open_clip.create_model``, ``CLIPModel`` or ``SiglipModel``. peft has
+no place for the heads, so their tensors lie beside.
 """
 
 from __future__ import annotations
