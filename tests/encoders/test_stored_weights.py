@@ -19,17 +19,8 @@ from helpers.scripts import call, refuse
 from vlkit.adapters import ADAPTERS
 from vlkit.data.manifest import write_dataset
 from vlkit.encoders.load import load_base, load_text_base
-from vlkit.encoders.stored_weights import (
-    NF4,
-    StoredEmbedding,
-    StoredLinear,
-    StoredWeight,
-    count_values,
-    named_format,
-    store_weights,
-    stored_format,
-    with_format,
-)
+from vlkit.encoders.stored_layers import StoredEmbedding, StoredLinear, store_weights
+from vlkit.encoders.stored_weights import NF4, StoredWeight, count_values, named_format, stored_format, with_format
 from vlkit.errors import UserError
 from vlkit.memory import saved_bytes, shape_base
 from vlkit.tasks.retrieval.model import build_model

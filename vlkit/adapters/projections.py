@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from vlkit.encoders.stored_weights import StoredAttention, StoredLinear, StoredWeight
+from vlkit.encoders.stored_layers import StoredAttention, StoredLinear
+from vlkit.encoders.stored_weights import StoredWeight
 from vlkit.errors import UserError
 
 Which = Literal["all", "attention", "qv"]

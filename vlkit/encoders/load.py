@@ -22,7 +22,8 @@ from vlkit.encoders.load_contrastive import load_contrastive
 from vlkit.encoders.load_text import load_text_base
 from vlkit.encoders.pair import FORM as PAIR_FORM
 from vlkit.encoders.pair import is_pair, load_pair
-from vlkit.encoders.stored_weights import named_format, store_towers
+from vlkit.encoders.stored_layers import store_towers
+from vlkit.encoders.stored_weights import named_format
 from vlkit.encoders.tokenizer import ClipTokenizer, has_tokenizer
 from vlkit.encoders.weights import BAD_FILE, first_line, fit_weights, read_weights
 from vlkit.errors import UserError, some

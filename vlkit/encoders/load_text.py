@@ -11,7 +11,8 @@ from torch import nn
 from vlkit.encoders.bases import TextBase, text_base
 from vlkit.encoders.families import family_kinds, family_of_kind
 from vlkit.encoders.hub import hub_access, quiet
-from vlkit.encoders.stored_weights import named_format, store_towers
+from vlkit.encoders.stored_layers import store_towers
+from vlkit.encoders.stored_weights import named_format
 from vlkit.encoders.tokenizer import has_tokenizer
 from vlkit.encoders.weights import first_line
 from vlkit.errors import UserError, some

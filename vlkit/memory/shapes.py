@@ -13,7 +13,8 @@ from vlkit.encoders.bases import ClipBase, Preprocess
 from vlkit.encoders.hub import offline_text_cfg, quiet
 from vlkit.encoders.load import load_base
 from vlkit.encoders.stage import stage_text, stage_vision
-from vlkit.encoders.stored_weights import named_format, store_towers
+from vlkit.encoders.stored_layers import store_towers
+from vlkit.encoders.stored_weights import named_format
 from vlkit.encoders.tokenizer import ClipTokenizer
 from vlkit.encoders.weights import read_weights
 

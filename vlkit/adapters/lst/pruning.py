@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vlkit.encoders.blocks.anatomy import Anatomy, Attention, Dense, anatomy_of
 from vlkit.encoders.blocks.narrow import NarrowBlocks
 from vlkit.encoders.staged import StagedEncoder
-from vlkit.encoders.stored_weights import with_open_weights
+from vlkit.encoders.stored_layers import with_open_weights
 
 Importance = Mapping[str, Tensor]
 """Name of a weight in ``encoder.model`` -> importance of each of its values, same shape, non-negative."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from vlkit.encoders.staged import StagedEncoder, Stream
-from vlkit.encoders.stored_weights import StoredAttention
+from vlkit.encoders.stored_layers import StoredAttention
 from vlkit.encoders.towers.text import TextEncoder, up_to
 
 logger = logging.getLogger(__name__)
