@@ -136,8 +136,6 @@ def test_folder_of_images_goes_on_after_an_interruption(trained: Path, dataset: 
 
 
 def test_baseline_takes_the_captions_of_the_nearest_image(dataset: Path) -> None:
-    import torch
-
     opened = Dataset.open(dataset, "retrieval")
     name, metrics = nearest_metrics(load_base("tiny"), opened, "train", "test", torch.device("cpu"))
     assert "nearest" in name and metrics["bleu1"] > 90
