@@ -67,7 +67,7 @@ class Config:
     kinds: str = "sherl,sherl:handoff=tokens,linear,bitfit,lora,full"
     """Methods, separated by commas, with options after colons (lora:rank=16:checkpointing=true); all = every method.
     Classification also has the controls zero-shot, ridge and tip-adapter, whose options are those of their head
-    (ridge:penalty=0.1); text has bag-of-words."""
+    (ridge:penalty=0.1); text has bag-of-words, captioning has nearest."""
     seeds: int = 3
     """Number of seeds: 0, 1, …"""
     jobs: int = 1
@@ -230,7 +230,7 @@ def train(
     flags = flags_for(task.methods.get(kind), [*config.flags, *more]) + flags
     flags = flags if rate is None else [f"--lr={rate}", *flags]
     if kind in task.control_scripts:
-        flags = [f"--{flag}" for flag in config.flags if flag.startswith("data.")]
+        flags = [f"--{flag}" for flag in config.flags if flag.startswith(("data.", "base=", "image_size="))]
     script = [
         sys.executable,
         str(SCRIPTS / config.task / task.control_scripts.get(kind, "train.py")),
