@@ -194,7 +194,7 @@ class Snapshots:
 
 
 class _Copy:
-    """Copies tensors to the CPU; from CUDA on a stream of its own into page-locked buffers that are used again."""
+    """Copies tensors into buffers on the CPU that are used again; from CUDA on a stream of its own, page-locked."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -203,17 +203,17 @@ class _Copy:
         self._event: Any = None
 
     def __call__(self, group: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        if self._stream is None:
-            return {name: tensor.detach().clone() for name, tensor in tensors.items()}
-        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         copies = {}
-        with torch.cuda.stream(self._stream):
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):  # nothing without a stream
             for name, tensor in tensors.items():
                 key = f"{group}/{name}"
                 if key not in self._buffers:
-                    self._buffers[key] = torch.empty_like(tensor, device="cpu", pin_memory=True)
+                    self._buffers[key] = torch.empty_like(tensor, device="cpu", pin_memory=self._cuda)
                 copies[name] = self._buffers[key].copy_(tensor.detach(), non_blocking=True)
-        self._event = self._stream.record_event()
+        if self._stream is not None:
+            self._event = self._stream.record_event()
         return copies
 
     def finished(self) -> Callable[[], None]:

@@ -129,7 +129,9 @@ def candidates(
     """The k best of :data:`REFINED` * k candidates, compared exactly: float32 [Q, k] and int64 [Q, k]."""
     wanted = min(REFINED * k, len(matrix))
     # Parameters of this call, not of the index: other threads search it, too.
-    _, rows = index.search(queries, wanted, params=faiss.SearchParametersIVF(nprobe=probes))
+    settings = faiss.SearchParametersIVF()
+    settings.nprobe = probes
+    _, rows = index.search(queries, wanted, params=settings)
     exact = np.einsum("qd,qcd->qc", queries, matrix.take(np.maximum(rows, 0)))
     exact[rows < 0] = -np.inf
     best = np.argsort(-exact, axis=1, kind="stable")[:, :k]
