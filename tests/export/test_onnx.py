@@ -9,14 +9,15 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip.tokenizer import HFTokenizer
 from tokenizers import Tokenizer
 
 from helpers import tiny
-from helpers.contrastive import save_contrastive
+from helpers.contrastive import save_contrastive, save_tokenizer
 from helpers.export import add_small_architecture, saved_adapter
 from helpers.words import save_words
 from vlkit.encoders import hub
-from vlkit.encoders.tokenizer_files import as_transformers
+from vlkit.encoders.tokenizer_files import as_transformers, clean_of
 from vlkit.errors import UserError
 from vlkit.export import onnx as to_onnx
 from vlkit.export.onnx import export_onnx
@@ -88,6 +89,15 @@ def test_clips_own_tokenizer_as_a_file(tmp_path: Path) -> None:
     for text in ("A dog's   photo!", "two cats, 3 cars & café", "", "I'm <b>here</b> 😀"):
         ids = own([text])[0]
         assert words.encode(text).ids == ids[: int(ids.argmax()) + 1].tolist()
+
+
+def test_texts_are_cleaned_as_the_base_does_it(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    own = HFTokenizer(str(tmp_path), context_length=8, clean="canonicalize")
+    assert clean_of(own) == "canonicalize" and clean_of(open_clip.get_tokenizer("ViT-B-32")) is None
+    as_transformers(own).save_pretrained(tmp_path / "out")
+    ids = to_onnx._ids_of_file(tmp_path / "out" / "tokenizer.json", "<pad>", 8, clean_of(own))
+    assert torch.equal(ids.long(), own(to_onnx.PROBES)), "capitals and commas are removed before the words are split"
 
 
 def test_a_model_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from open_clip.tokenizer import get_clean_fn
 from torch import Tensor, nn
 
 from vlkit.encoders.bases import ClipBase
@@ -72,7 +73,8 @@ def export_onnx(source: Source, output: Path) -> dict[str, float]:
         images = torch.randn(len(PROBES), 3, height, width, generator=torch.Generator().manual_seed(0))
         # The adapter reads ids of its own tokenizer, so that the check covers the written one too.
         expected = {"visual": model.embed_images(images), "textual": model.embed_texts(base.tokenize(PROBES))}
-        ids = _ids_of_file(folder / "textual" / "tokenizer.json", str(tokenizer.pad_token), length)
+        file = folder / "textual" / "tokenizer.json"
+        ids = _ids_of_file(file, str(tokenizer.pad_token), length, clean_of(base.tokenize))
         merge_(model)  # in each forward peft merges an attention's weights and splits them, which cannot be traced
         write_model(Side(model.embed_images, model.image, model.image_head), "image", images, folder / "visual")
         write_model(Side(model.embed_texts, model.text, model.text_head), "text", ids, folder / "textual")
@@ -137,8 +139,8 @@ def _config(base: ClipBase, dim: int, length: int) -> dict[str, Any]:
     return {"embed_dim": dim, "vision_cfg": {"image_size": base.preprocess.size[0]}, "text_cfg": text}
 
 
-def _ids_of_file(file: Path, pad_token: str, length: int) -> Tensor:
-    """Ids [n, length] int32 of the probes, read from a ``tokenizer.json`` as immich does it."""
+def _ids_of_file(file: Path, pad_token: str, length: int, clean: str | None) -> Tensor:
+    """Ids [n, length] int32 of the probes by a ``tokenizer.json``, as immich reads it: texts are cleaned first."""
     from tokenizers import Tokenizer
 
     if not file.is_file():
@@ -146,4 +148,5 @@ def _ids_of_file(file: Path, pad_token: str, length: int) -> Tensor:
     words = Tokenizer.from_file(str(file))
     words.enable_padding(length=length, pad_token=pad_token, pad_id=words.token_to_id(pad_token))
     words.enable_truncation(max_length=length)
-    return torch.tensor([words.encode(text).ids for text in PROBES], dtype=torch.int32)
+    texts = PROBES if clean is None else [get_clean_fn(clean)(text) for text in PROBES]
+    return torch.tensor([words.encode(text).ids for text in texts], dtype=torch.int32)

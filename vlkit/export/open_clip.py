@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import open_clip
 import torch
+from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -55,7 +56,7 @@ def export_open_clip(source: Source, output: Path) -> float:
     size, tokens = base.preprocess.size[0], base.tokenize(["a photo of a dog", "a"])
     pixels = torch.randn(2, 3, *base.preprocess.size, generator=torch.Generator().manual_seed(0))
     expected = torch.cat([model.embed_images(pixels), model.embed_texts(tokens)])
-    fast = any(isinstance(module, open_clip.transformer.QuickGELU) for module in base.image.modules())
+    fast = any(isinstance(module, QuickGELU) for module in base.image.modules())
     config: Any = {**cast(dict[str, Any], open_clip.get_model_config(arch)), "quick_gelu": fast}
     config["vision_cfg"] = {**config["vision_cfg"], "image_size": size}
     whole = build_random(arch, size, {"quick_gelu": fast})

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import open_clip
 import torch
+from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -73,8 +74,9 @@ def export_peft(source: Source, output: Path) -> float:
     whole = _whole(source)
     tensors: dict[str, Tensor] = {}
     targets: list[str] = []
-    for prefix, encoder in ((whole.image, model.image), (whole.text, model.text)):
-        tower: Any = encoder.base.model
+    adapted: Any = model
+    for prefix, encoder in ((whole.image, adapted.image), (whole.text, adapted.text)):
+        tower = encoder.base.model
         found = {name: value for name, value in tower.state_dict().items() if ".lora_" in name}
         tensors |= {f"base_model.model.{prefix}{name.replace('.default', '')}": value for name, value in found.items()}
         targets += dict.fromkeys(prefix + name.partition(".lora_")[0] for name in found)
@@ -139,7 +141,7 @@ def _whole(source: Source) -> Whole:
     if library != "open_clip" or arch not in open_clip.list_models():
         raise UserError(f"--to peft: base {source.base.name} has no model of its library with both towers")
     fresh = load_base(source.base.name)  # LoRA has changed the modules of the one at hand
-    quick_gelu = any(isinstance(module, open_clip.transformer.QuickGELU) for module in fresh.image.modules())
+    quick_gelu = any(isinstance(module, QuickGELU) for module in fresh.image.modules())
     model: Any = build_random(arch, source.base.preprocess.size[0], {"quick_gelu": quick_gelu})
     inside = "text." if hasattr(model, "text") else ""
     state = {f"visual.{name}": value for name, value in fresh.image.model.state_dict().items()}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlkit.adapters.base import AdaptedEncoder
 from vlkit.adapters.facts import MethodOptions
 from vlkit.adapters.options import adapter_options
 from vlkit.encoders.bases import ClipBase
@@ -73,7 +74,7 @@ def in_one_piece(model: TwoTower, base: ClipBase, options: Any, head: HeadOption
         plain.load_state_dict(model.state_dict())
         model = plain
     for encoder in (model.image, model.text):
-        if hasattr(encoder, "runner"):
+        if isinstance(encoder, AdaptedEncoder):
             encoder.runner.chunk = 0
     return model.requires_grad_(False).eval()
 
