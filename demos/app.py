@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vlkit.cli.config import run
 from vlkit.cli.show import Console
 from vlkit.drawn.album import demo_album, drawing_ahead
+from vlkit.encoders.stored_weights import count_values
 from vlkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Config:
     """Address to listen on; 0.0.0.0 = every network of this machine."""
     auth: str | None = None
     """User name and password for visitors, as name:password."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device for the models; auto = CUDA if there is a device."""
 
     def __post_init__(self) -> None:
@@ -146,10 +147,18 @@ def about(models: Models) -> dict[str, Any]:
     return {
         "bases": models.bases,
         "adapters": {task: list(found) for task, found in models.by_task.items()},
+        "trained_parameters": models.trained,
+        "base_parameters": base_parameters(models),
         "searchable": list(models.retrieval),
         "device": str(fabric.device),
         "precision": fabric._precision.precision,
     }
+
+
+def base_parameters(models: Models) -> int:
+    """Number of parameters of the first retrieval model's base."""
+    base = next(iter(models.retrieval.values())).embedder.base
+    return count_values(base.image) + count_values(base.text)
 
 
 if __name__ == "__main__":

@@ -67,19 +67,22 @@ class Config:
     kinds: str = "sherl,sherl:handoff=tokens,linear,bitfit,lora,full"
     """Methods, separated by commas, with options after colons (lora:rank=16:checkpointing=true); all = every method.
     Classification also has the controls zero-shot, ridge and tip-adapter, whose options are those of their head
-    (ridge:penalty=0.1)."""
+    (ridge:penalty=0.1); text has bag-of-words, captioning has nearest."""
     seeds: int = 3
     """Number of seeds: 0, 1, …"""
     jobs: int = 1
     """Runs at the same time; they share the CPU cores."""
     flags: list[str] = field(default_factory=list)
-    """Further flags for every run as name=value, e.g. epochs=8 data.root=DIR. cache and cache_dtype are omitted for
-    methods that train inside the base (bitfit, lora, full), which cannot use the cache."""
+    """Further flags for every run as name=value, e.g. epochs=8 data.root=DIR. cache, cache_dtype and cache_test are
+    omitted for methods that train inside the base (bitfit, lora, full), which cannot use the cache."""
     learning_rates: list[str] = field(default_factory=list)
     """Learning rates as method=value; default: the script's; lora 1e-3, full 3e-4, vqt 1e-2."""
     search_rates: str = ""
     """Learning rates to try, separated by commas: each method trains with each of them (seed 0), and the best on the
     validation split trains the other seeds. Methods in --learning_rates keep theirs."""
+
+    search_flags: list[str] = field(default_factory=list)
+    """Flags of the search alone as name=value, e.g. epochs=1: a smaller budget than that of the runs it serves."""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -87,7 +90,7 @@ class Config:
         for name in ("seeds", "jobs"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
-        for name in ("flags", "learning_rates"):
+        for name in ("flags", "learning_rates", "search_flags"):
             wrong = [pair for pair in getattr(self, name) if "=" not in pair]
             if wrong:
                 raise UserError(f"--{name} {wrong[0]}: write it as name=value")
@@ -122,13 +125,14 @@ def main(config: Config) -> None:
     failed: dict[Cell, str] = {}
     best: dict[str, str] = {}
 
-    def finished(method: str, seed: int, rate: str | None) -> Path | None:
+    def finished(method: str, seed: int, rate: str | None, search: bool = False) -> Path | None:
         """The folder of the finished run; None if it failed."""
-        tried = f"-lr{rate}" if rate else ""
+        own = config.search_flags if search else []
+        tried = (f"-lr{rate}" if rate else "") + ("-search" if own else "")
         folder = config.output / f"{method.replace(':', '-').replace('=', '-')}{tried}-seed{seed}"
         if not (folder / "metrics.json").exists():
             try:
-                train(config, method, seed, folder, rate)
+                train(config, method, seed, folder, rate, own)
             except UserError as error:
                 failed[method, seed] = str(error)
                 console.print(str(error), style="red", highlight=False)
@@ -137,7 +141,7 @@ def main(config: Config) -> None:
 
     def trial(place: Trial) -> float | None:
         method, rate = place
-        folder = finished(method, 0, rate)
+        folder = finished(method, 0, rate, search=True)
         score = None if folder is None else validation_score(folder, main_score)
         if score is not None:
             console.print(f"{method} lr {rate}: {main_score} {score:.1f} on validation", highlight=False)
@@ -202,11 +206,14 @@ def rates_table(rates: Sequence[str], tried: Mapping[Trial, float | None], score
     return "\n".join(lines) + "\n"
 
 
-def train(config: Config, method: str, seed: int, folder: Path, rate: str | None = None) -> None:
+def train(
+    config: Config, method: str, seed: int, folder: Path, rate: str | None = None, more: Sequence[str] = ()
+) -> None:
     """Run the task's training script for one cell; an interrupted run is resumed.
 
     Args:
         rate: learning rate; default: the one that the comparison's settings give.
+        more: flags as name=value that override those of the comparison.
 
     Raises:
         UserError: the run failed; names its log and the last line of it.
@@ -220,10 +227,13 @@ def train(config: Config, method: str, seed: int, folder: Path, rate: str | None
     else:
         flags = [*(f"--{flag}" for flag in control), *(f"--head.{option}" for option in options)]
     # A later flag overrides an earlier one: a control keeps its head.
-    flags = ([] if rate is None else [f"--lr={rate}"]) + flags_for(task.methods.get(kind), config.flags) + flags
+    flags = flags_for(task.methods.get(kind), [*config.flags, *more]) + flags
+    flags = flags if rate is None else [f"--lr={rate}", *flags]
+    if kind in task.control_scripts:
+        flags = [f"--{flag}" for flag in config.flags if flag.startswith(("data.", "base=", "image_size="))]
     script = [
         sys.executable,
-        str(SCRIPTS / config.task / "train.py"),
+        str(SCRIPTS / config.task / task.control_scripts.get(kind, "train.py")),
         "--resume",
         f"--output={folder}",
         f"--seed={seed}",
@@ -244,7 +254,7 @@ def train(config: Config, method: str, seed: int, folder: Path, rate: str | None
 
 def flags_for(method: type[MethodOptions] | None, flags: Sequence[str]) -> list[str]:
     """The further flags of a run; cache flags only for methods that support the cache, no control (None) does."""
-    left_out = () if method is not None and method.has_early_route else ("cache", "cache_dtype")
+    left_out = () if method is not None and method.has_early_route else ("cache", "cache_dtype", "cache_test")
     return [f"--{flag}" for flag in flags if flag.partition("=")[0] not in left_out]
 
 

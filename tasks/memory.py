@@ -22,11 +22,12 @@ from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.adapters.tuning import LoraOptions
 from vlkit.cli.config import kinds, run
 from vlkit.cli.show import SIMPLE, Console, Table, track
+from vlkit.encoders.stored_weights import WeightFormat, with_format
 from vlkit.engine.hardware import machine
 from vlkit.engine.report import versions
 from vlkit.errors import UserError
 from vlkit.files import write_json
-from vlkit.memory import CUDA_CONTEXT_BYTES, CUDA_GAPS, largest_batch, tensor_budget
+from vlkit.memory import CUDA_CONTEXT_BYTES, CUDA_GAPS, frozen_bytes, largest_batch, tensor_budget
 from vlkit.tasks.classification.step_bench import ClassifierBench
 from vlkit.tasks.retrieval.step_bench import ContrastiveBench
 
@@ -46,15 +47,18 @@ class Config:
     """Show saved activations and peak memory of one training step, compared with inference and full fine-tuning."""
 
     base: str = "tiny"
-    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
+    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, hf:NAME_OR_FOLDER (CLIP or SigLIP of
+    transformers), photos, or a pair timm:NAME+hf:NAME."""
     task: Literal["retrieval", "classification"] = "retrieval"
     """retrieval: both towers, contrastive loss; classification: the image tower and a linear head for 100 classes."""
+    base_weights: WeightFormat = "fp32"
+    """Format of the frozen base's matrices: fp32, bf16, int8 or nf4 (QLoRA's 4 bits)."""
     adapter: Any = kinds({**ADAPTERS, "all": AllOptions}, "sherl")
     batch_size: int = 32
     """Pairs (or images) per step."""
     text_length: int | None = None
     """Tokens per text; default: the base's context length (training pads only to the longest text of the batch)."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to compute on; auto = CUDA if available."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """Number format; auto = mixed on CUDA, 32-true on the CPU."""
@@ -85,11 +89,12 @@ class Config:
 
 def main(config: Config) -> None:
     predicts = config.estimate or config.gpu_memory is not None
+    base = with_format(config.base, config.base_weights)
     bench = BENCHES[config.task](
-        config.base, predicts, config.text_length, config.device, config.precision, config.active_share
+        base, predicts, config.text_length, config.device, config.precision, config.active_share
     )
     table: dict[str, Any] = {
-        **{key: getattr(config, key) for key in ("task", "base", "batch_size", "gpu_memory")},
+        **{key: getattr(config, key) for key in ("task", "base", "base_weights", "batch_size", "gpu_memory")},
         **{"text_length": bench.text_length, "image_size": list(bench.base.preprocess.size)},
         **{"device": str(bench.device), "precision": bench.precision, "estimated": bench.predicts},
         **{"active_share": bench.active_share if bench.predicts else None},
@@ -145,6 +150,7 @@ def row_of(bench: ContrastiveBench, options: Any, config: Config) -> dict[str, A
         **{"method": label(options), "options": dataclasses.asdict(options)},
         **{key: getattr(memory, key) for key in ("trainable_parameters", "total_parameters")},
         **{key: getattr(memory, key) for key in ("parameter_bytes", "optimizer_bytes", "peak_bytes", "total_bytes")},
+        "weight_bytes": frozen_bytes(model),
         **{"saved_activation_bytes": memory.saved_bytes, "inference_peak_bytes": inference},
         **{"peak_over_inference": memory.peak_bytes / inference, "time_over_inference": ratio},
     }
@@ -182,7 +188,8 @@ def show(table: dict[str, Any]) -> None:
     how = "predicted" if table["estimated"] else f"measured on {table['machine']}"
     pairs = table["task"] == "retrieval"
     size = f"{table['batch_size']} pairs, {table['text_length']} tokens" if pairs else f"{table['batch_size']} images"
-    title = f"{table['base']}, {size}, {table['precision']}, {how}"
+    stored = "" if table["base_weights"] == "fp32" else f" in {table['base_weights']}"
+    title = f"{table['base']}{stored}, {size}, {table['precision']}, {how}"
     grid = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
     grid.add_column("method", no_wrap=True)
     for name in columns:

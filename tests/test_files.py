@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from PIL import Image
 from vlkit.data.manifest import Dataset, write_dataset
 from vlkit.data.sources import coco, flickr30k, flickr30k_entities, folder, gqa, msrvtt, msvd, refcoco, vqav2
 from vlkit.errors import UserError
-from vlkit.files import read_json, read_text
+from vlkit.files import cache_folder, read_json, read_text
 from vlkit.tasks.vqa.data import read_vocabulary
 
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16")
@@ -162,3 +164,28 @@ def test_an_edited_manifest_may_begin_with_a_byte_order_mark(tmp_path: Path) -> 
     for name in ("val.jsonl", "dataset.json"):
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + (tmp_path / name).read_bytes())
     assert Dataset.open(tmp_path, "retrieval").records("val") == [record]
+
+
+def test_a_home_that_cannot_be_written_gets_a_cache_in_the_temporary_folder(tmp_path, monkeypatch, caplog):
+    for name in ("VLKIT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder() == tmp_path / "home" / ".cache" / "vlkit" and cache_folder().is_dir()
+    # A file is no home, for root as well.
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    with caplog.at_level("WARNING"):
+        found = cache_folder()
+        assert cache_folder() == found == tmp_path / "tmp" / f"vlkit-cache-{os.getuid()}"
+    assert found.stat().st_mode & 0o777 == 0o700
+    assert len(caplog.records) == 1 and "VLKIT_CACHE" in caplog.text
+    # A folder that somebody else has put there is not used.
+    found.rmdir()
+    found.symlink_to(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "file" / "other"))
+    with pytest.raises(UserError, match="set VLKIT_CACHE"):
+        cache_folder()
+    monkeypatch.setenv("VLKIT_CACHE", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"

@@ -19,7 +19,7 @@ FLOORS = (
     {"tap_cache", "extract"},
     {"index", "drawn"},
     {"tasks"},
-    {"serving"},
+    {"serving", "export"},
 )
 """From the ground up. A room imports itself and the floors below it, and of its own floor nothing but itself."""
 ENTRANCE = {"__init__"}

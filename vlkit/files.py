@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from vlkit.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -121,6 +125,9 @@ def read_json(path: str | Path, fix: str = "is this the right file?") -> Any:
 def cache_folder() -> Path:
     """Folder for files that vlkit can recreate: $VLKIT_CACHE, else $XDG_CACHE_HOME/vlkit, else ~/.cache/vlkit.
 
+    If nothing can be written below the home folder (containers, read-only homes), a folder of the user below the
+    system's temporary folder takes the place of ~/.cache/vlkit, and a warning says so once.
+
     Raises:
         UserError: no such folder is known, for example for a container user without a home folder.
     """
@@ -129,9 +136,34 @@ def cache_folder() -> Path:
     if os.environ.get("XDG_CACHE_HOME"):
         return Path(os.environ["XDG_CACHE_HOME"]) / "vlkit"
     try:
-        return Path.home() / ".cache" / "vlkit"
+        return _writable_cache(Path.home() / ".cache" / "vlkit")
     except RuntimeError:
         raise UserError("this user has no home folder; set VLKIT_CACHE to a folder with free space") from None
+
+
+@functools.lru_cache(maxsize=8)
+def _writable_cache(folder: Path) -> Path:
+    """``folder``, or the user's own folder below the temporary one if it cannot be written.
+
+    Raises:
+        UserError: that folder belongs to somebody else.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        reason = error.strerror or error
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    instead = Path(tempfile.gettempdir()) / f"vlkit-cache-{user}"
+    with contextlib.suppress(FileExistsError):
+        instead.mkdir(mode=0o700)
+    if instead.is_symlink() or (hasattr(os, "getuid") and instead.stat().st_uid != user):
+        raise UserError(f"{folder}: cannot write ({reason}); set VLKIT_CACHE to a folder with free space")
+    log.warning(
+        "%s: cannot write (%s); the cache is in %s; VLKIT_CACHE chooses another folder", folder, reason, instead
+    )
+    return instead
 
 
 def sha256_of(path: str | Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -9,6 +10,7 @@ from PIL import Image
 
 from tabs.common import (
     Studio,
+    answered,
     bars,
     chosen,
     endpoint,
@@ -33,20 +35,20 @@ def build(studio: Studio) -> None:
     if not models:
         no_model("vqa", "questions")
         return
-    with gr.Row():
-        image = image_input("Image", height=320, elem_id="ask-image")
-        with gr.Column():
-            question = gr.Textbox(label="Question", max_lines=2, elem_id="ask-question")
-            model = picker(models)
-            count = gr.Slider(1, MOST_ANSWERS, value=5, step=1, label="Answers", visible=False)
-            button = gr.Button("Ask", variant="primary", elem_id="ask-button")
-            result = gr.HTML(elem_id="ask-result")
     # A different question number for each image, because each image's questions are sorted by kind.
     rows = [
         [str(studio.album.images / entry.name), entry.questions[number % len(entry.questions)][0]]
         for number, entry in enumerate(studio.album.about_images)
         if entry.questions
     ]
+    with gr.Row():
+        image = image_input("Image", value=rows[0][0], height=320, elem_id="ask-image")
+        with gr.Column():
+            question = gr.Textbox(rows[0][1], label="Question", max_lines=2, elem_id="ask-question")
+            model = picker(models)
+            count = gr.Slider(1, MOST_ANSWERS, value=5, step=1, label="Answers", visible=False)
+            button = gr.Button("Ask", variant="primary", elem_id="ask-button")
+            result = gr.HTML(elem_id="ask-result")
     examples = gr.Examples(rows[:5], [image, question], api_visibility="private", label="Try")
 
     def answers(image: Image.Image | None, question: str, count: int, model: str | None) -> list[tuple[str, float]]:
@@ -67,4 +69,5 @@ def build(studio: Studio) -> None:
     inputs = [image, question, count, model]
     on_page([button.click, question.submit], show, inputs, [result])
     on_example(examples, show, inputs, [result])
+    answered(show, [Path(rows[0][0]), rows[0][1], 5, None], [result])
     endpoint("answer", answer, inputs)

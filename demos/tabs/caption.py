@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
-from tabs.common import Studio, bars, chosen, endpoint, image_input, lead, no_model, on_example, on_page, picker
+from tabs.common import (
+    Studio,
+    answered,
+    bars,
+    chosen,
+    endpoint,
+    image_input,
+    lead,
+    no_model,
+    on_example,
+    on_page,
+    picker,
+)
 from tabs.search import given
 from vlkit.serving import check_count
 
@@ -21,14 +34,14 @@ def build(studio: Studio) -> None:
     if not models:
         no_model("captioning", "captions")
         return
+    rows = [[str(studio.album.images / entry.name)] for entry in studio.album.about_images]
     with gr.Row():
-        image = image_input("Image", height=320, elem_id="caption-image")
+        image = image_input("Image", value=rows[0][0], height=320, elem_id="caption-image")
         with gr.Column():
             count = gr.Slider(1, MOST_CAPTIONS, value=3, step=1, label="Captions", elem_id="caption-count")
             model = picker(models)
             button = gr.Button("Describe", variant="primary", elem_id="caption-button")
             result = gr.HTML(elem_id="caption-result")
-    rows = [[str(studio.album.plain / entry.name)] for entry in studio.album.about_plain]
     examples = gr.Examples(rows[:5], [image], api_visibility="private", label="Try")
 
     def captions(image: Image.Image | None, count: int, model: str | None) -> list[tuple[str, float]]:
@@ -45,4 +58,5 @@ def build(studio: Studio) -> None:
     inputs = [image, count, model]
     on_page([button.click], show, inputs, [result])
     on_example(examples, show, inputs, [result])
+    answered(show, [Path(rows[0][0]), 3, None], [result])
     endpoint("caption", caption, inputs)

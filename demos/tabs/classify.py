@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -10,6 +11,7 @@ from PIL import Image
 
 from tabs.common import (
     Studio,
+    answered,
     bars,
     chosen,
     endpoint,
@@ -36,10 +38,12 @@ def build(studio: Studio) -> None:
     if not models:
         no_model("classification", "classes")
         return
+    rows = [[str(studio.album.images / entry.name), DEMO_NAMES] for entry in studio.album.about_images[:5]]
     with gr.Row():
-        image = image_input("Image", height=320, elem_id="classify-image")
+        image = image_input("Image", value=rows[0][0], height=320, elem_id="classify-image")
         with gr.Column():
             names = gr.Textbox(
+                DEMO_NAMES,
                 label="Class names, separated by commas or lines; empty = the model's own",
                 lines=3,
                 max_lines=8,
@@ -49,7 +53,6 @@ def build(studio: Studio) -> None:
             count = gr.Slider(1, MOST_SHOWN, value=5, step=1, label="Classes to show")
             button = gr.Button("Classify", variant="primary", elem_id="classify-button")
             result = gr.HTML(elem_id="classify-result")
-    rows = [[str(studio.album.images / entry.name), DEMO_NAMES] for entry in studio.album.about_images[:5]]
     examples = gr.Examples(rows, [image, names], api_visibility="private", label="Try")
 
     def found(image: Image.Image | None, names: str, count: int, model: str | None) -> list[tuple[str, float]]:
@@ -69,6 +72,7 @@ def build(studio: Studio) -> None:
     inputs = [image, names, count, model]
     on_page([button.click], show, inputs, [result])
     on_example(examples, show, inputs, [result])
+    answered(show, [Path(rows[0][0]), DEMO_NAMES, 5, None], [result])
     endpoint("classify", classify, inputs)
 
 

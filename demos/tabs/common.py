@@ -17,7 +17,7 @@ from gradio.context import get_blocks_context
 from PIL import Image
 
 from vlkit.cli.show import visible
-from vlkit.data.images import MediaError
+from vlkit.data.images import MediaError, open_image
 from vlkit.drawn.album import Album
 from vlkit.errors import UserError
 from vlkit.serving import Library, Models, open_upload
@@ -198,6 +198,34 @@ def show_progress(library: Library, status: gr.HTML, say: Callable[..., str], in
 
     for event in (timer.tick, get_blocks_context().root_block.load):
         event(tick, inputs, [status, timer], api_visibility="private", show_progress="hidden")
+
+
+def on_opening(function: Callable[..., Any], outputs: list[Any], **options: Any) -> None:
+    """Set ``outputs`` to what ``function`` returns when a visitor opens the page."""
+    root: Any = get_blocks_context()
+    root.root_block.load(told(function), None, outputs, api_visibility="private", show_progress="hidden", **options)
+
+
+def answered(show: Callable[..., Any], values: list[Any], outputs: list[Any]) -> None:
+    """Open a tab with a worked example: ``outputs`` get what ``show`` says to ``values``, the inputs' first values.
+
+    It is computed once, for the first visitor. If it fails, the tab opens empty and the log says why.
+
+    Args:
+        show: the handler of the tab's button.
+        values: its arguments; a path is opened as an image.
+        outputs: its outputs.
+    """
+
+    @functools.cache
+    def once() -> Any:
+        try:
+            return show(*(open_image(value) if isinstance(value, Path) else value for value in values))
+        except Exception:
+            log.warning("the example of a tab has no answer", exc_info=True)
+            return [gr.skip() for _ in outputs] if len(outputs) > 1 else gr.skip()
+
+    on_opening(once, outputs)
 
 
 def lead(text: str) -> None:

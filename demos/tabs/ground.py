@@ -11,6 +11,7 @@ from PIL import Image
 
 from tabs.common import (
     Studio,
+    answered,
     chosen,
     endpoint,
     image_input,
@@ -41,12 +42,17 @@ def build(studio: Studio) -> None:
         no_model("grounding", "grounding")
         return
     known = {digest(studio.album.images / e.name): [p for p, _ in e.phrases] for e in shown(studio)}
+    rows = [[str(studio.album.images / entry.name), entry.phrases[0][0]] for entry in shown(studio)]
+    first = Path(rows[0][0])
     with gr.Row():
         with gr.Column():
-            image = image_input("Image", height=320, elem_id="ground-image")
-            phrase = gr.Textbox(label="Phrase", max_lines=2, elem_id="ground-phrase")
+            image = image_input("Image", value=rows[0][0], height=320, elem_id="ground-image")
+            phrase = gr.Textbox(rows[0][1], label="Phrase", max_lines=2, elem_id="ground-phrase")
             ready = gr.Radio(
-                [], label="Phrases for this image: click one, or edit it above", visible=False, elem_id="ground-ready"
+                known[digest(first)],
+                value=rows[0][1],
+                label="Phrases for this image: click one, or edit it above",
+                elem_id="ground-ready",
             )
             count = gr.Slider(1, MOST_BOXES, value=3, step=1, label="Maximum number of candidates")
             model = picker(models)
@@ -56,7 +62,6 @@ def build(studio: Studio) -> None:
                 label="Found", interactive=False, format="png", buttons=["fullscreen"], elem_id="ground-result"
             )
             result = gr.HTML(elem_id="ground-boxes")
-    rows = [[str(studio.album.images / entry.name), entry.phrases[0][0]] for entry in shown(studio)]
     examples = gr.Examples(rows, [image, phrase], api_visibility="private", label="Try, then edit the phrase")
     gr.Markdown(
         "The examples are unselected test images that the shipped adapter was not trained on; it gets "
@@ -98,6 +103,7 @@ def build(studio: Studio) -> None:
     phrase.input(lambda: gr.Radio(value=None), None, ready, api_visibility="private", show_progress="hidden")
     filled = ready.input(lambda choice: choice, ready, phrase, api_visibility="private", show_progress="hidden")
     filled.success(told(show), inputs, [drawn, result], api_visibility="private")
+    answered(show, [first, rows[0][1], 3, None], [drawn, result])
     endpoint("ground", ground, inputs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tabs.common import (
     image_input,
     lead,
     on_example,
+    on_opening,
     on_page,
     picker,
     show_progress,
@@ -23,17 +25,22 @@ from tabs.common import (
 )
 from vlkit.cli.show import visible
 from vlkit.errors import UserError
+from vlkit.index import Term, query_vector, text_terms
 from vlkit.serving import (
     AddedImages,
     Found,
     check_count,
     check_text,
     open_upload,
+    preview_of,
     rank_texts,
     search_images,
 )
 
-MOST_ADDED, MOST_TEXTS = 200, 200
+MOST_ADDED, MOST_TEXTS, PREVIEW = 200, 200, 12
+GALLERY: dict[str, Any] = {
+    **{"columns": 3, "height": "auto", "object_fit": "contain", "buttons": ["fullscreen"], "interactive": False},
+}
 DEMO_QUERIES = [
     "a yellow house and a black snowman",
     "a dark blue pyramid close to a large white dining chair",
@@ -46,7 +53,10 @@ QUERIES = ["people outdoors", "food on a table", "an animal", "a street at night
 
 def build(studio: Studio) -> None:
     """Lay out the tab; call it within a ``gr.Tab``."""
-    lead("Find images by text or by another image, or rank captions for an image.")
+    lead(
+        "Find images by text or by another image, or rank captions for an image. “dog + snow - car” adds and subtracts "
+        "texts; double quotes protect a sign."
+    )
     added = gr.State(AddedImages(), time_to_live=3600)
     names = list(studio.models.adapters)
     with gr.Tabs():
@@ -68,7 +78,17 @@ def build(studio: Studio) -> None:
             _build_words(studio)
     with gr.Column() as results:
         before = gr.Checkbox(
-            False, label="Before / after: also show the base without adapter", elem_id="before-after", container=False
+            bool(studio.models.zero_shot),
+            label="Before / after: also show the base without adapter",
+            elem_id="before-after",
+            container=False,
+        )
+        library = gr.Gallery(
+            label="The library" if studio.own_images else "The demo images, drawn in a style that the base never saw",
+            elem_id="library",
+            elem_classes="library",
+            visible=False,
+            **GALLERY | {"columns": 6},
         )
         with gr.Row():
             galleries = [_gallery(name) for name in studio.models.retrieval]
@@ -82,11 +102,28 @@ def build(studio: Studio) -> None:
         visible = tab is not captions_tab
         tab.select(lambda visible=visible: gr.Column(visible=visible), None, results, api_visibility="private")
 
+    outputs = [library, *galleries]
+
     def show(rows: dict[str, list[Found]]) -> list[Any]:
-        return [
+        found = [
             gr.Gallery(_shots(rows[name]), visible=True) if name in rows else gr.Gallery(visible=False)
             for name in studio.models.retrieval
         ]
+        return [gr.Gallery(visible=False), *found]
+
+    @functools.cache
+    def preview() -> list[tuple[Image.Image, str]]:
+        return preview_of(studio.library, PREVIEW)
+
+    def opened(request: gr.Request) -> list[Any]:
+        """The library, or the answer to a link that ends in ``?q=TEXT``."""
+        query = request.query_params.get("q", "").strip()
+        if query and studio.library.finished:
+            names = wanted(studio, list(studio.models.adapters), bool(studio.models.zero_shot))
+            return [query, *show(find(studio, check_text(query, "query"), 6, names))]
+        return [query, gr.Gallery(preview(), visible=True), *(gr.skip() for _ in galleries)]
+
+    on_opening(opened, [text, *outputs])
 
     def search_words(text: str, count: int, shown: list[str], before: bool, added: AddedImages) -> list[Any]:
         return show(find(studio, check_text(text, "query"), count, wanted(studio, shown, before), added))
@@ -96,10 +133,10 @@ def build(studio: Studio) -> None:
     ) -> list[Any]:
         return show(find(studio, given(image), count, wanted(studio, shown, before), added))
 
-    on_page([by_words.click, text.submit], search_words, [text, *settings], galleries)
-    on_example(word_examples, search_words, [text, *settings], galleries)
-    on_page([by_image.click], search_image, [image, *settings], galleries)
-    on_example(image_examples, search_image, [image, *settings], galleries)
+    on_page([by_words.click, text.submit], search_words, [text, *settings], outputs)
+    on_example(word_examples, search_words, [text, *settings], outputs)
+    on_page([by_image.click], search_image, [image, *settings], outputs)
+    on_example(image_examples, search_image, [image, *settings], outputs)
     model = gr.Textbox(visible=False, label="Model")
 
     def search(text: str, count: int = 6, model: str | None = None) -> dict[str, Any]:
@@ -121,13 +158,14 @@ def find(
     """Search with every model in ``models``.
 
     Raises:
-        UserError: the count is out of range, or nothing is indexed yet.
+        UserError: the count is out of range, the query has no terms, or nothing is indexed yet.
     """
     k = check_count(count, "number of results", MOST_RESULTS)
     rows = {}
     for name in models:
         pipeline = studio.models.retrieval[name]
-        vectors = pipeline.embed_texts([query]) if isinstance(query, str) else pipeline.embed_images([query])
+        terms = text_terms(query) if isinstance(query, str) else [Term(query, kind="image")]
+        vectors = query_vector(terms, pipeline)
         rows[name] = search_images(studio.library, name, vectors, k, added)[0]
     return rows
 
@@ -204,14 +242,10 @@ def _build_adding(studio: Studio, added: gr.State, status: gr.HTML) -> None:
 def _gallery(name: str) -> gr.Gallery:
     return gr.Gallery(
         label=name,
-        columns=3,
-        height="auto",
-        object_fit="contain",
-        buttons=["fullscreen"],
         visible=False,
         min_width=300,
-        interactive=False,
         elem_classes="shots",
+        **GALLERY,
     )
 
 

@@ -40,11 +40,13 @@ CSS = """
 .part-2 { background: var(--neutral-400) !important; }
 .progress { height: 0.45rem; border-radius: 0.25rem; background: var(--border-color-primary); overflow: hidden; }
 .progress div { height: 100%; background: var(--primary-500); }
-.shots .grid-wrap { max-height: none !important; min-height: 0 !important; padding-top: 2.2rem !important; }
-.shots .thumbnail-lg { display: flex; flex-direction: column; aspect-ratio: auto; height: auto; }
-.shots .thumbnail-lg img { aspect-ratio: 1; height: auto; }
-.shots .caption-label { position: static; width: 100%; max-width: none; border: 0; border-radius: 0;
-  font-size: 0.75rem; text-align: left; }
+.shots .grid-wrap, .library .grid-wrap { max-height: none !important; min-height: 0 !important;
+  padding-top: 2.2rem !important; }
+.shots .thumbnail-lg, .library .thumbnail-lg { display: flex; flex-direction: column; aspect-ratio: auto;
+  height: auto; }
+.shots .thumbnail-lg img, .library .thumbnail-lg img { aspect-ratio: 1; height: auto; }
+.shots .caption-label, .library .caption-label { position: static; width: 100%; max-width: none; border: 0;
+  border-radius: 0; font-size: 0.75rem; text-align: left; }
 [role=tab][aria-selected=true] { color: var(--primary-700) !important; }
 .dark [role=tab][aria-selected=true] { color: var(--primary-400) !important; }
 #search-button, #video-button { align-self: end; }

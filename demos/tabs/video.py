@@ -17,12 +17,14 @@ from tabs.common import (
     lead,
     no_model,
     on_example,
+    on_opening,
     on_page,
     picker,
     show_progress,
     status_of,
 )
 from vlkit.drawn.album import AlbumClip
+from vlkit.index import query_vector, text_terms
 from vlkit.serving import FoundClip, check_count, check_text, search_clips
 from vlkit.serving.clips import cut_clip, still_of
 
@@ -76,7 +78,7 @@ def build(studio: Studio) -> None:
         k = check_count(count, "number of results", MOST_RESULTS)
         pipeline = chosen(models, model)
         name = model or next(iter(models))
-        return search_clips(library, name, pipeline.embed_texts([query]), k)[0]
+        return search_clips(library, name, query_vector(text_terms(query), pipeline), k)[0]
 
     def show(text: str, count: float, model: str | None) -> tuple[Any, ...]:
         clips = find(text, count, model)
@@ -96,6 +98,15 @@ def build(studio: Studio) -> None:
     inputs, outputs = [text, count, model], [found, gallery, player]
     on_page([button.click, text.submit], show, inputs, outputs)
     on_example(examples, show, inputs, outputs)
+
+    def opened() -> list[Any]:
+        """The first example and its answer, still; nothing while the clips are being indexed."""
+        if not library.finished:
+            return [gr.skip() for _ in (text, *outputs)]
+        clips, shown, _ = show(queries[0], 6, None)
+        return [queries[0], clips, shown, play(clips[0], autoplay=False)]
+
+    on_opening(opened, [text, *outputs])
     gallery.select(pick, [found], [player], api_visibility="private")
     endpoint("search_video", search_video, inputs)
     show_progress(library, status, lambda: status_of(library, what), [])
@@ -106,13 +117,13 @@ def _example(clip: AlbumClip) -> str:
     return next((text for text in reversed(clip.captions) if len(text) <= SHOWN_CHARACTERS), clip.captions[0])
 
 
-def play(clip: FoundClip) -> gr.Video:
+def play(clip: FoundClip, autoplay: bool = True) -> gr.Video:
     """The player with that moment, cut out once and cached while the demo runs."""
     name = hashlib.sha256(os.fsencode(f"{clip.path}|{clip.start}|{clip.end}")).hexdigest()[:24]
     path = Path(os.environ["GRADIO_TEMP_DIR"]) / "clips" / f"{name}.mp4"
     if not path.exists():
         cut_clip(clip, path)
-    return gr.Video(str(path), label=f"{clip.name}, {range_of(clip)}", visible=True)
+    return gr.Video(str(path), label=f"{clip.name}, {range_of(clip)}", visible=True, autoplay=autoplay)
 
 
 def range_of(clip: FoundClip) -> str:

@@ -24,7 +24,10 @@ class Data:
     """Dataset to evaluate on."""
 
     root: Path | None = None
-    """Prepared dataset for retrieval (images with captions); default: the demo dataset."""
+    """Prepared dataset for retrieval (images with captions), Parquet files, or a Hugging Face dataset (folder,
+    hf:ORG/NAME); default: the demo dataset."""
+    columns: str = ""
+    """Columns of rows: image=COLUMN,texts=COLUMN,split=COLUMN; guessed from names and types if left out."""
     size: Literal["small", "medium", "large"] = "large"
     """Size of the demo dataset."""
     style: Literal["plain", "drawn"] = "plain"
@@ -43,7 +46,7 @@ class Config(AfterTraining):
 
 
 def main(config: Config) -> None:
-    dataset = TASK.dataset(config.data.root, size=config.data.size, style=config.data.style)
+    dataset = TASK.dataset(config.data.root, config.data.columns, size=config.data.size, style=config.data.style)
     records = dataset.records(config.split)
     others = other_datasets(config, TASK, config.split)
     pipeline = load_mixed(config.model, TASK.name, config)

@@ -58,7 +58,7 @@ class Config:
     """File to write; default: captions.jsonl for a folder, captions.json for a split."""
     k: int = 3
     """Captions to show for --image."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to compute on."""
 
     def __post_init__(self) -> None:

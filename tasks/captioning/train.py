@@ -21,6 +21,7 @@ from vlkit.cli.config import kinds
 from vlkit.cli.config import run as cli
 from vlkit.data.transforms import image_transform
 from vlkit.encoders.load import load_base
+from vlkit.encoders.stored_weights import with_format
 from vlkit.encoders.text_side import text_side
 from vlkit.encoders.tokenizer import Shorter, warn_of_cut_texts
 from vlkit.engine.config import RunConfig
@@ -43,7 +44,10 @@ class Data:
     """Dataset to train on: a prepared dataset for retrieval, that is images with captions."""
 
     root: Path | None = None
-    """Prepared dataset (data_prep/coco.py, from_folder.py, ...); default: the demo dataset, made on first use."""
+    """Prepared dataset (data_prep/coco.py, from_folder.py, ...), Parquet files, or a Hugging Face dataset (folder,
+    hf:ORG/NAME); default: the demo dataset, made on first use."""
+    columns: str = ""
+    """Columns of rows: image=COLUMN,texts=COLUMN,split=COLUMN; guessed from names and types if left out."""
     size: Literal["small", "medium", "large"] = "large"
     """Size of the demo dataset: 400, 2,000 or 10,000 training images with five captions each."""
     style: Literal["plain", "drawn"] = "plain"
@@ -65,7 +69,8 @@ class Config(RunConfig):
     """Adapt a CLIP base and a T5 to caption images."""
 
     base: str = "tiny"
-    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
+    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, hf:NAME_OR_FOLDER (CLIP or SigLIP of
+    transformers), photos, or a pair timm:NAME+hf:NAME."""
     text_base: str = "tiny"
     """Text base with a decoder: tiny (embedded T5), a T5 of the hub, or a folder."""
     image_size: int | None = None
@@ -81,10 +86,10 @@ class Config(RunConfig):
 
 def main(config: Config) -> None:
     run = Run.open(config, TASK.name)
-    dataset = TASK.dataset(config.data.root, size=config.data.size, style=config.data.style)
+    dataset = TASK.dataset(config.data.root, config.data.columns, size=config.data.size, style=config.data.style)
     test = reported_split(dataset, config.data)
-    base = load_base(config.base, image_size=config.image_size)
-    text = text_side(config.text_base, base)
+    base = load_base(with_format(config.base, config.base_weights), image_size=config.image_size)
+    text = text_side(with_format(config.text_base, config.base_weights), base)
     transform = image_transform(base.preprocess, config.data.augment)
     images = CaptionedImages(dataset, config.data.train, transform, config.data.per_image)
 

@@ -109,7 +109,7 @@ class Config:
     """Most images to ask the black box for, both measurements of the test split included."""
     seed: int = 0
     """Seed of the initial decoder, the order of the images, and the directions."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device of the coordinator."""
     resume: bool = False
     """Continue the run in --output from the last answer."""

@@ -47,7 +47,7 @@ class Config:
     """Address to listen on; 127.0.0.1 = this machine alone."""
     port: int = 8000
     """Port; 0 = any free one."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to compute on."""
 
 

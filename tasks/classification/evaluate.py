@@ -39,7 +39,9 @@ class Data:
     """Dataset to evaluate on."""
 
     root: Path | None = None
-    """Prepared dataset; default: the demo dataset."""
+    """Prepared dataset, Parquet files, or a Hugging Face dataset (folder, hf:ORG/NAME); default: the demo dataset."""
+    columns: str = ""
+    """Columns of rows: image=COLUMN,label=COLUMN,split=COLUMN; guessed from names and types if left out."""
 
 
 @dataclass(kw_only=True)
@@ -67,7 +69,7 @@ class Config(AfterTraining):
 
 
 def main(config: Config) -> None:
-    dataset = TASK.dataset(config.data.root, size="small")
+    dataset = TASK.dataset(config.data.root, config.data.columns, size="small")
     others = other_datasets(config, TASK, config.split)
     if config.model is not None:
         pipeline = load_mixed(config.model, TASK.name, config)

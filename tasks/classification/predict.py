@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +57,7 @@ class Config:
     output: Path | None = None
     """File to write: .json ([{"image", "class", "probability", "scores": {class: probability}}]) or .csv (a column per
     class)."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to compute on."""
 
     def __post_init__(self) -> None:
@@ -97,6 +98,8 @@ def sources_of(config: Config) -> Iterator[tuple[str, Path, str | None]]:
     for path in config.images:
         if path.is_dir():
             found = find_media(path, "images", "--images")
+            if found.note():
+                print(f"note: {path}: {found.note()}", file=sys.stderr)
             yield from ((str(file), file, None) for file in found.paths)
         elif path.exists():
             yield str(path), path, None

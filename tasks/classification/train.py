@@ -25,6 +25,7 @@ from vlkit.data.records import Record
 from vlkit.data.transforms import image_transform
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.load import load_base
+from vlkit.encoders.stored_weights import with_format
 from vlkit.engine.config import CachedRunConfig
 from vlkit.engine.fit import fit
 from vlkit.engine.loader import EpochLoader, make_loader
@@ -60,7 +61,10 @@ class Data:
     """Dataset to train on."""
 
     root: Path | None = None
-    """Prepared dataset (data_prep/image_folder.py); default: the demo dataset, made on first use."""
+    """Prepared dataset (data_prep/image_folder.py), Parquet files, or a Hugging Face dataset (folder, hf:ORG/NAME);
+    default: the demo dataset, made on first use."""
+    columns: str = ""
+    """Columns of rows: image=COLUMN,label=COLUMN,split=COLUMN; guessed from names and types if left out."""
     train: str = "train"
     """Split to train on."""
     validation: str = "val"
@@ -82,7 +86,8 @@ class Config(CachedRunConfig):
     """Adapt a CLIP base to image classification."""
 
     base: str = "tiny"
-    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
+    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, hf:NAME_OR_FOLDER (CLIP or SigLIP of
+    transformers), photos, or a pair timm:NAME+hf:NAME."""
     image_size: int | None = None
     """Side of the input in pixels; default: that of the base."""
     data: Data = field(default_factory=Data)
@@ -105,11 +110,11 @@ class Config(CachedRunConfig):
 
 def main(config: Config) -> None:
     run = Run.open(config, TASK.name)
-    dataset = TASK.dataset(config.data.root, size="small")
+    dataset = TASK.dataset(config.data.root, config.data.columns, size="small")
     test = tested_split(dataset, config.data)
     train, validation = training_records(dataset, config.data)
     warn_of_classes(dataset, train, dataset.records(test), config.head.reads_prompts)
-    base = load_base(config.base, image_size=config.image_size)
+    base = load_base(with_format(config.base, config.base_weights), image_size=config.image_size)
     prompts = prompts_of(dataset, config.prompts)
     weights = class_weights(base, prompts, run.fabric) if base.joint_dim is None else None
     examples = LabelledImages(dataset, train, image_transform(base.preprocess, config.data.augment))

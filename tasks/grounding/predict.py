@@ -54,7 +54,7 @@ class Config:
     """Write a PNG: the image with its boxes, or a sheet of images of the split (annotated boxes in white)."""
     json: Path | None = None
     """Write the boxes and their scores to this file."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to compute on."""
 
 

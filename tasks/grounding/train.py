@@ -21,6 +21,7 @@ from vlkit.cli.config import run as cli
 from vlkit.data.manifest import Dataset
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.load import load_base
+from vlkit.encoders.stored_weights import with_format
 from vlkit.encoders.text_side import TextSide, text_side
 from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.config import CachedRunConfig
@@ -106,8 +107,8 @@ def main(config: Config) -> None:
     run = Run.open(config, TASK.name)
     dataset = TASK.dataset(config.data.root)
     test = reported_split(dataset, config.data)
-    base = load_base(config.base, image_size=config.image_size)
-    text = text_side(config.text_base, base)
+    base = load_base(with_format(config.base, config.base_weights), image_size=config.image_size)
+    text = text_side(with_format(config.text_base, config.base_weights), base)
     transform = BoxTransform(base.preprocess, config.data.shape, config.data.augment)
 
     def examples_of(texts: int) -> BoxedImages:

@@ -57,7 +57,7 @@ class Config:
     data: Data = field(default_factory=Data)
     json: Path | None = None
     """Write what was found in the video to this file: moments, the saliency of each clip, and the summary."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to compute on."""
 
     def __post_init__(self) -> None:

@@ -20,6 +20,7 @@ from vlkit.cli.config import run as cli
 from vlkit.data.manifest import Dataset
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.load import load_base
+from vlkit.encoders.stored_weights import with_format
 from vlkit.encoders.text_side import TextSide, text_side
 from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.config import CachedRunConfig
@@ -103,7 +104,7 @@ def main(config: Config) -> None:
     run = Run.open(config, TASK.name)
     dataset = TASK.dataset(config.data.root)
     test = labelled_split(dataset, config.data)
-    base = load_base(config.base)
+    base = load_base(with_format(config.base, config.base_weights))
     text = text_side("clip", base)
     reader = ClipsReader(base.preprocess, config.fps or default_fps(dataset))
     splits = {name: MomentExamples(dataset, name, reader) for name in {config.data.validation, test}}

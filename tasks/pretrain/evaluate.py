@@ -33,7 +33,7 @@ class Config:
     """Seed of the drawn scenes."""
     workers: int = 0
     """Processes that draw scenes."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to compute on."""
 
 

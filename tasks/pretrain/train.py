@@ -39,7 +39,7 @@ from vlkit.encoders.tiny import (
     tiny_t5_tokenizer,
     vocabulary,
 )
-from vlkit.engine.hardware import attention_for, keep_freed_memory
+from vlkit.engine.hardware import attention_for, fast_bfloat16, keep_freed_memory
 from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.tasks.contrastive import require_negatives
@@ -71,8 +71,8 @@ class Config:
     """Weight decay on matrices."""
     seed: int = 2024
     """Seed of scenes, order and initial weights."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to train on; bf16 autocast on both."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device to train on; bf16 autocast where the device computes it faster than float32."""
     evaluate_every: int = 200
     """Steps between evaluations, each with a checkpoint; with `minutes`, seconds."""
     workers: int = 1
@@ -124,7 +124,7 @@ def clip_job(config: Config, device: torch.device) -> Job:
 
     def embed(drawn: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         pixels = (drawn.to(device) / 255 - mean) / std
-        with torch.autocast(device.type, torch.bfloat16):
+        with fast_bfloat16(device):
             images = model.encode_image(pixels, normalize=True)
             texts = text_tower(text_tower.trim(ids).to(device))
         return images.float(), F.normalize(texts.float(), dim=-1)
@@ -188,7 +188,7 @@ def t5_job(config: Config, device: torch.device) -> Job:
 
     def loss(batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         source, mask, target = (tensor.to(device) for tensor in batch)
-        with torch.autocast(device.type, torch.bfloat16):
+        with fast_bfloat16(device):
             return model(input_ids=source, attention_mask=mask, labels=target).loss
 
     def train(first: int) -> DataLoader:

@@ -31,7 +31,9 @@ class Data:
     """Dataset to evaluate on."""
 
     root: Path | None = None
-    """Prepared dataset; default: the demo dataset."""
+    """Prepared dataset, Parquet files, or a Hugging Face dataset (folder, hf:ORG/NAME); default: the demo dataset."""
+    columns: str = ""
+    """Columns of rows: image=COLUMN,texts=COLUMN,split=COLUMN; guessed from names and types if left out."""
 
 
 @dataclass(kw_only=True)
@@ -58,7 +60,7 @@ class Config(AfterTraining):
 def main(config: Config) -> None:
     if (config.model is None) == (config.base is None):
         raise UserError("give either --model DIR (a saved adapter) or --base NAME (zero-shot)")
-    dataset = TASK.dataset(config.data.root)
+    dataset = TASK.dataset(config.data.root, config.data.columns)
     others = other_datasets(config, TASK, config.split)
     pipeline = open_pipeline(config)
     images, texts, owner = embed_split(pipeline.embedder, dataset, config.split)

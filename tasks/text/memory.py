@@ -56,7 +56,7 @@ class Config:
     """Tokens of every text that is written."""
     estimate: bool = True
     """Predict without weights and computation; false: run the step."""
-    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "cpu"
     """Device to predict for, or to compute on."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Number format."""

@@ -52,7 +52,7 @@ class Config:
     """Split to label."""
     output: Path = Path("labels.json")
     """File to write."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to compute on."""
 
     def __post_init__(self) -> None:

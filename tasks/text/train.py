@@ -22,6 +22,7 @@ from vlkit.cli.config import kinds
 from vlkit.cli.config import run as cli
 from vlkit.data.text_task import task_of, text_records
 from vlkit.encoders.load import load_text_base
+from vlkit.encoders.stored_weights import with_format
 from vlkit.encoders.tokenizer import Shorter, warn_of_cut_texts
 from vlkit.engine.config import RunConfig
 from vlkit.engine.fit import fit
@@ -80,7 +81,7 @@ def main(config: Config) -> None:
     examples = TextExamples(dataset, config.data.train)
     for split in (config.data.validation, test):
         text_records(dataset, split)  # a wrong record is named before training
-    base = load_text_base(config.text_base)
+    base = load_text_base(with_format(config.text_base, config.base_weights))
     writes = config.head.kind == "write"
 
     labelling = build_model(base, task, config.adapter, config.head)

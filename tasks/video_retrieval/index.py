@@ -53,7 +53,7 @@ class Config:
     """FAISS factory string: Flat (exact, the default of a new index), HNSW32, IVF256,Flat, IVF1024,PQ32, …"""
     strict: bool = False
     """Stop at a video that cannot be read, instead of skipping and listing it."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to compute on."""
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ from vlkit.data.video.clip_frames import Sampling
 from vlkit.data.video.frame_batch import Frames
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.load import load_base
+from vlkit.encoders.stored_weights import with_format
 from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.config import CachedRunConfig
 from vlkit.engine.fit import fit
@@ -79,7 +80,10 @@ class Config(CachedRunConfig):
     """Adapt a CLIP base to text-video retrieval."""
 
     base: str = "tiny"
-    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
+    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, hf:NAME_OR_FOLDER (CLIP or SigLIP of
+    transformers), photos, or a pair timm:NAME+hf:NAME."""
+    context_length: int | None = None
+    """Tokens per text; default: the base's own. Position embeddings are resized; the adapter records the value."""
     data: Data = field(default_factory=Data)
     frames: int = 12
     """Frames per video; shorter videos give all their frames."""
@@ -108,7 +112,8 @@ class Config(CachedRunConfig):
 def main(config: Config) -> None:
     run = Run.open(config, TASK.name)
     dataset = TASK.dataset(config.data.root)
-    base = load_base(config.base)
+    name = with_format(config.base, config.base_weights)
+    base = load_base(name, context_length=config.context_length)
     reader = ClipReader(base.preprocess, config.frames, config.sampling)
     train, validation, test = splits_of(dataset, config.data, reader)
     pairs = VideoTextPairs(train.frames, train.records, config.data.every_caption)

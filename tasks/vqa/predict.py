@@ -55,7 +55,7 @@ class Config:
     """Question about --image."""
     k: int = 5
     """Answers to show for --question."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to compute on."""
 
 

@@ -23,6 +23,7 @@ from vlkit.data.manifest import Dataset
 from vlkit.data.transforms import image_transform
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.load import load_base
+from vlkit.encoders.stored_weights import with_format
 from vlkit.encoders.text_side import TextSide, text_side
 from vlkit.encoders.tokenizer import Shorter, warn_of_cut_texts
 from vlkit.engine.config import CachedRunConfig
@@ -88,7 +89,8 @@ class Config(CachedRunConfig):
     """Adapt a CLIP base and a text base to visual question answering."""
 
     base: str = "tiny"
-    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, photos, or a pair timm:NAME+hf:NAME."""
+    """Base: tiny (embedded), ARCH, ARCH:TAG or ARCH:FILE of open_clip, hf:NAME_OR_FOLDER (CLIP or SigLIP of
+    transformers), photos, or a pair timm:NAME+hf:NAME."""
     text_base: str | None = None
     """Text base for questions: clip (the base's text tower), tiny (embedded T5), a T5, BERT or similar model of the
     hub, or a folder; default: clip, or tiny if --head.kind generate needs a decoder."""
@@ -120,8 +122,8 @@ def main(config: Config) -> None:
     run = Run.open(config, TASK.name)
     dataset = TASK.dataset(config.data.root, size=config.data.size, style=config.data.style)
     test = answered_split(dataset, config.data)
-    base = load_base(config.base, image_size=config.image_size)
-    text = text_side(config.text_base, base)
+    base = load_base(with_format(config.base, config.base_weights), image_size=config.image_size)
+    text = text_side(with_format(config.text_base, config.base_weights), base)
     vocabulary = vocabulary_of(dataset, config)
     transform = image_transform(base.preprocess, config.data.augment)
     examples = ImageQuestions(dataset, config.data.train, transform, config.data.per_picture)

@@ -10,8 +10,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vlkit.cli.command import commands, script_of, scripts_folder
+from vlkit.data.manifest import write_dataset
+from vlkit.data.records import Record
 from vlkit.tasks.registry import TASKS
 
 ROOT = Path(__file__).parents[2]
@@ -98,6 +101,50 @@ def test_a_wheel_carries_the_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "prepare", "coco", "--annotations", "none.json", "--images", ".", "--output", "o", PYTHONPATH=str(place)
     )
     assert shown.returncode == 2 and "none.json" in shown.stderr
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_trains_and_searches_without_a_checkout_and_a_home(tmp_path: Path) -> None:
+    """From a folder with a space in its name, with a home that cannot be written."""
+    copy, site, place = tmp_path / "copy", tmp_path / "a place" / "site", tmp_path / "my photos"
+    for name in ("vlkit", "tasks", "demos", "data_prep"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    build = "import setuptools.build_meta as b, sys; print(b.build_wheel(sys.argv[1]))"
+    line = [sys.executable, "-c", build, str(tmp_path)]
+    subprocess.run(line, cwd=copy, check=True, capture_output=True, timeout=120)
+    wheel = next(tmp_path.glob("*.whl"))
+    # The dependencies are those of this interpreter; PYTHONPATH comes before an editable installation of the checkout.
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
+    subprocess.run([*install, str(wheel)], check=True, capture_output=True, timeout=120)
+    shutil.rmtree(copy)
+    # Every module is there: none is taken from an editable installation instead.
+    modules = {path.relative_to(ROOT) for path in (ROOT / "vlkit").rglob("*.py")}
+    assert modules <= {path.relative_to(site) for path in (site / "vlkit").rglob("*.py")}
+    (place / "images").mkdir(parents=True)
+    splits: dict[str, list[Record]] = {}
+    for number, split in enumerate(("train",) * 4 + ("val",) * 2 + ("test",) * 2):
+        Image.new("RGB", (64, 64), (255 * (number % 2), 40, 40 * number)).save(place / "images" / f"{number}.png")
+        record = {"id": str(number), "image": f"{number}.png", "texts": [f"a square of kind {number}"]}
+        splits.setdefault(split, []).append(record)
+    data, media = place / "data" / "mine", place / "images"
+    write_dataset(data, name="mine", task="retrieval", splits=splits, media_root=media, source="test")
+    (tmp_path / "no home").touch()
+    hidden = {name: "" for name in ("VLKIT_CACHE", "XDG_CACHE_HOME")}
+    environment = os.environ | hidden | {"HOME": str(tmp_path / "no home"), "PYTHONPATH": str(site)}
+
+    def vlkit(*words: object) -> str:
+        call = [str(site / "bin" / "vlkit"), *map(str, words)]
+        done = subprocess.run(call, cwd=place, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "train" in vlkit("--help")
+    quick = ("--epochs", 1, "--batch_size", 4, "--device", "cpu", "--output", "runs/my run")
+    assert "adapter: runs/my run" in vlkit("train", "retrieval", "--data.root", "data/mine", *quick)
+    assert "8 images (8 new" in vlkit("index", "--model", "runs/my run", "--images", "images", "--index", "an idx")
+    assert "7.png" in vlkit("search", "--index", "an idx", "--text", "a square - red", "--k", 8)
 
 
 def test_a_package_without_scripts_says_so(

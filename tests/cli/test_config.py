@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pytest
 
-from vlkit.cli.config import about, kinds, parse, positional, run, to_yaml
+from vlkit.cli.config import about, kinds, parse, positional, repeated, run, to_yaml
 from vlkit.data.images import MediaError
 from vlkit.errors import UserError
 
@@ -423,3 +423,24 @@ def test_bug_keeps_its_traceback():
 
     with pytest.raises(ZeroDivisionError):
         run(main, Config, [])
+
+
+@dataclass
+class Queries:
+    """Lists whose flags are repeated."""
+
+    text: list[str] = repeated()
+    """Words, taken literally."""
+    file: list[Path] = repeated()
+    """Paths."""
+
+
+def test_a_repeated_flag_takes_one_value_each_time(tmp_path):
+    found = parse(Queries, ["--text", "a b", "--text=[x]", "--file", "1", "--text", "-c"])
+    assert found == Queries(["a b", "[x]", "-c"], [Path("1")])
+    with pytest.raises(UserError, match="unexpected argument 'plane'"):
+        parse(Queries, ["--text", "a", "plane"])
+    (tmp_path / "c.yaml").write_text(to_yaml(found))
+    assert parse(Queries, ["--config", str(tmp_path / "c.yaml")]) == found
+    assert parse(Queries, ["--config", str(tmp_path / "c.yaml"), "--text", "z"]) == Queries(["z"], [Path("1")])
+    assert parse(Queries, []) == Queries()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import pickle
 import struct
 import zlib
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, features
 
 from vlkit.data.images import IMAGE_SUFFIXES, MediaError, formats, image_size, open_image, opening, to_rgb
+from vlkit.data.scan import find_media
 
 
 def blocks(width: int = 48, height: int = 32) -> Image.Image:
@@ -239,10 +241,10 @@ def brands(*names: str, size: int | None = None) -> bytes:
 @pytest.mark.parametrize(
     ("start", "expected"),
     [
-        (brands("heic", "mif1", "miaf"), "HEIC is not supported; convert it to JPEG or PNG"),
-        (brands("mif1", "heic"), "HEIC is not supported; convert it to JPEG or PNG"),
-        (brands("msf1", "hevc"), "HEIC is not supported; convert it to JPEG or PNG"),
-        (brands("mif1", "miaf"), "HEIF is not supported; convert it to JPEG or PNG"),
+        (brands("heic", "mif1", "miaf"), "HEIC needs pip install 'vlkit[heic]'; or convert it to JPEG or PNG"),
+        (brands("mif1", "heic"), "HEIC needs pip install 'vlkit[heic]'; or convert it to JPEG or PNG"),
+        (brands("msf1", "hevc"), "HEIC needs pip install 'vlkit[heic]'; or convert it to JPEG or PNG"),
+        (brands("mif1", "miaf"), "HEIF needs pip install 'vlkit[heic]'; or convert it to JPEG or PNG"),
         (brands("crx ", "isom"), "camera raw (CR3) is not supported; convert it to JPEG or PNG"),
         (brands("isom", "mp42"), "a video, not an image"),
         (brands("qt  "), "a video, not an image"),
@@ -256,11 +258,39 @@ def brands(*names: str, size: int | None = None) -> bytes:
         (brands("avif", "mif1"), "damaged or truncated"),
     ],
 )
-def test_other_formats_are_called_by_their_name(tmp_path, start, expected):
+def test_other_formats_are_called_by_their_name(tmp_path, monkeypatch, start, expected):
     """Whatever the file is called: phones and mail programs rename HEIC to .jpg."""
+    without_heif = tuple(name for name in formats.readable_formats() if name != "HEIF")
+    monkeypatch.setattr(formats, "readable_formats", lambda: without_heif)
     for name in ("a.jpg", "a.HEIC"):
         (tmp_path / name).write_bytes(start)
         assert reason(tmp_path / name).startswith(expected)
+
+
+HEIC = base64.b64decode(
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAchtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAADRpbG9jAA"
+    "AAAERAAAIAAQAAAAAB7AABAAAAAAAAADUAAgAAAAACIQABAAAAAAAAACQAAAA4aWluZgAAAAAAAgAAABVpbmZlAgAAAAABAABodmMxAAAAABVp"
+    "bmZlAgAAAQACAABFeGlmAAAAAA5waXRtAAAAAAABAAABB2lwcnAAAADmaXBjbwAAAHZodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGE"
+    "ABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQAqQgEBA3AAAAMAkAAAAwAAAwAeoCCBBZbq5Ka5uAhoMCAAAAMDIAAAAwAhYgABAAZEAcFzwIkA"
+    "AAATY29scm5jbHgAAQANAAaAAAAAFGlzcGUAAAAAAAAAQAAAAEAAAAAoY2xhcAAAAEAAAAABAAAAKAAAAAEAAAAAAAAAAv///+gAAAACAAAAEH"
+    "BpeGkAAAAAAwgICAAAAAlpcm90AwAAABlpcG1hAAAAAAAAAAEAAQaBAgMFhIYAAAAaaXJlZgAAAAAAAAAOY2RzYwACAAEAAQAAAGFtZGF0AAAA"
+    "MSgBr1j5Et3/3juRy83+kgopm4Cv6ZjJFqcNVUNrImPN3+ukuKbRcs8ohgAByLs++4AAAAAGRXhpZgAATU0AKgAAAAgAAQESAAMAAAABAAYAAA"
+    "AAAAA="
+)
+"""A red image of 64 x 40 pixels with a blue strip on its left, turned by 90 degrees (EXIF orientation 6)."""
+
+
+def test_heic_is_read_upright_under_any_name(tmp_path):
+    pytest.importorskip("pi_heif")
+    for name in ("IMG_1.HEIC", "renamed.jpg"):
+        (tmp_path / name).write_bytes(HEIC)
+        image = open_image(tmp_path / name)
+        assert image_size(tmp_path / name) == image.size == (40, 64) and image.mode == "RGB"
+        blue, red = np.asarray(image)[:18].mean((0, 1)), np.asarray(image)[24:].mean((0, 1))
+        np.testing.assert_allclose([blue, red], [(30, 60, 200), (200, 30, 30)], atol=6)
+    (tmp_path / "cut.heic").write_bytes(HEIC[:-60])
+    assert "truncated" in reason(tmp_path / "cut.heic")
+    assert find_media(tmp_path, "images").names == ["IMG_1.HEIC", "cut.heic", "renamed.jpg"]
 
 
 def test_avif_without_its_decoder_is_called_by_its_name(tmp_path, monkeypatch):

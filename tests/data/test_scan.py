@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from vlkit.data.check import check_dataset
+from vlkit.data.images.formats import READS_HEIF
 from vlkit.data.manifest import Dataset
-from vlkit.data.scan import find_media
+from vlkit.data.scan import Scan, find_media
 from vlkit.data.sources import folder as own_folder
 from vlkit.data.sources.prepare import prepare
 from vlkit.errors import UserError
@@ -30,18 +32,18 @@ def test_images_of_all_sub_folders_count_in_the_order_of_paths(tmp_path):
 
 
 def test_every_other_ending_is_counted_by_name(tmp_path):
-    touch(tmp_path, "a.jpg", "b.HEIC", "c.heic", "d.avi", "e.txt", "README", "f.CR2", "x.jpg.part")
+    touch(tmp_path, "a.jpg", "b.PSD", "c.psd", "d.avi", "e.txt", "README", "f.CR2", "x.jpg.part")
     note = find_media(tmp_path, "images", beside=(".txt",)).note()
     assert note == (
-        "skipped: 1 .cr2 (not supported; convert to JPEG or PNG), 2 .heic (not supported; convert to JPEG or PNG), "
-        "1 without an ending, 1 .avi, 1 .part"
+        "skipped 6 files: 1 .cr2 (not supported; convert to JPEG or PNG), "
+        "2 .psd (not supported; convert to JPEG or PNG), 1 without an ending, 1 .avi, 1 .part"
     )
     assert find_media(tmp_path, "videos").names == ["d.avi"]
 
 
 def test_a_folder_without_a_match_says_what_is_there(tmp_path):
-    touch(tmp_path, "a.heic", "b.heif")
-    with pytest.raises(UserError, match=r"--images .*: no images there .*1 \.heic \(not supported; convert"):
+    touch(tmp_path, "a.psd", "b.raw")
+    with pytest.raises(UserError, match=r"--images .*: no images there .*1 \.psd \(not supported; convert"):
         find_media(tmp_path, "images", "--images")
     with pytest.raises(UserError, match=r"--videos .*none: no such folder"):
         find_media(tmp_path / "none", "videos", "--videos")
@@ -121,9 +123,18 @@ def test_what_is_no_file_is_not_opened(tmp_path):
 
 
 def test_own_folders_follow_the_same_rule(tmp_path):
-    touch(tmp_path, "a.jpg", "b.heic", "@eaDir/a.jpg", ".hidden/c.jpg")
+    touch(tmp_path, "a.jpg", "b.psd", "@eaDir/a.jpg", ".hidden/c.jpg")
     (tmp_path / "a.txt").write_text("a dog\n")
     source = own_folder.read(tmp_path, val=0, test=0)
     assert [record["image"] for record in source.splits["train"]] == ["a.jpg"]
-    (note,) = [note for note in source.notes if note.startswith("skipped: ")]
-    assert "1 .heic (not supported" in note and "@eaDir" in note and ".hidden" in note and ".txt" not in note
+    (note,) = [note for note in source.notes if note.startswith("skipped 1 file: ")]
+    assert "1 .psd (not supported" in note and "@eaDir" in note and ".hidden" in note and ".txt" not in note
+
+
+def test_the_note_counts_files_and_says_what_reads_heic(tmp_path):
+    touch(tmp_path, "a.jpg", *(f"{n}.mov" for n in range(8)), *(f"{n}.txt" for n in range(4)), ".x.jpg")
+    assert find_media(tmp_path, "images").note() == "skipped 12 files: 8 .mov, 4 .txt; 1 hidden (.x.jpg)"
+    scan = Scan(tmp_path, "images", endings=Counter({".heic": 2}))
+    if not READS_HEIF:
+        assert scan.note() == "skipped 2 files: 2 .heic (pip install 'vlkit[heic]', or convert to JPEG or PNG)"
+    assert Scan(tmp_path, "images", causes={"hidden": ["a"]}).note() == "skipped 1 hidden (a)"

@@ -72,6 +72,16 @@ def test_search_finds_the_image_and_says_with_what(client: Client):
     assert abs(before["results"][0]["score"] - scores[0]) > 0.01  # the adapter changes what the base says
 
 
+def test_a_search_adds_and_subtracts_texts(client: Client):
+    def found(query: str) -> dict[str, float]:
+        return {hit["picture"]: hit["score"] for hit in client.predict(query, 24, api_name="/search")["results"]}
+
+    alone, same, other = found(QUERY), found(f"2*{QUERY}"), found(f"{QUERY} - 0.5*a green bus")
+    assert alone[ITS_IMAGE] == pytest.approx(same[ITS_IMAGE], abs=1e-4)
+    assert abs(alone[ITS_IMAGE] - other[ITS_IMAGE]) > 0.01
+    assert "a sign without a term" in refused(client, "a bus - - a cat", 3, api_name="/search")
+
+
 def test_a_image_finds_itself_and_its_caption(client: Client):
     entry = demo_album().about_images[70]
     image = handle_file(str(demo_album().images / entry.name))

@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -99,14 +100,42 @@ def test_words_find_the_right_image_first_and_before_after_shows_both(page, shot
     first = page.locator(".shots:visible").first.locator("img").first
     first.wait_for()
     assert first.get_attribute("alt").endswith(ITS_IMAGE)
-    assert page.locator(".shots:visible").count() == 1
-    page.check("#before-after input")
-    page.click("#search-button")
     page.locator(".shots:visible").nth(1).locator("img").first.wait_for()
+    assert not page.locator("#library").is_visible()  # the results take its place
     alts = page.locator(".shots:visible img").evaluate_all("all => all.map(image => image.alt)")
     assert alts[:6] != alts[6:]  # the base without the adapter gives other scores
     assert len(alts) == 12 and all(re.fullmatch(r"0\.\d{3} picture\d\d\.jpg", alt) for alt in alts)
     page.screenshot(path=shots / "search.png", full_page=True)
+    page.uncheck("#before-after input")
+    page.click("#search-button")
+    page.wait_for_function(
+        "document.querySelectorAll('.shots').length && [...document.querySelectorAll('.shots')]"
+        ".filter(each => each.offsetParent).length == 1"
+    )
+
+
+def test_at_first_glance_there_are_images_and_answers(browser, url: str, page, shots: Path):
+    page.locator("#library img").nth(11).wait_for()
+    assert page.locator("#library").is_visible() and page.locator(".shots:visible").count() == 0
+    assert "stays frozen" in page.locator("#title").inner_text()
+    page.screenshot(path=shots / "opened_search.png", full_page=True)
+    answers = {"Ask": "#ask-result li", "Ground": "#ground-boxes tbody tr", "Classify": "#classify-result li"}
+    if "video_retrieval" in SHIPPED:
+        answers["Video search"] = "#video-matches img"
+    for tab, answer in answers.items():
+        open_tab(page, tab)
+        page.locator(answer).first.wait_for()
+        page.screenshot(path=shots / f"opened_{tab.split()[0].lower()}.png", full_page=True)
+    entry = next(entry for entry in demo_album().about_images[2::9] if entry.phrases)
+    open_tab(page, "Ground")
+    assert boxes_for(page, entry.phrases[0][0])
+    link = browser.new_page(viewport=DESK)
+    link.set_default_timeout(PATIENCE)
+    link.goto(f"{url}/?q={quote(QUERY)}", wait_until="domcontentloaded")
+    link.locator(".shots:visible img").first.wait_for()
+    assert link.locator(".shots:visible img").first.get_attribute("alt").endswith(ITS_IMAGE)
+    assert link.locator("#search-text textarea").input_value() == QUERY
+    link.close()
 
 
 def test_an_example_runs_when_clicked(page):

@@ -24,6 +24,7 @@ from helpers.toy_run import ToyConfig
 from vlkit.cli.config import parse
 from vlkit.engine import checkpoint, run_folder
 from vlkit.engine.distributed import make_fabric
+from vlkit.engine.hardware import fast_bfloat16
 from vlkit.engine.loader import EpochLoader
 from vlkit.engine.optim import lr_factor, make_optimizer
 from vlkit.engine.run import Run
@@ -482,3 +483,18 @@ def test_example_depends_on_its_place_alone():
                 assert torch.equal(inputs.setdefault(key, row), row)
     assert len(inputs) == 32
     assert len({tuple(row.tolist()) for row in inputs.values()}) == 32, "an epoch repeats the noise of another"
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "fast"), [({}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)]
+)
+def test_bf16_autocast_only_where_the_cpu_has_instructions_for_it(monkeypatch, capabilities, fast):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    with fast_bfloat16(torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if fast else torch.float32)
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has the device")
+def test_a_missing_gpu_of_a_mac_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="--device mps: no GPU of a Mac found"):
+        make_fabric("mps")

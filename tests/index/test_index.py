@@ -18,8 +18,10 @@ import pytest
 
 import vlkit.files
 from helpers.memory import at_most
+from vlkit.data.images import MediaError
 from vlkit.errors import UserError
 from vlkit.index import IndexWriter, Item, VectorIndex
+from vlkit.index.update import describe_items
 
 MODEL = "tiny + sherl 1f2e"
 
@@ -528,3 +530,57 @@ def test_a_folder_whose_name_is_not_utf8(tmp_path):
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     values = make(path, 200, "HNSW32")
     assert VectorIndex.open(path).search(values[:1], 1)[0][0].item.id == "0"
+
+
+def test_captions_are_added_to_what_is_saved(tmp_path):
+    """In any order of changes, vectors stay with their items, and no caption is made twice."""
+    values = make(tmp_path, 7)
+    asked: list[list[str]] = []
+
+    def describe(names):
+        asked.append(list(names))
+        return [f"item {name}" for name in names]
+
+    def read(item: Item) -> str:
+        if item.id == "3":
+            raise MediaError("3", "damaged")
+        return item.id
+
+    options = {"read": read, "describe": describe, "batch_size": 2, "save_every": 3}
+    with IndexWriter.open(tmp_path, 16, MODEL) as writer:
+        assert describe_items(writer, "a", **options) == 6
+    assert asked == [["0", "1"], ["2"], ["4", "5"], ["6"]]
+    with IndexWriter.open(tmp_path, 16, MODEL) as writer:
+        fresh = vectors(1, seed=9)
+        writer.add([Item("new", "1")], fresh)
+        asked.clear()
+        done = []
+        assert describe_items(writer, "a", **options, progress=lambda *numbers: done.append(numbers)) == 1
+        assert asked == [["new"]] and done == [(0, 2), (2, 2)]
+    with IndexWriter.open(tmp_path, 16, MODEL) as writer:
+        assert writer.diff([*items(range(7)), Item("new", "1")]).todo == []
+    found = VectorIndex.open(tmp_path)
+    assert {item.id: item.metadata.get("caption") for item in found.items} == {
+        **{str(n): f"item {n}" for n in range(7) if n != 3},
+        "3": None,
+        "new": "item new",
+    }
+    rows = {item.id: found.vectors[row] for row, item in enumerate(found.items)}
+    np.testing.assert_array_equal([rows[str(n)] for n in range(7)], values)
+    np.testing.assert_array_equal(rows["new"], fresh[0])
+    with IndexWriter.open(tmp_path, 16, MODEL) as writer:
+        assert describe_items(writer, "another", **options) == 7
+
+
+def test_captions_made_before_an_error_are_kept(tmp_path):
+    make(tmp_path, 6)
+
+    def describe(names):
+        if "4" in names:
+            raise KeyboardInterrupt
+        return names
+
+    with pytest.raises(KeyboardInterrupt), IndexWriter.open(tmp_path, 16, MODEL) as writer:
+        describe_items(writer, "a", read=lambda item: item.id, describe=describe, batch_size=2)
+    captions = {item.id: item.metadata.get("caption") for item in VectorIndex.open(tmp_path).items}
+    assert captions == {"0": "0", "1": "1", "2": "2", "3": "3", "4": None, "5": None}

@@ -156,18 +156,67 @@ def test_a_damaged_source_is_named(text, part, tmp_path):
 @MEDIA
 def test_what_is_passed_over_in_a_folder_is_said(media, tmp_path, capsys):
     folder, to = tmp_path / "media", tmp_path / "idx"
-    for name in ("IMG_1.HEIC", "notes.txt", ".hidden/x" + SUFFIX[media], "@eaDir/y" + SUFFIX[media]):
+    for name in ("IMG_1.PSD", "notes.txt", ".hidden/x" + SUFFIX[media], "@eaDir/y" + SUFFIX[media]):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"\0")
     refused = refuse(f"{SCRIPTS[media]}/index.py", f"--{media}", folder, "--index", to, "--base", "tiny")
-    heic = "1 .heic (not supported; convert to JPEG or PNG)" if media == "images" else "1 .heic, 1 .txt"
-    assert f"no {media} there" in refused and heic in refused
+    psd = "1 .psd (not supported; convert to JPEG or PNG)" if media == "images" else "1 .psd, 1 .txt"
+    assert f"no {media} there" in refused and psd in refused
     put(folder, media, "a")
     index(media, folder, to)
     said = capsys.readouterr().out
-    assert "note: skipped: " in said and heic in said
+    assert "note: skipped 2 files: " in said and psd in said
     assert "1 .txt" in said and "1 hidden (.hidden)" in said and "@eaDir" in said
     assert [item.id.split("#")[0] for item in VectorIndex.open(to).items] == [f"a{SUFFIX[media]}"]
+
+
+def test_sums_thresholds_and_duplicates(tmp_path, capsys):
+    folder, to, hits = tmp_path / "media", tmp_path / "idx", tmp_path / "hits.json"
+    paths = [put(folder, "images", name, number) for number, name in enumerate("abc")]
+    shutil.copy(paths[0], folder / "z copy.png")
+    index("images", folder, to)
+    script = "tasks/retrieval/search.py"
+
+    def found(*words: object) -> dict:
+        search("images", "--index", to, "--k", 9, "--json", hits, *words)
+        return json.loads(hits.read_text(encoding="utf-8"))
+
+    pipeline = load_zero_shot("tiny", "cpu")
+    query = pipeline.embed_texts(["red", "blue"]).T @ [1, -0.5] + pipeline.embed_images([paths[0]])[0]
+    got = found("--text", "red - 0.5*blue", "--image", paths[0])
+    assert got["query"] == {"text": "red - 0.5*blue", "image": str(paths[0])}
+    assert [term["weight"] for term in got["terms"]] == [1, -0.5, 1]
+    expected = pipeline.embed_images(paths) @ (query / np.linalg.norm(query))
+    scores = {hit["image"]: hit["score"] for hit in got["results"]}
+    np.testing.assert_allclose([scores[str(path)] for path in paths], expected, atol=1e-5)
+
+    every = found("--text", "red")["results"]
+    middle = (every[1]["score"] + every[2]["score"]) / 2
+    some = found("--text", "red", "--min_score", middle)
+    assert some["results"] == every[:2] and some["min_score"] == middle
+    assert "other images have a score below" in capsys.readouterr().out
+    assert "no" in refuse(script, "--index", to, "--text", "red", "--min_score", "auto").replace("neither", "no")
+    (to / "source.json").write_text(
+        json.dumps({**json.loads((to / "source.json").read_text()), "min_score": middle}), encoding="utf-8"
+    )
+    assert found("--text", "red", "--min_score", "auto") == some
+    index("images", folder, to)  # keeps the threshold
+    assert found("--text", "red", "--min_score", "auto") == some
+    assert "--min_score auto" in refuse(script, "--index", to, "--image", paths[0], "--min_score", "auto")
+    assert "--text: 'a - - b'" in refuse(script, "--index", to, "--text", "a - - b")
+
+    call("tasks/retrieval/index.py", "--index", to, "--duplicates", 1, "--json", hits)
+    said = json.loads(hits.read_text(encoding="utf-8"))
+    assert said["threshold"] == 1
+    assert [[hit["image"] for hit in group] for group in said["groups"]] == [
+        [str(paths[0]), str(folder / "z copy.png")]
+    ]
+    assert said["groups"][0][1]["identical"] is True
+    assert "1 groups with 1 near-duplicates of 4 images" in capsys.readouterr().out
+    call("tasks/retrieval/index.py", "--index", to, "--duplicates")
+    assert "(cosine >= 0.98)" in capsys.readouterr().out
+    words = ("tasks/retrieval/index.py", "--index", to)
+    assert "--images FOLDER" in refuse(*words) and "at most 1" in refuse(*words, "--duplicates", 98)
 
 
 def test_turned_and_thin_images_are_indexed_as_they_are_seen(tmp_path, capsys):

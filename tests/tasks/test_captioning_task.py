@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import vlkit
-from helpers.scripts import call, refuse
+from helpers.scripts import ROOT, call, refuse
 from vlkit.data.manifest import Dataset, write_dataset
 from vlkit.encoders.load import load_base
 from vlkit.errors import UserError
@@ -41,6 +42,32 @@ def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "sherl"
     call(TRAIN, "--data.root", dataset, "--output", folder, *QUICK)
     return folder
+
+
+def test_an_index_holds_captions_that_a_search_shows(trained: Path, dataset: Path, tmp_path: Path, capsys) -> None:
+    idx, hits = tmp_path / "idx", tmp_path / "hits.json"
+    index = ("tasks/retrieval/index.py", "--base", "tiny", "--images", dataset, "--index", idx)
+    call(*index, "--captions", trained)
+    assert "; 9 captions added" in capsys.readouterr().out
+    call(*index, "--captions", trained)
+    assert "9 unchanged" in (said := capsys.readouterr().out) and "; 0 captions added" in said
+    call(*index)  # keeps them
+    capsys.readouterr()
+    call("tasks/retrieval/search.py", "--index", idx, "--text", "a square", "--k", 3, "--json", hits)
+    said = capsys.readouterr().out
+    model = vlkit.load(trained, device="cpu")
+    for hit in json.loads(hits.read_text())["results"]:
+        assert hit["caption"] == model.caption(hit["image"]) and hit["caption"] in said
+    assert "task 'captioning' is needed" in refuse(*index, "--captions", ROOT / "vlkit/assets/adapters/retrieval")
+
+
+def test_captions_of_the_nearest_images_are_a_control(dataset: Path, tmp_path: Path, capsys) -> None:
+    flags = ("--flags", f"data.root={dataset}", "base=tiny", "epochs=1")
+    call("tasks/compare.py", "--task", "captioning", "--kinds", "nearest", "--seeds", 1, *flags, "--output", tmp_path)
+    report = json.loads((tmp_path / "nearest-seed0" / "metrics.json").read_text())
+    name, expected = nearest_metrics(load_base("tiny"), Dataset.open(dataset), "train", "test", torch.device("cpu"))
+    assert report["after"] == pytest.approx(expected) and report["adapter"]["captions_of"] == name
+    assert f"| nearest | {expected['cider']:.1f} ± 0.0 |" in capsys.readouterr().out
 
 
 def test_train_evaluate_predict(trained: Path, dataset: Path, tmp_path: Path, capsys) -> None:
@@ -109,8 +136,6 @@ def test_folder_of_images_goes_on_after_an_interruption(trained: Path, dataset: 
 
 
 def test_baseline_takes_the_captions_of_the_nearest_image(dataset: Path) -> None:
-    import torch
-
     opened = Dataset.open(dataset, "retrieval")
     name, metrics = nearest_metrics(load_base("tiny"), opened, "train", "test", torch.device("cpu"))
     assert "nearest" in name and metrics["bleu1"] > 90

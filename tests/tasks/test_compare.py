@@ -74,6 +74,26 @@ def test_the_learning_rate_that_is_best_on_validation_trains_every_seed(tmp_path
     assert "| linear | 105.0 | **110.0** |" in table and "lora" not in table
 
 
+def test_a_search_may_have_a_smaller_budget_than_the_runs_it_serves(tmp_path, monkeypatch, capsys):
+    module, seen = load_script(COMPARE), {}
+
+    def train(words: list[str], **options: object) -> SimpleNamespace:
+        folder = Path(next(word for word in words if word.startswith("--output=")).partition("=")[2])
+        tried(folder, 100.0 + ("--lr=3e-3" in words), 50.0)
+        seen[folder.name] = [word for word in words if word.startswith(("--lr", "--epochs"))]
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(module.subprocess, "run", train)
+    words = ["--kinds", "linear", "--seeds", "2", "--output", str(tmp_path), "--flags", '["epochs=8"]']
+    module.main(parse(module.Config, [*words, "--search_rates", "1e-3,3e-3", "--search_flags", '["epochs=1"]']))
+    assert seen == {
+        "linear-lr1e-3-search-seed0": ["--lr=1e-3", "--epochs=8", "--epochs=1"],
+        "linear-lr3e-3-search-seed0": ["--lr=3e-3", "--epochs=8", "--epochs=1"],
+        "linear-lr3e-3-seed0": ["--lr=3e-3", "--epochs=8"],
+        "linear-lr3e-3-seed1": ["--lr=3e-3", "--epochs=8"],
+    }
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -7,16 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gradio_client import Client
 from PIL import Image
 
 import vlkit
 from helpers import tiny
+from helpers.demo_server import demo_server
 from helpers.scripts import call, refuse
 from helpers.words import save_words
 from vlkit.data.manifest import write_dataset
 from vlkit.encoders import hub
 
 TRAIN, EVALUATE, MEMORY = "tasks/retrieval/train.py", "tasks/retrieval/evaluate.py", "tasks/memory.py"
+INDEX, SEARCH = "tasks/retrieval/index.py", "tasks/retrieval/search.py"
 TEXTS = ["a red dog", "a cube", "red cube", "a dog a dog"]
 
 
@@ -61,6 +64,9 @@ def test_from_training_to_vectors(base: str, dataset: Path, tmp_path: Path) -> N
     call(TRAIN, *words, *head, *cache, "--output", tmp_path / "cached")
     assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
 
+    plain, cached = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("plain", "cached"))
+    assert plain["before_is"].startswith("ridge") and plain["before"] == pytest.approx(cached["before"])
+
     config = json.loads((tmp_path / "plain" / "adapter_config.json").read_text())
     assert {tower: who["load"] for tower, who in config["base"].items()} == {"image": base, "text": base}
     assert config["base"]["image"]["fingerprint"] != config["base"]["text"]["fingerprint"]
@@ -69,8 +75,37 @@ def test_from_training_to_vectors(base: str, dataset: Path, tmp_path: Path) -> N
     assert [v.shape for v in vectors] == [(1, 32), (1, 32)]
     found = tmp_path / "scores.json"
     call(EVALUATE, "--model", tmp_path / "plain", "--data.root", dataset, "--split", "test", "--json", found)
-    after = json.loads((tmp_path / "plain" / "metrics.json").read_text())["after"]
-    assert json.loads(found.read_text())["rsum"] == pytest.approx(after["rsum"])
+    assert json.loads(found.read_text())["rsum"] == pytest.approx(plain["after"]["rsum"])
+
+
+def test_a_sooner_start_on_part_of_the_data(base: str, dataset: Path, tmp_path: Path) -> None:
+    words = ("--data.root", dataset, "--base", base, "--epochs", 1, "--batch_size", 3, "--device", "cpu")
+    part = ("--data.limit", 4, "--before", "false", "--start", "random", "--adapter.kind", "linear")
+    cache = ("--cache", tmp_path / "store", "--cache_dtype", "fp32", "--cache_test", "true")
+    call(TRAIN, *words, *part, *cache, "--output", tmp_path / "part")
+    metrics = json.loads((tmp_path / "part" / "metrics.json").read_text())
+    assert metrics["before"] == {} and "before_is" not in metrics
+    call(
+        EVALUATE, "--model", tmp_path / "part", "--data.root", dataset, "--split", "test", "--json", tmp_path / "s.json"
+    )
+    assert json.loads((tmp_path / "s.json").read_text())["rsum"] == pytest.approx(metrics["after"]["rsum"])
+    assert "has 8 records; give at most this many" in refuse(TRAIN, *words, "--data.limit", 9)
+    assert "--cache_test: needs --cache" in refuse(TRAIN, *words, "--cache_test", "true")
+    assert "has a joint space" in refuse(TRAIN, "--base", "tiny", "--start", "ridge", "--data.root", dataset)
+
+
+@pytest.mark.slow
+def test_its_folder_is_indexed_searched_and_served(base: str, dataset: Path, tmp_path: Path) -> None:
+    words = ("--data.root", dataset, "--base", base, "--epochs", 1, "--batch_size", 4, "--device", "cpu")
+    call(TRAIN, *words, "--before", "false", "--output", tmp_path / "run")
+    call(INDEX, "--model", tmp_path / "run", "--images", dataset, "--index", tmp_path / "idx", "--device", "cpu")
+    found = tmp_path / "hits.json"
+    call(SEARCH, "--index", tmp_path / "idx", "--image", dataset / "test1.png", "--k", 3, "--json", found)
+    hits = json.loads(found.read_text())["results"]
+    assert Path(hits[0]["image"]).name == "test1.png" and hits[0]["score"] == pytest.approx(1, abs=1e-4)
+    with demo_server("--model", tmp_path / "run", "--images", dataset) as server:
+        gallery = Client(server.url, verbose=False).predict("a red dog", 3, api_name="/search")
+    assert "test" in json.dumps(gallery) or "train" in json.dumps(gallery)
 
 
 def test_memory_is_measured(base: str, tmp_path: Path) -> None:

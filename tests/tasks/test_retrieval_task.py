@@ -90,6 +90,27 @@ def test_saved_adapter_measures_as_it_did_in_training(trained: Path, dataset: Pa
     assert {key: again[key] for key in after} == pytest.approx(after)
 
 
+def test_the_threshold_of_search_is_calibrated_on_the_validation_split(trained, dataset, tmp_path, capsys):
+    found = json.loads((trained / "adapter_config.json").read_text())["search"]
+    assert (found["data"], found["split"], found["images"]) == ("drawn", "val", 6)
+    pipeline = vlkit.load(trained, device="cpu")
+    assert pipeline.min_score == found["min_score"]
+    assert vlkit.load(trained, device="cpu", mix=0.5).min_score is None
+    records = [json.loads(line) for line in (dataset / "val.jsonl").read_text().splitlines()]
+    images = pipeline.embed_images([dataset / record["image"] for record in records])
+    scores = pipeline.embed_texts([text for record in records for text in record["texts"]]) @ images.T
+    own = np.repeat(np.eye(6, dtype=bool), 3, axis=0)
+    above = scores >= found["min_score"]
+    assert found["recall"] == pytest.approx(100 * above[own].mean(), abs=1)
+    assert found["precision"] == pytest.approx(100 * own[above].mean(), abs=1)
+    # A base alone has none until the index is calibrated: with the same data, by the same measure.
+    call(INDEX, "--base", "tiny", "--images", dataset, "--index", tmp_path / "i", "--calibrate", dataset)
+    assert "best F1" in capsys.readouterr().out
+    call(SEARCH, "--index", tmp_path / "i", "--text", "a house", "--min_score", "auto", "--json", tmp_path / "h.json")
+    least = json.loads((tmp_path / "h.json").read_text())["min_score"]
+    assert least == json.loads((tmp_path / "i" / "source.json").read_text())["min_score"] > 0
+
+
 def test_folds_and_index_are_reported(trained: Path, dataset: Path, tmp_path: Path):
     options = ("--folds", 2, "--index", "Flat", "--json", tmp_path / "m.json")
     call(EVALUATE, "--model", trained, "--data.root", dataset, *options)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vlkit.adapters.facts import Reads
-from vlkit.adapters.projections import split_projections
+from vlkit.adapters.projections import check_reachable, split_projections
 from vlkit.adapters.saved.mode import Saved, saved_option
 from vlkit.adapters.tuning import TunedEncoder, TunedOptions
 from vlkit.encoders.staged import StagedEncoder, freeze
@@ -68,6 +68,7 @@ class PeftOptions(TunedOptions):
         """
         freeze(encoder)
         encoder._frozen = False
+        check_reachable(encoder)
         split_projections(encoder)
         values = json.loads(self.config)
         if not values.get("target_modules"):

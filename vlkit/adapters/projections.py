@@ -12,6 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from vlkit.encoders.stored_layers import StoredAttention, StoredLinear
+from vlkit.encoders.stored_weights import StoredWeight
+from vlkit.errors import UserError
+
 Which = Literal["all", "attention", "qv"]
 """Which linear maps a method updates: all of them, those of the attentions, or query and value alone."""
 
@@ -37,11 +41,11 @@ class SplitAttention(nn.Module):
     def __init__(self, whole: nn.MultiheadAttention) -> None:
         super().__init__()
         self.num_heads, self.batch_first, self.dropout = whole.num_heads, whole.batch_first, whole.dropout
-        weight, bias = cast(Tensor, whole.in_proj_weight), whole.in_proj_bias
-        biases = (None,) * 3 if bias is None else bias.chunk(3)
-        self.q_proj, self.k_proj, self.v_proj = (_linear_on(w, b) for w, b in zip(weight.chunk(3), biases, strict=True))
+        weight = whole.stored if isinstance(whole, StoredAttention) else cast(Tensor, whole.in_proj_weight)
+        self.q_proj, self.k_proj, self.v_proj = _thirds(weight, whole.in_proj_bias)
+        out = whole.out_proj
         # A plain layer: peft leaves the special class of torch's attention alone.
-        self.out_proj = _linear_on(whole.out_proj.weight, whole.out_proj.bias)
+        self.out_proj = out if isinstance(out, StoredLinear) else _linear_on(out.weight, out.bias)
 
     def forward(
         self,
@@ -88,14 +92,25 @@ class SplitLinear(nn.Module):
 
     def __init__(self, whole: nn.Linear) -> None:
         super().__init__()
-        biases = (None,) * 3 if whole.bias is None else whole.bias.chunk(3)
-        self.q_proj, self.k_proj, self.v_proj = (
-            _linear_on(w, b) for w, b in zip(whole.weight.chunk(3), biases, strict=True)
-        )
+        weight = whole.stored if isinstance(whole, StoredLinear) else whole.weight
+        self.q_proj, self.k_proj, self.v_proj = _thirds(weight, whole.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., 3 D']."""
         return torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
+
+
+def _thirds(weight: Tensor | StoredWeight, bias: Tensor | None) -> list[nn.Linear]:
+    """Linear layers on the first, second and last third of the output rows."""
+    biases = (None,) * 3 if bias is None else bias.chunk(3)
+    if isinstance(weight, Tensor):
+        return [_linear_on(w, b) for w, b in zip(weight.chunk(3), biases, strict=True)]
+    size = len(weight.codes) // 3
+    return [StoredLinear(weight.rows(i * size, (i + 1) * size), _constant(b)) for i, b in enumerate(biases)]
+
+
+def _constant(bias: Tensor | None) -> nn.Parameter | None:
+    return None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
 
 def _linear_on(weight: Tensor, bias: Tensor | None) -> nn.Linear:
@@ -104,7 +119,7 @@ def _linear_on(weight: Tensor, bias: Tensor | None) -> nn.Linear:
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
     if bias is not None:
-        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
+        layer.bias = _constant(bias)
     return layer
 
 
@@ -129,10 +144,39 @@ def split_projections(encoder: nn.Module) -> None:
     """
     for owner in list(encoder.modules()):
         for name, child in list(owner.named_children()):
-            if type(child) is nn.MultiheadAttention and child._qkv_same_embed_dim:
+            if type(child) in (nn.MultiheadAttention, StoredAttention) and child._qkv_same_embed_dim:
                 setattr(owner, name, SplitAttention(child))
-            elif name == "qkv" and type(child) is nn.Linear and getattr(owner, "q_bias", None) is None:
+            elif name == "qkv" and type(child) in (nn.Linear, StoredLinear) and getattr(owner, "q_bias", None) is None:
                 setattr(owner, name, SplitLinear(child))
+
+
+def check_reachable(encoder: nn.Module) -> None:
+    """Refuse a tower whose query, key and value are one parameter that :func:`split_projections` does not split.
+
+    peft would update the other layers and silently leave the attention as it is.
+
+    Raises:
+        UserError: names the class.
+    """
+    for module in encoder.modules():
+        if "in_proj_weight" in module._parameters and not isinstance(module, nn.MultiheadAttention):
+            raise UserError(
+                f"attention {type(module).__name__}: query, key and value are one parameter, which peft cannot update; "
+                "choose another --adapter.kind, or a base with torch's attention (open_clip_torch before version 4)"
+            )
+
+
+def joined_state(encoder: nn.Module) -> dict[str, Tensor]:
+    """The state dict of ``encoder`` as it would be without :func:`split_projections`."""
+    state = encoder.state_dict()
+    for path, owner in encoder.named_modules():
+        if isinstance(owner, SplitAttention | SplitLinear):
+            whole = f"{path}.in_proj_" if isinstance(owner, SplitAttention) else f"{path}."
+            for leaf in ("weight", "bias"):
+                parts = [state.pop(f"{path}.{name}.{leaf}", None) for name in SPLIT]
+                if parts[0] is not None:
+                    state[whole + leaf] = torch.cat(cast(list[Tensor], parts))
+    return state
 
 
 def attention_maps(encoder: nn.Module, which: Which) -> list[str]:

@@ -103,7 +103,7 @@ class S2aEncoder(TunedEncoder):
 def with_prompts(stream: Stream, prompts: Tensor) -> Stream:
     """Put prompts [P, D] in front of the sequence; every token may attend to them."""
     count, length = len(prompts), stream.hidden.shape[1]
-    hidden = torch.cat([prompts.to(stream.hidden.dtype).expand(len(stream.hidden), -1, -1), stream.hidden], dim=1)
+    hidden = torch.cat([prompts.to(stream.hidden.dtype).expand(stream.hidden.shape[0], -1, -1), stream.hidden], dim=1)
     return stream.replace(
         hidden=hidden,
         mask=None if stream.mask is None else F.pad(stream.mask, (count, 0), value=True),
@@ -113,7 +113,7 @@ def with_prompts(stream: Stream, prompts: Tensor) -> Stream:
 
 
 def _replace_prompts(stream: Stream, prompts: Tensor) -> Stream:
-    shape = len(stream.hidden), *prompts.shape
+    shape = stream.hidden.shape[0], *prompts.shape
     return stream.replace(
         hidden=torch.cat([prompts.to(stream.hidden.dtype).expand(shape), stream.hidden[:, len(prompts) :]], 1)
     )

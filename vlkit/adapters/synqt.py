@@ -196,7 +196,7 @@ class SynqtAdapter(Adapter):
         """Run the queries through every block: n results of :meth:`reduce` -> [B, 3 n + 1, D]."""
         pooled: list[list[Tensor]] = [[], [], []]
         for i, stream in enumerate(found):
-            seeds = self.seeds[i].expand(len(stream.hidden), -1, -1)
+            seeds = self.seeds[i].expand(stream.hidden.shape[0], -1, -1)
             if i:
                 seeds = seeds + self.feat_scale * pooled[0][-1].unsqueeze(1)
             asked = self._ask(i, stream.hidden, stream.mask, self.blocks[i](seeds))

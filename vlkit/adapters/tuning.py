@@ -12,10 +12,11 @@ from torch.utils.checkpoint import checkpoint
 
 from vlkit.adapters.base import Encoded
 from vlkit.adapters.facts import MethodOptions, Reads
-from vlkit.adapters.projections import Which, attention_maps, split_projections
+from vlkit.adapters.projections import Which, attention_maps, check_reachable, split_projections
 from vlkit.adapters.saved.mode import Saved, compressed, name_operations, saved_option
 from vlkit.adapters.stacks import Memory, Past
 from vlkit.encoders.staged import StagedEncoder, Stream, freeze, in_weights_format, run_blocks, unfreeze
+from vlkit.encoders.stored_weights import stored_format
 from vlkit.encoders.towers.t5 import DecoderInput, T5Decoder
 from vlkit.errors import UserError
 
@@ -135,7 +136,13 @@ class FullOptions(TunedOptions):
     rounded."""
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> TunedEncoder:
-        """Make every parameter of ``encoder`` trainable."""
+        """Make every parameter of ``encoder`` trainable.
+
+        Raises:
+            UserError: the weights of ``encoder`` are stored in another format.
+        """
+        if (stored := stored_format(encoder)) != "fp32":
+            raise UserError(f"--base_weights {stored}: full fine-tuning trains these weights; give fp32, or use lora")
         return TunedEncoder(unfreeze(encoder), self.checkpointing, self.saved)
 
 
@@ -230,13 +237,14 @@ class LoraOptions(TunedOptions):
         """Freeze ``encoder`` and insert trainable low-rank updates.
 
         Raises:
-            UserError: the tower has no layer that LoRA can update.
+            UserError: the tower has no layer that LoRA can update, or an attention that peft cannot reach.
         """
         freeze(encoder)
         encoder._frozen = False
+        check_reachable(encoder)
         # peft's own layer for torch's attention adds its update to the weights, so backward needs the whole input, and
-        # it cannot leave the keys out.
-        if self.freeze_a or self.targets != "all":
+        # it cannot leave the keys out. Stored weights cannot be added to.
+        if self.freeze_a or self.targets != "all" or stored_format(encoder) != "fp32":
             split_projections(encoder)
         targets = _all_maps(encoder) if self.targets == "all" else attention_maps(encoder, self.targets)
         if not targets:

@@ -80,7 +80,7 @@ class VqtAdapter(Adapter):
 
     def reduce(self, index: int, tap: Stream) -> Tensor:
         """Outputs of the queries of block ``layers[index]``, [B, Q, D]; ``tap`` is the input of the block."""
-        queries = self.queries[index].expand(len(tap.hidden), -1, -1)
+        queries = self.queries[index].expand(tap.hidden.shape[0], -1, -1)
         return self._ask(self.layers[index], tap, self.dropout(queries))
 
     def features(self, found: list[Tensor]) -> Tensor:

@@ -74,6 +74,7 @@ def commands(folder: Path) -> dict[str, Command]:
         "embed": Command("embed folders or shards of images", "task", by_task("embed"), "retrieval"),
         "compare": Command("train several methods and compare accuracy and memory", "", alone("tasks", "compare.py")),
         "memory": Command("measure or predict the memory of a training step", "", alone("tasks", "memory.py")),
+        "export": Command("write an adapter in the format of another library", "", alone("tasks", "export.py")),
         "demo": Command("serve the web demo", "", alone("demos", "app.py")),
         "bases": Command("list the bases and whether vlkit can stage them", "", {"": Path()}, module="vlkit.encoders"),
     }

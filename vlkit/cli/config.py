@@ -48,6 +48,11 @@ def positional(default: Any = MISSING) -> Any:
     return dataclasses.field(default=default, metadata={"positional": True})
 
 
+def repeated() -> Any:
+    """Declare a list of texts or paths whose flag takes one value and may be repeated: ``--text A --text B``."""
+    return dataclasses.field(default_factory=list, metadata={"repeated": True})
+
+
 def run(main: Callable[[C], Any], config_class: type[C], argv: Sequence[str] | None = None) -> None:
     """Parse the command line, call ``main(config)`` and turn errors into exit codes.
 

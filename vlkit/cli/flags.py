@@ -19,6 +19,7 @@ class Flag:
 
     Attributes:
         alias: a second name on the command line, from the field's metadata; empty = none.
+        repeated: the flag of a list takes one value and may be given several times.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Flag:
     help: str
     positional: bool = False
     alias: str = ""
+    repeated: bool = False
 
     @property
     def required(self) -> bool:
@@ -54,6 +56,8 @@ class Flag:
         members = [m for m in union_members(self.hint) if m is not type(None)]
         if bool in members:
             return "switch" if members == [bool] else "optional"
+        if self.repeated:
+            return "one"
         return "many" if all(typing.get_origin(m) in (list, tuple) for m in members) else "one"
 
 
@@ -87,8 +91,9 @@ def walk(cls: type, chosen: Mapping[str, str], prefix: str = "", owner: Any = No
             yield from walk(cast(type, hint), chosen, f"{name}.", None if default is MISSING else default)
         else:
             is_positional = bool(field.metadata.get("positional"))
-            alias = field.metadata.get("alias", "")
-            yield Flag(name, hint, _default_of(field, owner), help_of.get(field.name, ""), is_positional, alias)
+            alias, repeated = field.metadata.get("alias", ""), bool(field.metadata.get("repeated"))
+            default = _default_of(field, owner)
+            yield Flag(name, hint, default, help_of.get(field.name, ""), is_positional, alias, repeated)
 
 
 def _walk_kind(name: str, choices: Mapping[str, type], kind: str, chosen: Mapping[str, str]) -> Iterator[Flag]:

@@ -7,6 +7,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
@@ -20,12 +21,16 @@ _YAML_MARKS = re.compile("[#&*!~{}|>%@`'\":?]")
 
 
 def typed_values(parser: ArgumentParser, given: list[Given], flags: Mapping[str, Flag]) -> dict[str, Any]:
-    """A value for every flag: the last one given, or its default.
+    """A value for every flag: the last one given (all words of a repeated flag), or its default.
 
     Raises:
         UserError: a value has the wrong type for its flag.
     """
     last = {item.name: item for item in given}
+    for name, item in last.items():
+        if flags[name].repeated and not item.in_yaml:
+            words = [other.value for other in given if other.name == name and not other.in_yaml]
+            last[name] = replace(item, value=words)
     texts = {name: _literal(flags[name], item) for name, item in last.items() if flags[name].text is not None}
     others = {name: item for name, item in last.items() if name not in texts}
     return _parsed(parser, others, flags) | texts
@@ -35,6 +40,8 @@ def _literal(flag: Flag, item: Given) -> Any:
     """The value of a text flag: words taken literally, regardless of their meaning in YAML."""
     if item.in_yaml:
         return _literal_from_yaml(flag, item)
+    if flag.repeated:
+        return [_text(flag, item, word) for word in item.value]
     if flag.takes() == "many":
         return [_text(flag, item, word) for word in _words_of(item.value)]
     if flag.takes_null and item.value == "null":
@@ -51,7 +58,7 @@ def _literal_from_yaml(flag: Flag, item: Given) -> Any:
         return None
     if isinstance(value, bool) and flag.takes() == "optional":
         return value
-    if flag.takes() == "many":
+    if flag.repeated or flag.takes() == "many":
         return [_text(flag, item, part) for part in (value if isinstance(value, list) else [value])]
     return _text(flag, item, value)
 

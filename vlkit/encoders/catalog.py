@@ -20,6 +20,7 @@ from vlkit.encoders.stage import stage_t5_decoder, stage_text, stage_vision
 from vlkit.errors import UserError
 
 STAGED = "staged"
+NO_PAIR = "none (not a model of images and texts)"
 NO_VISION = "none (text model)"
 
 
@@ -34,6 +35,9 @@ def catalog() -> Iterator[dict[str, str]]:
         config = cast(dict[str, Any], open_clip.get_model_config(name))
         row = {"name": name, "library": "open_clip"}
         for tower, judge in (("vision", judge_vision), ("text", judge_text)):
+            if not {"vision_cfg", "text_cfg"} <= config.keys():
+                row[tower] = NO_PAIR
+                continue
             # Many architectures share a tower, so verdicts are cached.
             key = tower + json.dumps([config[f"{tower}_cfg"], config["embed_dim"]], sort_keys=True)
             if key not in verdicts:

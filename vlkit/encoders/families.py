@@ -12,6 +12,7 @@ from typing import Any, Literal
 from torch import nn
 
 from vlkit.encoders.blocks.parts import AttentionParts, BlockParts
+from vlkit.encoders.contrastive_families import CONTRASTIVE, Contrastive
 
 
 @dataclass(frozen=True)
@@ -371,9 +372,9 @@ def known_family(module: nn.Module) -> Family:
     return family
 
 
-def family_of_block(block: nn.Module) -> Family | None:
+def family_of_block(block: nn.Module) -> Family | Contrastive | None:
     """The family that ``block`` belongs to, or None."""
-    return next((family for family in FAMILIES if _is(block, family.block)), None)
+    return next((family for family in (*FAMILIES, *CONTRASTIVE) if _is(block, family.block)), None)
 
 
 def _is(module: nn.Module | None, name: str) -> bool:

@@ -14,10 +14,16 @@ import torch
 from torch import nn
 
 from vlkit.encoders.bases import ClipBase, Preprocess, clip_base
+from vlkit.encoders.context import set_context_length
 from vlkit.encoders.hub import hub_access, offline_text_cfg, quiet
+from vlkit.encoders.load_contrastive import FORM as HF_FORM
+from vlkit.encoders.load_contrastive import SCHEME as HF
+from vlkit.encoders.load_contrastive import load_contrastive
 from vlkit.encoders.load_text import load_text_base
 from vlkit.encoders.pair import FORM as PAIR_FORM
 from vlkit.encoders.pair import is_pair, load_pair
+from vlkit.encoders.stored_layers import store_towers
+from vlkit.encoders.stored_weights import named_format
 from vlkit.encoders.tokenizer import ClipTokenizer, has_tokenizer
 from vlkit.encoders.weights import BAD_FILE, first_line, fit_weights, read_weights
 from vlkit.errors import UserError, some
@@ -29,27 +35,48 @@ logger = logging.getLogger(__name__)
 EMBEDDED = "tiny"
 FORMS = (
     "tiny, ARCH (random weights), ARCH:TAG, ARCH:FILE, hf-hub:ORG/NAME, local-dir:FOLDER, "
-    f"photos, or a pair of encoders: {PAIR_FORM}"
+    f"{HF_FORM}, photos, or a pair of encoders: {PAIR_FORM}"
 )
 # Padding ids of tokenizers whose text towers do not store them (the towers attend to padding).
 PAD_IDS = {"timm/ViT-B-16-SigLIP": 1, "timm/ViT-B-16-SigLIP-i18n-256": 1}
 
 
-def load_base(name: str, tokenizer: str | Path | None = None, image_size: int | None = None) -> ClipBase:
+def load_base(
+    name: str,
+    tokenizer: str | Path | None = None,
+    image_size: int | None = None,
+    context_length: int | None = None,
+) -> ClipBase:
     """Load a contrastive base by name.
 
     Args:
         name: ``tiny``, ``ARCH`` (random weights from a fixed seed), ``ARCH:TAG``, ``ARCH:FILE`` (a file for
             :func:`vlkit.encoders.weights.read_weights`), ``hf-hub:ORG/NAME`` or ``local-dir:FOLDER``;
+            ``hf:NAME_OR_FOLDER`` of transformers (:func:`vlkit.encoders.load_contrastive.load_contrastive`);
             ``photos`` or another pair of encoders (:func:`vlkit.encoders.pair.load_pair`).
         tokenizer: folder with the files of a transformers tokenizer, for architectures that do not use CLIP's own;
             default: the folder of FILE if it has them, otherwise the hub.
         image_size: side of the (square) images in pixels, if it differs from the base's own; open_clip then resizes
             the position embeddings. The vision tower's identity records it (``image_size``).
+        context_length: tokens per text, if not the base's own (:func:`vlkit.encoders.context.set_context_length`). The
+            text tower's identity records it.
+
+    ``NAME@bf16``, ``NAME@int8`` and ``NAME@nf4`` store the frozen weights in fewer bytes
+    (:mod:`vlkit.encoders.stored_weights`).
 
     Raises:
         UserError: unknown name, weights that are missing or do not fit, a tower that cannot be staged or resized.
     """
+    bare, number_format = named_format(name)
+    base = _load_sized(bare, tokenizer, image_size)
+    base.name = name
+    if context_length is not None:
+        set_context_length(base, context_length)
+    store_towers({"image": base.image, "text": base.text}, base.identity, number_format)
+    return base
+
+
+def _load_sized(name: str, tokenizer: str | Path | None, image_size: int | None) -> ClipBase:
     if image_size is None:
         return _load(name, tokenizer, None)
     if image_size < 1:
@@ -69,15 +96,19 @@ def _load(name: str, tokenizer: str | Path | None, image_size: int | None) -> Cl
         return load_tiny_clip(image_size)
     if is_pair(name):
         return load_pair(name, tokenizer, image_size)
+    if name.startswith(HF):
+        return load_contrastive(name, tokenizer, image_size)
     scheme, _, rest = name.partition(":")
     if scheme in ("hf-hub", "local-dir"):
         return _load_published(name, scheme, rest, tokenizer, image_size)
     arch, weights = scheme.replace("/", "-"), rest
     if arch not in open_clip.list_models():
         raise UserError(f"base {name!r}: open_clip has no architecture {arch!r}{_close_to(arch)}; a base is {FORMS}")
+    if not {"vision_cfg", "text_cfg"} <= _config(arch).keys():
+        raise UserError(f"base {name!r}: {arch} is not a model of images and texts; a base is {FORMS}")
     if not weights:
         logger.warning("base %s: RANDOM WEIGHTS, not pre-trained; for real use give %s:TAG or %s:FILE", *[arch] * 3)
-        model, weights = _build(arch, image_size), "random"
+        model, weights = build_random(arch, image_size), "random"
     elif weights in open_clip.list_pretrained_tags_by_model(arch):
         model = _build_with_tag(arch, weights, image_size)
     elif Path(weights).is_file():
@@ -120,13 +151,13 @@ def _build_with_file(arch: str, path: Path, image_size: int | None) -> nn.Module
             "For OpenAI's weights, and models fine-tuned from them, give %s-quickgelu:%s",
             *(arch, path, arch, path),
         )
-    model = _build(arch, image_size, {"quick_gelu": True} if quick_gelu else {})
+    model = build_random(arch, image_size, {"quick_gelu": True} if quick_gelu else {})
     fit_weights(model, arch, path, weights)
     return model
 
 
-def _build(arch: str, image_size: int | None = None, options: dict[str, Any] | None = None) -> nn.Module:
-    """Build an architecture with random weights from a fixed seed, without access to the hub."""
+def build_random(arch: str, image_size: int | None = None, options: dict[str, Any] | None = None) -> nn.Module:
+    """Build an architecture of open_clip with random weights from a fixed seed, without access to the hub."""
     config = _config(arch)
     with offline_text_cfg(config["text_cfg"]) as text_cfg, quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

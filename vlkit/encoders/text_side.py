@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_text_base
+from vlkit.encoders.stored_weights import named_format
 from vlkit.encoders.tokenizer import CountsTokens
 from vlkit.encoders.towers.text import TextEncoder
 
@@ -70,9 +71,9 @@ def text_side(name: str, base: ClipBase, text_base: TextBase | None = None) -> T
         base: the contrastive base.
         text_base: the text base of that name, if it is already loaded.
     """
-    if name == "clip":
+    if named_format(name)[0] == "clip":  # stored as the rest of the base
         identity = {"text": {**base.identity["text"], "load": "clip"}}
-        return TextSide(name, base.text, identity, clip_tokenize=base.tokenize)
+        return TextSide("clip", base.text, identity, clip_tokenize=base.tokenize)
     text_base = text_base or load_text_base(name)
     towers = {{"encoder": "text"}.get(tower, tower): who for tower, who in text_base.identity.items()}
     identity = {tower: {**who, "load": name} for tower, who in towers.items()}

@@ -42,7 +42,7 @@ class TinyTokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer, context_length: int = CONTEXT) -> None:
-        self._tokenizer = tokenizer
+        self.vocabulary = tokenizer
         self.context_length = context_length
         self.start = tokenizer.get_vocab_size()
         self.end = self.start + 1
@@ -56,7 +56,7 @@ class TinyTokenizer:
         """Texts -> ids [B, context_length] int64, zero padded; truncated texts keep the end token."""
         texts = readable([texts] if isinstance(texts, str) else list(texts))
         ids = torch.zeros(len(texts), self.context_length, dtype=torch.int64)
-        for row, encoding in zip(ids, self._tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
+        for row, encoding in zip(ids, self.vocabulary.encode_batch(texts, add_special_tokens=False), strict=True):
             tokens = [self.start, *encoding.ids[: self.context_length - 2], self.end]
             row[: len(tokens)] = torch.tensor(tokens)
         return ids
@@ -68,7 +68,7 @@ class TinyTokenizer:
 
     def lengths(self, texts: list[str]) -> list[int]:
         """Number of tokens of each untruncated text, including start and end."""
-        return [len(row.ids) + 2 for row in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
+        return [len(row.ids) + 2 for row in self.vocabulary.encode_batch(texts, add_special_tokens=False)]
 
 
 @cache

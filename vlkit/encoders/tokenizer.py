@@ -109,12 +109,12 @@ class HfTokenizer:
     """
 
     def __init__(self, tokenizer: Any, context_length: int) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.context_length = min(context_length, tokenizer.model_max_length)
 
     def __call__(self, texts: str | list[str]) -> Tensor:
         """Texts -> ids [B, context_length] int64."""
-        return self._tokenizer(
+        return self.tokenizer(
             readable([texts] if isinstance(texts, str) else list(texts)),
             padding="max_length",
             truncation=True,
@@ -129,7 +129,7 @@ class HfTokenizer:
 
     def lengths(self, texts: list[str]) -> list[int]:
         """Number of tokens of each untruncated text; see :class:`CountsTokens`."""
-        return [len(ids) for ids in self._tokenizer(readable(texts), truncation=False, verbose=False)["input_ids"]]
+        return [len(ids) for ids in self.tokenizer(readable(texts), truncation=False, verbose=False)["input_ids"]]
 
 
 class ClipTokenizer:
@@ -142,7 +142,12 @@ class ClipTokenizer:
         name: the base, as open_clip names it.
         text_cfg: open_clip's text configuration.
         folder: folder with the files of a transformers tokenizer, instead of the hub.
+
+    Attributes:
+        context_length: number of ids per text; None = open_clip's.
     """
+
+    context_length: int | None = None
 
     def __init__(self, name: str, text_cfg: dict[str, Any], folder: str | Path | None = None) -> None:
         self.name = name
@@ -156,22 +161,25 @@ class ClipTokenizer:
         Raises:
             UserError: the tokenizer's files are missing and cannot be fetched.
         """
+        return self.inner(readable([texts] if isinstance(texts, str) else list(texts)))
+
+    @property
+    def inner(self) -> Any:
+        """open_clip's tokenizer."""
         if self._tokenizer is None:
             self._tokenizer = self._load()
-        return self._tokenizer(readable([texts] if isinstance(texts, str) else list(texts)))
+        if self.context_length is not None:
+            self._tokenizer.context_length = self.context_length
+        return self._tokenizer
 
     @property
     def limit(self) -> int:
         """Context length of the base in tokens."""
-        if self._tokenizer is None:
-            self._tokenizer = self._load()
-        return self._tokenizer.context_length
+        return self.inner.context_length
 
     def lengths(self, texts: list[str]) -> list[int]:
         """Number of tokens of each untruncated text, including start and end; see :class:`CountsTokens`."""
-        if self._tokenizer is None:
-            self._tokenizer = self._load()
-        tokenizer = self._tokenizer
+        tokenizer = self.inner
         if hasattr(tokenizer, "encode"):  # CLIP's own byte-pair encoding
             return [len(tokenizer.encode(text)) + 2 for text in texts]
         texts = [tokenizer.clean_fn(text) for text in texts] if hasattr(tokenizer, "clean_fn") else list(texts)

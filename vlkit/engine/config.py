@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from vlkit.encoders.stored_weights import WeightFormat
 from vlkit.engine.mezo import ZerothOptions
 from vlkit.engine.optim import OptimizerKind, ScheduleKind
 from vlkit.engine.snapshots import Redundancy
@@ -42,9 +43,12 @@ class RunConfig:
     """Largest global norm of the gradient; 0 = no clipping."""
     accumulate: int = 1
     """Batches whose gradients are averaged into one optimizer step."""
+    base_weights: WeightFormat = "fp32"
+    """Format of the frozen base's matrices: fp32 (as loaded), bf16, int8 or nf4 (a half, a quarter, an eighth of the
+    bytes). Only weights are rounded. Adapters that train them (full) need fp32; lora on int8 or nf4 is QLoRA."""
     seed: int = 0
     """Seed of all randomness: initial weights, data order, augmentation, dropout."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to compute on; auto = CUDA if available."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"] = "auto"
     """Number format; auto = mixed on CUDA, 32-true on the CPU."""

@@ -65,9 +65,9 @@ def make_fabric(device: str = "auto", precision: str = "auto", seed: int = 0) ->
     ``fabric run --devices N script.py …``; without one it is a single process on a single device.
 
     Args:
-        device: ``auto`` (CUDA if there is a device), ``cpu`` or ``cuda``.
+        device: ``auto`` (CUDA if there is a device), ``cpu``, ``cuda`` or ``mps`` (the GPU of a Mac).
         precision: a precision of Fabric, or ``auto``: mixed on CUDA (bfloat16 where the device has it, else float16
-            with loss scaling), float32 on CPU.
+            with loss scaling), float32 elsewhere.
         seed: seed of the run, equal on all processes.
 
     Raises:
@@ -75,12 +75,18 @@ def make_fabric(device: str = "auto", precision: str = "auto", seed: int = 0) ->
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device found; use --device cpu (or auto)")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UserError(
+            "--device mps: no GPU of a Mac found (or torch was built without it); use --device cpu (or auto)"
+        )
     accelerator = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if precision == "auto":
         has_bfloat16 = accelerator == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "32-true" if accelerator == "cpu" else "bf16-mixed" if has_bfloat16 else "16-mixed"
-    if precision == "16-mixed" and accelerator == "cpu":
-        raise UserError("--precision 16-mixed needs CUDA; use 32-true or bf16-mixed on the CPU")
+        precision = "32-true" if accelerator != "cuda" else "bf16-mixed" if has_bfloat16 else "16-mixed"
+    if precision == "16-mixed" and accelerator != "cuda":
+        raise UserError("--precision 16-mixed needs CUDA; use 32-true or bf16-mixed elsewhere")
+    if precision == "64-true" and accelerator == "mps":
+        raise UserError("--precision 64-true: the GPU of a Mac has no float64; use 32-true, or --device cpu")
     world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     _separate_restarts(accelerator, nodes=node_count())
     try:
@@ -149,7 +155,9 @@ def make_equal(fabric: Fabric, tensors: list[Tensor]) -> None:
 
 def average_numbers(fabric: Fabric, numbers: dict[str, Any]) -> dict[str, float]:
     """Means of numbers or scalar tensors over the processes; all processes must pass the same keys."""
-    packed = torch.stack([torch.as_tensor(n, device=fabric.device).detach().double() for n in numbers.values()])
+    # The GPU of a Mac has no float64.
+    device = "cpu" if fabric.device.type == "mps" else fabric.device
+    packed = torch.stack([torch.as_tensor(n).detach().to(device).double() for n in numbers.values()])
     if fabric.world_size > 1:
         torch.distributed.all_reduce(packed)
     return dict(zip(numbers, (packed / fabric.world_size).tolist(), strict=True))

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlkit.errors import UserError
 
-LARGEST_SIDE, MOST_FRAMES = 4096, 10_000
-"""Largest image side in pixels, and most frames per video, that an adapter may ask for."""
+LARGEST_SIDE, MOST_FRAMES, LONGEST_TEXT = 4096, 10_000, 8192
+"""Largest image side in pixels, most frames per video, and most tokens per text, that an adapter may ask for."""
 SPARE = 2**24
 """Tensor elements (64 MiB) that building a model may allocate beyond a multiple of the elements in its weights."""
 
@@ -33,9 +33,11 @@ def config_problem(config: Mapping[str, Any]) -> str | None:
             return f"base.{tower}"
         if not _count_or_none(about.get("image_size"), LARGEST_SIDE):
             return f"base.{tower}.image_size"
+        if not _count_or_none(about.get("context_length"), LONGEST_TEXT):
+            return f"base.{tower}.context_length"
     if not all(isinstance(options.get("kind"), str) for options in adapters.values()):
         return "adapters"
-    for key in ("head", "preprocess", "metrics"):
+    for key in ("head", "preprocess", "metrics", "search"):
         if not isinstance(config.get(key, {}), dict):
             return key
     if not _count_or_none((preprocess or {}).get("image_size"), LARGEST_SIDE):

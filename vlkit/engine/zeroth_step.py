@@ -36,7 +36,7 @@ def take_zeroth_step(
 
     def loss() -> float:
         seen[:] = [_losses(training, loss_of, batch, place) for batch, place in zip(examples, places, strict=True)]
-        return float(mean_losses(seen)["loss"].double())
+        return float(mean_losses(seen)["loss"])
 
     above, below = mezo.estimate(loss)
     numbers = {**mean_losses(seen), "above": above, "below": below, "stop": float(bool(stop.signal))}
@@ -68,6 +68,6 @@ def _project(training: Training, mezo: Mezo, loss_of: LossOf) -> None:
     def losses() -> Iterator[Callable[[], float]]:
         for place, batch in enumerate(batches, first):
             there = fabric.to_device(batch)
-            yield lambda there=there, place=place: float(_losses(training, loss_of, there, place)["loss"].double())
+            yield lambda there=there, place=place: float(_losses(training, loss_of, there, place)["loss"])
 
     mezo.project(losses(), lambda number: average_numbers(fabric, {"slope": number})["slope"])

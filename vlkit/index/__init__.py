@@ -5,13 +5,15 @@
         writer.remove(plan.removed)
         for batch in batches(plan.todo):
             writer.add(batch, embed(batch))       # saved every few hundred items
-    hits = VectorIndex.open("idx").search(queries, k=5)
+    query = query_vector(text_terms("dog + snow - car"), pipeline)
+    hits = VectorIndex.open("idx").search(query, k=5, min_score=0.2)
 
 Scores are inner products: cosine similarity if all vectors have unit norm. Q queries, n items, D embedding width.
 """
 
 from vlkit.index.files import Item
+from vlkit.index.query import Term, query_vector, text_terms
 from vlkit.index.reader import Hit, VectorIndex
 from vlkit.index.writer import IndexWriter, Plan
 
-__all__ = ["Hit", "IndexWriter", "Item", "Plan", "VectorIndex"]
+__all__ = ["Hit", "IndexWriter", "Item", "Plan", "Term", "VectorIndex", "query_vector", "text_terms"]

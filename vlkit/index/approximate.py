@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 
 import faiss
@@ -14,7 +15,17 @@ from vlkit.errors import UserError
 # search. FAISS's own defaults, 1 and 16, miss many neighbours.
 PROBED_SHARE, PROBED_LEAST, GRAPH_CANDIDATES = 1 / 16, 8, 128
 
+# Up to this number of vectors, exact search takes well below a second on one core.
+EXACT_UP_TO = 50_000
+
 _TOO_FEW = re.compile(r"training points \((\d+)\) should be at least as large as number of clusters \((\d+)\)")
+
+
+def auto_factory(count: int) -> str:
+    """The kind of index for ``count`` vectors: exact up to :data:`EXACT_UP_TO`, then about 4 sqrt(count) clusters."""
+    if count <= EXACT_UP_TO:
+        return "Flat"
+    return f"IVF{2 ** round(math.log2(4 * math.sqrt(count)))},Flat"
 
 
 def new_index(dim: int, factory: str) -> faiss.Index:

@@ -81,19 +81,24 @@ class VectorIndex:
         """D, the width of vectors and queries."""
         return self._dim
 
-    def search(self, queries: np.ndarray, k: int) -> list[list[Hit]]:
+    def search(self, queries: np.ndarray, k: int, min_score: float | None = None) -> list[list[Hit]]:
         """The k items with the largest inner product for each query, best first; fewer if the index holds fewer.
 
         Args:
-            queries: float32 [Q, D].
+            queries: float32 [Q, D], such as those of :func:`vlkit.index.query.query_vector`.
             k: at least 1.
+            min_score: items with a smaller inner product are dropped.
 
         Raises:
             ValueError: shapes do not fit.
         """
         scores, rows = self.search_rows(queries, k)
         return [
-            [Hit(float(score), self.items[row]) for score, row in zip(*pair, strict=True) if row >= 0]
+            [
+                Hit(float(score), self.items[row])
+                for score, row in zip(*pair, strict=True)
+                if row >= 0 and (min_score is None or score >= min_score)
+            ]
             for pair in zip(scores, rows, strict=True)
         ]
 

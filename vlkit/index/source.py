@@ -24,17 +24,20 @@ class IndexSource:
         folder: the indexed folder, absolute.
         model: the adapter folder, absolute; None if a base alone made the vectors.
         base: name of that base.
+        min_score: threshold for searches by text, calibrated for this index; None = that of the adapter, if it has one.
     """
 
     media: Literal["images", "videos"]
     folder: Path
     model: Path | None
     base: str | None
+    min_score: float | None = None
 
     def write(self, index: Path) -> None:
         """Write ``source.json`` into the folder of an index."""
         model = None if self.model is None else str(self.model.absolute())
-        write_json(index / SOURCE, {"model": model, "base": self.base, self.media: str(self.folder.absolute())})
+        more = {} if self.min_score is None else {"min_score": self.min_score}
+        write_json(index / SOURCE, {"model": model, "base": self.base, self.media: str(self.folder.absolute()), **more})
 
     @classmethod
     def read(cls, index: Path, media: Literal["images", "videos"]) -> IndexSource:
@@ -56,7 +59,10 @@ class IndexSource:
             raise UserError(f"{file}: does not say what was indexed; the index is damaged, make it again")
         if (model is None) == (base is None):
             raise UserError(f"{file}: names no model; the index is damaged, make it again")
-        return cls(media, Path(folder), None if model is None else Path(model), base)
+        least = source.get("min_score")
+        if least is not None and not isinstance(least, int | float):
+            raise UserError(f"{file}: field 'min_score' is not a number; correct it")
+        return cls(media, Path(folder), None if model is None else Path(model), base, least)
 
 
 def wanted(media: Literal["images", "videos"], folder: Path, index: Path) -> Scan:

@@ -1,4 +1,4 @@
-"""Bring the index of a folder up to date: embed new and changed items, drop removed ones."""
+"""Bring the index of a folder up to date: embed new and changed items, drop removed ones, add captions."""
 
 from __future__ import annotations
 
@@ -76,6 +76,53 @@ def update_index(
     writer.remove([item.id for item in plan.changed if item.id in bad])
     new, changed = (sum(item.id not in bad for item in part) for part in (plan.new, plan.changed))
     return Update(new, changed, plan.unchanged, len(plan.removed), list(bad.values()))
+
+
+def describe_items(
+    writer: IndexWriter,
+    by: str,
+    *,
+    read: Callable[[Item], X],
+    describe: Callable[[Sequence[X]], Sequence[str]],
+    batch_size: int = 32,
+    save_every: int = 128,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Add a caption to the metadata of every item that has none by the same model: ``caption`` and ``captioned_by``.
+
+    Args:
+        writer: the index, open and up to date; captions are saved every ``save_every`` items, so a crash loses few.
+        by: identifies the model.
+        read: opens an item; one that raises MediaError keeps what it has.
+        describe: n opened items -> n captions.
+        batch_size: items described at once.
+        save_every: items after which captions are saved.
+        progress: called with the numbers of items done and to do, before the first batch and after each.
+
+    Returns:
+        The number of captions added.
+    """
+    writer.commit()
+    todo = [item for item in writer.items if item.metadata.get("captioned_by") != by]
+    progress(0, len(todo))
+    added = unsaved = 0
+    for start in range(0, len(todo), batch_size):
+        batch = todo[start : start + batch_size]
+        opened = [(item, _read_or_error(read, item)) for item in batch]
+        good = [(item, x) for item, x in opened if not isinstance(x, MediaError)]
+        if good:
+            captions = describe([x for _, x in good])
+            items = [
+                replace(item, metadata={**item.metadata, "caption": caption, "captioned_by": by})
+                for (item, _), caption in zip(good, captions, strict=True)
+            ]
+            writer.add(items, writer.vectors(items))
+        added, unsaved = added + len(good), unsaved + len(good)
+        if unsaved >= save_every:
+            writer.commit()
+            unsaved = 0
+        progress(start + len(batch), len(todo))
+    return added
 
 
 def _read_or_error(read: Callable[[Item], X], item: Item) -> X | MediaError:

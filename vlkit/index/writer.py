@@ -123,6 +123,16 @@ class IndexWriter:
         """The saved items that count."""
         return [item for item in self._rows if item is not None]
 
+    def vectors(self, items: Sequence[Item]) -> np.ndarray:
+        """The vectors of saved items, float32 [n, D]."""
+        starts = np.cumsum([0, *(len(segment) for segment in self._segments)])
+        found = np.empty((len(items), self._folder.pointer["dim"]), dtype=np.float32)
+        for place, item in enumerate(items):
+            row = self._row_of[item.id]
+            segment = int(np.searchsorted(starts, row, "right")) - 1
+            found[place] = self._segments[segment][row - starts[segment]]
+        return found
+
     def diff(self, items: Iterable[Item], digest: Callable[[Item], str] | None = None) -> Plan:
         """Compare the wanted items with the saved ones.
 

@@ -3,7 +3,16 @@
 from vlkit.memory.estimate import CUDA_CONTEXT_BYTES, CUDA_GAPS, fake_copy, fake_tensors, largest_batch, tensor_budget
 from vlkit.memory.live import LiveBytes, saved_bytes
 from vlkit.memory.shapes import shape_base
-from vlkit.memory.step import StepMemory, Times, measure_step, peak_bytes, time_ratio, times_in_turns, train_step
+from vlkit.memory.step import (
+    StepMemory,
+    Times,
+    frozen_bytes,
+    measure_step,
+    peak_bytes,
+    time_ratio,
+    times_in_turns,
+    train_step,
+)
 
 __all__ = [
     "CUDA_CONTEXT_BYTES",
@@ -13,6 +22,7 @@ __all__ = [
     "Times",
     "fake_copy",
     "fake_tensors",
+    "frozen_bytes",
     "largest_batch",
     "measure_step",
     "peak_bytes",

@@ -13,6 +13,8 @@ from vlkit.encoders.bases import ClipBase, Preprocess
 from vlkit.encoders.hub import offline_text_cfg, quiet
 from vlkit.encoders.load import load_base
 from vlkit.encoders.stage import stage_text, stage_vision
+from vlkit.encoders.stored_layers import store_towers
+from vlkit.encoders.stored_weights import named_format
 from vlkit.encoders.tokenizer import ClipTokenizer
 from vlkit.encoders.weights import read_weights
 
@@ -26,6 +28,14 @@ def shape_base(name: str) -> ClipBase:
     Raises:
         UserError: as ``load_base``.
     """
+    bare, number_format = named_format(name)
+    base = _shape_base(bare)
+    base.name = name
+    store_towers({"image": base.image, "text": base.text}, base.identity, number_format)
+    return base
+
+
+def _shape_base(name: str) -> ClipBase:
     arch, _, weights = name.partition(":")
     arch = arch.replace("/", "-")
     tags = open_clip.list_pretrained_tags_by_model(arch)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import Optimizer
 
+from vlkit.encoders.stored_weights import count_values
 from vlkit.memory.live import LiveBytes, only_new_garbage
 
 
@@ -81,7 +82,7 @@ def measure_step(model: nn.Module, loss_of: Callable[[], Tensor], optimizer: Opt
         ratio = time_ratio(lambda: train_step(loss_of, optimizer), torch.no_grad()(loss_of), timed)
     return StepMemory(
         trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        total_parameters=sum(p.numel() for p in model.parameters()),
+        total_parameters=count_values(model),
         parameter_bytes=_bytes_of([*model.parameters(), *model.buffers()]),
         optimizer_bytes=_bytes_of(state),
         saved_bytes=saved,
@@ -168,6 +169,11 @@ def _seconds(run: Callable[[], Any]) -> float:
 def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def frozen_bytes(model: nn.Module) -> int:
+    """Bytes of the parameters and buffers that are not trained: the weights of the base."""
+    return _bytes_of(t for t in (*model.parameters(), *model.buffers()) if not t.requires_grad)
 
 
 def _bytes_of(tensors: Iterable[Tensor]) -> int:

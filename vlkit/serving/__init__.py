@@ -8,7 +8,7 @@ found = search_images(library, name, pipeline.embed_texts(["a plane on a lake"])
 """
 
 from vlkit.serving.clips import FoundClip, search_clips, videos_in
-from vlkit.serving.images import AddedImages, Found, images_in, rank_texts, search_images
+from vlkit.serving.images import AddedImages, Found, images_in, preview_of, rank_texts, search_images
 from vlkit.serving.library import Library
 from vlkit.serving.limits import check_count, check_text, open_upload
 from vlkit.serving.models import Models, load_models, shipped_adapters
@@ -24,6 +24,7 @@ __all__ = [
     "images_in",
     "load_models",
     "open_upload",
+    "preview_of",
     "rank_texts",
     "search_clips",
     "search_images",

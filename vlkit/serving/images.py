@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Mapping, Sequence
@@ -61,6 +62,19 @@ class Found:
         if isinstance(self.source, Image.Image):
             return self.source
         return _thumbnail_of(self.source, self.source.stat().st_mtime_ns if self.source.exists() else 0)
+
+
+def preview_of(library: Library, count: int) -> list[tuple[Image.Image, str]]:
+    """Thumbnails and names of up to ``count`` images, evenly spaced over a library's files; unreadable ones are left
+    out.
+    """
+    items = library.items()
+    shown = []
+    for item in items[:: max(1, len(items) // count)][:count]:
+        with contextlib.suppress(MediaError, OSError):
+            found = Found(0.0, visible(item.id), library.folder / item.id)
+            shown.append((found.thumbnail(), found.name))
+    return shown
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,14 @@ class Library:
         """Number of items that every model can find now."""
         return min((len(self._indexes.get(name, ())) for name in self.models), default=0)
 
+    def items(self) -> list[Item]:
+        """The files of the folder that can be searched, whether or not they are indexed yet.
+
+        Raises:
+            UserError: no such folder, or nothing in it.
+        """
+        return self._medium.find()[0]
+
     def update(self) -> None:
         """Bring the index of every model up to date, and return when that is done.
 

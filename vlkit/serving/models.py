@@ -34,12 +34,14 @@ class Models:
         zero_shot: the bases of the retrieval adapters without an adapter, by name; also in :attr:`retrieval`.
         zero_shot_classifiers: the same bases as classifiers of any class names; also in :attr:`classifiers`.
         bases: loaded bases, by their ``--base`` name.
+        trained: number of trained values of each adapter, by task and name.
     """
 
     by_task: dict[str, dict[str, Any]] = field(default_factory=dict)
     zero_shot: dict[str, RetrievalPipeline] = field(default_factory=dict)
     zero_shot_classifiers: dict[str, ClassificationPipeline] = field(default_factory=dict)
     bases: list[str] = field(default_factory=list)
+    trained: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def classifiers(self) -> dict[str, ClassificationPipeline]:
@@ -82,7 +84,9 @@ def load_models(folders: Iterable[Path] = (), device: str = "auto") -> Models:
     models, bases = Models(), _Bases()
     for folder, config in configs.items():
         pipelines = models.by_task.setdefault(config["task"], {})
-        pipelines[_new_name(folder, config, pipelines)] = bases.load(folder, config, device)
+        name = _new_name(folder, config, pipelines)
+        pipelines[name] = bases.load(folder, config, device)
+        models.trained.setdefault(config["task"], {})[name] = sum(t.numel() for t in load_adapter(folder)[1].values())
     for pipeline in models.adapters.values():
         base = pipeline.embedder.base
         if base.joint_dim is None:  # a pair of separate encoders is useless before training
@@ -99,19 +103,19 @@ class _Bases:
     """Bases loaded so far; safe to share between models that do not change them."""
 
     def __init__(self) -> None:
-        self._clips: dict[tuple[str, Any], ClipBase] = {}
+        self._clips: dict[tuple[str, str, str], ClipBase] = {}
         self._texts: dict[str, TextBase] = {}
 
     @property
     def names(self) -> set[str]:
         """Names of the loaded bases, as ``--base`` and ``--text_base`` accept them."""
-        return {name for name, _ in self._clips} | {f"{name} text" for name in self._texts}
+        return {name for name, *_ in self._clips} | {f"{name} text" for name in self._texts}
 
-    def clip(self, name: str, image_size: Any = None) -> ClipBase:
-        """The contrastive base of that name, for images of its own or another size."""
-        key = name, str(image_size)
+    def clip(self, name: str, image_size: Any = None, context_length: Any = None) -> ClipBase:
+        """The contrastive base of that name, for images and texts of its own or another size."""
+        key = name, str(image_size), str(context_length)
         if key not in self._clips:
-            self._clips[key] = load_base(name, image_size=image_size)
+            self._clips[key] = load_base(name, image_size=image_size, context_length=context_length)
         return self._clips[key]
 
     def text(self, name: str) -> TextBase:
@@ -135,7 +139,10 @@ class _Bases:
         text = config["base"].get("text", {}).get("load", CLIP_TEXT)
         # Contrastive tasks read texts with the other tower of the same base.
         own_text = task is not None and task.own_text_base and text != CLIP_TEXT
-        return load(folder, device, self.clip(image["load"], size), text_base=self.text(text) if own_text else None)
+        length = config["base"].get("text", {}).get("context_length")
+        return load(
+            folder, device, self.clip(image["load"], size, length), text_base=self.text(text) if own_text else None
+        )
 
 
 def _new_name(folder: Path, config: dict[str, Any], taken: Iterable[str]) -> str:

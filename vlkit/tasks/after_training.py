@@ -29,7 +29,7 @@ class AfterTraining:
     also: list[Path] = field(default_factory=list)
     """Also measure on these prepared datasets of the same task, without and with the adapter: what it gained or forgot
     on data that the run never saw."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to compute on."""
     json: Path | None = None
     """Write the metrics to this file."""

@@ -123,4 +123,5 @@ def card(folder: Path, config: Mapping[str, Any], repository: str) -> str:
 def _hub_bases(config: Mapping[str, Any]) -> list[str]:
     """Names of the bases that lie on the hub themselves."""
     names = [str(identity.get("name", "")) for identity in config["base"].values()]
-    return list(dict.fromkeys(name.removeprefix("hf-hub:") for name in names if name.startswith("hf-hub:")))
+    found = [name.split(":", 1)[1] for name in names if name.startswith(("hf-hub:", "hf:"))]
+    return list(dict.fromkeys(name for name in found if is_repository(name)))

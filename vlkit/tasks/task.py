@@ -11,8 +11,10 @@ from vlkit.adapters.facts import MethodOptions
 from vlkit.adapters.options import ADAPTERS
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import RecordKind
+from vlkit.data.sources.rows import is_table
 from vlkit.drawn.prepared import Recipe, demo_dataset
 from vlkit.errors import UserError
+from vlkit.tasks.tables import table_dataset
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class Task:
         pipeline_tag: what the Hugging Face hub calls the task.
         own_text_base: whether the text model is chosen separately from the contrastive base.
         controls: name -> flags (``name=value``) of the training script: rows of a comparison that are no method.
+        control_scripts: control -> the script of the task that runs it, if that is not ``train.py``; it takes
+            ``output``, ``seed`` and ``resume``, and the training script's ``base``, ``image_size`` and ``data.*``, and
+            writes ``metrics.json``.
         methods: kind -> options of the methods it can train; a task may have further ones.
     """
 
@@ -43,6 +48,7 @@ class Task:
     own_text_base: bool = False
     pipeline_tag: str = "feature-extraction"
     controls: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    control_scripts: Mapping[str, str] = field(default_factory=dict)
     methods: Mapping[str, type[MethodOptions]] = field(default_factory=lambda: ADAPTERS)
 
     def check_towers(self, config: Mapping[str, Any], folder: Path) -> None:
@@ -55,11 +61,12 @@ class Task:
             if self.tower not in config[key]:
                 raise UserError(f"{folder}: field '{key}.{self.tower}' has no valid value; copy the adapter again")
 
-    def dataset(self, root: Path | None, **demo: Any) -> Dataset:
-        """The prepared dataset in ``root``, or the demo dataset, made on first use.
+    def dataset(self, root: Path | None, columns: str = "", **demo: Any) -> Dataset:
+        """The prepared dataset in ``root`` or of the rows there, or the demo dataset; made on first use.
 
         Args:
             root: value of ``--data.root``.
+            columns: value of ``--data.columns``: which column of rows holds what.
             demo: options of :func:`vlkit.drawn.prepared.demo_dataset`.
 
         Raises:
@@ -68,4 +75,8 @@ class Task:
         if root is None and self.demo is None:
             raise UserError(f"task {self.name} has no demo dataset; give --data.root DIR, a prepared dataset")
         name = self.datasets or self.name
+        if root is not None and is_table(root):
+            root = table_dataset(root, name, columns)
+        elif columns:
+            raise UserError(f"--data.columns {columns}: {root or 'the demo dataset'} has no columns; leave it out")
         return Dataset.open(root or demo_dataset(name, **demo), name)

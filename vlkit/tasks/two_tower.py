@@ -76,10 +76,15 @@ class EmbeddingHead(nn.Module):
         tokens, mask = self.projection(encoded.tokens), encoded.mask
         if self.gpo is not None:
             return self.gpo(tokens, mask)
-        if mask is None:
-            return tokens.mean(1)
-        weights = mask.unsqueeze(-1).to(tokens.dtype)
-        return (tokens * weights).sum(1) / weights.sum(1).clamp_min(1)
+        return masked_mean(tokens, mask)
+
+
+def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over real tokens: [B, L, D] and bool [B, L] (None = all real) -> [B, D]."""
+    if mask is None:
+        return tokens.mean(1)
+    weights = mask.unsqueeze(-1).to(tokens.dtype)
+    return (tokens * weights).sum(1) / weights.sum(1).clamp_min(1)
 
 
 class TwoTower(nn.Module):

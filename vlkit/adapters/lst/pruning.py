@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vlkit.encoders.blocks.anatomy import Anatomy, Attention, Dense, anatomy_of
 from vlkit.encoders.blocks.narrow import NarrowBlocks
 from vlkit.encoders.staged import StagedEncoder
+from vlkit.encoders.stored_layers import with_open_weights
 
 Importance = Mapping[str, Tensor]
 """Name of a weight in ``encoder.model`` -> importance of each of its values, same shape, non-negative."""
@@ -84,6 +85,7 @@ def prune_(
     Raises:
         UserError: the weights inside the tower's blocks are not known.
     """
+    encoder = with_open_weights(encoder)
     importance = magnitude(encoder) if importance is None else importance
     names = {id(weight): name for name, weight in encoder.model.named_parameters()}
     width = encoder.widths[0]

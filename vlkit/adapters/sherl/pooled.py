@@ -99,7 +99,7 @@ def tokens_of(tap: Stream) -> Tensor:
 def _base_token(x: Tensor, stream: Stream) -> Tensor:
     """The base token of the sequence, [B, D]: the tower's summary token, or the mean over real tokens."""
     if stream.summary is not None:
-        return x[torch.arange(len(x), device=x.device), stream.summary]
+        return x[torch.arange(x.shape[0], device=x.device), stream.summary]
     if stream.mask is None:
         return x.mean(1)
     mask = stream.mask.unsqueeze(-1).to(x.dtype)

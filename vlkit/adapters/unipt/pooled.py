@@ -84,5 +84,5 @@ class PooledUniptAdapter(Adapter):
     def _base(x: Tensor, stream: Stream, mask: Tensor | None) -> Tensor:
         """The base token of the sequence, [B, D]: the tower's summary token, or the mean."""
         if stream.summary is not None:
-            return x[torch.arange(len(x), device=x.device), stream.summary]
+            return x[torch.arange(x.shape[0], device=x.device), stream.summary]
         return masked_mean(x, mask)

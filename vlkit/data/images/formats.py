@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 
 from PIL import Image
 
 # Pillow's other plugins are not used: some are rarely tested, and EPS would start an external program.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
+HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+READS_HEIF = importlib.util.find_spec("pi_heif") is not None
+"""Whether the reader of HEIC and HEIF is installed (extra ``heic``)."""
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".jp2", ".j2k", ".avif"}
+    | (HEIF_SUFFIXES if READS_HEIF else frozenset())
 )
-UNREAD_SUFFIXES = frozenset(
-    {".heic", ".heif", ".hif", ".heics", ".avifs", ".jxl", ".psd", ".svg", ".ico", ".eps", ".exr", ".hdr", ".tga"}
-    | {".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"}
-)
+UNREAD_SUFFIXES = (
+    frozenset(
+        {".heics", ".avifs", ".jxl", ".psd", ".svg", ".ico", ".eps", ".exr", ".hdr", ".tga"}
+        | {".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"}
+    )
+    | HEIF_SUFFIXES
+) - IMAGE_SUFFIXES
 """File endings of unsupported images; a folder scan reports them with advice."""
 CONVERT = "convert it to JPEG or PNG"
+INSTALL_HEIF = "pip install 'vlkit[heic]'"
 HEADER_BYTES = 256
 """Number of header bytes that :func:`refusal` needs; they include the brand list of an HEIC file."""
 
@@ -66,8 +75,12 @@ def looks_like_image(start: bytes) -> bool:
 
 @functools.cache
 def readable_formats() -> tuple[str, ...]:
-    """Those of :data:`FORMATS` that this build of Pillow can open (AVIF and JPEG 2000 are optional)."""
+    """Those of :data:`FORMATS` that can be opened here: AVIF, JPEG 2000 and HEIF are optional."""
     Image.init()
+    if READS_HEIF:
+        import pi_heif  # pyright: ignore[reportMissingImports]
+
+        pi_heif.register_heif_opener()  # it turns images upright itself, and resets their orientation tag
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
@@ -77,8 +90,9 @@ def _refused_brands(start: bytes) -> str | None:
     brands = {start[8:12], *(start[place : place + 4] for place in range(16, end - 3, 4))}
     if brands & _AVIF:
         return None if "AVIF" in readable_formats() else f"AVIF is not supported by this build of Pillow; {CONVERT}"
-    if brands & _HEIC:
-        return f"HEIC is not supported; {CONVERT}"
     if b"crx " in brands:
         return f"camera raw (CR3) is not supported; {CONVERT}"
-    return f"HEIF is not supported; {CONVERT}" if brands & _HEIF else "a video, not an image"
+    if brands & (_HEIC | _HEIF):
+        name = "HEIC" if brands & _HEIC else "HEIF"
+        return None if "HEIF" in readable_formats() else f"{name} needs {INSTALL_HEIF}; or {CONVERT}"
+    return "a video, not an image"

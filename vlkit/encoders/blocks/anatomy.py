@@ -241,7 +241,7 @@ def ask_in_parts(block: Anatomy, tokens: Tensor, mask: Tensor | None, queries: T
         mask: [B, N] bool, True = may be attended to; None = all.
         queries: [Q, D] or [B, Q, D].
     """
-    queries = queries.expand(len(tokens), *queries.shape[-2:])
+    queries = queries.expand(tokens.shape[0], *queries.shape[-2:])
     if not block.norm_first:
         found = attend(block.attention, queries, tokens, mask)
         queries = block.attention.norm(queries + found)

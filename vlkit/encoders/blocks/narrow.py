@@ -12,6 +12,7 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
 from vlkit.encoders.blocks.anatomy import Opaque, anatomy_of
+from vlkit.encoders.contrastive_families import Contrastive
 from vlkit.encoders.families import Family, family_of_block
 from vlkit.errors import UserError
 
@@ -84,7 +85,7 @@ def _config_of(block: nn.Module) -> Any:
     return next((module.config for module in block.modules() if hasattr(module, "config")), None)
 
 
-def _divided(config: Any, family: Family, reduction: int) -> Any:
+def _divided(config: Any, family: Family | Contrastive, reduction: int) -> Any:
     if family.parts is None:
         raise Opaque(f"{family.name} has no narrow blocks: its attention is not plain softmax attention")
     narrow = copy.deepcopy(config)

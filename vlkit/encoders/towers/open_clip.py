@@ -6,6 +6,8 @@ half of a plain ``CLIP`` (:func:`text_half`). Both run their blocks through :fun
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -15,7 +17,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from vlkit.encoders.staged import StagedEncoder, Stream
+from vlkit.encoders.stored_layers import StoredAttention
 from vlkit.encoders.towers.text import TextEncoder, up_to
+
+logger = logging.getLogger(__name__)
 
 # --- towers ---
 
@@ -43,13 +48,13 @@ class ClipVision(StagedEncoder):
         hidden = self.model._embeds(x)
         summary = None
         if self._has_class_token_pool():
-            summary = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+            summary = torch.zeros(hidden.shape[0], dtype=torch.int64, device=hidden.device)
         return Stream(hidden, summary=summary)
 
     def block(self, i: int, stream: Stream) -> Stream:
         """Run transformer block ``i``; [B, L, D] in and out."""
         transformer = self.model.transformer
-        return stream.replace(hidden=run_resblock(transformer.resblocks[i], stream.hidden, transformer.batch_first))
+        return stream.replace(hidden=run_resblock(transformer.resblocks[i], stream.hidden, batch_first(transformer)))
 
     def transformer_block(self, i: int) -> nn.Module:
         """open_clip's residual attention block ``i``."""
@@ -126,14 +131,14 @@ class ClipText(TextEncoder):
             attn_mask = attn_mask[:length, :length]
         mask = self.real(x)
         if self.model.cls_emb is not None:
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
         return Stream(hidden, mask, self._summary(x, length), {"attn_mask": attn_mask})
 
     def block(self, i: int, stream: Stream) -> Stream:
         """Run transformer block ``i``; [B, L, D] in and out."""
         transformer = self.model.transformer
         attn_mask = stream.extras["attn_mask"]
-        hidden = run_resblock(transformer.resblocks[i], stream.hidden, transformer.batch_first, attn_mask)
+        hidden = run_resblock(transformer.resblocks[i], stream.hidden, batch_first(transformer), attn_mask)
         return stream.replace(hidden=hidden)
 
     def transformer_block(self, i: int) -> nn.Module:
@@ -142,7 +147,7 @@ class ClipText(TextEncoder):
 
     def pool(self, stream: Stream) -> Tensor:
         """State at the summary position, normalised and projected, [B, out_dim]."""
-        rows = torch.arange(len(stream.hidden), device=stream.hidden.device)
+        rows = torch.arange(stream.hidden.shape[0], device=stream.hidden.device)
         pooled = self.model.ln_final(stream.hidden[rows, stream.summary])
         projection = self.model.text_projection
         if projection is None:
@@ -189,7 +194,7 @@ class ClipText(TextEncoder):
         if pool_type == "eos":
             return (ids == self.model.eos_id).int().argmax(dim=-1)
         position = 0 if pool_type == "first" else length - 1
-        return torch.full((len(ids),), position, dtype=torch.int64, device=ids.device)
+        return torch.full((ids.shape[0],), position, dtype=torch.int64, device=ids.device)
 
 
 def text_half(model: CLIP) -> TextTransformer:
@@ -232,6 +237,11 @@ def _projected_width(model: TextTransformer) -> int:
 # --- a residual attention block ---
 
 
+def batch_first(transformer: Any) -> bool:
+    """Whether the blocks of an open_clip transformer expect [B, L, D]; releases without the option always do."""
+    return getattr(transformer, "batch_first", True)
+
+
 def is_plain(block: nn.Module) -> bool:
     """Whether a block is open_clip's standard self-attention block; subclasses may differ."""
     return type(block) is ResidualAttentionBlock and not hasattr(block, "ln_1_kv")
@@ -262,7 +272,20 @@ def run_resblock(block: nn.Module, hidden: Tensor, batch_first: bool, attn_mask:
 
 def _is_frozen(block: ResidualAttentionBlock) -> bool:
     # Compares the exact type, because LoRA replaces this module by its own.
-    return type(block.attn) is nn.MultiheadAttention and not any(p.requires_grad for p in block.parameters())
+    if type(block.attn) not in (nn.MultiheadAttention, StoredAttention):
+        if type(block.attn).__module__.startswith("open_clip."):
+            _say_slow(type(block.attn).__name__)
+        return False
+    return not any(p.requires_grad for p in block.parameters())
+
+
+@cache
+def _say_slow(kind: str) -> None:
+    logger.warning(
+        "open_clip's attention is %s instead of torch's MultiheadAttention: frozen blocks run open_clip's own forward, "
+        "which needs more time and memory; the result is the same",
+        kind,
+    )
 
 
 def _run_frozen(block: ResidualAttentionBlock, hidden: Tensor, causal: bool) -> Tensor:

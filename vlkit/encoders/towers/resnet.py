@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import Any
 
+import torch
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 
@@ -36,7 +37,7 @@ class ClipResNet(StagedEncoder):
 
     def embed(self, x: Tensor) -> Stream:
         """Images [B, 3, H, W] -> stream with hidden [B, C, H / 4, W / 4]."""
-        return Stream(self.model.stem(x))
+        return Stream(self.model.stem(fast_layout(x)))
 
     def block(self, i: int, stream: Stream) -> Stream:
         """Run bottleneck ``i``, counted over all four stages."""
@@ -53,6 +54,15 @@ class ClipResNet(StagedEncoder):
     def tokens(self, stream: Stream) -> Tensor:
         """Grid cells row by row, [B, H * W, C]; a ResNet has no final norm."""
         return stream.hidden.flatten(2).transpose(1, 2)
+
+
+def fast_layout(images: Tensor) -> Tensor:
+    """Images [B, 3, H, W], stored pixel by pixel (``torch.channels_last``), which convolutions hand on.
+
+    Convolutions, batch norms and activations are faster on it: EfficientNet-Lite0 takes two thirds of the time on a
+    CPU, and half precision on a GPU needs no transposition before tensor cores.
+    """
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def stage_taps(lengths: list[int]) -> tuple[int, ...]:

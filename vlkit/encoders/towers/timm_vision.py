@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vlkit.encoders.blocks.capture import inputs_of, watch
 from vlkit.encoders.staged import StagedEncoder, Stream
-from vlkit.encoders.towers.resnet import stage_taps
+from vlkit.encoders.towers.resnet import fast_layout, stage_taps
 from vlkit.errors import UserError
 
 # Trunks whose forward is: embed, ``blocks`` (which share their extra arguments), ``norm``, ``forward_head``.
@@ -140,7 +140,7 @@ class TimmTransformer(StagedEncoder):
         hidden = arguments.pop("x")
         summary = None
         if trunk.global_pool == "token" and getattr(trunk, "attn_pool", None) is None:
-            summary = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+            summary = torch.zeros(hidden.shape[0], dtype=torch.int64, device=hidden.device)
         return Stream(hidden, summary=summary, extras=arguments)
 
     def block(self, i: int, stream: Stream) -> Stream:
@@ -217,6 +217,7 @@ class TimmStages(StagedEncoder):
 
     def embed(self, x: Tensor) -> Stream:
         """Images [B, 3, H, W] -> stream with the stem's grid [B, C, h, w]."""
+        x = fast_layout(x)
         for name in self._layout.stem:
             x = self.model.trunk.get_submodule(name)(x)
         return Stream(self._channels_first(x))

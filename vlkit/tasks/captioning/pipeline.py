@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
+from safetensors.torch import save
 from torch import Tensor
 
 from vlkit.adapters.options import adapter_options
@@ -34,10 +37,11 @@ class CaptioningPipeline:
         captioner: model, bases and device.
         name: name used in messages.
         metrics: the metrics recorded in the adapter's config.
+        identity: short text that identifies the model; captions in an index are marked with it.
     """
 
-    def __init__(self, captioner: Captioner, name: str, metrics: dict[str, float]) -> None:
-        self.captioner, self.name, self.metrics = captioner, name, metrics
+    def __init__(self, captioner: Captioner, name: str, metrics: dict[str, float], identity: str = "") -> None:
+        self.captioner, self.name, self.metrics, self.identity = captioner, name, metrics, identity or name
         self._together = Batching(self._caption, IMAGES_AT_ONCE)
 
     def caption(self, image: ImageInput) -> str:
@@ -90,4 +94,10 @@ def open_adapter(
         model = build_model(base, text, adapter_options(config["adapters"]["image"]), head)
     load_trained(model, tensors, folder)
     fabric.setup_module(model.requires_grad_(False)).eval()
-    return CaptioningPipeline(Captioner(model, base, text, head, fabric), folder.name, config.get("metrics", {}))
+    captioner = Captioner(model, base, text, head, fabric)
+    # Weights and options: a folder that was renamed is the same model.
+    fingerprint = hashlib.sha256(
+        save(dict(tensors)) + json.dumps([config["base"], config["head"]]).encode()
+    ).hexdigest()
+    identity = f"{fingerprint[:16]}{getattr(tensors, 'tag', '')}"
+    return CaptioningPipeline(captioner, folder.name, config.get("metrics", {}), identity)

@@ -16,4 +16,6 @@ TASK = Task(
     demo=RECIPES["retrieval"],
     own_text_base=True,
     pipeline_tag="image-to-text",
+    controls={"nearest": ()},
+    control_scripts={"nearest": "nearest.py"},
 )

@@ -12,6 +12,7 @@ from torch import Tensor
 from vlkit.drawn.styled_samples import LEVELS, phrase_numbers, phrases
 from vlkit.encoders.stage import stage_text
 from vlkit.encoders.tiny import PREPROCESS, TinyTokenizer
+from vlkit.engine.hardware import fast_bfloat16
 from vlkit.tasks.pretrain.pool import Batch
 
 Regions = Literal["none", "mean", "part"]
@@ -49,7 +50,7 @@ class Objective:
     def images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Images [B, 3, 96, 96] (0 to 1) -> unit embeddings [B, D] and patch tokens [B, 64, W], both float32."""
         visual: Any = self.model.visual
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with fast_bfloat16(self.device):
             visual.output_tokens = True
             try:
                 pooled, tokens = visual((pixels - self.mean) / self.std)
@@ -59,7 +60,7 @@ class Objective:
 
     def texts(self, ids: Tensor) -> Tensor:
         """Ids [B, L] -> unit embeddings [B, D] float32."""
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with fast_bfloat16(self.device):
             # Trimming would wait for the GPU.
             return F.normalize(self.text_tower(ids if ids.is_cuda else _trimmed(ids)).float(), dim=-1)
 
@@ -93,7 +94,7 @@ class Objective:
         pooled = (weights @ tokens / weights.sum(-1, keepdim=True).clamp(min=1e-3)).flatten(0, 1)
         numbers = phrase_numbers(codes.clamp(min=0), level)
         words = self.texts(self.tables[level][numbers])
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with fast_bfloat16(self.device):
             found = F.normalize((pooled @ cast(Tensor, self.model.visual.proj)).float(), dim=-1, eps=1e-6)
         logits = (REGION_SCALE * found @ words.T).masked_fill(~shown, -1e4)
         right = logits.masked_fill(numbers.unsqueeze(1) != numbers, -1e4)

@@ -14,6 +14,7 @@ from torch import Tensor
 from vlkit.data.images import identify_file, read_image
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
+from vlkit.errors import UserError
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -72,10 +73,20 @@ class ImageTextPairs(CaptionedRecords):
         split: which split.
         transform: image -> [3, H, W].
         every_caption: each caption is a separate example; else each image is one, with a caption drawn on each access.
+        limit: number of records, drawn with a fixed seed; 0 = all.
+
+    Raises:
+        UserError: ``limit`` is negative or more than the records of the split.
     """
 
-    def __init__(self, dataset: Dataset, split: str, transform: Transform, every_caption: bool = True) -> None:
-        super().__init__(dataset.records(split), every_caption)
+    def __init__(
+        self, dataset: Dataset, split: str, transform: Transform, every_caption: bool = True, limit: int = 0
+    ) -> None:
+        records = dataset.records(split)
+        if not 0 <= limit <= len(records):
+            most = f"{dataset.split_file(split)} has {len(records):,} records"
+            raise UserError(f"--data.limit {limit}: {most}; give at most this many, or 0 for all")
+        super().__init__(random.Random(0).sample(records, limit) if limit else records, every_caption)
         self.dataset, self.transform = dataset, transform
 
     def __getitem__(self, index: int) -> tuple[Tensor, str, int]:

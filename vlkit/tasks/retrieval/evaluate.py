@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.distributed import gather_shares, my_share
 from vlkit.errors import UserError
 from vlkit.metrics.retrieval import RECALL_AT, fold_metrics, image_text_metrics
-from vlkit.tasks.two_tower import TwoTower
+from vlkit.metrics.threshold import best_f1_threshold
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,17 @@ FIVE_CAPTIONS = frozenset({"coco", "flickr30k"})
 """Datasets whose protocol measures the first five captions per image; for all others every caption counts."""
 COLUMNS = {f"{way} R@{k}": f"{way}_r{k}" for way in ("i2t", "t2i") for k in RECALL_AT} | {"rsum": "rsum"}
 """Heading -> metric, for a table of results."""
+
+
+class Towers(Protocol):
+    """What embeds: :class:`~vlkit.tasks.two_tower.TwoTower`, or frozen towers without projections."""
+
+    training: bool
+
+    def embed_images(self, pixels: Tensor) -> Tensor: ...
+    def embed_texts(self, ids: Tensor) -> Tensor: ...
+    def train(self, mode: bool = True) -> Any: ...
+    def eval(self) -> Any: ...
 
 
 class Embedder:
@@ -43,7 +54,7 @@ class Embedder:
         batch_size: images or texts per batch.
     """
 
-    def __init__(self, model: TwoTower, base: ClipBase, fabric: Fabric, batch_size: int = 64) -> None:
+    def __init__(self, model: Towers, base: ClipBase, fabric: Fabric, batch_size: int = 64) -> None:
         self.model, self.base, self.fabric, self.batch_size = model, base, fabric, batch_size
         self.transform = image_transform(base.preprocess)
 
@@ -79,12 +90,12 @@ class Embedder:
         self.model.eval()
         steps = -(-count // (size or self.batch_size))
         hidden = not self.fabric.is_global_zero or not sys.stderr.isatty()
-        found = [torch.empty(0, self.model.out_dim)]
+        found = []
         for batch in track(batches, label, total=steps, console=Console(stderr=True), transient=True, disable=hidden):
             with self.fabric.autocast():
                 found.append(embed(self.fabric.to_device(batch)).float().cpu())
         self.model.train(training)
-        return torch.cat(found)
+        return torch.cat(found) if found else torch.empty(0, getattr(self.model, "out_dim", 0))
 
 
 def embed_split(embedder: Embedder, dataset: Dataset, split: str) -> tuple[Tensor, Tensor, np.ndarray]:
@@ -104,6 +115,14 @@ def embed_split(embedder: Embedder, dataset: Dataset, split: str) -> tuple[Tenso
     images = embedder.images(mine, lambda record: read_image(dataset, record), f"{split} images")
     captions = embedder.texts([texts[i] for i in my_share(fabric, len(texts))], f"{split} captions")
     return gather_shares(fabric, images, len(records)), gather_shares(fabric, captions, len(texts)), owner
+
+
+def calibrated_search(embedder: Embedder, dataset: Dataset, split: str) -> dict[str, Any]:
+    """``min_score`` for searches by text: the cosine that best separates matching from other pairs of a split, with its
+    F1, precision and recall there (:func:`vlkit.metrics.threshold.best_f1_threshold`), and what it was measured on.
+    """
+    images, texts, owner = embed_split(embedder, dataset, split)
+    return {**best_f1_threshold(images, texts, owner), "data": dataset.name, "split": split, "images": len(images)}
 
 
 def captions_measured(dataset: Dataset) -> int | None:

@@ -39,8 +39,17 @@ def zero_shot(base: ClipBase) -> TwoTower:
     )
 
 
-def adapter_config(base: ClipBase, adapter: Any, head: HeadOptions, metrics: dict[str, float]) -> dict[str, Any]:
-    """Content of ``adapter_config.json``: everything needed to rebuild this model on the same base."""
+def adapter_config(
+    base: ClipBase,
+    adapter: Any,
+    head: HeadOptions,
+    metrics: dict[str, float],
+    search: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Content of ``adapter_config.json``: everything needed to rebuild this model on the same base.
+
+    ``search`` is the calibrated threshold (:func:`vlkit.tasks.retrieval.evaluate.calibrated_search`).
+    """
     return {
         "task": "retrieval",
         "base": {tower: {**identity, "load": base.name} for tower, identity in base.identity.items()},
@@ -48,4 +57,5 @@ def adapter_config(base: ClipBase, adapter: Any, head: HeadOptions, metrics: dic
         "head": asdict(head),
         "preprocess": base.preprocess.to_dict(),
         "metrics": metrics,
+        **({"search": search} if search else {}),
     }

@@ -41,10 +41,19 @@ class RetrievalPipeline:
         name: name used in messages.
         identity: short text that identifies the model; an index is bound to it.
         metrics: the metrics recorded in the adapter's config.
+        min_score: cosine above which an image is likely to match a text, calibrated in training; None = unknown.
     """
 
-    def __init__(self, embedder: Embedder, name: str, identity: str, metrics: dict[str, float]) -> None:
+    def __init__(
+        self,
+        embedder: Embedder,
+        name: str,
+        identity: str,
+        metrics: dict[str, float],
+        min_score: float | None = None,
+    ) -> None:
         self.embedder, self.name, self.identity, self.metrics = embedder, name, identity, metrics
+        self.min_score = min_score
         self._lock = threading.Lock()  # for batching of further media in subclasses
         # Opened here and not in the batch, so that a bad file fails only its own call.
         self._images: Batching[Any, Any] = Batching(
@@ -88,13 +97,20 @@ def open_adapter(
     text_base: TextBase | None = None,
 ) -> RetrievalPipeline:
     """Attach a saved adapter to its base; see :func:`vlkit.tasks.load.load`. ``text_base`` is not used."""
-    base = base or load_base(config["base"]["image"]["load"])
+    base = base or load_base(
+        config["base"]["image"]["load"], context_length=config["base"]["text"].get("context_length")
+    )
     check_base(config, base.identity, folder)
     with built_for(tensors, folder, base.image.model, base.text.model):
         model = build_model(base, adapter_options(config["adapters"]["image"]), HeadOptions(**config["head"]))
     load_trained(model, tensors, folder)
     fingerprint = sha256_of(folder / "adapter_model.safetensors")[:16] + getattr(tensors, "tag", "")
-    return _pipeline(base, model, fabric, folder.name, fingerprint, config.get("metrics", {}))
+    pipeline = _pipeline(base, model, fabric, folder.name, fingerprint, config.get("metrics", {}))
+    threshold = config.get("search", {}).get("min_score")
+    # Calibrated for the adapter as trained, not for a part of it.
+    if isinstance(threshold, int | float) and not getattr(tensors, "tag", ""):
+        pipeline.min_score = float(threshold)
+    return pipeline
 
 
 def load_zero_shot(base_name: str, device: str = "auto", base: ClipBase | None = None) -> RetrievalPipeline:

@@ -16,4 +16,6 @@ TASK = Task(
     tower="text",
     own_text_base=True,
     pipeline_tag="text-classification",
+    controls={"bag-of-words": ()},
+    control_scripts={"bag-of-words": "bag_of_words.py"},
 )

@@ -69,7 +69,9 @@ def open_adapter(
     text_base: TextBase | None = None,
 ) -> VideoRetrievalPipeline:
     """Attach a saved adapter to its base; see :func:`vlkit.tasks.load.load`. ``text_base`` is not used."""
-    base = base or load_base(config["base"]["image"]["load"])
+    base = base or load_base(
+        config["base"]["image"]["load"], context_length=config["base"]["text"].get("context_length")
+    )
     check_base(config, base.identity, folder)
     with built_for(tensors, folder, base.image.model, base.text.model):
         model = build_model(base, adapter_options(config["adapters"]["image"]), VideoHeadOptions(**config["head"]))

@@ -22,6 +22,7 @@ from vlkit.encoders.text_side import TextSide
 from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.distributed import gather_objects, my_share
 from vlkit.metrics.gqa import binary_and_open
+from vlkit.metrics.nlvr2 import nlvr2_metrics
 from vlkit.metrics.vqa import Form, answer_scores, vqa_metrics
 from vlkit.metrics.vqa_text import answer_form
 from vlkit.tasks.generation import ImageWriter, beam_search
@@ -161,7 +162,7 @@ def score(records: Sequence[Record], predictions: dict[Any, str], form: Form = a
 
     Both sides are compared in the same form, even if all ten annotators agree. In that case the official evaluator
     compares exact strings; where this gives another number (such as for ten raw answers "Yes"), it is reported as
-    ``official_accuracy``. On GQA also ``accuracy_binary`` and ``accuracy_open``.
+    ``official_accuracy``. On GQA also ``accuracy_binary`` and ``accuracy_open``, on NLVR2 ``consistency``.
 
     Args:
         records: each with ``answers``.
@@ -175,6 +176,10 @@ def score(records: Sequence[Record], predictions: dict[Any, str], form: Form = a
     official = vqa_metrics(predictions, references)["accuracy"]
     if official != metrics["accuracy"]:
         metrics["official_accuracy"] = official
+    if all(str(record["id"]).startswith("nlvr2/") for record in records):
+        truth = {name: given[0] == "true" for name, given in references.items()}
+        judged = {name: form(predictions[name]) == "true" for name in references}
+        metrics["consistency"] = nlvr2_metrics(judged, truth)["consistency"]
     return metrics | binary_and_open(answer_scores(predictions, references, form), types)
 
 

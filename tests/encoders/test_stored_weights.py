@@ -1,0 +1,174 @@
+"""Stored weights of a frozen base: rounding, gradients to inputs, bytes, every tower family, training and loading."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+import vlkit
+from helpers import tiny
+from helpers.scripts import call, refuse
+from vlkit.adapters import ADAPTERS
+from vlkit.data.manifest import write_dataset
+from vlkit.encoders.load import load_base, load_text_base
+from vlkit.encoders.stored_layers import StoredEmbedding, StoredLinear, store_weights
+from vlkit.encoders.stored_weights import NF4, StoredWeight, count_values, named_format, stored_format, with_format
+from vlkit.errors import UserError
+from vlkit.memory import saved_bytes, shape_base
+from vlkit.tasks.retrieval.model import build_model
+from vlkit.tasks.two_tower import HeadOptions
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200), "black": (0, 0, 0)}
+# Largest error of a value, as a share of the largest magnitude that shares its scale: half a step of each format.
+ERRORS = {"bf16": 2**-8, "int8": 0.5 / 127, "nf4": max(b - a for a, b in itertools.pairwise(NF4)) / 2}
+
+
+@pytest.mark.parametrize("form", ERRORS)
+@pytest.mark.parametrize("shape", [(48, 192), (48, 100), (8, 16, 6, 6)])
+def test_values_are_rounded_by_half_a_step_at_most(form, shape):
+    torch.manual_seed(0)
+    weight = torch.randn(shape)
+    stored = StoredWeight(weight, form)
+    found = stored.open()
+    assert found.shape == weight.shape and stored.numel == weight.numel()
+    largest = weight.flatten(1).abs().amax(1).view(-1, *[1] * (weight.ndim - 1))
+    assert ((found - weight).abs() <= ERRORS[form] * largest * (1 + 1e-5)).all()
+    torch.testing.assert_close(StoredWeight(found, form).open(), found, rtol=1e-6, atol=1e-7)  # storing again is exact
+    torch.testing.assert_close(stored.rows(2, 5).open(), found[2:5], rtol=0, atol=0)
+
+
+def test_nf4_has_a_scale_for_each_64_neighbours():
+    row = torch.cat([torch.full((64,), 0.01), torch.full((64,), 5.0), torch.tensor([-2.0])]).view(1, -1)
+    torch.testing.assert_close(StoredWeight(row, "nf4").open(), row, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("form", ERRORS)
+def test_a_layer_gives_the_gradient_of_its_rounded_weight_and_saves_no_weight(form):
+    torch.manual_seed(0)
+    plain = nn.Linear(128, 96)
+    layer = StoredLinear(StoredWeight(plain.weight, form), plain.bias)
+    x = torch.randn(4, 5, 128, requires_grad=True)
+    torch.testing.assert_close(layer(x), F.linear(x, layer.weight, plain.bias))
+    found = torch.autograd.grad(layer(x).square().sum(), [x, plain.bias])
+    right = torch.autograd.grad(F.linear(x, layer.weight, plain.bias).square().sum(), [x, plain.bias])
+    for a, b in zip(found, right, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    deep = nn.Sequential(*(StoredLinear(StoredWeight(torch.randn(128, 128) / 11, form), None) for _ in range(6)))
+    kept = saved_bytes(deep, lambda: deep(x.detach().requires_grad_()).sum())
+    assert kept < 128 * 128 * 4, "not even one weight is saved"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+
+
+def test_a_table_opens_only_the_rows_that_are_looked_up():
+    torch.manual_seed(0)
+    plain, ids = nn.Embedding(500, 64), torch.tensor([[3, 499], [0, 3]])
+    for form in ERRORS:
+        table = StoredEmbedding(plain, form)
+        torch.testing.assert_close(table(ids), table.weight[ids], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("form", ["int8", "nf4"])
+@pytest.mark.parametrize("kind", ["sherl", "unipt", "vqt", "dtl", "lst", "linear", "bitfit", "lora"])
+def test_every_method_trains_on_a_stored_base(form, kind):
+    base = load_base(f"tiny@{form}")
+    torch.manual_seed(0)
+    model = build_model(base, ADAPTERS[kind](), HeadOptions()).train()
+    pixels, ids = tiny.images(3, 96), base.tokenize(["a red dog", "a cube", "two blue balls on a lawn"])
+    images, texts, scale, _ = model(pixels, ids)
+    loss = F.cross_entropy(scale * images @ texts.T, torch.arange(3))
+    loss.backward()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert trained and any(p.grad is not None and p.grad.abs().sum() > 0 for p in trained.values())
+    assert stored_format(base.image) == form, "the base is still stored"
+
+
+def test_the_output_is_close_to_the_base_s_own():
+    plain = load_base("tiny")
+    pixels, ids = tiny.images(4, 96), plain.tokenize(["a red dog", "a cube", "two blue balls on a lawn", "a house"])
+    with torch.no_grad():
+        right = [F.normalize(x, dim=-1) for x in (plain.image(pixels), plain.text(ids))]
+        for form, least in {"bf16": 0.9999, "int8": 0.999, "nf4": 0.97}.items():
+            base = load_base(f"tiny@{form}")
+            for x, y in zip((base.image(pixels), base.text(ids)), right, strict=True):
+                assert (F.normalize(x, dim=-1) * y).sum(1).min() > least, form
+            assert base.identity["image"]["format"] == form
+            assert base.identity["image"]["fingerprint"] != plain.identity["image"]["fingerprint"]
+    assert count_values(base.image) == count_values(plain.image) == sum(p.numel() for p in plain.image.parameters())
+
+
+@pytest.mark.parametrize("arch", ["RN50", "ViT-B-32", "convnext_base"])
+def test_bytes_of_published_architectures(arch):
+    model = shape_base(arch).image
+    before = sum(p.numel() * p.element_size() for p in model.parameters())
+    store_weights(model, "int8")
+    after = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    assert after < 0.3 * before
+
+
+def test_t5_on_stored_weights(tmp_path: Path):
+    plain, stored = load_text_base("tiny"), load_text_base("tiny@int8")
+    ids = plain.tokenize(["a red dog sits on a lawn"])
+    with torch.no_grad():
+        x, y = (F.normalize(base.encoder(ids), dim=-1) for base in (plain, stored))
+    assert (x * y).sum() > 0.99
+    assert stored.decoder is not None and stored_format(stored.decoder) == "int8"
+
+
+def test_names_and_flags():
+    assert named_format("ViT-B-32:openai@nf4") == ("ViT-B-32:openai", "nf4")
+    assert named_format("local-dir:me@home/x") == ("local-dir:me@home/x", "fp32")
+    assert with_format("tiny", "fp32") == "tiny" and with_format("tiny@int8", "int8") == "tiny@int8"
+    with pytest.raises(UserError, match="base 'tiny@int8' states int8"):
+        with_format("tiny@int8", "nf4")
+    with pytest.raises(UserError, match="no weight format 'int4'; the formats are fp32, bf16, int8, nf4"):
+        load_base("tiny@int4")
+
+
+@pytest.fixture
+def dataset_of_squares(tmp_path: Path) -> Path:
+    """A prepared dataset of 16 squares with a caption each."""
+    root, splits = tmp_path / "squares", {}
+    root.mkdir()
+    for number, split in enumerate(["train"] * 8 + ["val"] * 4 + ["test"] * 4):
+        name, colour = list(COLOURS.items())[number % 4]
+        pixels = np.full((48, 48, 3), 255, np.uint8)
+        pixels[4 + number : 20 + number, 8:24] = colour
+        Image.fromarray(pixels).save(root / f"{number}.png")
+        record = {"id": str(number), "image": f"{number}.png", "texts": [f"a {name} square"]}
+        splits.setdefault(split, []).append(record)
+    write_dataset(root, name="squares", task="retrieval", splits=splits, media_root=root, source="made for a test")
+    return root
+
+
+@pytest.mark.slow
+def test_trained_saved_and_loaded_as_it_was_stored(tmp_path: Path, dataset_of_squares: Path):
+    words = ("--data.root", dataset_of_squares, "--epochs", 1, "--batch_size", 4, "--device", "cpu")
+    call("tasks/retrieval/train.py", *words, "--base_weights", "int8", "--output", tmp_path / "run")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    config = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
+    assert config["base"]["image"]["load"] == "tiny@int8" and config["base"]["image"]["format"] == "int8"
+    assert metrics["total_parameters"] > 4_900_000
+    model = vlkit.load(tmp_path / "run", device="cpu")
+    assert stored_format(model.embedder.base.image) == "int8"
+    message = refuse("tasks/retrieval/train.py", *words, "--base_weights", "nf4", "--adapter.kind", "full")
+    assert "--base_weights nf4: full fine-tuning trains these weights" in message
+
+
+def test_the_memory_table_counts_the_stored_bytes(tmp_path: Path):
+    words = ("--estimate", "true", "--device", "cpu", "--batch_size", 2, "--text_length", 8, "--json", tmp_path / "m")
+    rows = {}
+    for form in ("fp32", "int8", "nf4"):
+        call("tasks/memory.py", "--base", "ViT-B-32", "--adapter.kind", "linear", *words, "--base_weights", form)
+        rows[form] = json.loads((tmp_path / "m").read_text())["rows"][0]
+    assert rows["int8"]["weight_bytes"] < 0.28 * rows["fp32"]["weight_bytes"]
+    assert rows["nf4"]["weight_bytes"] < 0.17 * rows["fp32"]["weight_bytes"]
+    assert rows["int8"]["total_parameters"] == rows["fp32"]["total_parameters"]
