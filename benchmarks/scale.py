@@ -127,6 +127,7 @@ def search(config: Config, folder: Path) -> dict[str, Any]:
         to, sent = multiprocessing.get_context("spawn").Pipe()
         child = multiprocessing.get_context("spawn").Process(target=_searched, args=(folder / kind, queries, sent))
         child.start()
+        sent.close()  # so that a child that fails ends the wait
         found[kind] = to.recv()
         child.join()
     exact, near = (found[kind].pop("rows") for kind in ("flat", "ivf"))
@@ -134,7 +135,7 @@ def search(config: Config, folder: Path) -> dict[str, Any]:
     size = sum(file.stat().st_size for file in (folder / "ivf").glob("ivf-*"))
     vectors_mib = count * config.dim * 4 / MIB
     return {
-        **{"vectors": count, "float32_mib": vectors_mib, "ivf": lists, "ivf_bytes_per_vector": size / count},
+        **{"vectors": count, "float32_mib": vectors_mib, "lists": lists, "list_bytes_per_vector": size / count},
         **{"build_cpu_seconds": built, "recall@10": float(shared), **found},
     }
 

@@ -35,6 +35,8 @@ FOUND = commands(ROOT)
         ("tokenizer --help", "tasks/pretrain/tokenizer.py", "--help"),
         ("black_box classification --epochs 1", "tasks/classification/black_box.py", "--epochs 1"),
         ("memory", "tasks/memory.py", ""),
+        ("embed --input x", "tasks/retrieval/embed.py", "--input x"),
+        ("serve --port 1", "tasks/retrieval/serve.py", "--port 1"),
         ("demo --port 1", "demos/app.py", "--port 1"),
     ],
 )

@@ -84,6 +84,9 @@ def test_inverted_lists_on_disk_reach_the_recall(factory, world, tmp_path):
     assert recall(rows, exact(vectors, queries, 10)) >= 0.93  # chosen for 0.95 on other queries
     # Candidates are compared exactly, whatever the code.
     np.testing.assert_allclose(scores, np.take_along_axis(queries @ vectors.T, rows, 1), atol=1e-5)
+    (tmp_path / "idx").rename(tmp_path / "moved")
+    np.testing.assert_array_equal(DiskIndex.open(tmp_path / "moved").search_rows(queries, 10)[1], rows)
+    (tmp_path / "moved").rename(tmp_path / "idx")
     pointer = json.loads((tmp_path / "idx" / "disk.json").read_text())
     assert 1 <= pointer["nprobe"] < 32
     assert {file.name for file in (tmp_path / "idx").iterdir()} == {

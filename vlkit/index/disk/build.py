@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import shutil
@@ -84,6 +85,7 @@ def index_embeddings(
                 "name": name,
                 "nprobe": 0,
                 "embeddings": str(parts.path.absolute()),
+                "made_in": str(path.absolute()),
                 "parts": names,
             }
             _write_items(parts, names, path / f"items-{name}.arrow")
@@ -122,6 +124,7 @@ def _write_ivf(matrix: PartsMatrix, factory: str, path: Path, name: str, progres
     """Train, encode part by part, merge on disk; the number of clusters that a search has to visit."""
     from faiss.contrib.ondisk import merge_ondisk
 
+    logging.getLogger("faiss.contrib.ondisk").setLevel(logging.WARNING)  # it names every part
     index = new_index(matrix.dim, factory)
     clusters = faiss.extract_index_ivf(index).nlist
     rows = np.unique(np.linspace(0, len(matrix) - 1, min(len(matrix), clusters * _PER_CLUSTER)).astype(np.int64))
@@ -145,7 +148,7 @@ def _write_ivf(matrix: PartsMatrix, factory: str, path: Path, name: str, progres
             shards.append(str(building / f"{number:06d}"))
             faiss.write_index(shard, shards[-1])
             progress(last, len(matrix))
-        lists = path / f"ivf-{name}.ivfdata"
+        lists = path.absolute() / f"ivf-{name}.ivfdata"
         merge_ondisk(index, shards, str(lists))
         faiss.write_index(index, str(path / f"ivf-{name}.index"))
     except RuntimeError as error:

@@ -44,7 +44,9 @@ class DiskIndex:
             raise UserError(f"{path}: the embeddings in {parts.path} have changed; run index.py --embeddings again")
         self._faiss: faiss.Index | None = None
         if self.factory != EXACT:
-            flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY
+            # Finds the lists of an index that was moved; FAISS prints a line then.
+            moved = pointer["made_in"] != str(path.absolute())
+            flags = faiss.IO_FLAG_READ_ONLY | (faiss.IO_FLAG_ONDISK_SAME_DIR if moved else 0)
             self._faiss = faiss.read_index(str(path / f"ivf-{name}.index"), flags)
 
     @classmethod
