@@ -56,7 +56,7 @@ class Config:
     """Threads that decode images, per process."""
     ahead: int = 256
     """Images that wait for the device at most, per process; the bound of the memory."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to compute on."""
 
     def __post_init__(self) -> None:

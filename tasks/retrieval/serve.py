@@ -45,7 +45,7 @@ class Config:
     """Requests at once; further ones are answered with 503."""
     drain_seconds: float = 5.0
     """After SIGTERM, time in which /healthz says 503 while requests are still answered."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to compute on."""
 
     def __post_init__(self) -> None:
