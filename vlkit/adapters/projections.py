@@ -29,6 +29,8 @@ QUERY_KEY_VALUE = (
 )
 OUT = ("out_proj", "out_lin", "proj", "o")
 SPLIT = QUERY_KEY_VALUE[0]
+# Exact classes: subclasses of other libraries may compute something else.
+PLAIN = (nn.MultiheadAttention, StoredAttention, nn.Linear, StoredLinear)
 
 
 class SplitAttention(nn.Module):
@@ -119,7 +121,7 @@ def _linear_on(weight: Tensor, bias: Tensor | None) -> nn.Linear:
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
     if bias is not None:
-        layer.bias = _constant(bias)
+        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
     return layer
 
 
@@ -144,9 +146,14 @@ def split_projections(encoder: nn.Module) -> None:
     """
     for owner in list(encoder.modules()):
         for name, child in list(owner.named_children()):
-            if type(child) in (nn.MultiheadAttention, StoredAttention) and child._qkv_same_embed_dim:
+            if isinstance(child, nn.MultiheadAttention) and type(child) in PLAIN and child._qkv_same_embed_dim:
                 setattr(owner, name, SplitAttention(child))
-            elif name == "qkv" and type(child) in (nn.Linear, StoredLinear) and getattr(owner, "q_bias", None) is None:
+            elif (
+                name == "qkv"
+                and isinstance(child, nn.Linear)
+                and type(child) in PLAIN
+                and getattr(owner, "q_bias", None) is None
+            ):
                 setattr(owner, name, SplitLinear(child))
 
 
@@ -177,6 +184,11 @@ def joined_state(encoder: nn.Module) -> dict[str, Tensor]:
                 if parts[0] is not None:
                     state[whole + leaf] = torch.cat(cast(list[Tensor], parts))
     return state
+
+
+def _has_own_bias(attention: nn.Module) -> bool:
+    """Whether an attention adds the biases of its fused layer itself (EVA, BEiT)."""
+    return getattr(attention, "q_bias", None) is not None
 
 
 def attention_maps(encoder: nn.Module, which: Which) -> list[str]:

@@ -68,7 +68,7 @@ class StoredConv2d(nn.Conv2d):
         nn.Module.__init__(self)
         self.__dict__.update({k: v for k, v in whole.__dict__.items() if k not in nn.Module().__dict__})
         self.stored = StoredWeight(whole.weight, number_format)
-        self.register_parameter("bias", whole.bias)
+        self.register_parameter("bias", cast("nn.Parameter | None", whole.bias))
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]

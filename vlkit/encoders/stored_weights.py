@@ -8,6 +8,7 @@ Vectors (biases, norms), position embeddings and projections keep their precisio
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Literal, cast, get_args
 
 import torch
@@ -132,7 +133,8 @@ def _from_nf4(codes: Tensor, scales: Tensor, count: int) -> Tensor:
 
 def stored_format(module: nn.Module) -> WeightFormat:
     """The format of a module's stored weights; fp32 if it has none."""
-    return next((part.number_format for part in module.modules() if isinstance(part, StoredWeight)), "fp32")
+    formats: Iterator[WeightFormat] = (m.number_format for m in module.modules() if isinstance(m, StoredWeight))
+    return next(formats, "fp32")
 
 
 def count_values(module: nn.Module) -> int:

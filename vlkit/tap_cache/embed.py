@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlkit.cli.show import Console, track
 from vlkit.tap_cache.maker import TapCache
-from vlkit.tap_cache.rows import TapBatch
 
 
 @torch.no_grad()
 def embed_rows(
-    cache: TapCache, embed: Callable[[TapBatch], Tensor], rows: Sequence[int], label: str, batch_size: int = 64
+    cache: TapCache, embed: Callable[[Any], Tensor], rows: Sequence[int], label: str, batch_size: int = 64
 ) -> Tensor:
     """Embed rows of a cache in batches, without gradient.
 

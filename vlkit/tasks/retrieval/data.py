@@ -94,13 +94,13 @@ class ImageTextPairs(CaptionedRecords):
         group, caption = self.choose(index)
         return self.transform(read_image(self.dataset, self.records[group])), self.captions[caption], group
 
-    def identify(self, group: int) -> list[Any]:
+    def identify(self, medium: int) -> list[Any]:
         """A value that changes when the image does: its path, size and modification time."""
-        return identify_file(self.dataset.path(self.records[group]))
+        return identify_file(self.dataset.path(self.records[medium]))
 
-    def load(self, groups: list[int]) -> Tensor:
+    def load(self, media: list[int]) -> Tensor:
         """Images as input of the tower, [n, 3, H, W]; deterministic without augmentation."""
-        return torch.stack([self.transform(read_image(self.dataset, self.records[group])) for group in groups])
+        return torch.stack([self.transform(read_image(self.dataset, self.records[medium])) for medium in media])
 
 
 class PairCollate:

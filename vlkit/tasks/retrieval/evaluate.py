@@ -38,6 +38,8 @@ class Towers(Protocol):
 
     training: bool
 
+    @property
+    def out_dim(self) -> int: ...
     def embed_images(self, pixels: Tensor) -> Tensor: ...
     def embed_texts(self, ids: Tensor) -> Tensor: ...
     def train(self, mode: bool = True) -> Any: ...
@@ -95,7 +97,7 @@ class Embedder:
             with self.fabric.autocast():
                 found.append(embed(self.fabric.to_device(batch)).float().cpu())
         self.model.train(training)
-        return torch.cat(found) if found else torch.empty(0, getattr(self.model, "out_dim", 0))
+        return torch.cat(found) if found else torch.empty(0, self.model.out_dim)
 
 
 def embed_split(embedder: Embedder, dataset: Dataset, split: str) -> tuple[Tensor, Tensor, np.ndarray]:

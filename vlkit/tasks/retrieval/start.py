@@ -118,6 +118,11 @@ class FrozenFeatures(nn.Module):
             LinearOptions().build(tower, "pooled" if pool == "base" else "tokens") for tower in (base.image, base.text)
         )
 
+    @property
+    def out_dim(self) -> int:
+        """Width of an image's features."""
+        return self.image.base.out_dim if self.pool == "base" else self.image.base.token_dim
+
     def embed_images(self, pixels: Tensor) -> Tensor:
         """Images [B, 3, H, W], or their cached rows -> [B, D_image] float32."""
         return self._features(self.image(pixels))
