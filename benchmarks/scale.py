@@ -161,7 +161,7 @@ def _searched(folder: Path, queries: np.ndarray, to: Any) -> None:
 
 def resident() -> int:
     """Resident bytes of this process, mapped files included."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
 
 
 def serve(config: Config, folder: Path) -> dict[str, Any]:

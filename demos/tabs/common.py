@@ -209,7 +209,8 @@ def on_opening(function: Callable[..., Any], outputs: list[Any], **options: Any)
 def answered(show: Callable[..., Any], values: list[Any], outputs: list[Any]) -> None:
     """Open a tab with a worked example: ``outputs`` get what ``show`` says to ``values``, the inputs' first values.
 
-    It is computed once, for the first visitor. If it fails, the tab opens empty and the log says why.
+    It is computed once, at the start, so that it is there before a visitor can ask something else. If it fails, the tab
+    opens empty and the log says why.
 
     Args:
         show: the handler of the tab's button.
@@ -225,6 +226,7 @@ def answered(show: Callable[..., Any], values: list[Any], outputs: list[Any]) ->
             log.warning("the example of a tab has no answer", exc_info=True)
             return [gr.skip() for _ in outputs] if len(outputs) > 1 else gr.skip()
 
+    once()
     on_opening(once, outputs)
 
 

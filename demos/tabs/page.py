@@ -26,7 +26,7 @@ QUEUE, THREADS = 128, 32
 def build_page(studio: Studio) -> gr.Blocks:
     """The app, ready to launch."""
     with gr.Blocks(title="vlkit", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gr.Markdown(f"# vlkit\n{headline(studio.about)}", elem_id="title")
+        gr.HTML(f"<h1>vlkit</h1><p>{headline(studio.about)}</p>", elem_id="title")
         with gr.Tabs():
             for name, tab in TABS.items():
                 with gr.Tab(name, id=name) as opened:
@@ -37,13 +37,13 @@ def build_page(studio: Studio) -> gr.Blocks:
 
 
 def headline(about: dict[str, Any]) -> str:
-    """What the page shows, in one sentence: the base, and how little was trained."""
+    """What the page shows, in one sentence of HTML: the base, and how little was trained."""
     trained = [count for found in about["trained_parameters"].values() for count in found.values()]
     least, most = (f"{count / 1e6:.2g}" for count in (min(trained), max(trained)))
     span = f"{least} M" if least == most else f"{least} to {most} M"
     bases = " and ".join(name for name in about["bases"] if not name.endswith(" text"))
     return (
-        f"The CLIP `{as_html(bases)}` ({about['base_parameters'] / 1e6:.3g} M parameters) stays frozen; "
+        f"The CLIP <code>{as_html(bases)}</code> ({about['base_parameters'] / 1e6:.3g} M parameters) stays frozen; "
         f"an adapter per task ({span} parameters) was trained on top."
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +83,10 @@ def build(studio: Studio) -> None:
             container=False,
         )
         library = gr.Gallery(
+            preview(studio),
             label="The library" if studio.own_images else "The demo images, drawn in a style that the base never saw",
             elem_id="library",
             elem_classes="library",
-            visible=False,
             **GALLERY | {"columns": 6},
         )
         with gr.Row():
@@ -111,17 +110,13 @@ def build(studio: Studio) -> None:
         ]
         return [gr.Gallery(visible=False), *found]
 
-    @functools.cache
-    def preview() -> list[tuple[Image.Image, str]]:
-        return preview_of(studio.library, PREVIEW)
-
     def opened(request: gr.Request) -> list[Any]:
-        """The library, or the answer to a link that ends in ``?q=TEXT``."""
+        """The answer to a link that ends in ``?q=TEXT``; other visitors may have searched by now, so nothing changes."""
         query = request.query_params.get("q", "").strip()
-        if query and studio.library.finished:
-            names = wanted(studio, list(studio.models.adapters), bool(studio.models.zero_shot))
-            return [query, *show(find(studio, check_text(query, "query"), 6, names))]
-        return [query, gr.Gallery(preview(), visible=True), *(gr.skip() for _ in galleries)]
+        if not query or not studio.library.finished:
+            return [query or gr.skip(), *(gr.skip() for _ in outputs)]
+        names = wanted(studio, list(studio.models.adapters), bool(studio.models.zero_shot))
+        return [query, *show(find(studio, check_text(query, "query"), 6, names))]
 
     on_opening(opened, [text, *outputs])
 
@@ -150,6 +145,14 @@ def build(studio: Studio) -> None:
     endpoint("search", search, [text, count, model], concurrency_limit=16)
     endpoint("search_by_picture", search_by_picture, [image, count, model])
     show_progress(studio.library, status, lambda added: _status(studio, added), [added])
+
+
+def preview(studio: Studio) -> list[tuple[Image.Image, str]]:
+    """Some images of the library, to open the page with; none if the folder cannot be read."""
+    try:
+        return preview_of(studio.library, PREVIEW)
+    except UserError:
+        return []  # the status line says why
 
 
 def find(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from pathlib import Path
@@ -101,8 +102,10 @@ def build(studio: Studio) -> None:
 
     def opened() -> list[Any]:
         """The first example and its answer, still; nothing while the clips are being indexed."""
-        if not library.finished:
-            return [gr.skip() for _ in (text, *outputs)]
+        return first() if library.finished else [gr.skip() for _ in (text, *outputs)]
+
+    @functools.cache
+    def first() -> list[Any]:
         clips, shown, _ = show(queries[0], 6, None)
         return [queries[0], clips, shown, play(clips[0], autoplay=False)]
 

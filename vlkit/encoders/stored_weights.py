@@ -8,7 +8,6 @@ Vectors (biases, norms), position embeddings and projections keep their precisio
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Literal, cast, get_args
 
 import torch
@@ -69,6 +68,7 @@ class StoredWeight(nn.Module):
         number_format: how to store it.
     """
 
+    number_format: WeightFormat
     codes: Tensor
     scales: Tensor
 
@@ -133,8 +133,10 @@ def _from_nf4(codes: Tensor, scales: Tensor, count: int) -> Tensor:
 
 def stored_format(module: nn.Module) -> WeightFormat:
     """The format of a module's stored weights; fp32 if it has none."""
-    formats: Iterator[WeightFormat] = (m.number_format for m in module.modules() if isinstance(m, StoredWeight))
-    return next(formats, "fp32")
+    for part in module.modules():
+        if isinstance(part, StoredWeight):
+            return part.number_format
+    return "fp32"
 
 
 def count_values(module: nn.Module) -> int:
