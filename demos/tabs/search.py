@@ -111,7 +111,7 @@ def build(studio: Studio) -> None:
         return [gr.Gallery(visible=False), *found]
 
     def opened(request: gr.Request) -> list[Any]:
-        """The answer to a link that ends in ``?q=TEXT``; other visitors may have searched by now, so nothing changes."""
+        """The answer to a link that ends in ``?q=TEXT``; without one, nothing changes."""
         query = request.query_params.get("q", "").strip()
         if not query or not studio.library.finished:
             return [query or gr.skip(), *(gr.skip() for _ in outputs)]
