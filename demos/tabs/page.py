@@ -26,7 +26,7 @@ QUEUE, THREADS = 128, 32
 def build_page(studio: Studio) -> gr.Blocks:
     """The app, ready to launch."""
     with gr.Blocks(title="vlkit", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gr.HTML(f"<h1>vlkit</h1><p>{headline(studio.about)}</p>", elem_id="title")
+        gr.HTML(f"<h1>vlkit</h1><p>{headline(studio.about)}</p>", elem_id="title", padding=False)
         with gr.Tabs():
             for name, tab in TABS.items():
                 with gr.Tab(name, id=name) as opened:

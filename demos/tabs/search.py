@@ -84,7 +84,7 @@ def build(studio: Studio) -> None:
         )
         library = gr.Gallery(
             preview(studio),
-            label="The library" if studio.own_images else "The demo images, drawn in a style that the base never saw",
+            label="The library" if studio.own_images else "Demo images, in a style new to the base",
             elem_id="library",
             elem_classes="library",
             **GALLERY | {"columns": 6},

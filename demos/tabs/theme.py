@@ -56,6 +56,7 @@ button:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:fo
 .wrap:has(> .error) { display: none !important; }
 footer { opacity: 0.7; } footer .divider { display: none; }
 @media (max-width: 640px) {
+  .library .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
   .gradio-container .app { padding: 0.8rem !important; }
   .gradio-container [role=tab], .tab-container button { font-size: 0.8rem; padding: 0 0.4rem; }
   #title h1 { font-size: 1.35rem; }
