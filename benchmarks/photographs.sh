@@ -5,7 +5,7 @@
 #   benchmarks/photographs.sh data/flickr8k runs/photographs [flag=value …]
 #
 # The first argument is a prepared dataset for retrieval (data_prep/from_folder.py). Made for a GPU, where several runs share
-# the device (JOBS, default 4); on a CPU the rows of bitfit, lora and full take hours. Run it again to continue.
+# the device (JOBS, default 4); not run yet. Run it again to continue.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data="$1" output="$2"

@@ -77,7 +77,9 @@ def test_a_table_opens_only_the_rows_that_are_looked_up():
 
 
 @pytest.mark.parametrize("form", ["int8", "nf4"])
-@pytest.mark.parametrize("kind", ["sherl", "unipt", "vqt", "dtl", "lst", "linear", "bitfit", "lora"])
+@pytest.mark.parametrize(
+    "kind", ["sherl", "unipt", "vqt", "dtl", "lst", "linear", "bitfit", "lora", "synqt", "side_attention", "s2a"]
+)
 def test_every_method_trains_on_a_stored_base(form, kind):
     base = load_base(f"tiny@{form}")
     torch.manual_seed(0)

@@ -74,19 +74,18 @@ def load_models(folders: Iterable[Path] = (), device: str = "auto") -> Models:
     Raises:
         UserError: a folder is not an adapter, or its base is unavailable.
     """
-    given = [Path(folder) for folder in folders]
-    configs = {folder: load_adapter(folder)[0] for folder in given}
-    tasks = {config.get("task") for config in configs.values()}
+    found = {Path(folder): load_adapter(folder) for folder in folders}
+    tasks = {config.get("task") for config, _ in found.values()}
     for folder in shipped_adapters():
-        config = load_adapter(folder)[0]
-        if config.get("task") not in tasks:
-            configs[folder] = config
+        adapter = load_adapter(folder)
+        if adapter[0].get("task") not in tasks:
+            found[folder] = adapter
     models, bases = Models(), _Bases()
-    for folder, config in configs.items():
+    for folder, (config, tensors) in found.items():
         pipelines = models.by_task.setdefault(config["task"], {})
         name = _new_name(folder, config, pipelines)
         pipelines[name] = bases.load(folder, config, device)
-        models.trained.setdefault(config["task"], {})[name] = sum(t.numel() for t in load_adapter(folder)[1].values())
+        models.trained.setdefault(config["task"], {})[name] = sum(t.numel() for t in tensors.values())
     for pipeline in models.adapters.values():
         base = pipeline.embedder.base
         if base.joint_dim is None:  # a pair of separate encoders is useless before training

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlkit.tasks.classification.heads import CacheHead, CacheOptions, RidgeHead, unit
+from vlkit.tasks.ridge import RidgePath
 
 PENALTIES = tuple(10 ** (k / 2) for k in range(-8, 5))
 """Candidates for the ridge penalty, times the mean eigenvalue of the features' scatter matrix."""
@@ -54,24 +55,17 @@ def solve_ridge(features: Tensor, labels: Tensor, classes: int, penalty: float |
         penalty: above 0; None = the best of :data:`PENALTIES`.
     """
     f, y = unit(features.double()), F.one_hot(labels, classes).double()
-    mean_f, mean_y = f.mean(0), y.mean(0)
-    u, s, v = torch.linalg.svd(f - mean_f, full_matrices=False)
-    targets = u.T @ (y - mean_y)
-    eigenvalue = max(float(s.square().sum()) / f.shape[1], 1e-12)
-    candidates = [penalty] if penalty is not None else [eigenvalue * share for share in reversed(PENALTIES)]
+    path = RidgePath(f, y)
+    candidates = [penalty] if penalty is not None else [path.eigenvalue * share for share in reversed(PENALTIES)]
     best: tuple[float, float, Tensor] | None = None
     for candidate in candidates:
-        shrink = s.square() / (s.square() + candidate)
-        fitted = mean_y + (u * shrink) @ targets
-        leverage = 1 / len(f) + (u.square() * shrink).sum(1)
-        left_out = y - (y - fitted) / (1 - leverage).clamp_min(1e-9).unsqueeze(1)
+        left_out = path.left_out(candidate)
         accuracy = float((left_out.argmax(1) == labels).double().mean())
         if best is None or accuracy > best[0]:
             best = accuracy, candidate, left_out
     assert best is not None  # there is at least one candidate
     _, chosen, left_out = best
-    weight = (v.T * (s / (s.square() + chosen))) @ targets
-    return Ridge(weight.T, mean_y - mean_f @ weight, _best_scale(left_out, labels), chosen, left_out)
+    return Ridge(*path.solution(chosen), _best_scale(left_out, labels), chosen, left_out)
 
 
 def _best_scale(scores: Tensor, labels: Tensor) -> float:

@@ -25,6 +25,7 @@ from vlkit.tap_cache.embed import embed_rows
 from vlkit.tap_cache.pairs import cached_pairs
 from vlkit.tasks.retrieval.data import ImageTextPairs
 from vlkit.tasks.retrieval.evaluate import Embedder
+from vlkit.tasks.ridge import RidgePath
 from vlkit.tasks.two_tower import HeadOptions, TwoTower, masked_mean
 
 log = logging.getLogger(__name__)
@@ -76,31 +77,24 @@ def solve(images: Tensor, texts: Tensor, owner: Tensor, width: int) -> Start:
         owner: int64 [M], the image of each text; every image has one.
         width: E.
     """
-    x, y = images.double(), texts.double()
-    mean_x, mean_y = x.mean(0), y.mean(0)
+    y = texts.double()
+    mean = y.mean(0)
     if width >= y.shape[1]:
         basis = nn.init.orthogonal_(torch.empty(width, y.shape[1], dtype=torch.float64))
     else:
-        basis = torch.linalg.svd(y - mean_y, full_matrices=False).Vh[:width]
-    captions = F.normalize((y - mean_y) @ basis.T, dim=1)
-    count = torch.bincount(owner, minlength=len(x)).unsqueeze(1)
-    targets = torch.zeros(len(x), width, dtype=torch.float64).index_add_(0, owner, captions) / count
-    u, s, v = torch.linalg.svd(x - mean_x, full_matrices=False)
-    mean_t = targets.mean(0)
-    spread, unit = u.T @ (targets - mean_t), F.normalize(targets, dim=1)[:JUDGED]
-    eigenvalue = max(float(s.square().sum()) / x.shape[1], 1e-12)
+        basis = torch.linalg.svd(y - mean, full_matrices=False).Vh[:width]
+    captions = F.normalize((y - mean) @ basis.T, dim=1)
+    count = torch.bincount(owner, minlength=len(images)).unsqueeze(1)
+    targets = torch.zeros(len(images), width, dtype=torch.float64).index_add_(0, owner, captions) / count
+    path, own = RidgePath(images.double(), targets), F.normalize(targets, dim=1)[:JUDGED]
     best = (-1.0, 0.0)
     for share in reversed(PENALTIES):  # of equals the larger
-        shrink = s.square() / (s.square() + share * eigenvalue)
-        fitted = mean_t + (u[:JUDGED] * shrink) @ spread
-        leverage = 1 / len(x) + (u[:JUDGED].square() * shrink).sum(1, keepdim=True)
-        left_out = targets[:JUDGED] - (targets[:JUDGED] - fitted) / (1 - leverage).clamp_min(1e-9)
-        nearest = (F.normalize(left_out, dim=1) @ unit.T).argmax(1)
-        recall = 100 * float((nearest == torch.arange(len(unit))).double().mean())
-        best = max(best, (recall, share * eigenvalue), key=lambda pair: pair[0])
+        penalty = share * path.eigenvalue
+        nearest = (F.normalize(path.left_out(penalty, JUDGED), dim=1) @ own.T).argmax(1)
+        recall = 100 * float((nearest == torch.arange(len(own))).double().mean())
+        best = max(best, (recall, penalty), key=lambda pair: pair[0])
     recall, penalty = best
-    weight = ((v.T * (s / (s.square() + penalty))) @ spread).T
-    return Start((weight, mean_t - weight @ mean_x), (basis, -basis @ mean_y), penalty, recall)
+    return Start(path.solution(penalty), (basis, -basis @ mean), penalty, recall)
 
 
 class FrozenFeatures(nn.Module):
