@@ -1,7 +1,7 @@
 """Pre-train the tiny bases on the drawn pre-training domain; nothing is downloaded, scenes are drawn as needed.
 
     python tasks/pretrain/train.py --model clip --output runs/pretrain/clip
-    python tasks/pretrain/train.py --model t5 --output runs/pretrain/t5 --steps 4000 --batch_size 128 --lr 0.003
+    python tasks/pretrain/train.py --model t5 --output runs/pretrain/t5 --steps 5000 --batch_size 64 --lr 0.003
     python tasks/pretrain/train.py --world styles --minutes 5 --batch_size 1024 --pool 1500000 --workers 15
 
 The same command resumes from the last checkpoint. Sample n depends only on seed and n, so an interrupted run sees the
@@ -91,6 +91,8 @@ class Config:
     """Patch tokens that are trained to match the object they show, with `world styles`."""
     region_weight: float = 1.0
     """Weight of the loss of these patch tokens."""
+    prefixes: float = 0.5
+    """Share of texts of which T5 reads the beginning and writes the rest; in the others it fills in removed spans."""
     scenes: int = 1000
     """Held-out scenes of each style in the last evaluation."""
 
@@ -181,10 +183,10 @@ def styles_job(config: Config, device: torch.device) -> Job:
 
 
 def t5_job(config: Config, device: torch.device) -> Job:
-    """Denoising: the model predicts the spans that were removed by span corruption."""
+    """Denoising: the model writes the spans that were removed from a text, or the rest of a text."""
     tokenizer = tiny_t5_tokenizer()
     model = new_tiny_t5(tokenizer).to(device)
-    collate = Denoising(tokenizer)
+    collate = Denoising(tokenizer, config.prefixes)
 
     def loss(batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         source, mask, target = (tensor.to(device) for tensor in batch)
@@ -197,12 +199,15 @@ def t5_job(config: Config, device: torch.device) -> Job:
 
     @torch.no_grad()
     def evaluate() -> dict[str, float]:
-        held_out = DataLoader(PretrainingTexts(config.seed, VALIDATION, 2000), 200, collate_fn=collate)
+        return {"denoising_perplexity": perplexity(0.0), "prefix_perplexity": perplexity(1.0)}
+
+    def perplexity(prefixes: float) -> float:
+        texts = PretrainingTexts(config.seed, VALIDATION, 2000)
         total, tokens = 0.0, 0
-        for batch in held_out:
+        for batch in DataLoader(texts, 200, collate_fn=Denoising(tokenizer, prefixes)):
             count = int((batch[2] != -100).sum())
             total, tokens = total + loss(batch).item() * count, tokens + count
-        return {"denoising_perplexity": math.exp(total / tokens)}
+        return math.exp(total / tokens)
 
     return Job(model, loss, train, evaluate)
 

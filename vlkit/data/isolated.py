@@ -19,6 +19,10 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
+START_SECONDS = 300.0
+"""Time limit of a process's start, in which it imports the function's module: slow on a busy machine."""
+
+
 @dataclass(frozen=True)
 class Lost:
     """A call without a result: its process died, or exceeded the time limit and was killed."""
@@ -37,7 +41,7 @@ def isolated(
     Args:
         function: a module-level function; it, the jobs and the results must be picklable.
         workers: number of parallel processes, 1 or more.
-        seconds: time limit of one call.
+        seconds: time limit of one call; starting a process has its own limit, :data:`START_SECONDS`.
 
     Raises:
         Exception: what ``function`` raised; the other calls are cancelled.
@@ -53,7 +57,7 @@ def isolated(
                 running.append(worker)
             if not running:
                 return
-            soonest = min(worker.since for worker in running) + seconds
+            soonest = min(worker.due(seconds) for worker in running)
             wait([worker.pipe for worker in running], max(0.0, soonest - time.monotonic()))
             for worker in list(running):
                 result = worker.result(seconds)
@@ -82,6 +86,7 @@ class _Worker(Generic[Job]):
     def __init__(self, function: Callable) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
+        self.ready = False
         self.process = context.Process(target=_serve, args=(function, theirs, os.getpid()), daemon=True)
         self.process.start()
         theirs.close()  # so that the pipe ends when the process does
@@ -91,19 +96,27 @@ class _Worker(Generic[Job]):
         with contextlib.suppress(BrokenPipeError):  # it died while idle: the pipe has ended
             self.pipe.send(job)
 
+    def due(self, seconds: float) -> float:
+        """When the limit is reached, in seconds of the monotonic clock."""
+        return self.since + (seconds if self.ready else START_SECONDS)
+
     def result(self, seconds: float) -> Any:
         """The call's result, :class:`Lost`, or ``_NONE`` while it runs; re-raises the call's exception."""
         if self.pipe.poll():
             try:
-                value, error = self.pipe.recv()
+                answer = self.pipe.recv()
             except (EOFError, ConnectionResetError):
                 self.process.join()
                 return Lost(_death(self.process.exitcode))
+            if answer is None:  # it has started: the call's time begins
+                self.ready, self.since = True, time.monotonic()
+                return _NONE
+            value, error = answer
             if error is not None:
                 raise error
             return value
-        if time.monotonic() - self.since >= seconds:
-            return Lost(f"took more than {seconds:g} s")
+        if time.monotonic() >= self.due(seconds):
+            return Lost(f"took more than {seconds:g} s" if self.ready else f"did not start in {START_SECONDS:g} s")
         return _NONE
 
     def stop(self) -> None:
@@ -115,6 +128,8 @@ class _Worker(Generic[Job]):
 def _serve(function: Callable, pipe: Connection, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the caller ends this one
     _die_with(parent)
+    with contextlib.suppress(OSError):  # the caller is gone; the next line finds out
+        pipe.send(None)
     while True:
         try:
             job = pipe.recv()

@@ -1,4 +1,9 @@
-"""Span corruption (T5, section 3.1.4): 15 % of the tokens, in spans of about three, become sentinels."""
+"""The two objectives of the T5 base: span corruption, and writing on from a prefix.
+
+Span corruption (T5, section 3.1.4) asks for pieces of a few tokens. A decoder that has seen nothing else never wrote a
+sentence, and captioning and text-to-text tasks ask a frozen one for sentences; prefix language modelling (T5, section
+3.2.3; the S-denoiser of UL2) teaches that.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +18,34 @@ from vlkit.encoders.tiny import SENTINELS
 
 
 class Denoising:
-    """Collates texts into corrupted sources and their targets."""
+    """Collates texts into sources and their targets.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.tokenizer = tokenizer
+    Args:
+        tokenizer: of the T5, with its sentinels.
+        prefixes: share of the texts that are cut in two at a random place: the source is the first part (it may be
+            empty), the target the rest. In the others, 15 % of the tokens, in spans of about three, become sentinels.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, prefixes: float = 0.0) -> None:
+        self.tokenizer, self.prefixes = tokenizer, prefixes
         self.sentinels: Any = tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(SENTINELS)])
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids [B, L], their mask [B, L], and targets [B, M] with -100 as padding."""
+        """Ids [B, L], their mask [B, L], and targets [B, M] with -100 as padding, all int64 but the mask (bool)."""
         # The corruption is seeded by the texts, so it is the same in every process.
         rng = np.random.default_rng(np.frombuffer("".join(texts).encode(), dtype=np.uint8)[:4096])
-        pairs = [self._corrupt(self.tokenizer(text, add_special_tokens=False).input_ids, rng) for text in texts]
+        pairs = []
+        for text in texts:
+            ids = self.tokenizer(text, add_special_tokens=False).input_ids
+            pairs.append(self._cut(ids, rng) if rng.random() < self.prefixes else self._corrupt(ids, rng))
         source, target = (
             nn.utils.rnn.pad_sequence([torch.tensor(p[i]) for p in pairs], True, v) for i, v in ((0, 0), (1, -100))
         )
         return source, source != 0, target
+
+    def _cut(self, ids: list[int], rng: np.random.Generator) -> tuple[list[int], list[int]]:
+        end, place = cast(int, self.tokenizer.eos_token_id), int(rng.integers(len(ids)))
+        return [*ids[:place], end], [*ids[place:], end]
 
     def _corrupt(self, ids: list[int], rng: np.random.Generator) -> tuple[list[int], list[int]]:
         spans = max(1, round(len(ids) * 0.15 / 3))
