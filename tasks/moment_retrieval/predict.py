@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from vlkit.cli.config import about, run
 from vlkit.cli.show import Console, Table
+from vlkit.engine.adapter_files import AdapterFiles
 from vlkit.errors import UserError
 from vlkit.files import sha256_of, write_json, write_text
 from vlkit.tasks.load import load
@@ -120,7 +121,7 @@ def whole_split(pipeline: MomentPipeline, config: Config) -> None:
     dataset = TASK.dataset(config.data.root)
     examples = MomentExamples(dataset, config.split, pipeline.reader)
     part = config.submission.with_name(config.submission.name + ".part")
-    weights = sha256_of(config.model / "adapter_model.safetensors")
+    weights = sha256_of(AdapterFiles.find(config.model).tensors)
     key = {"model": weights, "split": sha256_of(dataset.split_file(config.split))}
     done = read_part(part, key)
     if done:

@@ -261,7 +261,7 @@ def dataset(tmp_path_factory) -> Path:
 def train(dataset: Path, folder: Path, *words: object) -> dict[str, Tensor]:
     flags = ("--epochs", 2, "--batch_size", 4, "--device", "cpu", "--checkpoint_every", 1)
     call(TRAIN, "--data.root", dataset, "--output", folder, *flags, *FISHER, *words)
-    return load_file(folder / "adapter_model.safetensors")
+    return load_file(folder / "vlkit_adapter.safetensors")
 
 
 @pytest.mark.slow

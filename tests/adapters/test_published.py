@@ -70,7 +70,7 @@ def convert(*words: object) -> None:
 def test_blocks_of_golden_files(name: str, tmp_path: Path) -> None:
     file, out = published_file(name, tmp_path), tmp_path / "out"
     convert(file, "--output", out)
-    config, tensors = read_json(out / "adapter_config.json"), load_file(out / "adapter_model.safetensors")
+    config, tensors = read_json(out / "vlkit_adapter.json"), load_file(out / "vlkit_adapter.safetensors")
     found = [(block.flavour, block.prefix, len(block.tensors)) for block in read_published(file)]
     assert [place[:2] for place in found] == [place[:2] for place in BLOCKS[name]]
     for (*_, count), (*_, expected) in zip(found, BLOCKS[name], strict=True):

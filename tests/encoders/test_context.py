@@ -66,14 +66,14 @@ def test_a_saved_adapter_repeats_it(tmp_path: Path) -> None:
     base = load_base("tiny", context_length=80)
     linear, head = ADAPTERS["linear"](), HeadOptions()
     save_adapter(tmp_path, build_model(base, linear, head), adapter_config(base, linear, head, {}))
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    config = json.loads((tmp_path / "vlkit_adapter.json").read_text())
     assert config["base"]["text"]["context_length"] == 80
     found = vlkit.load(tmp_path, device="cpu").embed_texts([LONG[:200]])
     with torch.no_grad():
         expected = torch.nn.functional.normalize(base.text(base.tokenize([LONG[:200]])), dim=-1)
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
     config["base"]["text"]["context_length"] = 10**9
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "vlkit_adapter.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"base\.text\.context_length"):
         vlkit.load(tmp_path, device="cpu")
 

@@ -156,7 +156,7 @@ def test_trained_saved_and_loaded_as_it_was_stored(tmp_path: Path, dataset_of_sq
     words = ("--data.root", dataset_of_squares, "--epochs", 1, "--batch_size", 4, "--device", "cpu")
     call("tasks/retrieval/train.py", *words, "--base_weights", "int8", "--output", tmp_path / "run")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    config = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
+    config = json.loads((tmp_path / "run" / "vlkit_adapter.json").read_text())
     assert config["base"]["image"]["load"] == "tiny@int8" and config["base"]["image"]["format"] == "int8"
     assert metrics["total_parameters"] > 4_900_000
     model = vlkit.load(tmp_path / "run", device="cpu")

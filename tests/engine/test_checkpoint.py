@@ -144,15 +144,38 @@ CONFIG = {
 def test_adapter_folder(tmp_path):
     model = Small()
     checkpoint.save_adapter(tmp_path, model, CONFIG)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["vlkit_adapter.json", "vlkit_adapter.safetensors"]
     read, tensors = checkpoint.load_adapter(tmp_path)
-    assert read == {"format": "vlkit-adapter", "format_version": 1, **CONFIG}
+    assert read == {"format": "vlkit-adapter", "format_version": 2, **CONFIG}
     assert set(tensors) == set(trained_state(model)) and not any("base" in name for name in tensors)
     other = Small()
     other.load_state_dict({**other.state_dict(), "base.weight": model.base.weight, "base.bias": model.base.bias})
     checkpoint.load_trained(other, tensors)
     x = torch.randn(5, 3)
     assert torch.equal(other.eval()(x), model.eval()(x))
+
+
+def test_a_folder_of_format_1_is_read_and_a_newer_one_beside_it_wins(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder in (old, new):
+        checkpoint.save_adapter(folder, Small(), {**CONFIG, "made": folder.name})
+    config = json.loads((old / "vlkit_adapter.json").read_text())
+    (old / "vlkit_adapter.json").unlink()
+    (old / "adapter_config.json").write_text(json.dumps({**config, "format_version": 1}))
+    tensors = checkpoint.load_file(old / "vlkit_adapter.safetensors")
+    (old / "vlkit_adapter.safetensors").rename(old / "adapter_model.safetensors")
+    read, found = checkpoint.load_adapter(old)
+    assert read["made"] == "old" and all(torch.equal(found[name], tensors[name]) for name in tensors)
+    for file in new.iterdir():
+        (old / file.name).write_bytes(file.read_bytes())
+    assert checkpoint.load_adapter(old)[0]["made"] == "new"
+    (old / "vlkit_adapter.json").unlink()
+    (old / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors is missing"):
+        checkpoint.load_adapter(old)
+    (old / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(UserError, match=r"adapter_config\.json: field 'format' is not 'vlkit-adapter'"):
+        checkpoint.load_adapter(old)
 
 
 def test_adapter_of_a_model_wrapped_by_fabric(tmp_path):
@@ -197,25 +220,26 @@ def test_another_base_is_refused():
     ("change", "reason"),
     [
         ({"format": "peft"}, "field 'format' is not 'vlkit-adapter'"),
-        ({"format_version": 2}, "format_version 2 is not 1"),
+        ({"format_version": 3}, "format_version 3 is not 1 to 2"),
+        ({"format_version": True}, "format_version True is not"),
     ],
 )
 def test_config_of_another_format_is_refused(tmp_path, change, reason):
     checkpoint.save_adapter(tmp_path, Small(), {})
-    path = tmp_path / "adapter_config.json"
+    path = tmp_path / "vlkit_adapter.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UserError, match=reason):
         checkpoint.load_adapter(tmp_path)
 
 
 def test_incomplete_adapter_folders(tmp_path):
-    with pytest.raises(UserError, match=r"no adapter_config.json there"):
+    with pytest.raises(UserError, match=r"no vlkit_adapter.json there"):
         checkpoint.load_adapter(tmp_path)
     checkpoint.save_adapter(tmp_path, Small(), CONFIG)
-    weights = tmp_path / "adapter_model.safetensors"
+    weights = tmp_path / "vlkit_adapter.safetensors"
     weights.write_bytes(weights.read_bytes()[:40])
-    with pytest.raises(UserError, match=r"adapter_model.safetensors: cannot be read"):
+    with pytest.raises(UserError, match=r"vlkit_adapter.safetensors: cannot be read"):
         checkpoint.load_adapter(tmp_path)
     weights.unlink()
-    with pytest.raises(UserError, match=r"adapter_model.safetensors is missing"):
+    with pytest.raises(UserError, match=r"vlkit_adapter.safetensors is missing"):
         checkpoint.load_adapter(tmp_path)

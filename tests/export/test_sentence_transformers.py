@@ -61,7 +61,7 @@ def test_its_evaluators_run(exported: tuple[Path, Path]) -> None:
 
 def test_the_folder_holds_no_code(exported: tuple[Path, Path]) -> None:
     names = sorted(str(path.relative_to(exported[1])) for path in exported[1].rglob("*") if path.is_file())
-    weights = ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"]
+    weights = ["adapter/vlkit_adapter.json", "adapter/vlkit_adapter.safetensors"]
     assert names == [*weights, "config_sentence_transformers.json", "modules.json"]
     with pytest.raises(ValueError, match="trust_remote_code"):
         library.SentenceTransformer(str(exported[1]), device="cpu")

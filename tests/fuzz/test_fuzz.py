@@ -209,8 +209,8 @@ def adapters(place: Path) -> dict[str, Path]:
 @examples(12)
 @given(data=st.data())
 def test_adapter_configs(adapters: dict[str, Path], task: str, data: st.DataObject):
-    config = json.loads((ADAPTERS / task / "adapter_config.json").read_text(encoding="utf-8"))
-    (adapters[task] / "adapter_config.json").write_text(json.dumps(data.draw(odd_json(config))), encoding="utf-8")
+    config = json.loads((ADAPTERS / task / "vlkit_adapter.json").read_text(encoding="utf-8"))
+    (adapters[task] / "vlkit_adapter.json").write_text(json.dumps(data.draw(odd_json(config))), encoding="utf-8")
     survives(lambda: load(adapters[task], "cpu"))
 
 
@@ -221,7 +221,7 @@ def test_adapter_files(place: Path, data: st.DataObject):
     folder = place / "adapter"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ADAPTERS / "retrieval", folder)
-    file = folder / data.draw(st.sampled_from(["adapter_config.json", "adapter_model.safetensors"]))
+    file = folder / data.draw(st.sampled_from(["vlkit_adapter.json", "vlkit_adapter.safetensors"]))
     content = file.read_bytes()
     # The header is where a damaged file asks for much.
     head, rest = (content[:6000], content[6000:]) if file.suffix == ".safetensors" else (content, b"")

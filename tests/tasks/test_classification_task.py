@@ -312,7 +312,7 @@ def test_it_resumes_exactly(trained, dataset, tmp_path, monkeypatch):
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             call(TRAIN, *words)
     call(TRAIN, *words, "--resume")
-    one, two = (load_file(folder / "adapter_model.safetensors") for folder in (trained, tmp_path / "run"))
+    one, two = (load_file(folder / "vlkit_adapter.safetensors") for folder in (trained, tmp_path / "run"))
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
@@ -346,7 +346,7 @@ def test_every_head_trains_saves_and_loads(name, dataset, tmp_path):
 def test_training_from_the_tap_cache_gives_the_same_model(trained, dataset, tmp_path):
     words = ("--cache", tmp_path / "taps", "--cache_dtype", "fp32", *QUICK)
     call(TRAIN, "--data.root", dataset, "--output", tmp_path / "run", *words)
-    one, two = (load_file(folder / "adapter_model.safetensors") for folder in (trained, tmp_path / "run"))
+    one, two = (load_file(folder / "vlkit_adapter.safetensors") for folder in (trained, tmp_path / "run"))
     assert all(torch.allclose(one[key].float(), two[key].float(), atol=1e-4) for key in one)
 
 
@@ -412,9 +412,9 @@ def test_wrong_flags_of_the_other_scripts(trained, dataset, tmp_path):
 
 
 def test_a_damaged_head_is_named(trained, dataset, tmp_path):
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
+    for name in ("vlkit_adapter.json", "vlkit_adapter.safetensors"):
         (tmp_path / name).write_bytes((trained / name).read_bytes())
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    config = json.loads((tmp_path / "vlkit_adapter.json").read_text())
     for change in (
         {"kind": "magic"},
         {"classes": None},
@@ -422,7 +422,7 @@ def test_a_damaged_head_is_named(trained, dataset, tmp_path):
         {"count": "x", "kind": "cache"},
         {"texts": []},
     ):
-        (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "head": {**config["head"], **change}}))
+        (tmp_path / "vlkit_adapter.json").write_text(json.dumps({**config, "head": {**config["head"], **change}}))
         with pytest.raises(UserError):
             vlkit.load(tmp_path, device="cpu")
 

@@ -190,7 +190,7 @@ def test_training_overfits_a_toy(queries: int):
 
 
 def test_run_folder_and_report(trained: Path):
-    names = ("config.yaml", "log.jsonl", "curves.png", "adapter_config.json", "adapter_model.safetensors", "README.md")
+    names = ("config.yaml", "log.jsonl", "curves.png", "vlkit_adapter.json", "vlkit_adapter.safetensors", "README.md")
     assert all((trained / name).stat().st_size > 0 for name in names)
     metrics = json.loads((trained / "metrics.json").read_text())
     assert (metrics["task"], metrics["split"]) == ("grounding", "test")
@@ -198,7 +198,7 @@ def test_run_folder_and_report(trained: Path):
     assert keys | {"constant_box_acc@0.5", "centre_box_acc@0.5"} <= set(metrics["before"])
     assert keys | {"testA_acc@0.5", "testB_acc@0.5"} <= set(metrics["after"])
     assert 0 < metrics["trainable_parameters"] < metrics["total_parameters"] and metrics["saved_activation_bytes"] > 0
-    config = json.loads((trained / "adapter_config.json").read_text())
+    config = json.loads((trained / "vlkit_adapter.json").read_text())
     assert set(config["base"]) == {"image", "text"} and config["preprocess"]["shape"] == "squash"
     losses = [json.loads(line)["loss"] for line in (trained / "log.jsonl").read_text().splitlines() if "lr" in line]
     assert losses and all(np.isfinite(losses))
@@ -233,7 +233,7 @@ def test_saved_adapter_measures_as_it_did_in_training(trained: Path, dataset: Pa
 )
 def test_options_train_save_and_load(options: tuple, dataset: Path, tmp_path: Path):
     call(TRAIN, "--data.root", dataset, "--output", tmp_path / "run", *QUICK, *options)
-    tensors = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    tensors = load_file(tmp_path / "run" / "vlkit_adapter.safetensors")
     assert not any(".base." in name and "lora_" not in name for name in tensors)
     call(EVALUATE, "--model", tmp_path / "run", "--data.root", dataset, "--json", tmp_path / "m.json")
     after = json.loads((tmp_path / "run" / "metrics.json").read_text())["after"]
@@ -422,7 +422,7 @@ def test_two_processes_train_as_one(dataset: Path, tmp_path: Path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*two, "--lr", "0.0005"], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    one, both = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
+    one, both = (load_file(tmp_path / name / "vlkit_adapter.safetensors") for name in ("one", "two"))
     # Of all weights together: where a gradient is next to nothing, Adam's step makes rounding large.
     assert one.keys() == both.keys()
     off = sum(float((one[name] - both[name]).square().sum()) for name in one) ** 0.5

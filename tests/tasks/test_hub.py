@@ -110,8 +110,8 @@ def test_a_pushed_adapter_is_loaded_by_its_name(hub: tuple[str, dict[str, bytes]
     url, files = hub
     folder = run_folder(tmp_path)
     push_to_hub(folder, "me/mine", token="hf_x", endpoint=url)
-    assert set(files) == {"adapter_config.json", "adapter_model.safetensors", "metrics.json", "README.md"}
-    assert files["adapter_model.safetensors"] == (folder / "adapter_model.safetensors").read_bytes()
+    assert set(files) == {"vlkit_adapter.json", "vlkit_adapter.safetensors", "metrics.json", "README.md"}
+    assert files["vlkit_adapter.safetensors"] == (folder / "vlkit_adapter.safetensors").read_bytes()
     _, front, text = files["README.md"].decode().split("---\n", 2)
     about = yaml.safe_load(front)
     assert about["library_name"] == "vlkit" and about["tags"] == ["vlkit", "retrieval", "sherl"]

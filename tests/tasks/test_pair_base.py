@@ -67,7 +67,7 @@ def test_from_training_to_vectors(base: str, dataset: Path, tmp_path: Path) -> N
     plain, cached = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("plain", "cached"))
     assert plain["before_is"].startswith("ridge") and plain["before"] == pytest.approx(cached["before"])
 
-    config = json.loads((tmp_path / "plain" / "adapter_config.json").read_text())
+    config = json.loads((tmp_path / "plain" / "vlkit_adapter.json").read_text())
     assert {tower: who["load"] for tower, who in config["base"].items()} == {"image": base, "text": base}
     assert config["base"]["image"]["fingerprint"] != config["base"]["text"]["fingerprint"]
     pipeline = vlkit.load(tmp_path / "plain", device="cpu")

@@ -61,8 +61,8 @@ def test_run_folder_holds_what_the_contract_names(trained: Path):
         "config.yaml",
         "log.jsonl",
         "curves.png",
-        "adapter_config.json",
-        "adapter_model.safetensors",
+        "vlkit_adapter.json",
+        "vlkit_adapter.safetensors",
         "README.md",
     ):
         assert (trained / name).stat().st_size > 0, name
@@ -78,7 +78,7 @@ def test_run_folder_holds_what_the_contract_names(trained: Path):
     assert 0 < metrics["trainable_parameters"] < metrics["total_parameters"]
     assert metrics["saved_activation_bytes"] > 0
     assert metrics["step_time_over_forward"] > 0
-    config = json.loads((trained / "adapter_config.json").read_text())
+    config = json.loads((trained / "vlkit_adapter.json").read_text())
     assert config["format"] == "vlkit-adapter"
     assert {"task", "base", "adapters", "head", "preprocess", "metrics", "format_version"} <= set(config)
 
@@ -91,7 +91,7 @@ def test_saved_adapter_measures_as_it_did_in_training(trained: Path, dataset: Pa
 
 
 def test_the_threshold_of_search_is_calibrated_on_the_validation_split(trained, dataset, tmp_path, capsys):
-    found = json.loads((trained / "adapter_config.json").read_text())["search"]
+    found = json.loads((trained / "vlkit_adapter.json").read_text())["search"]
     assert (found["data"], found["split"], found["images"]) == ("drawn", "val", 6)
     pipeline = vlkit.load(trained, device="cpu")
     assert pipeline.min_score == found["min_score"]
@@ -125,7 +125,7 @@ def test_folds_and_index_are_reported(trained: Path, dataset: Path, tmp_path: Pa
 @pytest.mark.parametrize("kind", sorted(ADAPTERS))
 def test_every_kind_trains_saves_and_loads(kind: str, dataset: Path, tmp_path: Path):
     call(TRAIN, "--data.root", dataset, "--output", tmp_path / "run", "--adapter.kind", kind, *QUICK)
-    tensors = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    tensors = load_file(tmp_path / "run" / "vlkit_adapter.safetensors")
     base_tensors = [name for name in tensors if ".base." in name and "lora_" not in name]
     assert bool(base_tensors) == (kind in ("full", "bitfit", "s2a"))
     pipeline = vlkit.load(tmp_path / "run", device="cpu")
@@ -156,12 +156,20 @@ def test_options_run(options: tuple, dataset: Path, tmp_path: Path):
 def test_adapter_refuses_another_base(trained: Path, tmp_path: Path):
     folder = tmp_path / "changed"
     folder.mkdir()
-    config = json.loads((trained / "adapter_config.json").read_text())
+    config = json.loads((trained / "vlkit_adapter.json").read_text())
     config["base"]["image"]["fingerprint"] = "0" * 32
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    (folder / "adapter_model.safetensors").write_bytes((trained / "adapter_model.safetensors").read_bytes())
+    (folder / "vlkit_adapter.json").write_text(json.dumps(config))
+    (folder / "vlkit_adapter.safetensors").write_bytes((trained / "vlkit_adapter.safetensors").read_bytes())
     with pytest.raises(UserError, match="fingerprint"):
         vlkit.load(folder)
+
+
+def test_an_adapter_of_format_1_gives_the_same_embeddings(trained: Path, tmp_path: Path):
+    config = json.loads((trained / "vlkit_adapter.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "format_version": 1}))
+    (tmp_path / "adapter_model.safetensors").write_bytes((trained / "vlkit_adapter.safetensors").read_bytes())
+    old, new = (vlkit.load(folder, device="cpu") for folder in (tmp_path, trained))
+    assert np.array_equal(old.embed_texts(["a star"]), new.embed_texts(["a star"]))
 
 
 def test_index_is_incremental_and_search_finds(trained: Path, dataset: Path, tmp_path: Path, capsys):
@@ -245,7 +253,7 @@ def test_killed_and_resumed_run_ends_with_the_same_weights(dataset: Path, tmp_pa
         kills += 1
     done = subprocess.run(_slow_run(dataset, pieces, "--resume"), env=_environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    expected, got = (load_file(folder / "adapter_model.safetensors") for folder in (whole, pieces))
+    expected, got = (load_file(folder / "vlkit_adapter.safetensors") for folder in (whole, pieces))
     assert expected.keys() == got.keys()
     differing = [name for name in expected if not torch.equal(expected[name], got[name])]
     assert differing == []
@@ -272,7 +280,7 @@ def test_two_processes_train_as_one(adapter: tuple, dataset: Path, tmp_path: Pat
     two = [*launcher, "--standalone", str(ROOT / TRAIN), "--output", str(tmp_path / "two"), *map(str, words)]
     done = subprocess.run(two, env=_environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    one, both = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
+    one, both = (load_file(tmp_path / name / "vlkit_adapter.safetensors") for name in ("one", "two"))
     for name in one:
         torch.testing.assert_close(one[name], both[name], atol=1e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
 

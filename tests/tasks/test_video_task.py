@@ -53,18 +53,18 @@ def trained(dataset: Path, tmp_path_factory) -> Path:
 
 
 def test_run_folder_holds_what_every_run_has(trained: Path):
-    names = ("config.yaml", "log.jsonl", "curves.png", "adapter_config.json", "adapter_model.safetensors", "README.md")
+    names = ("config.yaml", "log.jsonl", "curves.png", "vlkit_adapter.json", "vlkit_adapter.safetensors", "README.md")
     assert all((trained / name).stat().st_size > 0 for name in names) and (trained / "checkpoint").is_dir()
     metrics = json.loads((trained / "metrics.json").read_text())
     assert (metrics["task"], metrics["split"], metrics["frames"]) == ("video_retrieval", "test", 2)
     keys = {f"{direction}_r{k}" for direction in ("t2v", "v2t") for k in (1, 5, 10)} | {"rsum", "t2v_median_rank"}
     assert keys <= set(metrics["before"]) and keys <= set(metrics["after"])
     assert 0 < metrics["trainable_parameters"] < metrics["total_parameters"]
-    config = json.loads((trained / "adapter_config.json").read_text())
+    config = json.loads((trained / "vlkit_adapter.json").read_text())
     assert config["task"] == "video_retrieval"
     assert (config["preprocess"]["frames"], config["preprocess"]["sampling"]) == (2, "uniform")
     assert config["head"]["temporal"] == "mean"
-    names = set(load_file(trained / "adapter_model.safetensors"))
+    names = set(load_file(trained / "vlkit_adapter.safetensors"))
     assert names and not any("logit" in name or ".base." in name for name in names)
 
 
@@ -132,7 +132,7 @@ def test_frame_folders_chunks_and_kept_frames_change_no_gradient(dataset: Path, 
     words = ("--data.root", dataset, *QUICK, "--adapter.handoff", "pooled", "--seed", 3)
     call(TRAIN, "--output", tmp_path / "a", *words, "--frame_chunk", 0, "--data.keep", 0)
     call(TRAIN, "--output", tmp_path / "b", *words, "--frame_chunk", 3)
-    one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in "ab")
+    one, other = (load_file(tmp_path / name / "vlkit_adapter.safetensors") for name in "ab")
     for name in one:
         torch.testing.assert_close(one[name], other[name], atol=2e-4, rtol=1e-3)
 
@@ -277,7 +277,7 @@ def test_two_processes_train_as_one(dataset: Path, tmp_path: Path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(two, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    one, both = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
+    one, both = (load_file(tmp_path / name / "vlkit_adapter.safetensors") for name in ("one", "two"))
     # AdamW divides a gradient by its size: where it is almost zero, the order of a sum can turn an update round.
     apart = torch.cat([(one[name] - both[name]).abs().flatten() for name in one])
     allowed = torch.cat([1e-4 + 1e-3 * one[name].abs().flatten() for name in one])
@@ -297,7 +297,7 @@ def test_resumed_run_ends_with_the_same_weights(dataset: Path, tmp_path: Path):
     process.kill()
     process.communicate()
     call(TRAIN, "--output", tmp_path / "cut", *words, "--log_every", 1, "--resume")
-    whole, cut = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "cut"))
+    whole, cut = (load_file(tmp_path / name / "vlkit_adapter.safetensors") for name in ("whole", "cut"))
     assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
 
 

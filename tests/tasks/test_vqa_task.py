@@ -70,7 +70,7 @@ def written(dataset: Path, tmp_path_factory) -> Path:
 
 
 def test_run_folder_holds_what_every_task_has(trained: Path):
-    for name in ("config.yaml", "log.jsonl", "curves.png", "adapter_config.json", "README.md"):
+    for name in ("config.yaml", "log.jsonl", "curves.png", "vlkit_adapter.json", "README.md"):
         assert (trained / name).stat().st_size > 0, name
     metrics = json.loads((trained / "metrics.json").read_text())
     assert set(metrics) >= {
@@ -81,7 +81,7 @@ def test_run_folder_holds_what_every_task_has(trained: Path):
     keys = {"accuracy", "accuracy_yes_no", "accuracy_number", "accuracy_other"}
     assert keys <= set(metrics["before"]) and keys <= set(metrics["after"])
     assert 0 < metrics["trainable_parameters"] < metrics["total_parameters"]
-    assert set(json.loads((trained / "adapter_config.json").read_text())["base"]) == {"image", "text"}
+    assert set(json.loads((trained / "vlkit_adapter.json").read_text())["base"]) == {"image", "text"}
 
 
 def test_saved_adapter_measures_as_it_did_in_training(trained: Path, written: Path, dataset: Path, tmp_path: Path):
@@ -148,7 +148,7 @@ def test_pipeline_answers_alone_in_batches_and_from_threads(trained: Path, datas
 
 def test_blind_run_does_not_look(dataset: Path, tmp_path: Path):
     call(TRAIN, "--data.root", dataset, "--output", tmp_path / "run", *QUICK, "--head.blind", "true")
-    assert not [name for name in load_file(tmp_path / "run" / "adapter_model.safetensors") if name.startswith("image")]
+    assert not [name for name in load_file(tmp_path / "run" / "vlkit_adapter.safetensors") if name.startswith("image")]
     model = vlkit.load(tmp_path / "run", device="cpu")
     question = "How many things are there?"
     assert model.answer(dataset / "test0.png", question) == model.answer(dataset / "test1.png", question)

@@ -51,10 +51,10 @@ def adapter_options(values: dict[str, Any], methods: Mapping[str, type[MethodOpt
     """
     kind: Any = values.get("kind")
     if kind not in methods:
-        raise UserError(f"adapter_config.json: kind {kind!r} is none of {', '.join(methods)}; update vlkit")
+        raise UserError(f"vlkit_adapter.json: kind {kind!r} is none of {', '.join(methods)}; update vlkit")
     known = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     known = {key: value for key, value in known.items() if key not in methods[kind].running}
     try:
         return methods[kind](**known)
     except TypeError as error:
-        raise UserError(f"adapter_config.json: options of {kind!r} do not fit ({error}); update vlkit") from None
+        raise UserError(f"vlkit_adapter.json: options of {kind!r} do not fit ({error}); update vlkit") from None

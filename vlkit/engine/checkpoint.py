@@ -1,7 +1,7 @@
 """Files with trained weights: the resume state of a run, and the adapter folder that users share. No pickle.
 
 A resume state is one safetensors file. It is replaced by a rename, so a complete one always exists. An adapter folder
-holds ``adapter_config.json`` and ``adapter_model.safetensors`` with only what was trained.
+holds ``vlkit_adapter.json`` and ``vlkit_adapter.safetensors`` with only what was trained.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from torch import Tensor, nn
 
 from vlkit.adapters.base import trained_state
 from vlkit.adapters.mix import Trained, mixed
+from vlkit.engine.adapter_files import ADAPTER_FORMAT, ADAPTER_VERSION, CONFIG_FILE, MODEL_FILE, AdapterFiles
 from vlkit.engine.foreign import config_problem
 from vlkit.engine.state import RunState
 from vlkit.errors import UserError, some
 from vlkit.files import read_json, whole_file, write_json
 
-ADAPTER_FORMAT, ADAPTER_VERSION = "vlkit-adapter", 1
 STATE_FILE = "state.safetensors"
-CONFIG_FILE, MODEL_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
 # --- resume state ----------------------------------------------------------------------------------------------------
@@ -150,7 +149,7 @@ def save_adapter(folder: str | Path, model: nn.Module, config: Mapping[str, Any]
     """Write the trained part of ``model``, and the config from which the rest is built.
 
     Args:
-        folder: where ``adapter_model.safetensors`` and ``adapter_config.json`` go; the config is written last, so a
+        folder: where ``vlkit_adapter.safetensors`` and ``vlkit_adapter.json`` go; the config is written last, so a
             folder that has one is complete.
         model: the trained model; a module wrapped by Fabric is unwrapped.
         config: JSON values: ``task``, ``base`` (per tower ``library``, ``name``, ``weights``, ``fingerprint``),
@@ -167,27 +166,27 @@ def load_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
     Raises:
         UserError: not an adapter folder, or written by a newer vlkit, or damaged.
     """
-    folder = Path(folder)
-    if not (folder / CONFIG_FILE).exists():
+    folder, files = Path(folder), AdapterFiles.find(folder)
+    if not files.config.exists():
         raise UserError(f"{folder}: no {CONFIG_FILE} there; give the folder of a finished run or a downloaded adapter")
-    config = read_json(folder / CONFIG_FILE)
+    config = read_json(files.config)
     if not isinstance(config, dict) or config.get("format") != ADAPTER_FORMAT:
-        raise UserError(f"{folder / CONFIG_FILE}: field 'format' is not {ADAPTER_FORMAT!r}; not a vlkit adapter")
+        raise UserError(f"{files.config}: field 'format' is not {ADAPTER_FORMAT!r}; not a vlkit adapter")
     version = config.get("format_version")
-    if version != ADAPTER_VERSION:
+    if version not in range(1, ADAPTER_VERSION + 1) or isinstance(version, bool):
         fix = "install the vlkit that wrote it"
-        raise UserError(f"{folder / CONFIG_FILE}: format_version {version!r} is not {ADAPTER_VERSION}; {fix}")
+        raise UserError(f"{files.config}: format_version {version!r} is not 1 to {ADAPTER_VERSION}; {fix}")
     if "task" in config and config["task"] is None:
         raise UserError(f"{folder}: holds published blocks without a base; convert them again with --base")
     wrong = config_problem(config)
     if wrong:
-        raise UserError(f"{folder / CONFIG_FILE}: field {wrong!r} has no valid value; copy the adapter again")
+        raise UserError(f"{files.config}: field {wrong!r} has no valid value; copy the adapter again")
     try:
-        return config, load_file(folder / MODEL_FILE)
+        return config, load_file(files.tensors)
     except FileNotFoundError:
-        raise UserError(f"{folder}: {MODEL_FILE} is missing; copy both files of the adapter") from None
+        raise UserError(f"{folder}: {files.tensors.name} is missing; copy both files of the adapter") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder / MODEL_FILE}: cannot be read ({error}); is the download complete?") from None
+        raise UserError(f"{files.tensors}: cannot be read ({error}); is the download complete?") from None
 
 
 def check_base(

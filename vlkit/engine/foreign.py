@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vlkit.engine.adapter_files import AdapterFiles
 from vlkit.errors import UserError
 
 LARGEST_SIDE, MOST_FRAMES, LONGEST_TEXT = 4096, 10_000, 8192
@@ -20,7 +21,7 @@ SPARE = 2**24
 
 
 def config_problem(config: Mapping[str, Any]) -> str | None:
-    """The first field of ``adapter_config.json`` that is missing or has the wrong type; None if all are right."""
+    """The first field of ``vlkit_adapter.json`` that is missing or has the wrong type; None if all are right."""
     base, adapters, preprocess = (cast(Any, config.get(key)) for key in ("base", "adapters", "preprocess"))
     for key in ("base", "adapters"):
         section = config.get(key)
@@ -61,7 +62,7 @@ def built_for(tensors: Mapping[str, Tensor], folder: str | Path, *frozen: nn.Mod
     """
     held = sum(tensor.numel() for tensor in tensors.values())
     held += sum(parameter.numel() for module in frozen for parameter in module.parameters())
-    file = Path(folder) / "adapter_config.json"
+    file = AdapterFiles.find(folder).config
     try:
         with _Limit(4 * held + SPARE):
             yield

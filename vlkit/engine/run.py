@@ -92,7 +92,7 @@ class Run:
         Args:
             result: the result of ``fit``.
             model: the model with the best weights.
-            adapter_config: content of ``adapter_config.json``; its ``metrics`` are those of the adapted model.
+            adapter_config: content of ``vlkit_adapter.json``; its ``metrics`` are those of the adapted model.
             split: the split that ``before`` and the metrics were measured on.
             before: metrics without the adapter.
             memory: memory of one step (:func:`step_memory`).

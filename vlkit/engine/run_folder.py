@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 
 from vlkit.cli.config import to_yaml
-from vlkit.engine.checkpoint import CONFIG_FILE, STATE_FILE, remove_leftovers
+from vlkit.engine.adapter_files import AdapterFiles
+from vlkit.engine.checkpoint import STATE_FILE, remove_leftovers
 from vlkit.engine.curves import draw_curves
 from vlkit.engine.distributed import gather_objects, node_count
 from vlkit.engine.report import Report, finite, model_card
@@ -118,7 +119,7 @@ def open_run(config: Any, task: str, fabric: Any, free: Set[str] = FREE_FLAGS) -
     folder = RunFolder(path, writes=fabric.is_global_zero)
     # A run that was refused before its first checkpoint left only a config.
     holds_run = (path / "config.yaml").exists() and (folder.checkpoint / STATE_FILE).exists()
-    if (holds_run or (path / CONFIG_FILE).exists()) and not resume:
+    if (holds_run or AdapterFiles.find(path).config.exists()) and not resume:
         raise UserError(f"--output {path}: already holds a run; add --resume to continue it or choose another folder")
     if holds_run:
         changed = changed_keys((path / "config.yaml").read_text(encoding="utf-8"), to_yaml(config), free)

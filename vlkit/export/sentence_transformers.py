@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vlkit.data.images import as_rgb
-from vlkit.engine.checkpoint import CONFIG_FILE, MODEL_FILE
+from vlkit.engine.adapter_files import CONFIG_FILE, MODEL_FILE, AdapterFiles
 from vlkit.errors import UserError
 from vlkit.export.source import Source, new_folder
 from vlkit.files import write_json
@@ -151,5 +151,6 @@ def export_sentence_transformers(source: Source, output: Path) -> float:
 def copy_adapter(folder: Path, output: Path) -> None:
     """Copy the files of an adapter, without checkpoints and logs."""
     output.mkdir(parents=True, exist_ok=True)
-    for name in (CONFIG_FILE, MODEL_FILE):
-        shutil.copyfile(folder / name, output / name)
+    files = AdapterFiles.find(folder)
+    shutil.copyfile(files.config, output / CONFIG_FILE)
+    shutil.copyfile(files.tensors, output / MODEL_FILE)

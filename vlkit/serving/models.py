@@ -12,6 +12,7 @@ from vlkit.cli.show import visible
 from vlkit.drawn.kinds import KINDS
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base, load_text_base
+from vlkit.engine.adapter_files import CONFIG_FILE
 from vlkit.engine.checkpoint import load_adapter
 from vlkit.tasks.classification.pipeline import ClassificationPipeline
 from vlkit.tasks.classification.pipeline import load_zero_shot as load_zero_shot_classifier
@@ -61,7 +62,7 @@ class Models:
 
 def shipped_adapters() -> list[Path]:
     """Folders of the adapters shipped in the package, by name of their task."""
-    return sorted(path.parent for path in SHIPPED.glob("*/adapter_config.json"))
+    return sorted(path.parent for path in SHIPPED.glob(f"*/{CONFIG_FILE}"))
 
 
 def load_models(folders: Iterable[Path] = (), device: str = "auto") -> Models:

@@ -11,14 +11,15 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData, snapshot_download
 
 from vlkit.cli.show import one_line
 from vlkit.encoders.hub import hub_access
-from vlkit.engine.checkpoint import CONFIG_FILE, MODEL_FILE, load_adapter
+from vlkit.engine.adapter_files import READABLE
+from vlkit.engine.checkpoint import load_adapter
 from vlkit.errors import UserError
 from vlkit.files import read_json
 from vlkit.tasks.registry import TASKS
 
 _REPOSITORY = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 CARD, METRICS = "README.md", "metrics.json"
-SHARED_FILES = (CONFIG_FILE, MODEL_FILE, METRICS, "config.yaml", "curves.png", CARD)
+SHARED_FILES = (*READABLE, METRICS, "config.yaml", "curves.png", CARD)
 """Files of a run folder that are published: the adapter and what documents it, never the resume state."""
 
 
@@ -40,9 +41,7 @@ def download(name: str) -> Path:
     assert match is not None  # is_repository
     try:
         with hub_access():
-            found = snapshot_download(
-                match["name"], revision=match["revision"], allow_patterns=[CONFIG_FILE, MODEL_FILE, CARD]
-            )
+            found = snapshot_download(match["name"], revision=match["revision"], allow_patterns=[*READABLE, CARD])
     except Exception as error:  # the library raises errors of many types
         raise UserError(
             f"{name}: is neither a folder nor an adapter that can be had from the hub ({one_line(error)})"

@@ -31,7 +31,7 @@ def load(
     """Load an adapter folder and attach it to its base.
 
     Args:
-        folder: a run folder, any folder with ``adapter_config.json`` and ``adapter_model.safetensors``, or an adapter
+        folder: a run folder, any folder with ``vlkit_adapter.json`` and ``vlkit_adapter.safetensors``, or an adapter
             on the Hugging Face hub: ``org/name`` or ``org/name@revision``.
         device: auto, cpu or cuda.
         base: an already loaded base; methods that leave it frozen can share one. LoRA, BitFit and full fine-tuning

@@ -22,7 +22,7 @@ class Task:
     """Facts about a task.
 
     Attributes:
-        name: name of the task, as in ``dataset.json`` and ``adapter_config.json``.
+        name: name of the task, as in ``dataset.json`` and ``vlkit_adapter.json``.
         records: fields and medium of the records in its datasets.
         scores: heading -> metric, the columns of a comparison of methods; the first is the task's main score.
         open_adapter: (config, tensors, folder, fabric, base, text_base) -> the pipeline of a saved adapter.

@@ -16,6 +16,7 @@ from vlkit.cli.config import positional, run
 from vlkit.cli.show import visible
 from vlkit.encoders.load import load_base
 from vlkit.encoders.staged import StagedEncoder
+from vlkit.engine.adapter_files import ADAPTER_FORMAT, ADAPTER_VERSION, CONFIG_FILE, MODEL_FILE, AdapterFiles
 from vlkit.errors import UserError
 from vlkit.files import whole_file, write_json
 
@@ -31,23 +32,29 @@ class Config:
     file: Path = positional()
     """Published checkpoint as safetensors: the weights of one block, or a whole model."""
     output: Path  # pyright: ignore[reportGeneralTypeIssues]  # positional() gives no default
-    """Output folder for adapter_config.json and adapter_model.safetensors."""
+    """Output folder for vlkit_adapter.json and vlkit_adapter.safetensors."""
     base: str | None = None
     """Base that the blocks were trained on, such as ViT-B-32:openai."""
 
 
 def main(config: Config) -> None:
     """Find the blocks, print them, and write the folder."""
-    if (config.output / "adapter_config.json").exists():
+    if AdapterFiles.find(config.output).config.exists():
         raise UserError(f"--output {config.output}: already holds an adapter; give another folder")
     blocks = read_published(config.file)
     for block in blocks:
         print(visible(f"{block.flavour}: {len(block.tensors)} tensors under {block.prefix or '(no prefix)'}"))
     about, tensors = _blocks_alone(blocks) if config.base is None else _on_base(blocks, config.base)
-    about = {"format": "vlkit-adapter", "format_version": 1, **about, "metrics": {}, "source": config.file.name}
-    with whole_file(config.output / "adapter_model.safetensors") as path:
+    about = {
+        "format": ADAPTER_FORMAT,
+        "format_version": ADAPTER_VERSION,
+        **about,
+        "metrics": {},
+        "source": config.file.name,
+    }
+    with whole_file(config.output / MODEL_FILE) as path:
         save_file({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}, path, {"format": "pt"})
-    write_json(config.output / "adapter_config.json", about)
+    write_json(config.output / CONFIG_FILE, about)
     print(visible(f"wrote {config.output}"))
 
 

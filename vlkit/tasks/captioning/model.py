@@ -75,7 +75,7 @@ def identity_of(base: ClipBase, text: TextSide) -> dict[str, dict[str, Any]]:
 def adapter_config(
     base: ClipBase, text: TextSide, adapter: MethodOptions, head: CaptionOptions, metrics: dict[str, float]
 ) -> dict[str, Any]:
-    """Content of ``adapter_config.json``: everything needed to rebuild this model on the same bases."""
+    """Content of ``vlkit_adapter.json``: everything needed to rebuild this model on the same bases."""
     return {
         "task": "captioning",
         "base": identity_of(base, text),
@@ -95,4 +95,4 @@ def head_options(values: dict[str, Any]) -> CaptionOptions:
     try:
         return CaptionOptions(**values)
     except TypeError as error:
-        raise UserError(f"adapter_config.json: the options of 'head' do not fit ({error}); update vlkit") from None
+        raise UserError(f"vlkit_adapter.json: the options of 'head' do not fit ({error}); update vlkit") from None

@@ -88,7 +88,7 @@ def adapter_config(
     image_size: int | None,
     metrics: dict[str, float],
 ) -> dict[str, Any]:
-    """Content of ``adapter_config.json``: everything needed to rebuild this model on the same base."""
+    """Content of ``vlkit_adapter.json``: everything needed to rebuild this model on the same base."""
     texts = {"classes": list(prompts.classes), "templates": list(prompts.templates), "texts": prompts.own}
     return {
         "task": "classification",
@@ -116,4 +116,4 @@ def head_options(values: dict[str, Any]) -> tuple[ClassifierOptions, Prompts, in
             raise TypeError("classes, templates and texts are not lists of texts")
         return CLASSIFIERS[given["kind"]](**given), prompts, count
     except (KeyError, TypeError) as error:
-        raise UserError(f"adapter_config.json: the options of 'head' do not fit ({error}); update vlkit") from None
+        raise UserError(f"vlkit_adapter.json: the options of 'head' do not fit ({error}); update vlkit") from None

@@ -51,7 +51,7 @@ def adapter_config(
     image_size: int | None,
     metrics: dict[str, float],
 ) -> dict[str, Any]:
-    """Content of ``adapter_config.json``: everything needed to rebuild this model on the same bases."""
+    """Content of ``vlkit_adapter.json``: everything needed to rebuild this model on the same bases."""
     return {
         "task": "grounding",
         "base": identities(base, text),
@@ -70,5 +70,5 @@ def load_shape(preprocess: dict[str, Any]) -> Shape:
     """
     shape = preprocess.get("shape")
     if shape not in ("squash", "letterbox"):
-        raise UserError(f"adapter_config.json: preprocess.shape {shape!r} is not squash or letterbox; update vlkit")
+        raise UserError(f"vlkit_adapter.json: preprocess.shape {shape!r} is not squash or letterbox; update vlkit")
     return shape

@@ -209,7 +209,7 @@ def adapter_config(
     reading: dict[str, Any],
     metrics: dict[str, float],
 ) -> dict[str, Any]:
-    """Content of ``adapter_config.json``: everything needed to rebuild this model on the same base.
+    """Content of ``vlkit_adapter.json``: everything needed to rebuild this model on the same base.
 
     Args:
         reading: clips per second and post-processing: ``fps``, ``unit``, ``nms``, ``threshold``.

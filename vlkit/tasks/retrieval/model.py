@@ -46,7 +46,7 @@ def adapter_config(
     metrics: dict[str, float],
     search: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Content of ``adapter_config.json``: everything needed to rebuild this model on the same base.
+    """Content of ``vlkit_adapter.json``: everything needed to rebuild this model on the same base.
 
     ``search`` is the calibrated threshold (:func:`vlkit.tasks.retrieval.evaluate.calibrated_search`).
     """

@@ -17,6 +17,7 @@ from vlkit.data.images import ImageInput, as_rgb
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base
 from vlkit.encoders.tokenizer import warn_of_cut_texts
+from vlkit.engine.adapter_files import AdapterFiles
 from vlkit.engine.checkpoint import check_base, load_trained
 from vlkit.engine.distributed import make_fabric
 from vlkit.engine.foreign import built_for
@@ -104,7 +105,7 @@ def open_adapter(
     with built_for(tensors, folder, base.image.model, base.text.model):
         model = build_model(base, adapter_options(config["adapters"]["image"]), HeadOptions(**config["head"]))
     load_trained(model, tensors, folder)
-    fingerprint = sha256_of(folder / "adapter_model.safetensors")[:16] + getattr(tensors, "tag", "")
+    fingerprint = sha256_of(AdapterFiles.find(folder).tensors)[:16] + getattr(tensors, "tag", "")
     pipeline = _pipeline(base, model, fabric, folder.name, fingerprint, config.get("metrics", {}))
     threshold = config.get("search", {}).get("min_score")
     # Calibrated for the adapter as trained, not for a part of it.

@@ -109,7 +109,7 @@ def identity_of(base: TextBase, head: HeadOptions) -> dict[str, dict[str, Any]]:
 def adapter_config(
     base: TextBase, task: TextTask, adapter: MethodOptions, head: HeadOptions, metrics: dict[str, float]
 ) -> dict[str, Any]:
-    """Content of ``adapter_config.json``: everything needed to rebuild this model on the same base."""
+    """Content of ``vlkit_adapter.json``: everything needed to rebuild this model on the same base."""
     return {
         "task": "text",
         "base": identity_of(base, head),
@@ -128,7 +128,7 @@ def head_options(values: dict[str, Any]) -> tuple[HeadOptions, TextTask]:
     """
     given = dict(values)
     try:
-        task = text_task_of(given.pop("task"), "adapter_config.json")
+        task = text_task_of(given.pop("task"), "vlkit_adapter.json")
         return TEXT_HEADS[given["kind"]](**given), task
     except (KeyError, TypeError) as error:
-        raise UserError(f"adapter_config.json: the options of 'head' do not fit ({error}); update vlkit") from None
+        raise UserError(f"vlkit_adapter.json: the options of 'head' do not fit ({error}); update vlkit") from None

@@ -146,7 +146,7 @@ def zero_shot(base: ClipBase) -> VideoText:
 def adapter_config(
     base: ClipBase, adapter: Any, head: VideoHeadOptions, reader: ClipReader, metrics: dict[str, float]
 ) -> dict[str, Any]:
-    """Content of ``adapter_config.json``: everything needed to rebuild this model on the same base."""
+    """Content of ``vlkit_adapter.json``: everything needed to rebuild this model on the same base."""
     config = images.adapter_config(base, adapter, head, metrics)
     video = {"frames": reader.count, "sampling": reader.sampling}
     return {**config, "task": "video_retrieval", "head": asdict(head), "preprocess": {**config["preprocess"], **video}}

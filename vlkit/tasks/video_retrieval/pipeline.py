@@ -14,6 +14,7 @@ from vlkit.adapters.options import adapter_options
 from vlkit.data.video.clip_frames import Clip, Sampling
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base
+from vlkit.engine.adapter_files import AdapterFiles
 from vlkit.engine.checkpoint import check_base, load_trained
 from vlkit.engine.distributed import make_fabric
 from vlkit.engine.foreign import built_for
@@ -76,7 +77,7 @@ def open_adapter(
     with built_for(tensors, folder, base.image.model, base.text.model):
         model = build_model(base, adapter_options(config["adapters"]["image"]), VideoHeadOptions(**config["head"]))
     load_trained(model, tensors, folder)
-    fingerprint = sha256_of(folder / "adapter_model.safetensors")[:16] + getattr(tensors, "tag", "")
+    fingerprint = sha256_of(AdapterFiles.find(folder).tensors)[:16] + getattr(tensors, "tag", "")
     with built_for(tensors, folder):
         reader = ClipReader(base.preprocess, *frames_and_sampling(config))
     return _pipeline(base, model, reader, fabric, folder.name, fingerprint, config.get("metrics", {}))

@@ -63,7 +63,7 @@ def adapter_config(
     vocabulary: list[str],
     metrics: dict[str, float],
 ) -> dict[str, Any]:
-    """Content of ``adapter_config.json``: everything needed to rebuild this model on the same bases."""
+    """Content of ``vlkit_adapter.json``: everything needed to rebuild this model on the same bases."""
     return {
         "task": "vqa",
         "base": identity_of(base, text, head),
@@ -85,4 +85,4 @@ def head_options(values: dict[str, Any]) -> tuple[HeadOptions, FusionOptions, li
         fusion, vocabulary = FusionOptions(**given.pop("fusion")), given.pop("answers")
         return VQA_HEADS[given["kind"]](**given), fusion, vocabulary
     except (KeyError, TypeError) as error:
-        raise UserError(f"adapter_config.json: the options of 'head' do not fit ({error}); update vlkit") from None
+        raise UserError(f"vlkit_adapter.json: the options of 'head' do not fit ({error}); update vlkit") from None
