@@ -174,7 +174,7 @@ def training_data(config: Config, home: Path) -> Path:
     if (place / "data" / "dataset.json").exists():
         return place
     tokenizer = as_transformers(SimpleTokenizer())
-    sizes = CLIPConfig()
+    sizes: Any = CLIPConfig()
     if config.size == "tiny":
         small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
         sizes = CLIPConfig(vision_config={**small, "image_size": 64}, text_config=small, projection_dim=32)
@@ -190,7 +190,7 @@ def training_data(config: Config, home: Path) -> Path:
     )
     drawn, records = TASK.dataset(None), []
     (place / "data" / "images").mkdir(parents=True, exist_ok=True)
-    for record in list(drawn.records("train"))[: 16 * config.batch_size]:
+    for record in list(drawn.records("train"))[:256]:
         name = f"{len(records):05d}.jpg"
         with Image.open(drawn.path(record["image"])) as image:
             image.convert("RGB").resize((640, 480)).save(place / "data" / "images" / name, quality=90)

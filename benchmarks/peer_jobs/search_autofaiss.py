@@ -7,7 +7,7 @@ from pathlib import Path
 
 import faiss
 import numpy as np
-from autofaiss import build_index
+from autofaiss import build_index  # pyright: ignore[reportMissingImports]
 from search_job import K, stage
 
 

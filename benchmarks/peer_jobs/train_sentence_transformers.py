@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset, Image
 from job import Job
@@ -36,7 +36,7 @@ def main() -> None:
     if job.method == "LoRA":
         # What model.add_adapter does, without its check for a release of peft that may not be out yet.
         config = LoraConfig(r=8, lora_alpha=16, target_modules=ATTENTION_AND_MLP)
-        inject_adapter_in_model(config, model.transformers_model)
+        inject_adapter_in_model(config, cast(Any, model.transformers_model))
     images, captions = zip(*job.pairs(), strict=True)
     rows = {"image": [str(path) for path in images], "caption": list(captions)}
     dataset = Dataset.from_dict(rows).cast_column("image", Image())

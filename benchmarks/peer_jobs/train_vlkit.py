@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from job import Job
@@ -39,7 +40,7 @@ def main() -> None:
     def loop(steps: int, tick: Callable[[], None]) -> None:
         optimizer = make_optimizer({n: p for n, p in model.named_parameters() if p.requires_grad}, 1e-4, 0.01)
         collate = PairCollate(base.tokenize, base.text.trim)
-        loader = DataLoader(pairs, job.batch_size, collate_fn=collate, shuffle=True, drop_last=True)
+        loader: Any = DataLoader(cast(Any, pairs), job.batch_size, collate_fn=collate, shuffle=True, drop_last=True)
         for pixels, ids, groups in itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), steps):
             with torch.autocast("cuda", torch.bfloat16, enabled=job.device.type == "cuda"):
                 images, texts, scale, _ = model(pixels.to(job.device), ids.to(job.device))
