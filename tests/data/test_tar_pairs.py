@@ -17,6 +17,7 @@ from vlkit.data.manifest import Dataset, write_dataset
 from vlkit.data.sources.shards import are_tars, read
 from vlkit.data.sources.tar_index import Fields, read_tar
 from vlkit.engine.training import Training
+from vlkit.errors import UserError
 from vlkit.tasks.retrieval.task import TASK
 
 TRAIN, PREPARE, CHECK = "tasks/retrieval/train.py", "data_prep/shards.py", "data_prep/check.py"
@@ -78,21 +79,19 @@ def test_a_damaged_tar_or_member_is_named_and_may_be_left_out(tmp_path):
     out = ("--tars", tmp_path / "s", "--output", tmp_path / "out", "--val", 0, "--test", 0)
     call(PREPARE, *out, "--partial")
     wrong = (tmp_path / "out" / "wrong.txt").read_text()
-    assert (
-        "001.tar: damaged or incomplete after member n0000" in wrong
-        and "002.tar: member a.json: not valid JSON" in wrong
-    )
+    assert "001.tar: damaged or incomplete after member n0000" in wrong
+    assert "002.tar: member a.json: not valid JSON" in wrong
     records = Dataset.open(tmp_path / "out").records("train")
     whole = [record for record in records if "002" not in record["id"]]
     assert 6 < len(whole) < 12  # those before the damage
     assert "002.tar/b.png: not an image" in capture_check(tmp_path / "out", tmp_path / "report.json")
     write_tar(tars[0], {"x.png": image_bytes(1)})
-    with pytest.raises(Exception, match=r"000.tar/n000000.png: 000.tar has changed: .*prepare it again"):
+    with pytest.raises(UserError, match=r"000.tar/n000000.png: 000.tar has changed: .*prepare it again"):
         read_image(Dataset.open(tmp_path / "out"), records[0])
 
 
 def capture_check(folder: Path, report: Path) -> str:
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="1 problems"):
         call(CHECK, folder, "--json", report)
     return "\n".join(
         f"{problem['media']}: {problem['reason']}" for problem in json.loads(report.read_text())["problems"]
