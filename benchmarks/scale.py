@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import multiprocessing
+import resource
 import tarfile
 import tempfile
 import threading
@@ -117,27 +118,37 @@ def search(config: Config, folder: Path) -> dict[str, Any]:
         rows = [Row(f"{start + place}") for place in range(len(vectors))]
         parts.write(Shard(f"{start:09d}", Path("none")), rows, vectors)
     queries = clustered(random, centres, 100)
-    index_embeddings(parts, folder / "flat", "Flat")
-    began = time.process_time()
     lists = f"IVF{2 ** round(np.log2(4 * count**0.5))},RaBitQ"
-    index_embeddings(parts, folder / "ivf", lists)
-    built = time.process_time() - began
     found = {}
-    for kind in ("flat", "ivf"):
-        to, sent = multiprocessing.get_context("spawn").Pipe()
-        child = multiprocessing.get_context("spawn").Process(target=_searched, args=(folder / kind, queries, sent))
-        child.start()
-        sent.close()  # so that a child that fails ends the wait
-        found[kind] = to.recv()
-        child.join()
+    for kind, factory in (("flat", "Flat"), ("ivf", lists)):
+        built = alone(_built, parts.path, folder / kind, factory)
+        found[kind] = {**built, **alone(_searched, folder / kind, queries)}
     exact, near = (found[kind].pop("rows") for kind in ("flat", "ivf"))
     shared = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact, near, strict=True)])
     size = sum(file.stat().st_size for file in (folder / "ivf").glob("ivf-*"))
     vectors_mib = count * config.dim * 4 / MIB
     return {
         **{"vectors": count, "float32_mib": vectors_mib, "lists": lists, "list_bytes_per_vector": size / count},
-        **{"build_cpu_seconds": built, "recall@10": float(shared), **found},
+        **{"recall@10": float(shared), **found},
     }
+
+
+def alone(measure: Callable[..., None], *arguments: Any) -> dict[str, Any]:
+    """What ``measure`` sends from a process of its own, so that its memory is its own."""
+    to, sent = multiprocessing.get_context("spawn").Pipe()
+    child = multiprocessing.get_context("spawn").Process(target=measure, args=(*arguments, sent))
+    child.start()
+    sent.close()  # so that a child that fails ends the wait
+    found = to.recv()
+    child.join()
+    return found
+
+
+def _built(embeddings: Path, folder: Path, factory: str, to: Any) -> None:
+    before, cpu = resident(), time.process_time()
+    index_embeddings(Parts.read(embeddings), folder, factory)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    to.send({"build_peak_mib": peak / MIB, "build_cpu_seconds": time.process_time() - cpu})
 
 
 def clustered(random: np.random.Generator, centres: np.ndarray, count: int) -> np.ndarray:

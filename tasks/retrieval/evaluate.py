@@ -31,9 +31,14 @@ class Data:
     """Dataset to evaluate on."""
 
     root: Path | None = None
-    """Prepared dataset, Parquet files, or a Hugging Face dataset (folder, hf:ORG/NAME); default: the demo dataset."""
+    """Prepared dataset, WebDataset tars ("shards/{000..099}.tar", or their folder), Parquet files, or a Hugging Face
+    dataset (folder, hf:ORG/NAME); default: the demo dataset."""
     columns: str = ""
-    """Columns of rows: image=COLUMN,texts=COLUMN,split=COLUMN; guessed from names and types if left out."""
+    """Columns of rows: image=COLUMN,texts=COLUMN,split=COLUMN; guessed from names and types if left out. For tars,
+    fields of the .json beside an image: texts=FIELD,split=FIELD."""
+    hold_out: float | None = None
+    """Share of the images of rows or tars for validation, and as many for testing, where they name no such splits;
+    default: 0.1. Evaluate with the same share."""
 
 
 @dataclass(kw_only=True)
@@ -60,7 +65,7 @@ class Config(AfterTraining):
 def main(config: Config) -> None:
     if (config.model is None) == (config.base is None):
         raise UserError("give either --model DIR (a saved adapter) or --base NAME (zero-shot)")
-    dataset = TASK.dataset(config.data.root, config.data.columns)
+    dataset = TASK.dataset(config.data.root, config.data.columns, config.data.hold_out)
     others = other_datasets(config, TASK, config.split)
     pipeline = open_pipeline(config)
     images, texts, owner = embed_split(pipeline.embedder, dataset, config.split)

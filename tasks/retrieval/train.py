@@ -49,10 +49,14 @@ class Data:
     """Dataset to train on."""
 
     root: Path | None = None
-    """Prepared dataset (data_prep/*), Parquet files, or a Hugging Face dataset (folder, hf:ORG/NAME); default: the
-    demo dataset, made on first use."""
+    """Prepared dataset (data_prep/*), WebDataset tars ("shards/{000..099}.tar", or their folder), Parquet files, or a
+    Hugging Face dataset (folder, hf:ORG/NAME); default: the demo dataset, made on first use."""
     columns: str = ""
-    """Columns of rows: image=COLUMN,texts=COLUMN,split=COLUMN; guessed from names and types if left out."""
+    """Columns of rows: image=COLUMN,texts=COLUMN,split=COLUMN; guessed from names and types if left out. For tars,
+    fields of the .json beside an image: texts=FIELD,split=FIELD."""
+    hold_out: float | None = None
+    """Share of the images of rows or tars for validation, and as many for testing, where they name no such splits;
+    default: 0.1. Evaluate with the same share."""
     train: str = "train"
     """Split to train on."""
     validation: str = "val"
@@ -108,7 +112,7 @@ class Config(CachedRunConfig):
 
 def main(config: Config) -> None:
     run = Run.open(config, TASK.name)
-    dataset = TASK.dataset(config.data.root, config.data.columns)
+    dataset = TASK.dataset(config.data.root, config.data.columns, config.data.hold_out)
     test = reported_split(dataset, config.data)
     name = with_format(config.base, config.base_weights)
     base = load_base(name, context_length=config.context_length)

@@ -64,12 +64,13 @@ def commands(folder: Path) -> dict[str, Command]:
         return {"": folder.joinpath(*place)}
 
     prepare = {path.stem: path for path in sorted((folder / "data_prep").glob("*.py")) if path.stem[0] != "_"}
+    index = {**by_task("index"), "export": folder / "tasks" / "index_export.py"}
     found = {
         "train": Command("adapt a base to a task", "task", by_task("train")),
         "evaluate": Command("evaluate an adapter, or the base alone", "task", by_task("evaluate")),
         "predict": Command("write an adapter's predictions to a file", "task", by_task("predict")),
         "prepare": Command("make a dataset from official files or your own folder", "dataset", prepare),
-        "index": Command("index a folder of images or videos", "task", by_task("index"), "retrieval"),
+        "index": Command("index a folder of images or videos, or export an index", "task", index, "retrieval"),
         "search": Command("search an index by text or image", "task", by_task("search"), "retrieval"),
         "embed": Command("embed folders or shards of images", "task", by_task("embed"), "retrieval"),
         "compare": Command("train several methods and compare accuracy and memory", "", alone("tasks", "compare.py")),

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from vlkit.cli.show import Console, track
 from vlkit.data.boxes import file_problem
-from vlkit.data.images import MediaError, open_image
+from vlkit.data.images import MediaError, open_record
 from vlkit.data.manifest import Dataset, write_dataset
 from vlkit.data.records import RECORDS, Record
 from vlkit.errors import UserError
@@ -67,8 +67,8 @@ def check_dataset(dataset: Dataset, *, workers: int) -> Report:
     scanned = {split: list(dataset.scan(split)) for split in dataset.splits}
     media_field = RECORDS[dataset.task].media
     good = (cast(Record, record) for lines in scanned.values() for _, record, problem in lines if problem is None)
-    media = sorted({record[media_field] for record in good}) if media_field else []
-    opened = _open_all(dataset, media, workers)
+    media = {record[media_field]: record for record in good} if media_field else {}
+    opened = _open_all(dataset, dict(sorted(media.items())), workers)
     report.media = len(media)
     for split, lines in scanned.items():
         file = str(dataset.split_file(split))
@@ -108,34 +108,38 @@ def write_clean(report: Report, output: str | Path) -> Dataset:
     )
 
 
-def _open_all(dataset: Dataset, media: list[str], workers: int) -> dict[str, _Opened]:
-    opener = _video_opener() if RECORDS[dataset.task].media == "video" else _open_image
+def _open_all(dataset: Dataset, media: dict[str, Record], workers: int) -> dict[str, _Opened]:
+    """Open each medium once, of one of its records."""
+    opener = _video_opener(dataset) if RECORDS[dataset.task].media == "video" else _image_opener(dataset)
     console = Console(stderr=True)
     pool = ThreadPoolExecutor(workers)
     try:
-        results = pool.map(opener, [dataset.path(path) for path in media])
+        results = pool.map(opener, media.values())
         bar = track(results, "checking", len(media), console=console, transient=True, disable=not console.is_terminal)
         return dict(zip(media, bar, strict=True))
     finally:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C, waiting files are not opened
 
 
-def _open_image(path: Path) -> _Opened:
-    try:
-        return _Opened(size=open_image(path).size)
-    except MediaError as error:
-        return _Opened(error.reason)
+def _image_opener(dataset: Dataset) -> Callable[[Record], _Opened]:
+    def open_image(record: Record) -> _Opened:
+        try:
+            return _Opened(size=open_record(dataset, record).size)
+        except MediaError as error:
+            return _Opened(error.reason)
+
+    return open_image
 
 
-def _video_opener() -> Callable[[Path], _Opened]:
+def _video_opener(dataset: Dataset) -> Callable[[Record], _Opened]:
     try:
         from vlkit.data.video.probe import probe  # heavy decoders; images do not need them
     except ImportError as error:
         raise UserError(f"videos cannot be checked: {error}; install the video decoders of vlkit") from error
 
-    def open_video(path: Path) -> _Opened:
+    def open_video(record: Record) -> _Opened:
         try:
-            probe(path)
+            probe(dataset.path(record))
         except MediaError as error:
             return _Opened(error.reason)
         return _Opened()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vlkit.data.boxes import Record, all_boxes, box_problem
+from vlkit.data.tar_region import region_problem
 
 ANSWERS = 10  # the VQA metric is defined over ten human answers
 
@@ -42,6 +43,9 @@ def record_problem(record: Any, task: str) -> str | None:
     problem = path_problem(record[media]) if media else None
     if problem:
         return f'field "{media}": {record[media]!r} {problem}'
+    problem = region_problem(record)
+    if problem:
+        return problem
     return RECORDS[task].problem(record)
 
 

@@ -94,6 +94,9 @@ def find_shards(inputs: Sequence[str], column: str = "image", slice_size: int = 
         raise UserError(f"{folders[0]}: is a folder; give one folder, or shard files alone")
     if folders:
         inside = sorted(path for path in folders[0].iterdir() if _is_shard(path))
+        # img2dataset writes a table about each tar beside it.
+        tars = {path.stem for path in inside if path.suffix == ".tar"}
+        inside = [path for path in inside if path.suffix != ".parquet" or path.stem not in tars]
         if not inside:
             return _slices(folders[0], slice_size)
         paths = inside

@@ -11,10 +11,9 @@ from vlkit.adapters.facts import MethodOptions
 from vlkit.adapters.options import ADAPTERS
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import RecordKind
-from vlkit.data.sources.rows import is_table
 from vlkit.drawn.prepared import Recipe, demo_dataset
 from vlkit.errors import UserError
-from vlkit.tasks.tables import table_dataset
+from vlkit.tasks.tables import HOLD_OUT, form_of, prepared_once
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,13 @@ class Task:
             if self.tower not in config[key]:
                 raise UserError(f"{folder}: field '{key}.{self.tower}' has no valid value; copy the adapter again")
 
-    def dataset(self, root: Path | None, columns: str = "", **demo: Any) -> Dataset:
-        """The prepared dataset in ``root`` or of the rows there, or the demo dataset; made on first use.
+    def dataset(self, root: Path | None, columns: str = "", hold_out: float | None = None, **demo: Any) -> Dataset:
+        """The prepared dataset in ``root`` or of the rows or tars there, or the demo dataset; made on first use.
 
         Args:
             root: value of ``--data.root``.
-            columns: value of ``--data.columns``: which column of rows holds what.
+            columns: value of ``--data.columns``: which column of rows, or field of a tar's .json, holds what.
+            hold_out: value of ``--data.hold_out``: share of rows or tars for each split that they do not name.
             demo: options of :func:`vlkit.drawn.prepared.demo_dataset`.
 
         Raises:
@@ -75,8 +75,11 @@ class Task:
         if root is None and self.demo is None:
             raise UserError(f"task {self.name} has no demo dataset; give --data.root DIR, a prepared dataset")
         name = self.datasets or self.name
-        if root is not None and is_table(root):
-            root = table_dataset(root, name, columns)
+        form = None if root is None else form_of(root)
+        if root is not None and form is not None:
+            root = prepared_once(form, root, name, columns, HOLD_OUT if hold_out is None else hold_out)
         elif columns:
             raise UserError(f"--data.columns {columns}: {root or 'the demo dataset'} has no columns; leave it out")
+        elif hold_out is not None:
+            raise UserError(f"--data.hold_out: {root or 'the demo dataset'} has its splits; leave it out")
         return Dataset.open(root or demo_dataset(name, **demo), name)

@@ -3,7 +3,14 @@
 from vlkit.data.images.formats import IMAGE_SUFFIXES
 from vlkit.data.images.opening import MAX_PIXELS, ImageInput, MediaError, as_rgb, decode_image, image_size, open_image
 from vlkit.data.images.pixels import to_rgb
-from vlkit.data.images.records import identify_file, image_batches, read_image, record_image_size
+from vlkit.data.images.records import (
+    identify_file,
+    identify_record,
+    image_batches,
+    open_record,
+    read_image,
+    record_image_size,
+)
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -13,9 +20,11 @@ __all__ = [
     "as_rgb",
     "decode_image",
     "identify_file",
+    "identify_record",
     "image_batches",
     "image_size",
     "open_image",
+    "open_record",
     "read_image",
     "record_image_size",
     "to_rgb",

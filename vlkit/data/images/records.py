@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from vlkit.cli.show import visible
-from vlkit.data.images.opening import MediaError, image_size, open_image
+from vlkit.data.images.opening import MediaError, decode_image, image_size, open_image
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
+from vlkit.data.tar_region import FIELD, read_region
 from vlkit.errors import UserError
 
 
@@ -26,9 +27,32 @@ def read_image(dataset: Dataset, record: Record) -> Image.Image:
             files.
     """
     try:
-        return open_image(dataset.path(record))
+        return open_record(dataset, record)
     except MediaError as error:
         raise _bad_file(error, dataset, record) from None
+
+
+def open_record(dataset: Dataset, record: Record) -> Image.Image:
+    """As :func:`read_image`, with the reason alone if the image cannot be read.
+
+    Raises:
+        MediaError: as :func:`vlkit.data.images.open_image`.
+    """
+    if FIELD not in record:
+        return open_image(dataset.path(record))
+    return decode_image(_content(dataset, record), str(dataset.path(record)))
+
+
+def identify_record(dataset: Dataset, record: Record) -> list[Any]:
+    """As :func:`identify_file`, for the record's image; in a tar, also its place there.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    region = record.get(FIELD)
+    if region is None:
+        return identify_file(dataset.path(record))
+    return [*identify_file(dataset.path(region["file"])), region["offset"], region["bytes"]]
 
 
 def record_image_size(dataset: Dataset, record: Record) -> tuple[int, int]:
@@ -38,6 +62,8 @@ def record_image_size(dataset: Dataset, record: Record) -> tuple[int, int]:
         UserError: the file cannot be read; as for :func:`read_image`.
     """
     try:
+        if FIELD in record:
+            return open_record(dataset, record).size
         return image_size(dataset.path(record))
     except MediaError as error:
         raise _bad_file(error, dataset, record) from None
@@ -69,6 +95,23 @@ def identify_file(path: Path) -> list[Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); data_prep/check.py lists every bad file") from None
     return [visible(path.absolute()), state.st_size, state.st_mtime_ns]
+
+
+def _content(dataset: Dataset, record: Record) -> bytes:
+    """The bytes of a record's image inside a tar."""
+    region = record[FIELD]
+    name, tar = dataset.path(record), dataset.path(region["file"])
+    try:
+        content = read_region(tar, region["offset"], region["bytes"])
+        size = tar.stat().st_size
+    except OSError as error:
+        raise MediaError(name, f"{region['file']} cannot be read ({error.strerror or error})") from None
+    known = dataset.extra.get("tars", {}).get(region["file"], size)
+    if size != known or len(content) < region["bytes"]:
+        raise MediaError(
+            name, f"{region['file']} has changed: {size} bytes, {known} when it was read; prepare it again"
+        )
+    return content
 
 
 def _bad_file(error: MediaError, dataset: Dataset, record: Record) -> UserError:

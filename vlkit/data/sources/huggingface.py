@@ -12,6 +12,7 @@ from typing import Any, Literal
 from vlkit.data.sources.folder import split_of
 from vlkit.data.sources.image_folder import split_classes
 from vlkit.data.sources.labelled import in_order
+from vlkit.data.sources.named_splits import plain_split, split_to_divide
 from vlkit.data.sources.prepare import Source, add_record
 from vlkit.data.sources.rows import PREFIX, Columns, image_bytes, opened, suffix_of, texts_of
 from vlkit.errors import UserError, some
@@ -19,14 +20,6 @@ from vlkit.files import whole_file
 
 MEDIA = "media"
 """Folder of the written images, in the prepared dataset."""
-_CALLED = {
-    "validation": "val",
-    "valid": "val",
-    "dev": "val",
-    "training": "train",
-    "restval": "train",
-    "testing": "test",
-}
 
 
 @dataclass
@@ -114,7 +107,7 @@ def _rows(
             except ValueError as error:
                 source.wrong.append(f"{source.name}: {where}: {error}")
                 continue
-            split = _split_name(str(own_split if columns.split is None else row[columns.split]))
+            split = plain_split(str(own_split if columns.split is None else row[columns.split]))
             name = f"{own_split}/{number}" if columns.id is None else str(row[columns.id])
             yield Row(split, where, f"{source.name}/{name}", image, texts_of(row, columns.texts), label)
 
@@ -141,20 +134,12 @@ def _label(value: Any, classes: list[str] | None) -> str:
     return text
 
 
-def _split_name(name: str) -> str:
-    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", name.strip()).strip("-._") or "train"
-    return _CALLED.get(plain.lower(), plain.lower() if plain.lower() in ("train", "val", "test") else plain)
-
-
 def _divide(rows: list[Row], source: Source, task: str, val: float, test: float, seed: int) -> None:
     """Make the splits that the table lacks."""
-    there = {row.split for row in rows}
-    if "val" in there or ("train" not in there and len(there) > 1):
+    found = split_to_divide({row.split for row in rows}, val, test)
+    if found is None:
         return
-    test = test if len(there) == 1 else 0
-    if not val and not test:
-        return
-    (only,) = there if len(there) == 1 else ("train",)
+    only, val, test = found
     part = [row for row in rows if row.split == only]
     if task == "classification":
         made = split_classes({row.image: row.label or "" for row in part}, val=val, test=test, seed=seed)

@@ -34,6 +34,7 @@ class Source:
             place and reason.
         elsewhere: other relative paths to try if a media file is not at the stated one.
         extra: further fields of ``dataset.json``.
+        located: the media are known to be there (inside archives), and are not searched for.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Source:
     wrong: list[str] = field(default_factory=list)
     elsewhere: Callable[[str], Iterable[str]] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    located: bool = False
 
 
 @dataclass
@@ -183,7 +185,7 @@ def _clean(text: str) -> str:
 def _locate(source: Source, folder: MediaFolder) -> tuple[dict[str, list[Record]], list[str], int]:
     """Return the records whose medium exists, the missing paths, and how many were found at another path."""
     media = RECORDS[source.task].media
-    if media is None:
+    if media is None or source.located:
         return dict(source.splits), [], 0
     found: dict[str, str | None] = {}
     splits: dict[str, list[Record]] = {}

@@ -119,6 +119,10 @@ class DiskIndex:
             scores[:, :found], rows[:, :found] = candidates(self._faiss, self._matrix, queries, found, self._probes)
         return scores, rows
 
+    def vectors_of(self, rows: np.ndarray) -> np.ndarray:
+        """float32 [n, D], the vectors of some rows, int64 [n]."""
+        return self._matrix.take(rows)
+
     def item(self, row: int) -> Item:
         """What a row represents: its id, and size and hash of its image as metadata."""
         values = {name: self._items[name][row].as_py() for name in self._items.column_names}

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlkit.data.images import identify_file, read_image
+from vlkit.data.images import identify_record, read_image
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
 from vlkit.errors import UserError
@@ -96,7 +96,7 @@ class ImageTextPairs(CaptionedRecords):
 
     def identify(self, medium: int) -> list[Any]:
         """A value that changes when the image does: its path, size and modification time."""
-        return identify_file(self.dataset.path(self.records[medium]))
+        return identify_record(self.dataset, self.records[medium])
 
     def load(self, media: list[int]) -> Tensor:
         """Images as input of the tower, [n, 3, H, W]; deterministic without augmentation."""
