@@ -24,6 +24,7 @@ from vlkit.data.manifest import write_dataset
 from vlkit.drawn.captions import captions
 from vlkit.drawn.draw import draw
 from vlkit.drawn.scenes import sample_scene
+from vlkit.engine import choose_mix
 from vlkit.errors import UserError
 
 TRAIN, EVALUATE = "tasks/retrieval/train.py", "tasks/retrieval/evaluate.py"
@@ -162,6 +163,23 @@ def test_adapter_refuses_another_base(trained: Path, tmp_path: Path):
     (folder / "vlkit_adapter.safetensors").write_bytes((trained / "vlkit_adapter.safetensors").read_bytes())
     with pytest.raises(UserError, match="fingerprint"):
         vlkit.load(folder)
+
+
+def test_the_part_of_the_adapter_is_chosen_on_the_validation_split(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(choose_mix, "ALPHAS", (0.0,))  # the base, which is better than two steps at this rate
+    words = ("--choose_mix", "true", "--lr", 1.0, "--warmup", 0)
+    call(TRAIN, "--data.root", dataset, "--output", tmp_path / "run", *QUICK, *words)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    trained, base = (line["rsum"] for line in lines if line.get("split") == "val" and line["step"] == lines[-1]["step"])
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert found.get("mix", 1.0) == (0.0 if base > trained else 1.0)
+    kept, none = (vlkit.load(tmp_path / "run", device="cpu", mix=mix).embed_texts(["a star"]) for mix in (1, 0))
+    assert np.array_equal(kept, none) == (base > trained)
+    with pytest.raises(UserError, match="--mix: prompts cannot be scaled"):
+        options = ("--adapter.kind", "s2a", "--adapter.prompts", 2, "--choose_mix", "true")
+        call(TRAIN, "--data.root", dataset, "--output", tmp_path / "other", *QUICK, *options)
 
 
 def test_an_adapter_of_format_1_gives_the_same_embeddings(trained: Path, tmp_path: Path):

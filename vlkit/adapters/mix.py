@@ -41,10 +41,13 @@ class Mix:
         alpha: 0 = the base, 1 = the adapter as trained; other finite values extrapolate.
         beta: added to the factor in proportion to the depth of the block: block l of L gets
             ``alpha + beta * l / (L - 1)``; tensors outside the blocks get ``alpha``.
+        side: factor on what methods beside a frozen base add, chosen in training and recorded with the adapter (its
+            saved tensors hold the rest of that choice); ``alpha`` comes on top.
     """
 
     alpha: float = 1.0
     beta: float = 0.0
+    side: float = 1.0
 
     def __post_init__(self) -> None:
         for name, value in (("--mix", self.alpha), ("--mix_beta", self.beta)):
@@ -54,6 +57,11 @@ class Mix:
     @property
     def whole(self) -> bool:
         """Whether this is the adapter as trained."""
+        return self.as_saved and self.side == 1.0
+
+    @property
+    def as_saved(self) -> bool:
+        """Whether this is the adapter as it was saved."""
         return self.alpha == 1.0 and self.beta == 0.0
 
     def factor(self, block: int | None, depth: int) -> float:
@@ -76,8 +84,8 @@ class Trained(dict[str, Tensor]):
 
     @property
     def tag(self) -> str:
-        """Text that tells this mix from others in names of models; empty for the adapter as trained."""
-        return "" if self.mix.whole else f" mix {self.mix.alpha:g} {self.mix.beta:g}"
+        """Text that tells this mix from others in names of models; empty for the adapter as saved."""
+        return "" if self.mix.as_saved else f" mix {self.mix.alpha:g} {self.mix.beta:g}"
 
 
 def merging_alpha(parts: list[Mapping[str, Tensor]], merged: Mapping[str, Tensor]) -> float:
@@ -99,6 +107,21 @@ def merging_alpha(parts: list[Mapping[str, Tensor]], merged: Mapping[str, Tensor
     if not size:
         raise ValueError("give at least one task vector and a merged one that is not zero")
     return total / size / len(parts)
+
+
+def set_side_mix(model: nn.Module, alpha: float) -> None:
+    """Scale what the methods beside a frozen base add in ``model``."""
+    for module in model.modules():
+        if isinstance(module, AdaptedEncoder):
+            module.mix = alpha
+
+
+def side_mix(model: nn.Module) -> float:
+    """How much of what they add the methods beside a frozen base apply in ``model``; 1 if there are none.
+
+    Saved tensors hold the chosen part of everything else, but not this factor.
+    """
+    return next((module.mix for module in model.modules() if isinstance(module, AdaptedEncoder)), 1.0)
 
 
 @torch.no_grad()
@@ -127,7 +150,7 @@ def mixed(model: nn.Module, tensors: Mapping[str, Tensor], mix: Mix) -> dict[str
                 raise UserError(
                     "--mix_beta: scales the blocks of a trained base, and here the base is frozen; use --mix alone"
                 )
-            module.mix = mix.alpha
+            module.mix = mix.alpha * mix.side
         elif isinstance(module, TunedEncoder):
             found |= _tuned(module, prefix, start, tensors, mix)
         elif isinstance(getattr(module, "base", None), StagedEncoder):

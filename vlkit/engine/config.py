@@ -62,6 +62,9 @@ class RunConfig:
     """Trackers that get a copy of the log, separated by commas: tensorboard, wandb, trackio, mlflow."""
     evaluate_every: int = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
+    choose_mix: bool = False
+    """After training, keep the part of the adapter (a quarter to all of it) that is best on the validation split: helps
+    where it adapts too far, as on small data. Costs three evaluations."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0 = by time (every minute). Each evaluation writes one too."""
     snapshot_every: int = 0

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vlkit.engine.choose_mix import MixChoice
 from vlkit.engine.distributed import average_gradients, average_numbers
 from vlkit.engine.interrupt import StopRequest
 from vlkit.engine.loader import EpochLoader, seed_batch
@@ -56,6 +57,7 @@ def fit(
         UserError: the loss or the gradient is not finite, or the checkpoint belongs to a different run.
         KeyboardInterrupt, SystemExit: after Ctrl-C and SIGTERM, with the checkpoint written.
     """
+    choice = MixChoice(run, model) if run.config.choose_mix and evaluate else None
     training = Training(run, model, loader, primary)
     stop = StopRequest(launched=run.fabric.world_size > 1)
     with stop.listening():
@@ -81,7 +83,8 @@ def fit(
                     training.save()
         if stop.signal:
             stop.leave()
-    return training.finish()
+    result = training.finish()
+    return choice.choose(result, evaluate, primary) if choice and evaluate else result
 
 
 def take_step(training: Training, batches: Iterator[Any], loss_of: LossOf, stop: StopRequest) -> None:

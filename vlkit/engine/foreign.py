@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -41,6 +42,9 @@ def config_problem(config: Mapping[str, Any]) -> str | None:
     for key in ("head", "preprocess", "metrics", "search"):
         if not isinstance(config.get(key, {}), dict):
             return key
+    mix = config.get("mix", 1.0)
+    if isinstance(mix, bool) or not isinstance(mix, int | float) or not math.isfinite(mix):
+        return "mix"
     if not _count_or_none((preprocess or {}).get("image_size"), LARGEST_SIDE):
         return "preprocess.image_size"
     if not _count_or_none((preprocess or {}).get("frames"), MOST_FRAMES):

@@ -9,6 +9,7 @@ from typing import Any
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from vlkit.adapters.mix import set_side_mix, side_mix
 from vlkit.engine.checkpoint import copy_trained, load_trained, save_adapter, unwrap
 from vlkit.engine.config import RunConfig
 from vlkit.engine.distributed import make_fabric
@@ -102,7 +103,8 @@ class Run:
         """
         if not self.fabric.is_global_zero:
             return
-        save_adapter(self.folder.path, model, adapter_config)
+        mix = side_mix(model)
+        save_adapter(self.folder.path, model, {**adapter_config, **({} if mix == 1.0 else {"mix": mix})})
         report = Report(
             task=self.task,
             base=adapter_config["base"],
@@ -112,7 +114,7 @@ class Run:
             after=adapter_config["metrics"],
             **costs(result, memory, self.fabric.device),
             seed=self.config.seed,
-            more=dict(more or {}),
+            more={**(more or {}), **({} if result.mix == 1.0 else {"mix": result.mix})},
         )
         self.folder.write_report(report, data)
         for logger in self.loggers:
@@ -123,6 +125,8 @@ class Run:
 def step_memory(run: Run, model: nn.Module, loader: EpochLoader, loss_of: LossOf) -> StepMemory:
     """Memory and time of one training step, measured on the first batch. Weights and statistics are restored."""
     core = unwrap(model)
+    part = side_mix(core)
+    set_side_mix(core, 1.0)  # a training step applies all of the adapter
     batch = run.fabric.to_device(next(iter(loader.batches(0, 1))))
     before, training = copy_trained(core), core.training
 
@@ -137,10 +141,10 @@ def step_memory(run: Run, model: nn.Module, loader: EpochLoader, loss_of: LossOf
     if run.config.optimizer == "mezo":
         memory = measure_zeroth_step(core, loss, run.config.zeroth, run.fabric.device)
         load_trained(core, before)
-        core.train(training)
+        set_side_mix(core.train(training), part)
         return memory
     trained = {name: p for name, p in core.named_parameters() if p.requires_grad}
     memory = measure_step(core.train(), loss, make_optimizer(trained, 0.0, 0.0, run.config.optimizer), timed=3)
     load_trained(core, before)
-    core.train(training)
+    set_side_mix(core.train(training), part)
     return memory

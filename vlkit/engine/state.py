@@ -39,6 +39,7 @@ class FitResult:
         train_seconds: time in training steps, resumed parts included.
         examples_per_second: training speed over that time.
         peak_memory_bytes: allocator peak of the training steps on CUDA, peak resident size of the process on the CPU.
+        mix: the part of the adapter that the model holds and ``metrics`` belong to (``--choose_mix``).
     """
 
     metrics: dict[str, float]
@@ -47,3 +48,4 @@ class FitResult:
     train_seconds: float
     examples_per_second: float
     peak_memory_bytes: int
+    mix: float = 1.0

@@ -13,6 +13,7 @@ from typing import Any
 
 from vlkit.adapters.base import AdaptedEncoder
 from vlkit.adapters.facts import MethodOptions
+from vlkit.adapters.mix import set_side_mix, side_mix
 from vlkit.adapters.options import adapter_options
 from vlkit.encoders.bases import ClipBase
 from vlkit.engine.checkpoint import load_adapter
@@ -72,6 +73,7 @@ def in_one_piece(model: TwoTower, base: ClipBase, options: Any, head: HeadOption
         # Such methods leave the base frozen, so that a second model can share it.
         plain = build_model(base, dataclasses.replace(options, lean=False), head)
         plain.load_state_dict(model.state_dict())
+        set_side_mix(plain, side_mix(model))
         model = plain
     for encoder in (model.image, model.text):
         if isinstance(encoder, AdaptedEncoder):

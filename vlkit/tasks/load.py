@@ -58,5 +58,5 @@ def load(
     if task not in (None, found):
         raise UserError(f"{folder}: adapter for task {found!r}; task {task!r} is needed here")
     TASKS[found].check_towers(config, folder)
-    tensors = Trained(tensors, Mix(mix, mix_beta))
+    tensors = Trained(tensors, Mix(mix, mix_beta, config.get("mix", 1.0)))
     return TASKS[found].open_adapter(config, tensors, folder, make_fabric(device), base, text_base)
