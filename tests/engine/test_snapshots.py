@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from helpers.toy_run import ToyConfig
 from vlkit.cli.config import parse
 from vlkit.engine import checkpoint
 from vlkit.engine.distributed import make_fabric
-from vlkit.engine.snapshots import Snapshots
+from vlkit.engine.snapshots import Snapshots, manager
+from vlkit.engine.snapshots.memory import FolderMemory, HeldMemory
 from vlkit.engine.snapshots.parity import join, piece
 from vlkit.engine.snapshots.slots import Slots, Snapshot
 from vlkit.engine.state import RunState
@@ -57,14 +59,15 @@ def snapshot(step: int, payload: bytes = b"state", node: int = 0) -> Snapshot:
 
 
 def test_slots_hold_the_last_two_and_ignore_what_was_cut_off(tmp_path):
-    slots = Slots(tmp_path / "memory")
+    memory = FolderMemory(tmp_path / "memory")
+    slots = Slots(memory)
     assert slots.read() == []
     for step in (5, 10, 15):
         slots.write(snapshot(step, b"s" * step))
     slots.write(snapshot(15, node=1))
     assert {(found.step, found.node) for found in slots.read()} == {(10, 0), (15, 0), (15, 1)}
-    assert slots.folder.stat().st_mode & 0o777 == 0o700
-    newest = max((slots.folder).glob("node-0-*"), key=lambda path: path.stat().st_size)
+    assert memory.path.stat().st_mode & 0o777 == 0o700
+    newest = max(memory.path.glob("node-0-*"), key=lambda path: path.stat().st_size)
     content = bytearray(newest.read_bytes())
     content[-1] ^= 1
     newest.write_bytes(content)
@@ -72,8 +75,8 @@ def test_slots_hold_the_last_two_and_ignore_what_was_cut_off(tmp_path):
     newest.write_bytes(bytes(100))
     slots.write(snapshot(20))  # takes the place of the slot without a snapshot
     assert {found.step for found in slots.read() if not found.node} == {10, 20}
-    slots.remove()
-    assert not slots.folder.exists()
+    memory.remove()
+    assert not memory.path.exists()
 
 
 def state_at(step: int) -> checkpoint.State:
@@ -100,6 +103,56 @@ def test_a_snapshot_is_of_the_moment_it_was_taken_and_newer_than_the_file(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_a_process_holds_snapshots_where_the_memory_file_system_is_too_small(tmp_path, monkeypatch, caplog):
+    """The writer is killed half way through its third snapshot; the second one is restored from the holder."""
+    caplog.set_level("INFO")
+    token = f"test-{os.getpid()}-{tmp_path.parent.name}"
+    child = SERVER.Process(target=write_until_killed, args=(token,))
+    child.start()
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL
+    other = HeldMemory(token)
+    assert other.running() and other.names() == ["node-0-0", "node-0-1"]
+    monkeypatch.setattr(manager, "SHARED_MEMORY", tmp_path / "none")
+    again = Snapshots(make_fabric("cpu"), None, token, every=5)
+    found = again.restore(newer_than=0)
+    assert found.progress.step == 10
+    torch.testing.assert_close(found.trained, {"w": torch.arange(6.0) + 10}, rtol=0, atol=0)
+    again.take(state_at(20))
+    again._pending.result()
+    assert "snapshots are held by a process of their own: there is no " in caplog.text
+    assert Snapshots(make_fabric("cpu"), None, token, every=5).restore(10).progress.step == 20
+    again.close()
+    assert not HeldMemory(token).running()
+
+
+def write_until_killed(token: str) -> None:
+    """A process whose /dev/shm is too small, and that is killed while it writes step 15."""
+    os.statvfs = lambda path: os.statvfs_result((4096, 4096, 10, 0, 0, 0, 0, 0, 0, 255))
+    taken = Snapshots(make_fabric("cpu"), None, token, every=5)
+    dying_run._die_while_writing(15)
+    for step in (5, 10, 15):
+        taken.take(state_at(step))
+        taken._pending.result()
+
+
+def test_a_holder_ends_when_nobody_comes_back(monkeypatch):
+    monkeypatch.setattr("vlkit.engine.snapshots.memory.KEEP_SECONDS", 0.2)
+    memory = HeldMemory(f"test-{os.getpid()}-alone")
+    os.close(memory.open("node-0-0"))
+    watcher = HeldMemory(f"test-{os.getpid()}-alone")
+    memory._connection.close()
+    for _ in range(120):
+        if not watcher.running():
+            break
+        watcher._connection.close()
+        watcher._connection = None
+        time.sleep(1)  # longer than it waits: each look is a visit
+    else:
+        pytest.fail("the holder is still there")
+
+
 def test_wrong_places_are_named(tmp_path, monkeypatch):
     fabric = make_fabric("cpu")
     with pytest.raises(UserError, match="there is one node, and parity needs 2 or more"):
@@ -108,7 +161,7 @@ def test_wrong_places_are_named(tmp_path, monkeypatch):
         Snapshots(fabric, tmp_path / "none", "run", 5)
     small = os.statvfs_result((4096, 4096, 10, 0, 0, 0, 0, 0, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda path: small)
-    with pytest.raises(UserError, match=r"two snapshots need 0 MiB, 0 MiB are free; .*--shm-size"):
+    with pytest.raises(UserError, match=r"two snapshots need 0 MiB, too much for .*run \(0 MiB free\); .*--shm-size"):
         Snapshots(fabric, tmp_path, "run", 5).take(state_at(5))
     with pytest.raises(UserError, match="a checkpoint of mezo is a number per step"):
         parse(ToyConfig, ["--optimizer", "mezo", "--snapshot_every", "5"])

@@ -73,8 +73,9 @@ class RunConfig:
     snapshot_redundancy: Redundancy = "replica"
     """What each node holds of a snapshot. replica: all of it; parity: a share, and a parity from which one lost node
     is restored."""
-    snapshot_memory: Path = Path("/dev/shm")
-    """Memory file system (tmpfs) for the snapshots."""
+    snapshot_memory: Path | None = None
+    """Memory file system (tmpfs) for the snapshots; default: /dev/shm, or a process that holds them where that is too
+    small or missing."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "log_every", "evaluate_every"):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vlkit.engine import checkpoint
 from vlkit.engine.distributed import gather_objects, node_count
+from vlkit.engine.snapshots.memory import FolderMemory, HeldMemory, Memory
 from vlkit.engine.snapshots.parity import join, piece
 from vlkit.engine.snapshots.slots import Slots, Snapshot
 from vlkit.errors import UserError
@@ -26,6 +27,8 @@ from vlkit.errors import UserError
 log = logging.getLogger(__name__)
 
 Redundancy = Literal["replica", "parity"]
+SHARED_MEMORY = Path("/dev/shm")
+"""The memory file system that Linux has."""
 
 
 class Snapshots:
@@ -36,7 +39,8 @@ class Snapshots:
 
     Args:
         fabric: the run's processes. One process per node writes.
-        memory: a memory file system; the snapshots lie in a folder of it.
+        memory: a memory file system; the snapshots lie in a folder of it. None: /dev/shm; or, where that is too small
+            or missing, a process of its own (:class:`vlkit.engine.snapshots.memory.HeldMemory`).
         token: names the run; runs with different tokens do not see each other's snapshots.
         every: steps between snapshots.
         redundancy: ``replica``: each node holds the whole state; ``parity``: a share and a parity.
@@ -46,7 +50,7 @@ class Snapshots:
     """
 
     def __init__(
-        self, fabric: Fabric, memory: Path, token: str, every: int, redundancy: Redundancy = "replica"
+        self, fabric: Fabric, memory: Path | None, token: str, every: int, redundancy: Redundancy = "replica"
     ) -> None:
         self.every, self._fabric = every, fabric
         nodes = node_count() if fabric.world_size > 1 else 1
@@ -54,11 +58,17 @@ class Snapshots:
         self._writes = fabric.local_rank == 0
         if redundancy == "parity" and nodes < 2:
             raise UserError("--snapshot_redundancy parity: there is one node, and parity needs 2 or more; use replica")
-        if not memory.is_dir():
-            raise UserError(f"--snapshot_memory {memory}: no such folder; give one on a memory file system (tmpfs)")
+        folder = SHARED_MEMORY if memory is None else memory
+        if not folder.is_dir() and not (memory is None and HeldMemory.possible()):
+            raise UserError(f"--snapshot_memory {folder}: no such folder; give one on a memory file system (tmpfs)")
         self._nodes = nodes if redundancy == "parity" else 0
-        self._slots = Slots(memory / f"vlkit-{getpass.getuser()}-{token}")
-        self._memory = memory
+        # Where snapshots may be: the place that was chosen is known only with the size of the state.
+        self._places: list[Memory] = []
+        if folder.is_dir():
+            self._places.append(FolderMemory(folder / f"vlkit-{getpass.getuser()}-{token}"))
+        if memory is None and HeldMemory.possible():
+            self._places.append(HeldMemory(token))
+        self._slots: Slots | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._pending: Future[int] | None = None
         self._last_crc = 0
@@ -93,8 +103,8 @@ class Snapshots:
         # What differs between processes (times) must not: the content is the same on all nodes.
         seconds, peak = everywhere[0, 2:].tolist()
         progress = replace(state.progress, train_seconds=seconds, peak_memory_bytes=int(peak))
-        if self._pending is None:
-            self._check_room(state)
+        if self._slots is None:
+            self._slots = Slots(self._chosen(state))
         copies = [self._copy(group, getattr(state, group)) for group in ("trained", "optimizer")]
         copied = replace(state, trained=copies[0], optimizer=copies[1], progress=progress)
         copied.best = {name: tensor.cpu() for name, tensor in state.best.items()}
@@ -111,13 +121,14 @@ class Snapshots:
                 self._pending.result()
         self._pool.shutdown()
         if self._writes:
-            self._slots.remove()
+            for place in self._places:
+                place.remove()
 
     # --- at the start ---
 
     def restore(self, newer_than: int) -> checkpoint.State | None:
         """The newest state of which enough is left, if it is from a step after ``newer_than``; None without one."""
-        own = self._slots.read()
+        own = [snapshot for place in self._places for snapshot in Slots(place).read()]
         listed = gather_objects(self._fabric, [replace(snapshot, payload=b"") for snapshot in own])
         # Where a piece is, by what it is part of: the lowest process that holds it sends it.
         holders: dict[Snapshot, dict[int, int]] = {}
@@ -153,6 +164,7 @@ class Snapshots:
         content = checkpoint.to_bytes(state)
         crc = zlib.crc32(content)
         payload = piece(content, self._node, self._nodes) if self._nodes else content
+        assert self._slots is not None  # chosen before the first one
         self._slots.write(Snapshot(state.progress.step, self._node, self._nodes, len(content), crc, payload))
         return crc
 
@@ -165,7 +177,8 @@ class Snapshots:
         try:
             return self._pending.result()
         except OSError as error:
-            log.warning("%s: a snapshot could not be written (%s)", self._slots.folder, error.strerror or error)
+            place = self._slots.memory if self._slots else ""
+            log.warning("%s: a snapshot could not be written (%s)", place, error.strerror or error)
             return 0
 
     def _everywhere(self, numbers: Tensor) -> Tensor:
@@ -175,22 +188,29 @@ class Snapshots:
         found: Any = self._fabric.all_gather(self._fabric.to_device(numbers))
         return found.cpu()
 
-    def _check_room(self, state: checkpoint.State) -> None:
-        """Refuse a run whose snapshots will not fit, at the first one.
+    def _chosen(self, state: checkpoint.State) -> Memory:
+        """The first place with room for two snapshots of ``state``.
 
         Raises:
-            UserError: the memory file system is too small.
+            UserError: there is none.
         """
         groups = (state.trained, state.trained, state.optimizer)  # twice: the best weights come later
         content = sum(tensor.nbytes for group in groups for tensor in group.values())
         held = 2 * content / (max(1, self._nodes - 1) if self._nodes else 1)
-        disk = os.statvfs(self._memory)
-        free = disk.f_bavail * disk.f_frsize
-        if held > free:
-            raise UserError(
-                f"--snapshot_memory {self._memory}: two snapshots need {held / 2**20:.0f} MiB, {free / 2**20:.0f} MiB "
-                "are free; give another tmpfs, or in Docker a larger --shm-size"
-            )
+        short = []
+        for place in self._places:
+            free = place.free()
+            # Slots of an earlier attempt are written again, and their memory counts as used.
+            if place.names() or held <= free:
+                if isinstance(place, HeldMemory):
+                    why = f"{' and '.join(short)} is too small" if short else f"there is no {SHARED_MEMORY}"
+                    log.info("snapshots are held by a process of their own: %s", why)
+                return place
+            short.append(f"{place} ({free / 2**20:.0f} MiB free)")
+        raise UserError(
+            f"--snapshot_memory: two snapshots need {held / 2**20:.0f} MiB, too much for {' and '.join(short)}; give "
+            "another tmpfs, or in Docker a larger --shm-size"
+        )
 
 
 class _Copy:

@@ -144,7 +144,7 @@ def _write_ivf(matrix: PartsMatrix, factory: str, path: Path, name: str, progres
             first, last = int(matrix.starts[number]), int(matrix.starts[number + 1])
             if first == last:
                 continue
-            shard.add_with_ids(matrix.part(number).astype(np.float32), np.arange(first, last, dtype=np.int64))
+            shard.add_with_ids(matrix.part(number), np.arange(first, last, dtype=np.int64))
             shards.append(str(building / f"{number:06d}"))
             faiss.write_index(shard, shards[-1])
             progress(last, len(matrix))

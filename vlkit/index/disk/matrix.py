@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Sequence
 
 import faiss
@@ -37,14 +38,17 @@ class PartsMatrix:
         return int(self.starts[-1])
 
     def part(self, number: int) -> np.ndarray:
-        """float16 [rows, D], the memory map of one part."""
-        return self._vectors[number]
+        """float32 [rows, D], the vectors of one part."""
+        vectors = self._vectors[number].astype(np.float32)
+        _release(self._vectors[number])
+        return vectors
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """First row and float32 [b, D] of consecutive blocks of at most :data:`BLOCK` vectors."""
         for start, vectors in zip(self.starts, self._vectors, strict=False):
             for first in range(0, len(vectors), BLOCK):
                 yield int(start) + first, vectors[first : first + BLOCK].astype(np.float32)
+                _release(vectors)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """float32 [..., D], the vectors of some rows."""
@@ -54,6 +58,7 @@ class PartsMatrix:
         for number in np.unique(owner):
             of_part = np.flatnonzero(owner == number)
             found[of_part] = self._vectors[number][flat[of_part] - self.starts[number]]
+            _release(self._vectors[number])
         return found.reshape(*rows.shape, self.dim)
 
     def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -64,3 +69,13 @@ class PartsMatrix:
             heap.add_result(np.ascontiguousarray(scores), np.ascontiguousarray(rows + start))
         heap.finalize()
         return heap.D, heap.I
+
+
+def _release(vectors: np.ndarray) -> None:
+    """Take the pages that were read out of this process's memory; they stay in the kernel's cache of files.
+
+    Each read maps 16 pages around the one that is needed, so that after some thousand searches all would be mapped.
+    """
+    mapped = getattr(vectors, "_mmap", None)
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
