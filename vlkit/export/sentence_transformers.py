@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vlkit.adapters.adapter_files import CONFIG_FILE, MODEL_FILE, AdapterFiles
 from vlkit.data.images import as_rgb
-from vlkit.engine.adapter_files import CONFIG_FILE, MODEL_FILE, AdapterFiles
 from vlkit.errors import UserError
 from vlkit.export.source import Source, new_folder
 from vlkit.files import write_json
