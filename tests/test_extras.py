@@ -11,7 +11,9 @@ import pytest
 from helpers.scripts import refuse
 
 ROOT = Path(__file__).parents[1]
-SOURCES = [path for room in ("vlkit", "tasks", "demos", "data_prep", "docs") for path in (ROOT / room).rglob("*.[pm][yd]")]
+SOURCES = [
+    path for room in ("vlkit", "tasks", "demos", "data_prep", "docs") for path in (ROOT / room).rglob("*.[pm][yd]")
+]
 NAMED = re.compile(r"needs\(\"(\w+)\"|pip install [\"']?(?:vlkit|-e [\"']?\.)\[([\w,]+)\]")
 
 
