@@ -20,7 +20,7 @@ from vlkit.cli.config import run
 from vlkit.cli.show import Console
 from vlkit.drawn.album import demo_album, drawing_ahead
 from vlkit.encoders.stored_weights import count_values
-from vlkit.errors import UserError
+from vlkit.errors import UserError, needs
 
 if TYPE_CHECKING:
     from tabs.common import Studio
@@ -70,6 +70,8 @@ def main(config: Config) -> None:
             **{"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"},
             "MPLBACKEND": "agg",  # else the first request waits while Gradio tries Matplotlib's GUI backends
         }
+        with needs("demo", "the web demo"):
+            import gradio  # noqa: F401
         with drawing_ahead():
             studio = prepare(config)
         serve(studio, config)

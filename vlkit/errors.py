@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 
 class UserError(Exception):
@@ -15,6 +16,27 @@ class UserError(Exception):
 
 class NothingThereError(UserError):
     """A folder exists but contains none of the files searched for; its index is then empty."""
+
+
+@contextlib.contextmanager
+def needs(extra: str, what: str) -> Iterator[None]:
+    """Import packages of an optional extra inside this block.
+
+    Args:
+        extra: name of the extra of vlkit that brings the packages.
+        what: what asks for them, such as a flag and its value.
+
+    Raises:
+        UserError: a package is missing or too old; names it and the command that installs it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        package = (error.name or "a package").split(".")[0].replace("_", "-")
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{what}: {package} is not installed or too old ({reason}); pip install 'vlkit[{extra}]'"
+        ) from None
 
 
 def some(names: Sequence[object], limit: int = 5) -> str:

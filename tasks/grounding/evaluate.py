@@ -12,8 +12,9 @@ from vlkit.cli.config import run
 from vlkit.cli.show import Console, Table
 from vlkit.data.manifest import Dataset
 from vlkit.files import write_json
+from vlkit.metrics.coco import coco_metrics
 from vlkit.tasks.after_training import AfterTraining, load_mixed, measure_others, other_datasets
-from vlkit.tasks.grounding.evaluate import find_split, metrics_of, records_of
+from vlkit.tasks.grounding.evaluate import find_split, in_coco_form, metrics_of, records_of
 from vlkit.tasks.grounding.pipeline import GroundingPipeline
 from vlkit.tasks.grounding.task import TASK
 
@@ -35,6 +36,9 @@ class Config(AfterTraining):
     data: Data = field(default_factory=Data)
     split: str = "test"
     """Split to evaluate; test means testA and testB together if there is no split of that name."""
+    coco: Path | None = None
+    """Also print COCO's average precision (pycocotools), and write the annotated and the found boxes to this folder as
+    truth.json and results.json in COCO's format; each text counts as one image."""
 
 
 def main(config: Config) -> None:
@@ -43,6 +47,11 @@ def main(config: Config) -> None:
     pipeline = load_mixed(config.model, TASK.name, config)
     records, found = find_split(pipeline.locator, dataset, config.split)
     metrics = metrics_of(records, found)
+    if config.coco:
+        form = in_coco_form(records, found)
+        metrics |= coco_metrics(form)
+        write_json(config.coco / "truth.json", form.truth)
+        write_json(config.coco / "results.json", form.results)
     images = len({record["image"] for record in records})
     table = Table(
         title=f"{pipeline.name}: {images} images, {len(records)} texts of {dataset.name}/{config.split}, percent"

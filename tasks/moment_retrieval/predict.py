@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from vlkit.adapters.adapter_files import AdapterFiles
 from vlkit.cli.config import about, run
 from vlkit.cli.show import Console, Table
-from vlkit.engine.adapter_files import AdapterFiles
 from vlkit.errors import UserError
 from vlkit.files import sha256_of, write_json, write_text
 from vlkit.tasks.load import load

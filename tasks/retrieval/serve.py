@@ -13,10 +13,9 @@ from typing import Literal
 
 from vlkit.cli.config import about, run
 from vlkit.cli.show import Console
-from vlkit.errors import UserError
+from vlkit.errors import UserError, needs
 from vlkit.files import read_text
 from vlkit.index.disk import open_index
-from vlkit.serving.api import Limits, Service, listen, make_app, serve
 from vlkit.tasks.load import load
 from vlkit.tasks.retrieval.pipeline import load_zero_shot
 
@@ -61,6 +60,8 @@ class Config:
 
 
 def main(config: Config) -> None:
+    with needs("serve", "vlkit serve"):
+        from vlkit.serving.api import Limits, Service, listen, make_app, serve
     keys = read_keys(config.api_keys) if config.api_keys else []
     opened = listen(config.host, config.port)
     pipeline = (

@@ -30,6 +30,7 @@ from vlkit.engine.loader import EpochLoader, make_loader
 from vlkit.engine.prepare import prepare
 from vlkit.engine.run import Forward, Run, step_memory
 from vlkit.errors import UserError
+from vlkit.export.peft import add_peft_folder
 from vlkit.tap_cache.maker import CachedLoader
 from vlkit.tap_cache.pairs import cached_pairs
 from vlkit.tasks.contrastive import example_losses, gather_pairs, require_negatives
@@ -159,6 +160,8 @@ def main(config: Config) -> None:
         first_row="zero-shot" if start is None else "ridge",
         more={} if start is None else {"before_is": "ridge regression of captions on frozen features"},
     )
+    if run.fabric.is_global_zero:
+        add_peft_folder(run.folder.path, config.adapter)
 
 
 def find_start(run: Run, config: Config, base: ClipBase, dataset: Dataset) -> Start | None:

@@ -231,6 +231,14 @@ def test_a_box_within_a_pixel_of_the_edge_is_kept_as_annotated(tmp_path: Path) -
     assert source.wrong == [] and source.splits["testA"][0]["box"] == [60, 10, 100.9, 40]
 
 
+def test_an_annotation_with_only_a_mask_gets_the_box_around_it(tmp_path: Path) -> None:
+    boxes = instances()
+    del boxes["annotations"][0]["bbox"]
+    boxes["annotations"][0]["segmentation"] = [[60, 10, 90, 10, 90, 40, 60, 40]]
+    source = refcoco.read_refs(write(tmp_path, None, boxes))
+    assert source.wrong == [] and source.splits["testA"][0]["box"] == [60, 10, 90, 40]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from peft import PeftModel
 from PIL import Image
+from torch.nn.functional import normalize
 
 import vlkit
 from helpers.contrastive import save_contrastive
@@ -64,6 +67,23 @@ def test_from_training_to_vectors(kind: str, tmp_path: Path) -> None:
     measured = tmp_path / "memory.json"
     call("tasks/memory.py", "--base", f"hf:{model}", "--batch_size", 2, "--device", "cpu", "--json", measured)
     assert json.loads(measured.read_text())
+
+
+def test_lora_is_written_for_peft_too_where_peft_can_hold_it(tmp_path: Path) -> None:
+    data, run = noise(tmp_path / "data", "retrieval"), tmp_path / "run"
+    model = save_contrastive(tmp_path / "model", "clip")
+    words = ("--data.root", data, "--base", f"hf:{tmp_path / 'model'}", "--batch_size", 3, "--device", "cpu")
+    lora = ("--adapter.kind", "lora", "--head.projection", "false", "--before", "false")
+    call("tasks/retrieval/train.py", *words, *lora, "--epochs", 1, "--output", run)
+    loaded = PeftModel.from_pretrained(model, str(run / "peft")).eval()
+    ids = vlkit.load(run, device="cpu").embedder.base.tokenize(["a red dog"])
+    with torch.no_grad():
+        found = normalize(loaded.get_text_features(input_ids=ids).pooler_output, dim=-1)
+    expected = vlkit.load(run, device="cpu").embed_texts(["a red dog"])
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    stored = ("--base_weights", "int8", "--epochs", 1, "--output", tmp_path / "stored")
+    call("tasks/retrieval/train.py", *words, *lora, *stored)
+    assert (tmp_path / "stored" / "vlkit_adapter.json").exists() and not (tmp_path / "stored" / "peft").exists()
 
 
 def test_its_text_tower_reads_questions(tmp_path: Path) -> None:

@@ -208,8 +208,24 @@ def test_saved_adapter_measures_as_it_did_in_training(trained: Path, dataset: Pa
     call(EVALUATE, "--model", trained, "--data.root", dataset, "--json", tmp_path / "m.json")
     again, after = (json.loads(p.read_text()) for p in (tmp_path / "m.json", trained / "metrics.json"))
     assert {key: again[key] for key in after["after"]} == pytest.approx(after["after"])
-    call(EVALUATE, "--model", trained, "--data.root", dataset, "--split", "testA", "--json", tmp_path / "a.json")
-    assert json.loads((tmp_path / "a.json").read_text())["acc@0.5"] == pytest.approx(after["after"]["testA_acc@0.5"])
+    call(
+        EVALUATE,
+        "--model",
+        trained,
+        "--data.root",
+        dataset,
+        "--split",
+        "testA",
+        "--json",
+        tmp_path / "a.json",
+        "--coco",
+        tmp_path / "coco",
+    )
+    found = json.loads((tmp_path / "a.json").read_text())
+    truth, results = (json.loads((tmp_path / "coco" / f"{name}.json").read_text()) for name in ("truth", "results"))
+    assert 0 <= found["ap75"] <= found["ap50"] <= 100 and found["ap"] <= found["ap50"]
+    assert {box["image_id"] for box in results} == {image["id"] for image in truth["images"]}
+    assert found["acc@0.5"] == pytest.approx(after["after"]["testA_acc@0.5"])
 
 
 @pytest.mark.parametrize(

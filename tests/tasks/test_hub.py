@@ -109,8 +109,11 @@ def run_folder(tmp_path: Path) -> Path:
 def test_a_pushed_adapter_is_loaded_by_its_name(hub: tuple[str, dict[str, bytes]], tmp_path: Path) -> None:
     url, files = hub
     folder = run_folder(tmp_path)
+    (folder / "peft").mkdir()
+    (folder / "peft" / "adapter_config.json").write_text("{}")
     push_to_hub(folder, "me/mine", token="hf_x", endpoint=url)
-    assert set(files) == {"vlkit_adapter.json", "vlkit_adapter.safetensors", "metrics.json", "README.md"}
+    own = {"vlkit_adapter.json", "vlkit_adapter.safetensors", "metrics.json", "README.md"}
+    assert set(files) == {*own, "peft/adapter_config.json"}
     assert files["vlkit_adapter.safetensors"] == (folder / "vlkit_adapter.safetensors").read_bytes()
     _, front, text = files["README.md"].decode().split("---\n", 2)
     about = yaml.safe_load(front)

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from vlkit.adapters.adapter_files import ADAPTER_FORMAT, ADAPTER_VERSION, CONFIG_FILE, MODEL_FILE, AdapterFiles
 from vlkit.adapters.base import trained_state
 from vlkit.adapters.mix import Trained, mixed
-from vlkit.engine.adapter_files import ADAPTER_FORMAT, ADAPTER_VERSION, CONFIG_FILE, MODEL_FILE, AdapterFiles
 from vlkit.engine.foreign import config_problem
 from vlkit.engine.state import RunState
 from vlkit.errors import UserError, some

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vlkit.engine.adapter_files import AdapterFiles
+from vlkit.adapters.adapter_files import AdapterFiles
 from vlkit.errors import UserError
 
 LARGEST_SIDE, MOST_FRAMES, LONGEST_TEXT = 4096, 10_000, 8192

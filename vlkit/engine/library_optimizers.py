@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vlkit.errors import UserError
+from vlkit.errors import needs
 
 APOLLO_RANK, APOLLO_GAP, APOLLO_SCALE = 256, 200, 1.0
 """Rank of the projected gradients, steps between new projections, and factor on the update: APOLLO's own defaults."""
@@ -16,10 +16,8 @@ APOLLO_RANK, APOLLO_GAP, APOLLO_SCALE = 256, 200, 1.0
 
 def adamw_8bit(groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
     """AdamW with 8-bit moments (Dettmers et al., ICLR 2022), of bitsandbytes; small tensors keep 32 bits."""
-    try:
+    with needs("optimizers", "--optimizer adamw8bit"):
         from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise _missing("adamw8bit", "bitsandbytes") from None
     return cast(Any, AdamW8bit)(groups, lr=lr)
 
 
@@ -47,11 +45,9 @@ def apollo(groups: list[dict[str, Any]], lr: float, rank: int = APOLLO_RANK) -> 
 
 def _resumable_apollo() -> Any:
     """APOLLO whose projections follow from seed and step, so that a checkpoint needs only tensors."""
-    try:
+    with needs("optimizers", "--optimizer apollo"):
         from apollo_torch import APOLLOAdamW  # pyright: ignore[reportMissingImports]
         from apollo_torch.random_projector import next_seed  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise _missing("apollo", "apollo-torch") from None
 
     class Apollo(APOLLOAdamW):
         def _initialize_projector(self, group: dict[str, Any], state: dict[str, Any]) -> Any:
@@ -72,7 +68,3 @@ def _resumable_apollo() -> Any:
                     yield values["projector"].ortho_matrix
 
     return Apollo
-
-
-def _missing(kind: str, package: str) -> UserError:
-    return UserError(f"--optimizer {kind}: {package} is not installed; pip install 'vlkit[optimizers]', or use adamw")

@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
+from vlkit.adapters.adapter_files import AdapterFiles
 from vlkit.cli.config import to_yaml
-from vlkit.engine.adapter_files import AdapterFiles
 from vlkit.engine.checkpoint import STATE_FILE, remove_leftovers
 from vlkit.engine.curves import draw_curves
 from vlkit.engine.distributed import gather_objects, node_count

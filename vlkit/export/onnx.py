@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.tokenizer_files import as_transformers, clean_of
-from vlkit.errors import UserError
+from vlkit.errors import UserError, needs
 from vlkit.export.merge import merge_
 from vlkit.export.source import Source, new_folder
 from vlkit.files import write_json
@@ -123,11 +123,9 @@ def write_model(side: nn.Module, name: str, example: Tensor, folder: Path) -> No
 
 
 def _runtime() -> Any:
-    try:
+    with needs("export", "--to onnx"):
         import onnx  # noqa: F401  # pyright: ignore[reportMissingImports]
         import onnxruntime  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise UserError(f"--to onnx: {error.name} is not installed; pip install 'vlkit[export]'") from error
     return onnxruntime
 
 

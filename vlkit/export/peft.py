@@ -9,6 +9,7 @@ no place for the heads, so their tensors lie beside.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +24,12 @@ from vlkit.adapters.projections import SplitAttention, SplitLinear
 from vlkit.adapters.tuning import LoraOptions
 from vlkit.encoders.load import build_random, load_base
 from vlkit.encoders.load_contrastive import SCHEME, library_model
+from vlkit.encoders.stored_weights import stored_format
 from vlkit.errors import UserError
-from vlkit.export.source import Source, new_folder
+from vlkit.export.source import Source, new_folder, open_source
 
+FOLDER = "peft"
+"""Where training puts it in the adapter folder."""
 MODEL, HEADS = "adapter_model.safetensors", "heads.safetensors"
 LARGEST_DIFFERENCE = 1e-4
 
@@ -44,6 +48,26 @@ class Whole(NamedTuple):
     text: str
     images: str
     texts: str
+
+
+def add_peft_folder(folder: Path, options: Any) -> Path | None:
+    """Write a trained LoRA a second time, for peft: as ``peft/`` in its adapter folder; an older one is replaced.
+
+    Args:
+        folder: a finished adapter folder.
+        options: the method and its options.
+
+    Returns:
+        The new folder; None if the method is another one or :func:`export_peft` refuses.
+    """
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    if not isinstance(options, LoraOptions):
+        return None
+    try:
+        export_peft(open_source(folder), folder / FOLDER)
+    except UserError:  # a second form for other libraries; the run itself is complete
+        return None
+    return folder / FOLDER
 
 
 @torch.no_grad()
@@ -70,6 +94,11 @@ def export_peft(source: Source, output: Path) -> float:
         raise UserError(
             "--to peft: with --adapter.targets attention or qv (or freeze_a) the updates are on query, key and value, "
             "which are one parameter in the library's model; use --to open_clip"
+        )
+    stored = stored_format(base.image)
+    if stored != "fp32":
+        raise UserError(
+            f"--to peft: the update was trained on weights stored as {stored}; train with base weights fp32"
         )
     whole = _whole(source)
     tensors: dict[str, Tensor] = {}

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vlkit.adapters.adapter_files import CONFIG_FILE, MODEL_FILE, AdapterFiles
 from vlkit.data.images import as_rgb
-from vlkit.engine.adapter_files import CONFIG_FILE, MODEL_FILE, AdapterFiles
-from vlkit.errors import UserError
+from vlkit.errors import UserError, needs
 from vlkit.export.source import Source, new_folder
 from vlkit.files import write_json
 from vlkit.tasks.load import load as open_adapter
@@ -127,13 +127,9 @@ def export_sentence_transformers(source: Source, output: Path) -> float:
     Raises:
         UserError: sentence-transformers is missing or too old, or its embeddings differ.
     """
-    try:
+    with needs("export", "--to sentence-transformers"):
         from sentence_transformers import SentenceTransformer, __version__  # pyright: ignore[reportMissingImports]
         from sentence_transformers.base import modules as _  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise UserError(
-            f"--to sentence-transformers: needs the library from version 6 on ({error}); pip install 'vlkit[export]'"
-        ) from error
     with new_folder(output) as folder:
         copy_adapter(source.folder, folder / FOLDER)
         kind = f"{Adapter.__module__}.{Adapter.__name__}"

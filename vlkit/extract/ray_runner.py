@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from vlkit.data.shards import Shard
-from vlkit.errors import UserError
+from vlkit.errors import UserError, needs
 from vlkit.extract.parts import Parts
 from vlkit.extract.pipeline import ImageModel, Options, Progress, Summary, embed_shards
 
@@ -62,11 +62,9 @@ def embed_with_ray(
     Raises:
         UserError: Ray is not installed, or a worker refused its input.
     """
-    try:
+    with needs("scale", "--runner ray"):
         import ray.data  # pyright: ignore[reportMissingImports]
         import ray.exceptions  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise UserError(f"--runner ray: Ray Data is not installed ({error}); pip install 'vlkit[scale]'") from None
     done = Summary()
     todo = [number for number, shard in enumerate(shards) if not parts.holds(shard)]
     done.skipped = len(shards) - len(todo)

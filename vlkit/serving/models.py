@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from vlkit.adapters import ADAPTERS
+from vlkit.adapters.adapter_files import CONFIG_FILE
 from vlkit.cli.show import visible
 from vlkit.drawn.kinds import KINDS
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base, load_text_base
-from vlkit.engine.adapter_files import CONFIG_FILE
 from vlkit.engine.checkpoint import load_adapter
 from vlkit.tasks.classification.pipeline import ClassificationPipeline
 from vlkit.tasks.classification.pipeline import load_zero_shot as load_zero_shot_classifier

@@ -9,9 +9,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCardData, snapshot_download
 
+from vlkit.adapters.adapter_files import READABLE
 from vlkit.cli.show import one_line
 from vlkit.encoders.hub import hub_access
-from vlkit.engine.adapter_files import READABLE
 from vlkit.engine.checkpoint import load_adapter
 from vlkit.errors import UserError
 from vlkit.files import read_json
@@ -21,6 +21,8 @@ _REPOSITORY = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 CARD, METRICS = "README.md", "metrics.json"
 SHARED_FILES = (*READABLE, METRICS, "config.yaml", "curves.png", CARD)
 """Files of a run folder that are published: the adapter and what documents it, never the resume state."""
+SHARED_FOLDER = "peft"
+"""LoRA in peft's own form, published too: ``PeftModel.from_pretrained(model, "org/name", subfolder="peft")``."""
 
 
 def is_repository(name: str | Path) -> bool:
@@ -75,7 +77,12 @@ def push_to_hub(
     try:
         api = HfApi(endpoint=endpoint, token=token)
         api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=files, commit_message="Adapter")
+        api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            allow_patterns=[*files, f"{SHARED_FOLDER}/*"],
+            commit_message="Adapter",
+        )
         done = api.upload_file(
             path_or_fileobj=card(folder, config, repository).encode(),
             path_in_repo=CARD,

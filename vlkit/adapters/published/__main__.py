@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vlkit.adapters.adapter_files import ADAPTER_FORMAT, ADAPTER_VERSION, CONFIG_FILE, MODEL_FILE, AdapterFiles
 from vlkit.adapters.options import adapter_options
 from vlkit.adapters.published.convert import Block, read_published
 from vlkit.cli.config import positional, run
 from vlkit.cli.show import visible
 from vlkit.encoders.load import load_base
 from vlkit.encoders.staged import StagedEncoder
-from vlkit.engine.adapter_files import ADAPTER_FORMAT, ADAPTER_VERSION, CONFIG_FILE, MODEL_FILE, AdapterFiles
 from vlkit.errors import UserError
 from vlkit.files import whole_file, write_json
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from vlkit.data.boxes import Record, box_problem, corners_of
+from vlkit.data.masks import box_of_mask
 from vlkit.data.restricted_pickle import read_pickle
 from vlkit.data.sources.common import take, take_id, whole_number
 from vlkit.data.sources.ids import other_places, with_folder
@@ -213,8 +214,10 @@ def _image(image: dict[str, Any], where: str, file_name: Any = None) -> dict[str
 
 def _box(annotation: dict[str, Any], image: dict[str, Any], where: str) -> tuple[list[float], str | None]:
     """``bbox`` (xywh) as xyxy, and what is wrong with it. Nothing is clipped, because the metric uses boxes as
-    annotated.
+    annotated. An annotation that has only a mask gets the box around it.
     """
+    if "bbox" not in annotation and "segmentation" in annotation:
+        annotation = {"bbox": box_of_mask(annotation["segmentation"], image["width"], image["height"], where)}
     bbox = take(annotation, "bbox", list, where)
     if len(bbox) != 4 or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in bbox):
         raise UserError(f'{where}: field "bbox" is {str(bbox)[:60]}; expected are four numbers [x, y, width, height]')

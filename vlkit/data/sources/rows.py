@@ -16,7 +16,7 @@ from typing import Any
 
 from vlkit.cli.show import one_line
 from vlkit.encoders.hub import hub_access
-from vlkit.errors import UserError, some
+from vlkit.errors import UserError, needs, some
 
 PREFIX = "hf:"
 KEYS = ("image", "texts", "label", "split", "id")
@@ -106,10 +106,8 @@ def opened(name: str) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: the library is missing, or it cannot read the table.
     """
-    try:
+    with needs("data", name):
         import datasets  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise UserError(f"{name}: needs the package datasets; pip install 'vlkit[data]'") from None
     place = name.removeprefix(PREFIX)
     with tempfile.TemporaryDirectory(prefix="vlkit-rows-") as scratch:
         try:

@@ -119,35 +119,24 @@ class SiglipVision(_Vision):
         return self.model.head(self.tokens(stream))
 
 
-class HfClipText(_Blocks, TextEncoder):
-    """``CLIPTextModelWithProjection``: ids [B, L] int64 -> tokens [B, L, D], pooled at the end of text."""
+class _Text(_Blocks, TextEncoder):
+    """What both text towers have in common: the token at ``summary`` is pooled, after the final norm and a projection.
 
-    causal = True
-    trimmable = True  # no token sees a later one
+    Args:
+        model: the module that owns the weights.
+        tower: the part of ``model`` with the blocks.
+        projection: the part of ``model`` that leads to the joint space.
+    """
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model, model.text_model, model.text_projection.out_features)
-
-    @property
-    def tower(self) -> Any:
-        """``CLIPTextModel`` without projection."""
-        return self.model.text_model
-
-    def embed(self, x: Tensor) -> Stream:
-        """Ids [B, L] -> stream with hidden [B, L, D], its mask of real tokens and the position of the end of text."""
-        hidden, arguments = self._start(input_ids=x)
-        summary = self._end(x)
-        return Stream(hidden, up_to(summary, x.shape[1]), summary, {"arguments": arguments})
+    def __init__(self, model: nn.Module, tower: Any, projection: Any) -> None:
+        super().__init__(model, tower, projection.out_features)
+        # Its name in the model, which may be copied or given other weights; registered here it would be saved twice.
+        self._projection = next(name for name, module in model.named_modules() if module is projection)
 
     def pool(self, stream: Stream) -> Tensor:
-        """State at the end of text, normed and projected, [B, out_dim]."""
+        """State at the summary token, normed and projected, [B, out_dim]."""
         rows = torch.arange(stream.hidden.shape[0], device=stream.hidden.device)
         return self.project(self.tower.final_layer_norm(stream.hidden[rows, stream.summary]))
-
-    @property
-    def pools_one_token(self) -> bool:
-        """True: the end of text, which sees exactly the tokens of the mask."""
-        return True
 
     def tokens(self, stream: Stream) -> Tensor:
         """[B, L, D] after the final norm."""
@@ -160,7 +149,33 @@ class HfClipText(_Blocks, TextEncoder):
 
     def project(self, tokens: Tensor) -> Tensor:
         """[..., D] -> [..., joint_dim], as the summary token is projected."""
-        return self.model.text_projection(tokens)
+        return self.model.get_submodule(self._projection)(tokens)
+
+
+class HfClipText(_Text):
+    """``CLIPTextModelWithProjection``: ids [B, L] int64 -> tokens [B, L, D], pooled at the end of text."""
+
+    causal = True
+    trimmable = True  # no token sees a later one
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model, model.text_model, model.text_projection)
+
+    @property
+    def tower(self) -> Any:
+        """``CLIPTextModel`` without projection."""
+        return self.model.text_model
+
+    def embed(self, x: Tensor) -> Stream:
+        """Ids [B, L] -> stream with hidden [B, L, D], its mask of real tokens and the position of the end of text."""
+        hidden, arguments = self._start(input_ids=x)
+        summary = self._end(x)
+        return Stream(hidden, up_to(summary, x.shape[1]), summary, {"arguments": arguments})
+
+    @property
+    def pools_one_token(self) -> bool:
+        """True: the end of text, which sees exactly the tokens of the mask."""
+        return True
 
     def real(self, ids: Tensor) -> Tensor:
         """[B, L] bool: the tokens up to the end of text."""
@@ -172,7 +187,7 @@ class HfClipText(_Blocks, TextEncoder):
         return (ids if end == LEGACY_EOS else (ids == end).int()).argmax(dim=-1)
 
 
-class SiglipText(_Blocks, TextEncoder):
+class SiglipText(_Text):
     """``SiglipTextModel``: ids [B, L] int64 -> tokens [B, L, D], pooled at the last position.
 
     It was trained on texts padded to one length and attends to the padding.
@@ -186,30 +201,13 @@ class SiglipText(_Blocks, TextEncoder):
     trimmable = False  # the last position is pooled, even if it is padding
 
     def __init__(self, model: Any, pad_id: int) -> None:
-        super().__init__(model, model, model.head.out_features)
+        super().__init__(model, model, model.head)
         self.pad_id = pad_id
 
     def embed(self, x: Tensor) -> Stream:
         """Ids [B, L] -> stream with hidden [B, L, D], its mask of real tokens and the last position."""
         hidden, arguments = self._start(input_ids=x)
         return Stream(hidden, self.real(x), torch.full_like(x[:, 0], x.shape[1] - 1), {"arguments": arguments})
-
-    def pool(self, stream: Stream) -> Tensor:
-        """State at the last position, normed and projected, [B, out_dim]."""
-        return self.project(self.tower.final_layer_norm(stream.hidden[:, -1]))
-
-    def tokens(self, stream: Stream) -> Tensor:
-        """[B, L, D] after the final norm."""
-        return self.tower.final_layer_norm(stream.hidden)
-
-    @property
-    def joint_dim(self) -> int:
-        """Width of the joint space."""
-        return self.out_dim
-
-    def project(self, tokens: Tensor) -> Tensor:
-        """[..., D] -> [..., joint_dim], as the last position is projected."""
-        return self.model.head(tokens)
 
     def real(self, ids: Tensor) -> Tensor:
         """[B, L] bool: every token but padding, and the last position, which is pooled."""

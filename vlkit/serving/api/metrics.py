@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlkit.errors import UserError
+from vlkit.errors import needs
 
 PATHS = ("/v1/embeddings", "/v1/models", "/search", "/healthz", "/metrics")
 """Paths that get a label; any other is "other", so that a scanner does not fill the memory with labels."""
@@ -17,10 +17,8 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        try:
+        with needs("serve", "serving"):
             import prometheus_client as prometheus
-        except ImportError as error:
-            raise UserError(f"serving needs prometheus_client ({error}); pip install 'vlkit[serve]'") from None
         self._registry = prometheus.CollectorRegistry()
         self._latest = prometheus.generate_latest
         self.content_type = prometheus.CONTENT_TYPE_LATEST

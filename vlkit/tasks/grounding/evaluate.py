@@ -22,6 +22,7 @@ from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.text_side import TextSide
 from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.distributed import my_share
+from vlkit.metrics.coco import CocoForm, coco_form
 from vlkit.metrics.grounding import grounding_metrics, phrase_recall, precision_at_k
 from vlkit.tasks.grounding.candidates import runners_up
 from vlkit.tasks.grounding.data import BoxTransform, Shape, in_their_files
@@ -192,6 +193,13 @@ def find_split(locator: Locator, dataset: Dataset, split: str) -> tuple[list[dic
 def evaluate_split(locator: Locator, dataset: Dataset, split: str) -> dict[str, float]:
     """Metrics of a split; see :func:`metrics_of`."""
     return metrics_of(*find_split(locator, dataset, split))
+
+
+def in_coco_form(records: Sequence[dict[str, Any]], found: Sequence[Found]) -> CocoForm:
+    """Annotated and found boxes as COCO writes them; arguments as for :func:`metrics_of`."""
+    right = [np.array(record.get("boxes", [record["box"]]), dtype=np.float32) for record in records]
+    names = [str(record["id"]) for record in records]
+    return coco_form(names, right, [one.boxes for one in found], [one.scores for one in found])
 
 
 def metrics_of(records: Sequence[dict[str, Any]], found: Sequence[Found]) -> dict[str, float]:

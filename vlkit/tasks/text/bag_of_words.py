@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from vlkit.data.records import Record
 from vlkit.data.text_task import TextTask
-from vlkit.errors import UserError
+from vlkit.errors import UserError, needs
 from vlkit.tasks.text.evaluate import score
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
@@ -51,11 +51,9 @@ def fit_bag_of_words(
     Raises:
         UserError: scikit-learn is not installed, or the training records have a single label.
     """
-    try:
+    with needs("controls", "the bag-of-words control"):
         from sklearn.feature_extraction.text import TfidfVectorizer  # pyright: ignore[reportMissingImports]
         from sklearn.linear_model import LogisticRegression, Ridge  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise UserError("the bag-of-words control needs scikit-learn; pip install 'vlkit[controls]'") from None
     truth = [task.value(record["label"]) for record in train]
     if len(set(truth)) < 2:
         raise UserError("the training records have a single label; a control has nothing to learn")

@@ -10,11 +10,11 @@ import numpy as np
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from vlkit.adapters.adapter_files import AdapterFiles
 from vlkit.adapters.options import adapter_options
 from vlkit.data.video.clip_frames import Clip, Sampling
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base
-from vlkit.engine.adapter_files import AdapterFiles
 from vlkit.engine.checkpoint import check_base, load_trained
 from vlkit.engine.distributed import make_fabric
 from vlkit.engine.foreign import built_for
