@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -82,6 +84,26 @@ class AddedAdapters:
             self.arrived()
         return opened
 
+    def upload(
+        self, uploads: Sequence[Upload], progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> Opened:
+        """Check an uploaded adapter, and :meth:`open` it; its files are deleted once it is in memory.
+
+        Args:
+            uploads: see :func:`unpack_adapter`.
+            progress: called with the numbers of library items done and to do.
+
+        Raises:
+            UserError: see :func:`unpack_adapter`, :meth:`check` and :meth:`open`.
+        """
+        with tempfile.TemporaryDirectory(prefix="vlkit-adapter-") as folder:
+            unpacked = unpack_adapter(uploads, Path(folder))
+            try:
+                self.check(unpacked)
+                return self.open(unpacked, progress)
+            except UserError as error:
+                raise UserError(str(error).replace(f"{folder}{os.sep}", "")) from None  # not a visitor's path
+
     def check(self, folder: Path) -> None:
         """Refuse an uploaded adapter that the server has no use for, before anything is loaded for it.
 
@@ -139,9 +161,6 @@ def unpack_adapter(uploads: Sequence[Upload], folder: Path) -> Path:
                 )
         found = _adapter_parts(parts)
         target = folder / _folder_name(uploads, found)
-        number = 2
-        while target.exists():
-            target, number = target.with_name(f"{target.name.split('~')[0]}~{number}"), number + 1
         write_parts([Part(PurePosixPath(p.name).name, p.size, p.open) for p in found], target, MOST_BYTES)
     return target
 

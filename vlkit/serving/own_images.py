@@ -22,7 +22,7 @@ MOST_BYTES = 500 * 2**20
 """Largest upload, unpacked."""
 HELD_OUT_FROM = 20
 """From this many images on, some are held out for validation."""
-HELD_OUT = 0.15
+HELD_OUT = 0.2
 """Share of the images that is held out."""
 TABLES = tuple(ending for ending in CAPTION_ENDINGS if ending != ".txt")
 

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 Phase = Literal["reading", "training", "opening", "ready", "failed"]
 LOG, DATA = "train.log", "data"
 """In the run folder: what the script said, and the images it trains on."""
+LEARNING_RATE = 5e-4
+"""Below the script's own: so few images are learned by heart within a few steps."""
 MOST_POINTS = 400
 """Lines of the run's log, about."""
 STOP_SECONDS, LAST_SECONDS = 60.0, 10.0
@@ -83,8 +85,13 @@ class Job:
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole run; 0 while it is reading."""
-        batches = -(-self.data.training // min(self.wish.batch_size, self.data.training)) if self.data else 0
-        return self.wish.epochs * batches
+        # Images left over at the end of an epoch are dropped.
+        return self.wish.epochs * (self.data.training // self.batch_size) if self.data else 0
+
+    @property
+    def batch_size(self) -> int:
+        """Images per step: as wished, but at most those that there are."""
+        return min(self.wish.batch_size, self.data.training) if self.data else self.wish.batch_size
 
     def lines(self) -> list[dict[str, Any]]:
         """The lines of the run's log so far; those of an evaluation have a ``split``."""
@@ -217,7 +224,8 @@ def command(job: Job, data: OwnImages, device: str) -> list[str]:
         "base": wish.base,
         "adapter.kind": wish.kind,
         "epochs": wish.epochs,
-        "batch_size": min(wish.batch_size, data.training),
+        "batch_size": job.batch_size,
+        "lr": LEARNING_RATE,
         "evaluate_every": max(1, wish.epochs // 8),
         "log_every": max(1, job.steps // MOST_POINTS),
         "on_stop": "finish",
