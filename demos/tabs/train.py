@@ -36,7 +36,7 @@ def build(studio: Studio, tab: gr.Tab) -> None:
         "the other tabs use the adapter."
     )
     bases = _bases(studio)
-    arrived = gr.State("")
+    arrived, mine = gr.State(""), gr.State("")
     arrivals().announce(arrived)
     with gr.Row():
         with gr.Column():
@@ -75,8 +75,8 @@ def build(studio: Studio, tab: gr.Tab) -> None:
     timer = gr.Timer(1.0, active=False)
     shown = [status, curve, meter, start, stop, use, timer, arrived]
 
-    def look() -> tuple[Any, ...]:
-        return view(trainer.job, on_gpu=studio.about["device"].startswith("cuda"))
+    def look(mine: str = "") -> tuple[Any, ...]:
+        return view(trainer.job, mine, on_gpu=studio.about["device"].startswith("cuda"))
 
     def predict(base: str, kind: str, batch: float) -> str:
         return predicted_html(_base(studio, base), _kind(kind), check_count(batch, "number of images", MOST_BATCH))
@@ -94,24 +94,30 @@ def build(studio: Studio, tab: gr.Tab) -> None:
         if demo and files:
             raise UserError("Either upload images, or use the demo images: remove one of the two.")
         trainer.start(demo_uploads(studio) if demo else files, wish)
-        return look()
+        return wish.name, *look(wish.name)
 
-    def end() -> tuple[Any, ...]:
+    def end(mine: str) -> tuple[Any, ...]:
         trainer.stop()
-        return look()
+        return look(mine)
 
     inputs = [files, demo, base, kind, epochs, batch, name]
     one = {"concurrency_limit": 1, "concurrency_id": "predicted step", "show_progress": "hidden"}
     on_page([tab.select, kind.change, base.change, batch.release], predict, [base, kind, batch], [before], **one)
-    on_page([start.click], begin, inputs, shown)
-    on_page([stop.click], end, [], shown)
-    on_page([timer.tick], look, [], shown, show_progress="hidden")
+    on_page([start.click], begin, inputs, [mine, *shown], show_progress="hidden")
+    on_page([stop.click], end, [mine], shown, show_progress="hidden")
+    on_page([timer.tick], look, [mine], shown, show_progress="hidden")
     on_opening(look, shown)
     use.click(lambda: gr.Tabs(selected="Search"), None, tab.parent, api_visibility="private")
 
 
-def view(job: Job | None, on_gpu: bool = False) -> tuple[Any, ...]:
-    """What the page shows of a run: status, curve, meter, both buttons, the way to the search, timer, arrival."""
+def view(job: Job | None, mine: str = "", on_gpu: bool = False) -> tuple[Any, ...]:
+    """What the page shows of a run: status, curve, meter, both buttons, the way to the search, timer, arrival.
+
+    Args:
+        job: the run.
+        mine: name of the visitor's own run.
+        on_gpu: whether it runs on a GPU.
+    """
     if job is None:
         return "", gr.skip(), "", gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip()
     lines = job.lines()
@@ -121,7 +127,7 @@ def view(job: Job | None, on_gpu: bool = False) -> tuple[Any, ...]:
     )
     can_stop = job.phase in ("reading", "training") and not job.stopped
     return (
-        status_html(job, lines),
+        status_html(job, lines, job.wish.name == mine),
         curve,
         meter_html(job, lines, on_gpu),
         gr.Button(interactive=not job.running),
@@ -132,8 +138,8 @@ def view(job: Job | None, on_gpu: bool = False) -> tuple[Any, ...]:
     )
 
 
-def status_html(job: Job, lines: list[dict[str, Any]]) -> str:
-    """HTML: where a run stands, with a progress bar."""
+def status_html(job: Job, lines: list[dict[str, Any]], own: bool) -> str:
+    """HTML: where a run stands, with a progress bar; ``own``: this visitor began it."""
     name, kind = as_html(job.wish.name), as_html(job.wish.kind)
     if job.phase == "failed":
         return f'<p role="status"><b>{name}: not trained.</b> {as_html(job.error)}</p>'
@@ -157,6 +163,8 @@ def status_html(job: Job, lines: list[dict[str, Any]]) -> str:
         if step >= job.steps:
             text += "; measuring and saving the adapter"
         text += f", loss {next(line['loss'] for line in reversed(lines) if 'loss' in line):.3f}"
+    if not own:
+        notes = "<p>This run was begun in another window. Yours can start when it is finished.</p>" + notes
     text = f"Stopping after this step, and keeping what was trained. {text}" if job.stopped else text
     return (
         f'<p role="status"><b>{name}</b> ({kind}): {text}</p><div class="progress" role="progressbar" '
