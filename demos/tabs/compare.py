@@ -118,7 +118,7 @@ def default(studio: Studio) -> tuple[str, str]:
 
 
 def costs_of(studio: Studio, name: str) -> dict[str, Any]:
-    """Trained parameters of a search model, and the bytes that a step of :data:`BATCH` pairs saves for backward."""
+    """Trained parameters of a search model, and the saved activations of a step of :data:`BATCH` pairs, in bytes."""
     config = studio.models.configs["retrieval"].get(name)
     if config is None:
         return {"base": name.removeprefix("zero-shot "), "method": None, "trained_parameters": 0, "saved_bytes": 0}
@@ -137,8 +137,8 @@ def facts_html(costs: dict[str, Any]) -> str:
         return f"<p>The base <code>{as_html(costs['base'])}</code> as it is: nothing was trained.</p>"
     return (
         f"<p><b>{costs['trained_parameters']:,}</b> parameters trained ({as_html(costs['method'])} on "
-        f"<code>{as_html(costs['base'])}</code>); a step of {BATCH} pairs saves "
-        f"<b>{costs['saved_bytes'] / 2**20:,.1f} MiB</b> for backward (predicted).</p>"
+        f"<code>{as_html(costs['base'])}</code>); a step of {BATCH} pairs has "
+        f"<b>{costs['saved_bytes'] / 2**20:,.1f} MiB</b> of saved activations (predicted).</p>"
     )
 
 

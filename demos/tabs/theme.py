@@ -40,6 +40,7 @@ CSS = """
   border-bottom: 1px solid var(--border-color-primary) !important; }
 .part-0 { background: var(--primary-700) !important; } .part-1 { background: var(--primary-400) !important; }
 .part-2 { background: var(--neutral-400) !important; }
+#train-meter h3, #train-meter p, #train-status .progress ~ p { margin: 0.8rem 0 0.3rem; }
 .progress { height: 0.45rem; border-radius: 0.25rem; background: var(--border-color-primary); overflow: hidden; }
 .progress div { height: 100%; background: var(--primary-500); }
 .shots .grid-wrap, .library .grid-wrap { max-height: none !important; min-height: 0 !important;

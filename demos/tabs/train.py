@@ -144,7 +144,7 @@ def status_html(job: Job, lines: list[dict[str, Any]], own: bool) -> str:
     if job.phase == "failed":
         return f'<p role="status"><b>{name}: not trained.</b> {as_html(job.error)}</p>'
     step = max((line["step"] for line in lines), default=0)
-    notes = "".join(f"<p>{as_html(note)}</p>" for note in (job.data.notes if job.data else []))
+    notes = "".join(f"<p>{as_html(note[:1].upper() + note[1:])}.</p>" for note in (job.data.notes if job.data else []))
     if job.phase == "ready":
         early = f" It was stopped after step {step} of {job.steps}." if job.stopped and step < job.steps else ""
         return (

@@ -69,6 +69,7 @@ def test_train_on_a_few_images_then_search_and_compare_with_the_result(browser, 
     other = browser.new_page(viewport=PHONE)  # a second visitor
     other.set_default_timeout(PATIENCE)
     other.goto(server.url, wait_until="domcontentloaded")
+    other.wait_for_selector("#search-text textarea")
     open_tab(other, "Train")
     other.get_by_text("This run was begun in another window.").wait_for()
     assert other.locator("#train-start").is_disabled()
@@ -108,6 +109,7 @@ def test_an_uploaded_adapter_can_be_chosen_and_a_pickle_is_refused(server, page,
         archive.writestr("model.pt", b"code")
     for name, said in {"evil": "model.pt: can run code", "mine": "SHERL (mine) (vqa) was added"}.items():
         page.goto(server.url, wait_until="domcontentloaded")
+        page.wait_for_selector("#search-text textarea")
         open_tab(page, "Compare")
         page.get_by_text("Add an adapter of your own").click()
         page.locator("#adapter-files input[type=file]").set_input_files(tmp_path / f"{name}.zip")

@@ -83,7 +83,9 @@ def prepare_own_images(
     notes = [visible(note) for note in prepared.notes]
     notes += [f"not read: {visible(some(others))}"] if others else []
     if validation == "train":
-        notes.append(f"below {HELD_OUT_FROM} images none is held out: the metrics are those of the training images")
+        notes.append(
+            f"fewer than {HELD_OUT_FROM} images: none is held out, the metrics are those of the training images"
+        )
     return OwnImages(root, count, validation, notes)
 
 
