@@ -8,6 +8,7 @@ It listens on this machine only; --host 0.0.0.0 opens it to the network, --auth 
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import tempfile
@@ -48,16 +49,40 @@ class Config:
     """User name and password for visitors, as name:password."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device for the models; auto = CUDA if there is a device."""
+    train: bool = False
+    """Let visitors train adapters on their own images; on an open --host it needs --auth."""
+    train_dir: Path | None = None
+    """Folder for the adapters that visitors train, with their images; default: a folder in the cache."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.port <= 65535:
             raise UserError(f"--port {self.port}: must be from 1 to 65535")
         if self.auth is not None and not all(self.auth.partition(":")):
             raise UserError("--auth: must be name:password")
+        if self.train and not self.trusted:
+            raise UserError(
+                f"--train: on --host {self.host} anybody could train on this machine; add --auth name:password, or "
+                "leave out --host"
+            )
+        if self.train_dir is not None and not self.train:
+            raise UserError(f"--train_dir {self.train_dir}: has no effect without --train; add it")
         for flag in ("images", "videos"):
             folder = getattr(self, flag)
             if folder is not None and not folder.is_dir():
                 raise UserError(f"--{flag} {folder}: no such folder")
+
+    @property
+    def trusted(self) -> bool:
+        """Whether all visitors are: they sit at this machine, or have the password. They may add adapters."""
+        return self.auth is not None or is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def main(config: Config) -> None:
@@ -90,7 +115,28 @@ def prepare(config: Config) -> Studio:
     watchers = models.by_task.get("video_retrieval", {})
     clips = Library(videos_in(config.videos or album.clips), watchers) if watchers else None
     own = {"own_images": config.images is not None, "own_videos": config.videos is not None}
-    return Studio(models, library, clips, album, **own, about=about(models))
+    studio = Studio(models, library, clips, album, **own, about=about(models))
+    if config.trusted:
+        let_visitors_add(studio, config)
+    return studio
+
+
+def let_visitors_add(studio: Studio, config: Config) -> None:
+    """Accept adapters that visitors upload and, with ``--train``, train."""
+    from vlkit.files import cache_folder
+    from vlkit.serving.added_adapters import AddedAdapters
+    from vlkit.serving.training import Trainer
+
+    libraries = {"retrieval": studio.library, "video_retrieval": studio.clips}
+    adapters = AddedAdapters(
+        studio.models,
+        {task: library for task, library in libraries.items() if library is not None},
+        arrived=lambda: studio.about.update(about(studio.models)),
+    )
+    studio.adapters = adapters
+    if config.train:
+        folder = config.train_dir or cache_folder().absolute() / "trained"
+        studio.trainer = Trainer(folder, adapters.open, adapters.check_room, config.device)
 
 
 def serve(studio: Studio, config: Config) -> None:
@@ -108,6 +154,8 @@ def serve(studio: Studio, config: Config) -> None:
     except KeyboardInterrupt:
         log.info("stopping")
     finally:
+        if studio.trainer is not None:
+            studio.trainer.close()
         for each in libraries:
             each.stop()
         page.close(verbose=False)
@@ -119,7 +167,7 @@ def open_port(page: Any, config: Config, **options: Any) -> None:
     Raises:
         UserError: the address or port is not available.
     """
-    from vlkit.serving.limits import UPLOAD_BYTES
+    from vlkit.serving.limits import ARCHIVE_BYTES, UPLOAD_BYTES
 
     try:
         page.launch(
@@ -130,7 +178,7 @@ def open_port(page: Any, config: Config, **options: Any) -> None:
             prevent_thread_lock=True,
             show_error=False,
             quiet=True,
-            max_file_size=UPLOAD_BYTES,
+            max_file_size=ARCHIVE_BYTES if config.train else UPLOAD_BYTES,
             footer_links=["api"],
             run_history=False,
             enable_monitoring=False,

@@ -25,7 +25,7 @@ from vlkit.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 README_IMAGE = ROOT / "docs" / "results" / "demo_search.png"
-TABS = ("Search", "Video search", "Ask", "Caption", "Ground", "Moments", "Classify", "Memory")
+TABS = ("Search", "Video search", "Ask", "Caption", "Ground", "Moments", "Classify", "Compare", "Memory")
 SIZES = {"desk": (1280, 900), "phone": (390, 844)}
 QUERY = "a yellow house and a black snowman"
 SETTLE = 1500
@@ -103,6 +103,8 @@ def show_tab(page: Any, name: str) -> None:
         page.locator(".overflow-menu:visible > button").first.click()
         tab = page.locator(".overflow-dropdown button", has_text=name)
     tab.click()
+    if name == "Compare":
+        page.locator("#compare-left-facts p").wait_for()
     if name == "Memory":
         page.locator("#memory-result li[data-method=full]").wait_for()
     page.wait_for_timeout(SETTLE)

@@ -33,9 +33,9 @@ DEMO_NAMES = "house, car, boat, tree, flower, cat, bird, fish, chair, umbrella"
 
 def build(studio: Studio) -> None:
     """Lay out the tab; call it within a ``gr.Tab``."""
-    models = studio.models.classifiers
+    models = studio.models  # its classifiers may become more
     lead("Type class names, and the model says how well each fits the image. Without names it uses its own classes.")
-    if not models:
+    if not models.classifiers:
         no_model("classification", "classes")
         return
     rows = [[str(studio.album.images / entry.name), DEMO_NAMES] for entry in studio.album.about_images[:5]]
@@ -49,7 +49,7 @@ def build(studio: Studio) -> None:
                 max_lines=8,
                 elem_id="classify-names",
             )
-            model = picker(models)
+            model = picker(lambda: models.classifiers)
             count = gr.Slider(1, MOST_SHOWN, value=5, step=1, label="Classes to show")
             button = gr.Button("Classify", variant="primary", elem_id="classify-button")
             result = gr.HTML(elem_id="classify-result")
@@ -57,7 +57,7 @@ def build(studio: Studio) -> None:
 
     def found(image: Image.Image | None, names: str, count: int, model: str | None) -> list[tuple[str, float]]:
         k, wanted = check_count(count, "number of classes", MOST_SHOWN), class_names(names)
-        return chosen(models, model).classify(given(image), wanted, k)
+        return chosen(models.classifiers, model).classify(given(image), wanted, k)
 
     def show(image: Image.Image | None, names: str, count: int, model: str | None) -> str:
         return bars(found(image, names, count, model), percent, label="Classes, most probable first")

@@ -21,6 +21,9 @@ from vlkit.data.images import MediaError, open_image
 from vlkit.drawn.album import Album
 from vlkit.errors import UserError
 from vlkit.serving import Library, Models, open_upload
+from vlkit.serving.added_adapters import AddedAdapters
+from vlkit.serving.training import Trainer
+from vlkit.serving.uploaded import Upload
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,8 @@ class Studio:
         album: the demo images and clips with their annotations, used as examples.
         own_images, own_videos: whether they are the user's folders instead of the album's.
         about: bases, adapters, device and precision.
+        adapters: takes adapters that visitors upload or train; None if visitors may not.
+        trainer: trains adapters for visitors; None without ``--train``.
     """
 
     models: Models
@@ -56,6 +61,8 @@ class Studio:
     own_images: bool
     own_videos: bool
     about: dict[str, Any]
+    adapters: AddedAdapters | None = None
+    trainer: Trainer | None = None
 
 
 # Gradio would write a stub file beside any module that defines a component.
@@ -69,6 +76,26 @@ with mock.patch("gradio.component_meta.create_or_modify_pyi"):
         def preprocess(self, payload: Any) -> Image.Image | None:
             """Report a bad file in one sentence; Gradio itself would decode it and show a traceback."""
             return None if payload is None else told(open_upload)(payload.path, payload.orig_name or "")
+
+    class FilesInput(gr.File):
+        """An input for files whose handler gets them with the visitor's names: Gradio's own lack some characters."""
+
+        is_template = True
+
+        def preprocess(self, payload: Any) -> list[Upload]:
+            """The uploaded files; none if there are none."""
+            files = [] if payload is None else getattr(payload, "root", payload)
+            files = files if isinstance(files, list) else [files]
+            return [Upload(Path(file.path), Path(file.orig_name or file.path).name) for file in files]
+
+    class ModelChoice(gr.Dropdown):
+        """A choice of model. Models arrive while the page is open, so :func:`chosen` checks the name, not Gradio."""
+
+        is_template = True
+
+        def preprocess(self, payload: Any) -> Any:
+            """The name as it came."""
+            return payload
 
 
 def image_input(label: str, **options: Any) -> ImageInput:
@@ -139,10 +166,51 @@ def on_example(
     return examples.load_input_event.success(told(function), inputs, outputs, api_visibility="private", **options)
 
 
-def picker(models: dict[str, Any]) -> gr.Dropdown:
-    """A choice of model, shown only if there are several."""
-    names = list(models)
-    return gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1, interactive=True)
+def picker(models: dict[str, Any] | Callable[[], dict[str, Any]]) -> gr.Dropdown:
+    """A choice of model, shown only if there are several; models that arrive later are added to it."""
+
+    def names() -> list[str]:
+        return list(models() if callable(models) else models)
+
+    choice = ModelChoice(names(), value=names()[0], label="Model", visible=len(names()) > 1, interactive=True)
+    arrivals().follow(choice, lambda: gr.Dropdown(names(), visible=len(names()) > 1))
+    return choice
+
+
+class Arrivals:
+    """Adapters that arrive while the page is open: what shows them, and what announces them."""
+
+    def __init__(self) -> None:
+        self._followers: list[tuple[Any, Callable[[], Any]]] = []
+        self._announcers: list[Any] = []
+
+    def follow(self, component: Any, current: Callable[[], Any]) -> None:
+        """Set ``component`` to ``current()`` when an adapter arrives, and when a visitor opens the page."""
+        self._followers.append((component, current))
+
+    def announce(self, state: gr.State) -> None:
+        """A handler that changes ``state`` says that an adapter arrived."""
+        self._announcers.append(state)
+
+    def connect(self, page: gr.Blocks) -> None:
+        """Once everything is laid out: renew what follows, at each announcement and when the page is opened."""
+        components = [component for component, _ in self._followers]
+
+        def renew() -> Any:
+            found = [current() for _, current in self._followers]
+            return found if len(found) > 1 else found[0]
+
+        if components and self._announcers:
+            events = [page.load, *(state.change for state in self._announcers)]
+            on_page(events, renew, [], components, show_progress="hidden")
+
+
+def arrivals() -> Arrivals:
+    """The page's own, while it is laid out."""
+    root: Any = get_blocks_context().root_block
+    if not hasattr(root, "arrivals"):
+        root.arrivals = Arrivals()
+    return root.arrivals
 
 
 def chosen(models: dict[str, Any], name: str | None) -> Any:

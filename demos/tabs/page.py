@@ -6,8 +6,8 @@ from typing import Any
 
 import gradio as gr
 
-from tabs import ask, caption, classify, ground, memory, moments, search, video
-from tabs.common import Studio, as_html, endpoint
+from tabs import ask, caption, classify, compare, ground, memory, moments, search, train, video
+from tabs.common import Studio, arrivals, as_html, endpoint
 
 TABS = {
     "Search": search,
@@ -17,8 +17,12 @@ TABS = {
     "Ground": ground,
     "Moments": moments,
     "Classify": classify,
+    "Compare": compare,
     "Memory": memory,
+    "Train": train,
 }
+NEED_THEIR_TAB = (compare, memory, train)
+"""Tabs that do something when they are opened."""
 QUEUE, THREADS = 128, 32
 """Maximum number of requests that wait, and that run, at the same time."""
 
@@ -29,9 +33,13 @@ def build_page(studio: Studio) -> gr.Blocks:
         gr.HTML(f"<h1>vlkit</h1><p>{headline(studio.about)}</p>", elem_id="title", padding=False)
         with gr.Tabs():
             for name, tab in TABS.items():
+                if tab is train and studio.trainer is None:
+                    continue
                 with gr.Tab(name, id=name) as opened:
-                    tab.build(studio, opened) if tab is memory else tab.build(studio)
-        gr.HTML(about_line(studio.about), elem_id="about")
+                    tab.build(studio, opened) if tab in NEED_THEIR_TAB else tab.build(studio)
+        line = gr.HTML(about_line(studio.about), elem_id="about")
+        arrivals().follow(line, lambda: about_line(studio.about))
+        arrivals().connect(page)
         endpoint("about", lambda: studio.about, [])
     return page.queue(max_size=QUEUE, default_concurrency_limit=8)
 

@@ -11,6 +11,7 @@ from PIL import Image
 from tabs.common import (
     MOST_RESULTS,
     Studio,
+    arrivals,
     bars,
     endpoint,
     image_input,
@@ -35,6 +36,7 @@ from vlkit.serving import (
     rank_texts,
     search_images,
 )
+from vlkit.serving.added_adapters import MOST_ADDED_ADAPTERS
 
 MOST_ADDED, MOST_TEXTS, PREVIEW = 200, 200, 12
 GALLERY: dict[str, Any] = {
@@ -90,11 +92,13 @@ def build(studio: Studio) -> None:
             **GALLERY | {"columns": 6},
         )
         with gr.Row():
-            galleries = [_gallery(name) for name in studio.models.retrieval]
+            spare = MOST_ADDED_ADAPTERS if studio.adapters else 0
+            galleries = [_gallery(name) for name in [*studio.models.retrieval, *[""] * spare]]
         status = gr.HTML(_status(studio, AddedImages()), elem_id="index-status", elem_classes="status")
         with gr.Accordion("Settings", open=False):
             count = gr.Slider(1, MOST_RESULTS, value=6, step=1, label="Results")
             shown = gr.CheckboxGroup(names, value=names, label="Adapters", visible=len(names) > 1)
+            arrivals().follow(shown, lambda: _choice_of_adapters(studio, names))
         settings = [count, shown, before, added]
         _build_adding(studio, added, status)
     for tab in (words_tab, image_tab, captions_tab):
@@ -104,11 +108,8 @@ def build(studio: Studio) -> None:
     outputs = [library, *galleries]
 
     def show(rows: dict[str, list[Found]]) -> list[Any]:
-        found = [
-            gr.Gallery(_shots(rows[name]), visible=True) if name in rows else gr.Gallery(visible=False)
-            for name in studio.models.retrieval
-        ]
-        return [gr.Gallery(visible=False), *found]
+        found = [gr.Gallery(_shots(hits), label=name, visible=True) for name, hits in rows.items()]
+        return [gr.Gallery(visible=False), *found, *[gr.Gallery(visible=False)] * (len(galleries) - len(found))]
 
     def opened(request: gr.Request) -> list[Any]:
         """The answer to a link that ends in ``?q=TEXT``; without one, nothing changes."""
@@ -266,6 +267,12 @@ def _one(studio: Studio, model: str | None) -> list[str]:
     if model and model not in names:
         raise UserError(f"There is no model {model!r}; the loaded models are {', '.join(names)}.")
     return [model or names[0]]
+
+
+def _choice_of_adapters(studio: Studio, first: list[str]) -> gr.CheckboxGroup:
+    """All adapters; chosen is the newest that arrived, else those of the start."""
+    names = list(studio.models.adapters)
+    return gr.CheckboxGroup(names, value=names[-1:] if len(names) > len(first) else first, visible=len(names) > 1)
 
 
 def _images(studio: Studio, step: int = 16) -> list[list[str]]:

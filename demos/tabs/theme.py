@@ -16,9 +16,11 @@ CSS = """
 .lead p { color: var(--body-text-color-subdued); margin: 0; }
 .said { min-height: 1.4rem; }
 .bars { list-style: none; margin: 0; padding: 0; display: grid; gap: 0.55rem; }
-.bars li { display: grid; grid-template-columns: minmax(5rem, 1fr) 3.6rem; gap: 0 0.8rem; align-items: baseline; }
+.bars li { display: grid; grid-template-columns: minmax(5rem, 1fr) minmax(3.6rem, auto); gap: 0 0.8rem;
+  align-items: baseline; }
 .bars .name { overflow-wrap: anywhere; }
-.bars .value { text-align: right; font-variant-numeric: tabular-nums; color: var(--body-text-color-subdued); }
+.bars .value { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums;
+  color: var(--body-text-color-subdued); }
 .bars .track { grid-column: 1 / -1; height: 0.6rem; border-radius: 0.3rem; background: var(--border-color-primary);
   overflow: hidden; display: flex; position: relative; }
 .bars .fill { background: var(--primary-500); height: 100%; border-radius: 0.3rem; }
@@ -38,6 +40,7 @@ CSS = """
   border-bottom: 1px solid var(--border-color-primary) !important; }
 .part-0 { background: var(--primary-700) !important; } .part-1 { background: var(--primary-400) !important; }
 .part-2 { background: var(--neutral-400) !important; }
+#train-meter h3, #train-meter p, #train-status .progress ~ p { margin: 0.8rem 0 0.3rem; }
 .progress { height: 0.45rem; border-radius: 0.25rem; background: var(--border-color-primary); overflow: hidden; }
 .progress div { height: 100%; background: var(--primary-500); }
 .shots .grid-wrap, .library .grid-wrap { max-height: none !important; min-height: 0 !important;
@@ -49,7 +52,7 @@ CSS = """
   border-radius: 0; font-size: 0.75rem; text-align: left; }
 [role=tab][aria-selected=true] { color: var(--primary-700) !important; }
 .dark [role=tab][aria-selected=true] { color: var(--primary-400) !important; }
-#search-button, #video-button { align-self: end; }
+#search-button, #video-button, #compare-button { align-self: end; }
 .status { font-size: 0.85rem; } .status p { margin: 0; color: var(--body-text-color-subdued); }
 button:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:focus-visible {
   outline: 2px solid var(--primary-500) !important; outline-offset: 2px; }
@@ -60,7 +63,7 @@ footer { opacity: 0.7; } footer .divider { display: none; }
   .gradio-container .app { padding: 0.8rem !important; }
   .gradio-container [role=tab], .tab-container button { font-size: 0.8rem; padding: 0 0.4rem; }
   #title h1 { font-size: 1.35rem; }
-  #search-button, #video-button { align-self: stretch; width: 100%; }
+  #search-button, #video-button, #compare-button { align-self: stretch; width: 100%; }
 }
 """
 

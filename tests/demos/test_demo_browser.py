@@ -28,7 +28,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 PATIENCE = 120_000
 """Milliseconds; a busy machine is slow."""
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-TABS = ("Search", "Video search", "Ask", "Caption", "Ground", "Classify", "Memory")
+TABS = ("Search", "Video search", "Ask", "Caption", "Ground", "Classify", "Compare", "Memory")
 SHIPPED = {folder.name for folder in shipped_adapters()}
 
 

@@ -184,6 +184,21 @@ def test_interrupt_does_not_wait_for_an_evaluation(reference, tmp_path):
     assert_same_bits(everything(folder), everything(reference))
 
 
+def test_a_signal_can_end_training_with_an_adapter_of_what_was_trained(tmp_path):
+    folder = tmp_path / "run"
+    child = Child(folder, "--on_stop", "finish", TOY_STEP_SECONDS="0.2")
+    wait_until(lambda: last_step(folder) >= 2)
+    child.signal(signal.SIGTERM)
+    assert child.wait() == 0, child.text
+    state = checkpoint.load(folder / "checkpoint")
+    assert 2 <= state.progress.step == state.progress.evaluated < 20
+    saved = load_file(folder / checkpoint.MODEL_FILE)
+    assert saved.keys() == state.best.keys() and all(torch.equal(saved[name], state.best[name]) for name in saved)
+    assert not torch.equal(saved["out.weight"], toy_run.ToyModel(True).out.weight)
+    finish(folder, "--on_stop", "finish", "--resume")
+    assert last_step(folder) == 20
+
+
 def test_second_signal_leaves_at_once(tmp_path):
     child = Child(tmp_path / "run", TOY_STEP_SECONDS="60")
     wait_until(lambda: (tmp_path / "run" / "checkpoint" / checkpoint.STATE_FILE).exists())

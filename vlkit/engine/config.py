@@ -54,6 +54,9 @@ class RunConfig:
     """Number format; auto = mixed on CUDA, 32-true on the CPU."""
     resume: bool = False
     """Continue the run in --output exactly from its last checkpoint."""
+    on_stop: Literal["leave", "finish"] = "leave"
+    """What Ctrl-C and SIGTERM do during training. leave: write a checkpoint and end, to continue with --resume; finish:
+    write a checkpoint, then evaluate and save the adapter as if this were the last step."""
     workers: int | None = None
     """Worker processes that load batches; default: none on the CPU, up to 8 for CUDA."""
     log_every: int = 10

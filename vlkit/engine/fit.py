@@ -40,7 +40,8 @@ def fit(
     """Train the parameters that require a gradient; afterwards ``model`` holds the weights of the best evaluation.
 
     If the folder has a checkpoint, the run continues from it, with exactly the steps of an uninterrupted run. Ctrl-C
-    and SIGTERM let the current step finish and write a checkpoint first.
+    and SIGTERM let the current step finish and write a checkpoint first; with ``on_stop="finish"`` training ends there
+    as if that step were the last.
 
     Args:
         run: config, device and folder.
@@ -55,33 +56,39 @@ def fit(
 
     Raises:
         UserError: the loss or the gradient is not finite, or the checkpoint belongs to a different run.
-        KeyboardInterrupt, SystemExit: after Ctrl-C and SIGTERM, with the checkpoint written.
+        KeyboardInterrupt, SystemExit: after Ctrl-C and SIGTERM, with the checkpoint written; with ``on_stop="finish"``
+            only after a second one.
     """
     choice = MixChoice(run, model) if run.config.choose_mix and evaluate else None
     training = Training(run, model, loader, primary)
     stop = StopRequest(launched=run.fabric.world_size > 1)
+    finishes = run.config.on_stop == "finish"
     with stop.listening():
         state = training.start(dict(identity or {}))
         batches = loader.batches(training.first_batch(state.step), training.first_batch(training.steps))
         with training.bar:
             while True:
+                ends = state.step == training.steps
                 if training.must_stop(stop):
                     training.save()
-                    training.end_snapshots()
-                    log.info("stopped after step %d of %d; continue with --resume", state.step, training.steps)
-                    stop.leave()
-                if training.evaluation_due():
-                    with training.evaluation(stop):
+                    if not finishes:
+                        training.end_snapshots()
+                        log.info("stopped after step %d of %d; continue with --resume", state.step, training.steps)
+                        stop.leave()
+                    log.info("stopped after step %d of %d; saving the adapter", state.step, training.steps)
+                    ends = True
+                if training.evaluation_due(ends):
+                    with training.evaluation(None if finishes else stop):
                         metrics = run.fabric.broadcast({k: float(v) for k, v in evaluate().items()} if evaluate else {})
                     training.keep_best(metrics)
                     training.save()
-                if state.step == training.steps:
+                if ends:
                     break
                 take_step(training, batches, loss_of, stop)
                 training.take_snapshot()
                 if training.checkpoint_due():
                     training.save()
-        if stop.signal:
+        if stop.signal and not finishes:
             stop.leave()
     result = training.finish()
     return choice.choose(result, evaluate, primary) if choice and evaluate else result

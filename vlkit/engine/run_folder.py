@@ -28,7 +28,7 @@ from vlkit.files import write_json, write_text
 log = logging.getLogger(__name__)
 
 # Flags that may differ between a run and its continuation: they do not change results.
-FREE_FLAGS = frozenset({"output", "resume", "device", "workers", "log_every", "log_to", "checkpoint_every"})
+FREE_FLAGS = frozenset({"output", "resume", "device", "workers", "log_every", "log_to", "checkpoint_every", "on_stop"})
 FREE_FLAGS |= {"snapshot_every", "snapshot_redundancy", "snapshot_memory"}
 SHARED_SECONDS = 10.0  # network file systems show new files late
 

@@ -101,10 +101,10 @@ class Training:
         """Whether to stop here. Several processes must stop after the same step, so they agree in each step."""
         return self.asked_to_stop or (bool(stop.signal) and self.run.fabric.world_size == 1)
 
-    def evaluation_due(self) -> bool:
-        """Whether an evaluation is due now."""
+    def evaluation_due(self, ends: bool) -> bool:
+        """Whether an evaluation is due now; ``ends``: training ends with this step."""
         step, every = self.state.step, self._steps_per_epoch * self.run.config.evaluate_every
-        return step > self.state.evaluated and (step % every == 0 or step == self.steps)
+        return step > self.state.evaluated and (step % every == 0 or ends)
 
     def checkpoint_due(self) -> bool:
         """Whether a checkpoint is due between two evaluations."""
@@ -152,11 +152,11 @@ class Training:
             checkpoint.load_trained(self.core, self._best)
         self.model.eval()
         self.run.folder.draw_curves(self.primary)
-        seconds, examples = self.state.train_seconds, self.first_batch(self.steps) * self.loader.batch_size
+        seconds, examples = self.state.train_seconds, self.first_batch(self.state.step) * self.loader.batch_size
         return FitResult(
             metrics=self.state.best_metrics,
             best_step=self.state.best_step,
-            steps=self.steps,
+            steps=self.state.step,
             train_seconds=seconds,
             examples_per_second=examples / seconds if seconds else 0.0,
             peak_memory_bytes=self.state.peak_memory_bytes,
@@ -188,14 +188,17 @@ class Training:
         self.bar.advance(step, numbers["loss"], speed, memory)
 
     @contextlib.contextmanager
-    def evaluation(self, stop: StopRequest) -> Iterator[None]:
-        """Evaluate within this block: eval mode, no gradient; a signal writes a checkpoint and stops at once."""
+    def evaluation(self, stop: StopRequest | None) -> Iterator[None]:
+        """Evaluate within this block: eval mode, no gradient; a signal writes a checkpoint and stops at once.
+
+        Without ``stop`` the first signal waits until the evaluation is done.
+        """
         self._keep_peak()
         self.model.eval()
         self.bar.pause()
         seed_batch(self.run.config.seed, self.first_batch(self.state.step), self.run.fabric.global_rank)
         try:
-            with torch.no_grad(), stop.at_once():
+            with torch.no_grad(), stop.at_once() if stop else contextlib.nullcontext():
                 yield
         except (KeyboardInterrupt, SystemExit):
             self.save()

@@ -92,9 +92,14 @@ class AddedImages:
     vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def plus(self, name: str, image: Image.Image, models: Mapping[str, RetrievalPipeline]) -> AddedImages:
-        """These images and one more, embedded by every model."""
-        new = {model: pipeline.embed_images([image]) for model, pipeline in models.items()}
-        vectors = {model: np.concatenate([self.vectors.get(model, row[:0]), row]) for model, row in new.items()}
+        """These images and one more, embedded by every model; a model that is new here also embeds the earlier ones."""
+        earlier = [*self.thumbnails]
+        vectors = {
+            model: np.concatenate([self.vectors[model], pipeline.embed_images([image])])
+            if model in self.vectors
+            else pipeline.embed_images([*earlier, image])
+            for model, pipeline in models.items()
+        }
         return AddedImages((*self.names, name), (*self.thumbnails, shrunk(image)), vectors)
 
 

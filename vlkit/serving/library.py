@@ -85,7 +85,7 @@ class Library:
     @property
     def finished(self) -> bool:
         """Whether every model has indexed the folder."""
-        return self._finished == set(self.models)
+        return self._finished >= set(self.models)
 
     def progress(self) -> tuple[int, int]:
         """Numbers of embedded items and of items to embed, over all models started so far."""
@@ -116,27 +116,57 @@ class Library:
         """
         items, unreadable = self._medium.find()
         for name, pipeline in self.models.items():
-            home = self._home(pipeline)
-            home.parent.mkdir(parents=True, exist_ok=True)
-            # Two servers over one folder: the second waits and then finds nothing left to do.
-            with (
-                filelock.FileLock(f"{home}.lock"),
-                IndexWriter.open(home, pipeline.dim, pipeline.identity) as writer,
-            ):
-                update = update_index(
-                    writer,
-                    items,
-                    read=functools.partial(self._medium.read, pipeline),
-                    embed=functools.partial(self._medium.embed, pipeline),
-                    digest=self._medium.digest,
-                    batch_size=BATCH,
-                    progress=functools.partial(self._show, name, home, writer),
-                )
-            self._indexes[name] = VectorIndex.open(home, pipeline.identity)
-            self.left_out = [visible(error) for error in unreadable + update.bad]
+            index, bad = self._index(pipeline, items, functools.partial(self._show, name))
+            self._indexes[name] = index
+            self.left_out = [visible(error) for error in unreadable + bad]
             self._finished.add(name)
         for message in self.left_out:
             log.warning("left out: %s", message)
+
+    def add(self, name: str, pipeline: Any, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Index the folder with one more model; it can be searched once this returns.
+
+        Args:
+            name: name of the model.
+            pipeline: as in ``models``.
+            progress: called with the numbers of embedded items and of items to embed.
+
+        Raises:
+            UserError: no such folder, nothing in it, or the cache cannot be written.
+        """
+
+        def show(home: Path, writer: IndexWriter, done: int, total: int) -> None:
+            if self._stop.is_set():
+                raise _Stopped
+            progress(done, total)
+
+        index, _ = self._index(pipeline, self._medium.find()[0], show)
+        # The model comes last: whoever sees it finds its index.
+        self._indexes[name] = index
+        self._finished.add(name)
+        self.models = {**self.models, name: pipeline}
+
+    def _index(
+        self, pipeline: Any, items: list[Item], show: Callable[[Path, IndexWriter, int, int], None]
+    ) -> tuple[VectorIndex, list[MediaError]]:
+        """The model's index of ``items``, brought up to date, and what could not be read."""
+        home = self._home(pipeline)
+        home.parent.mkdir(parents=True, exist_ok=True)
+        # Two servers over one folder: the second waits and then finds nothing left to do.
+        with (
+            filelock.FileLock(f"{home}.lock"),
+            IndexWriter.open(home, pipeline.dim, pipeline.identity) as writer,
+        ):
+            update = update_index(
+                writer,
+                items,
+                read=functools.partial(self._medium.read, pipeline),
+                embed=functools.partial(self._medium.embed, pipeline),
+                digest=self._medium.digest,
+                batch_size=BATCH,
+                progress=functools.partial(show, home, writer),
+            )
+        return VectorIndex.open(home, pipeline.identity), update.bad
 
     def search(self, model: str, queries: np.ndarray, k: int) -> list[list[Hit]]:
         """The k nearest items of each query, best first, among those indexed so far.

@@ -11,6 +11,8 @@ from vlkit.errors import UserError
 
 UPLOAD_BYTES = 20 * 2**20
 """Largest file that may be uploaded."""
+ARCHIVE_BYTES = 300 * 2**20
+"""Largest file where archives of images are accepted; the images in it have the limits of other uploads."""
 UPLOAD_PIXELS = 40_000_000
 """Maximum number of pixels of an uploaded image: as from a good camera, 120 MB decoded."""
 TEXT_CHARACTERS = 500

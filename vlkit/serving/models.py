@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from vlkit.adapters import ADAPTERS
 from vlkit.adapters.adapter_files import CONFIG_FILE
@@ -36,6 +38,8 @@ class Models:
         zero_shot_classifiers: the same bases as classifiers of any class names; also in :attr:`classifiers`.
         bases: loaded bases, by their ``--base`` name.
         trained: number of trained values of each adapter, by task and name.
+        configs: content of each adapter's config file, by task and name.
+        device: auto, cpu or cuda; the device of adapters added later.
     """
 
     by_task: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -43,6 +47,9 @@ class Models:
     zero_shot_classifiers: dict[str, ClassificationPipeline] = field(default_factory=dict)
     bases: list[str] = field(default_factory=list)
     trained: dict[str, dict[str, int]] = field(default_factory=dict)
+    configs: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    device: str = "auto"
+    _bases: _Bases = field(default_factory=lambda: _Bases(), repr=False)
 
     @property
     def classifiers(self) -> dict[str, ClassificationPipeline]:
@@ -58,6 +65,51 @@ class Models:
     def retrieval(self) -> dict[str, RetrievalPipeline]:
         """Everything that embeds images and texts: the adapters, then the bases without one."""
         return {**self.adapters, **self.zero_shot}
+
+    def has_base(self, name: str) -> bool:
+        """Whether a base of that ``--base`` or ``--text_base`` name is loaded."""
+        return bool({name, f"{name} text"} & self._bases.names) or name == CLIP_TEXT
+
+    def open(self, folder: Path) -> Opened:
+        """Load one more adapter, on the loaded bases where they fit; :meth:`keep` then offers it.
+
+        Raises:
+            UserError: the folder is not an adapter, or its base is unavailable.
+        """
+        return self._open(folder, *load_adapter(folder))
+
+    def keep(self, opened: Opened) -> None:
+        """Offer an opened adapter with the others, under its name."""
+        task, name = opened.task, opened.name
+        self.trained.setdefault(task, {})[name] = opened.trained
+        self.configs.setdefault(task, {})[name] = opened.config
+        self.by_task.setdefault(task, {})[name] = opened.pipeline
+        self.bases = sorted(map(visible, self._bases.names))
+
+    def _open(self, folder: Path, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Opened:
+        task = config["task"]
+        pipeline = self._bases.load(folder, config, self.device)
+        name = _new_name(folder, config, self.by_task.get(task, ()))
+        return Opened(task, name, pipeline, config, sum(tensor.numel() for tensor in tensors.values()))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A loaded adapter.
+
+    Attributes:
+        task: its task.
+        name: a name that no other adapter of the task has.
+        pipeline: the task's pipeline.
+        config: content of its config file.
+        trained: number of trained values.
+    """
+
+    task: str
+    name: str
+    pipeline: Any
+    config: dict[str, Any]
+    trained: int
 
 
 def shipped_adapters() -> list[Path]:
@@ -81,12 +133,10 @@ def load_models(folders: Iterable[Path] = (), device: str = "auto") -> Models:
         adapter = load_adapter(folder)
         if adapter[0].get("task") not in tasks:
             found[folder] = adapter
-    models, bases = Models(), _Bases()
+    models = Models(device=device)
+    bases = models._bases
     for folder, (config, tensors) in found.items():
-        pipelines = models.by_task.setdefault(config["task"], {})
-        name = _new_name(folder, config, pipelines)
-        pipelines[name] = bases.load(folder, config, device)
-        models.trained.setdefault(config["task"], {})[name] = sum(t.numel() for t in tensors.values())
+        models.keep(models._open(folder, config, tensors))
     for pipeline in models.adapters.values():
         base = pipeline.embedder.base
         if base.joint_dim is None:  # a pair of separate encoders is useless before training
@@ -95,7 +145,6 @@ def load_models(folders: Iterable[Path] = (), device: str = "auto") -> Models:
                 shared = bases.clip(base.name)
                 models.zero_shot[name] = load_zero_shot(base.name, device, shared)
                 models.zero_shot_classifiers[name] = load_zero_shot_classifier(base.name, [*KINDS], device, base=shared)
-    models.bases = sorted(map(visible, bases.names))
     return models
 
 

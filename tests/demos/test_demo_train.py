@@ -1,0 +1,133 @@
+"""Training from the page in a real browser: upload, train, search with the result, compare; and an uploaded adapter."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from gradio_client import Client
+from test_demo_app import ITS_IMAGE, QUERY, wait_for_index
+from test_demo_browser import DESK, PATIENCE, PHONE, browser, open_tab, shots
+
+from helpers.demo_server import DemoServer, demo_server
+from helpers.scripts import load_script
+from vlkit.cli.config import parse
+from vlkit.drawn.album import demo_album
+from vlkit.engine.checkpoint import load_adapter
+from vlkit.errors import UserError
+from vlkit.serving import shipped_adapters
+
+__all__ = ["browser", "shots"]  # fixtures
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server(browser, tmp_path_factory) -> Iterator[DemoServer]:
+    """A demo that trains for its visitors."""
+    with demo_server("--train", "--train_dir", tmp_path_factory.mktemp("trained")) as running:
+        wait_for_index(Client(running.url, verbose=False))
+        yield running
+
+
+@pytest.fixture
+def page(browser, server: DemoServer) -> Iterator:
+    page = browser.new_page(viewport=DESK)
+    page.set_default_timeout(PATIENCE)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(server.url, wait_until="domcontentloaded")
+    page.wait_for_selector("#search-text textarea")
+    yield page
+    page.close()
+    assert not errors
+
+
+def zipped_images(path: Path) -> Path:
+    """Eight drawn images and their captions."""
+    entries = demo_album().about_images[66:74]
+    with zipfile.ZipFile(path, "w") as archive:
+        for entry in entries:
+            archive.write(demo_album().images / entry.name, f"mine/{entry.name}")
+        lines = [f'{entry.name},"{entry.captions[0]}"' for entry in entries]
+        archive.writestr("mine/list.csv", "\n".join(["image,caption", *lines]))
+    return path
+
+
+def test_train_on_a_few_images_then_search_and_compare_with_the_result(browser, server, page, shots, tmp_path):
+    open_tab(page, "Train")
+    page.locator("#train-predicted", has_text="saved activations").wait_for()
+    page.locator("#train-files input[type=file]").set_input_files(zipped_images(tmp_path / "mine.zip"))
+    page.locator("#train-files", has_text="mine.zip").wait_for()
+    page.fill("#train-name input, #train-name textarea", "few <b>")
+    page.fill("#train-epochs input[type=number]", "1")
+    page.locator("#train-epochs input[type=number]").blur()
+    page.click("#train-start")
+    page.locator("#train-status", has_text="few-b-").wait_for()
+    other = browser.new_page(viewport=PHONE)  # a second visitor
+    other.set_default_timeout(PATIENCE)
+    other.goto(server.url, wait_until="domcontentloaded")
+    other.wait_for_selector("#search-text textarea")
+    open_tab(other, "Train")
+    other.get_by_text("This run was begun in another window.").wait_for()
+    assert other.locator("#train-start").is_disabled()
+    other.screenshot(path=shots / "phone_train.png", full_page=True)
+    other.close()
+    page.locator("#train-status", has_text=re.compile("is ready|not trained")).wait_for()
+    status = page.locator("#train-status").inner_text()
+    name = re.search(r"(SHERL \(few-b-[\d-]+\)) is ready", status)[1]
+    config, tensors = load_adapter(re.search(r"Its folder: (\S+);", status)[1])
+    assert config["task"] == "retrieval" and sum(tensor.numel() for tensor in tensors.values()) == 669_328
+    page.locator("#train-meter", has_text="measured: whole step").wait_for()
+    page.screenshot(path=shots / "train.png", full_page=True)
+
+    page.click("#train-use")
+    page.fill("#search-text textarea", QUERY)
+    page.click("#search-button")
+    page.locator(".shots:visible", has_text=name).locator("img").first.wait_for()
+    first = page.locator(".shots:visible").first
+    assert first.locator("img").first.get_attribute("alt").endswith(ITS_IMAGE)
+    assert page.locator(".shots:visible").count() == 2  # it, and the base without an adapter
+    answer = Client(server.url, verbose=False).predict(QUERY, 3, name, api_name="/search")
+    assert answer["model"] == name and answer["results"][0]["picture"] == ITS_IMAGE
+
+    open_tab(page, "Compare")
+    page.locator("#compare-left-results", has_text=name).locator("img").first.wait_for()
+    page.locator("#compare-left-facts", has_text="669,328 parameters trained").wait_for()
+    page.locator("#compare-right-facts", has_text="nothing was trained").wait_for()
+    page.screenshot(path=shots / "compare.png", full_page=True)
+
+
+def test_an_uploaded_adapter_can_be_chosen_and_a_pickle_is_refused(server, page, tmp_path):
+    folder = next(folder for folder in shipped_adapters() if folder.name == "vqa")
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+        for file in folder.iterdir():
+            archive.write(file, f"run/{file.name}")
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+        archive.writestr("model.pt", b"code")
+    for name, said in {"evil": "model.pt: can run code", "mine": "SHERL (mine) (vqa) was added"}.items():
+        page.goto(server.url, wait_until="domcontentloaded")
+        page.wait_for_selector("#search-text textarea")
+        open_tab(page, "Compare")
+        page.get_by_text("Add an adapter of your own").click()
+        page.locator("#adapter-files input[type=file]").set_input_files(tmp_path / f"{name}.zip")
+        page.locator("#adapter-files", has_text=f"{name}.zip").wait_for()
+        page.click("#adapter-add")
+        page.get_by_text(said).first.wait_for()
+    open_tab(page, "Ask")
+    page.get_by_label("Model").locator("visible=true").wait_for()
+    found = Client(server.url, verbose=False).predict(api_name="/about")["adapters"]
+    assert found["vqa"] == ["SHERL", "SHERL (mine)"]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.7", "::"])
+def test_training_on_an_open_host_needs_a_password(host: str):
+    config = load_script("demos/app.py").Config
+    with pytest.raises(UserError, match=f"--train: on --host {host} anybody could train .* --auth"):
+        parse(config, ["--train", "--host", host])
+    assert parse(config, ["--train", "--host", host, "--auth", "a:b"]).train
+    assert not parse(config, ["--host", host]).trusted and parse(config, ["--train"]).trusted
+    with pytest.raises(UserError, match="no effect without --train"):
+        parse(config, ["--train_dir", "x"])

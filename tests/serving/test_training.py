@@ -1,0 +1,168 @@
+"""Training for visitors: their images, one run at a time, stopping, and runs that fail; the script is a stand-in."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vlkit.data.manifest import Dataset
+from vlkit.errors import UserError
+from vlkit.serving import training
+from vlkit.serving.own_images import caption_of, prepare_own_images
+from vlkit.serving.training import Job, Trainer, Wish
+from vlkit.serving.uploaded import Upload
+
+WISH = Wish("tiny", "sherl", 3, 2, "mine")
+SCRIPT = """
+import json, signal, sys, time
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+for step in range(1, int(sys.argv[2]) + 1):
+    with open(sys.argv[1] + "/log.jsonl", "a") as file:
+        file.write(json.dumps({"step": step, "epoch": step / 2, "loss": 1 / step, "memory_bytes": 100}) + "\\n")
+    time.sleep(0.02)
+    if asked:
+        break
+open(sys.argv[1] + "/kept", "w").write(str(step))
+"""
+
+
+def images(folder: Path, names: list[str]) -> list[Upload]:
+    folder.mkdir(exist_ok=True)
+    for number, name in enumerate(names):
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(folder / name)
+    return [Upload(folder / name, name) for name in names]
+
+
+def table(folder: Path, lines: str, name: str = "captions.csv") -> Upload:
+    (folder / name).write_text(lines)
+    return Upload(folder / name, name)
+
+
+# --- own images ------------------------------------------------------------------------------------------------------
+
+
+def test_captions_from_a_table_from_texts_or_from_names(tmp_path: Path):
+    four = images(tmp_path / "in", ["a.png", "b.png", "c.png", "d.png"])
+    lines = "file_name,caption\na.png,one cat\nb.png,two cats\nc.png,three cats\nd.png,four cats\n"
+    own = prepare_own_images([*four, table(tmp_path / "in", lines, "list.csv")], tmp_path / "table")
+    assert (own.training, own.validation) == (4, "train") and "none is held out" in own.notes[-1]
+    texts = [table(tmp_path / "in", f"the {n}\n", f"{n}.txt") for n in "abcd"]
+    own = prepare_own_images([*four, *texts], tmp_path / "texts")
+    assert {r["texts"][0] for r in Dataset.open(own.root, "retrieval").records("train")} == {f"the {n}" for n in "abcd"}
+    named = images(tmp_path / "names", [f"a_red-car no {n} ({n}).png" for n in range(25)])
+    own = prepare_own_images(named, tmp_path / "from_names")
+    dataset = Dataset.open(own.root, "retrieval")
+    assert own.validation == "val" and (own.training, len(dataset.records("val"))) == (20, 5)
+    assert dataset.records("train")[0]["texts"] == ["a red car no"]
+
+
+@pytest.mark.parametrize(
+    ("name", "caption"), [("IMG_1234.jpg", None), ("cat.png", None), ("x/two_cats.png", "two cats")]
+)
+def test_a_camera_gives_no_captions(name: str, caption: str | None):
+    assert caption_of(name) == caption
+
+
+def test_unusable_images_are_refused_by_name(tmp_path: Path):
+    four = images(tmp_path / "in", ["IMG_1.png", "b b.png", "c c.png", "d d.png"])
+    with pytest.raises(UserError, match=r"IMG_1.png: there are no captions, and the file name is none"):
+        prepare_own_images(four, tmp_path / "camera")
+    with pytest.raises(UserError, match="3 captioned images; upload 4 to 500"):
+        prepare_own_images(four[:3], tmp_path / "few")
+    (tmp_path / "in" / "d d.png").write_text("no image")
+    with pytest.raises(UserError, match=r"d d.png: cannot be used as an image"):
+        prepare_own_images(four, tmp_path / "damaged")
+
+
+# --- the queue -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def uploads(tmp_path: Path) -> list[Upload]:
+    return images(tmp_path / "in", [f"a cat {n}.png".replace("0", "o") for n in "abcd"])
+
+
+@pytest.fixture
+def trainer(tmp_path: Path, monkeypatch) -> Trainer:
+    """Its script takes 3 epochs of 2 steps, or many where the test sets ``steps``."""
+    steps = {"count": 6}
+
+    def command(job: Job, data: object, device: str) -> list[str]:
+        return [sys.executable, "-c", SCRIPT, str(job.folder), str(steps["count"])]
+
+    monkeypatch.setattr(training, "command", command)
+    found = Trainer(tmp_path / "trained", lambda folder, progress: folder.name)
+    found.steps = steps  # type: ignore[attr-defined]
+    return found
+
+
+def wait(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_run_ends_with_an_opened_adapter(trainer: Trainer, uploads: list[Upload]):
+    job = trainer.start(uploads, WISH)
+    wait(lambda: not job.running)
+    assert (job.phase, job.result, job.error) == ("ready", "mine", "") and job.steps == 6 == len(job.lines())
+    with pytest.raises(UserError, match="a run of this name exists"):
+        trainer.start(uploads, WISH)
+
+
+def test_a_second_visitor_is_told_and_a_stopped_run_keeps_what_it_trained(trainer: Trainer, uploads: list[Upload]):
+    trainer.steps["count"] = 10**6  # type: ignore[attr-defined]
+    job = trainer.start(uploads, Wish("tiny", "sherl", 10**6, 2, "mine"))
+    wait(lambda: len(job.lines()) > 2)
+    with pytest.raises(UserError, match="Someone else is training"):
+        trainer.start(uploads, Wish("tiny", "sherl", 1, 2, "other"))
+    trainer.stop()
+    trainer.stop()
+    wait(lambda: not job.running)
+    assert job.phase == "ready" and job.stopped and int((job.folder / "kept").read_text()) == len(job.lines()) < 10**6
+
+
+def test_the_end_of_the_server_stops_the_run_and_waits_for_it(trainer: Trainer, uploads: list[Upload]):
+    trainer.steps["count"] = 10**6  # type: ignore[attr-defined]
+    job = trainer.start(uploads, Wish("tiny", "sherl", 10**6, 2, "mine"))
+    wait(lambda: job.lines())
+    trainer.close()
+    assert job.process is not None and job.process.poll() == 0 and (job.folder / "kept").exists()
+
+
+def test_failures_are_one_sentence_and_free_the_queue(trainer: Trainer, uploads: list[Upload], monkeypatch):
+    endings = {
+        "import sys; print('error: --lr 9: too high', file=sys.stderr); sys.exit(2)": "--lr 9: too high",
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)": "killed, probably because the memory was full",
+        "raise ValueError": "The run ended with code 1",
+    }
+    for number, (script, message) in enumerate(endings.items()):
+        monkeypatch.setattr(training, "command", lambda *_, script=script: [sys.executable, "-c", script])
+        job = trainer.start(uploads, Wish("tiny", "sherl", 1, 2, f"run{number}"))
+        wait(lambda job=job: not job.running)
+        assert job.phase == "failed" and message in job.error
+    job = trainer.start(uploads[:3], Wish("tiny", "sherl", 1, 2, "few"))
+    wait(lambda: not job.running)
+    assert "3 captioned images" in job.error and not job.folder.exists()
+    with pytest.raises(UserError, match="no images yet"):
+        trainer.start([], WISH)
+    assert threading.active_count() < 50
+
+
+def test_the_command_is_that_of_the_task(tmp_path: Path, uploads: list[Upload]):
+    own = prepare_own_images(uploads, tmp_path / "data")
+    job = Job(Wish("tiny", "lora", 9, 32, "a"), tmp_path / "a", data=own)
+    words = training.command(job, own, "cpu")
+    assert words[1].endswith("train.py") and job.batch_size == 4 and job.steps == 9
+    given = dict(zip(words[2::2], words[3::2], strict=True))
+    assert given["--adapter.kind"] == "lora" and given["--on_stop"] == "finish" and given["--batch_size"] == "4"
+    assert json.dumps(given)
