@@ -181,7 +181,7 @@ OPTIONS = ("--batch_size", "12", "--epochs", "8", "--snapshot_every", "5", "--ev
 
 
 def start(folder: Path, memory: Path, nodes: int, attempt: int, die: dict[int, str], *more: str) -> list:
-    """One process per node, with the environment that torchrun sets."""
+    """One process per node, with the environment that torchrun sets; without /dev/shm if ``memory`` is not there."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -190,7 +190,9 @@ def start(folder: Path, memory: Path, nodes: int, attempt: int, die: dict[int, s
     children = []
     for rank in range(nodes):
         own = {"RANK": str(rank), "GROUP_RANK": str(rank), "DIE": die.get(rank, "")}
-        words = ["--output", str(folder), "--snapshot_memory", str(memory), *OPTIONS, *more]
+        own |= {} if memory.exists() else {"NO_SHARED_MEMORY": "1"}
+        given = ["--snapshot_memory", str(memory)] if memory.exists() else []
+        words = ["--output", str(folder), *given, *OPTIONS, *more]
         messages = str(folder.with_suffix(f".{rank}"))
         children.append(SERVER.Process(target=dying_run.launch, args=(words, messages, shared | own)))
         children[-1].start()
@@ -239,17 +241,23 @@ def uninterrupted(tmp_path_factory) -> dict[int, dict[str, torch.Tensor]]:
         ("replica", 2, 1, "12 backward", True, 10),
         ("parity", 3, 2, "20 writing", False, 20),
         ("parity", 3, 0, "22 backward", True, 20),
+        ("holder", 2, 0, "20 writing", False, 20),
     ],
 )
 def test_killed_runs_end_with_the_same_bits(redundancy, nodes, victim, moment, lost, step, tmp_path, uninterrupted):
-    """``lost``: the victim's memory is gone as well."""
+    """``lost``: the victim's memory is gone as well. ``holder``: there is no tmpfs, so a process holds replicas."""
     folder, memory = tmp_path / "run", tmp_path / "memory"
-    memory.mkdir()
-    more = ("--snapshot_redundancy", redundancy)
+    held = redundancy == "holder"
+    if not held:
+        memory.mkdir()
+    more = () if held else ("--snapshot_redundancy", redundancy)
     crash(start(folder, memory, nodes, 0, {victim: moment}, *more), victim)
     assert checkpoint.load(folder / "checkpoint").progress.step == 0  # no file would do
-    slots = list(itertools.chain.from_iterable(run.iterdir() for run in memory.iterdir()))
-    assert len(slots) == 2 * nodes
+    if held:
+        holder = HeldMemory((folder / "checkpoint" / "run").read_text())
+        assert len(holder.names()) == 2 * nodes
+    slots = [] if held else list(itertools.chain.from_iterable(run.iterdir() for run in memory.iterdir()))
+    assert held or len(slots) == 2 * nodes
     for slot in slots:
         if lost and slot.name.startswith(f"node-{victim}-"):
             slot.unlink()
@@ -258,4 +266,5 @@ def test_killed_runs_end_with_the_same_bits(redundancy, nodes, victim, moment, l
     actual, expected = result(folder), uninterrupted[nodes]
     assert actual.keys() == expected.keys()
     assert [name for name in expected if not torch.equal(actual[name], expected[name])] == []
-    assert list(memory.iterdir()) == [], "the memory was not freed"
+    freed = not HeldMemory((folder / "checkpoint" / "run").read_text()).running() if held else not any(memory.iterdir())
+    assert freed, "the memory was not freed"

@@ -10,8 +10,12 @@ from helpers import toy_run
 
 def launch(arguments: list[str], messages: str, environment: dict[str, str]) -> None:
     """As :func:`helpers.toy_run.launch`; ``DIE`` is ``STEP backward`` (before the optimizer's step) or ``STEP writing``
-    (half way through the snapshot of that step).
+    (half way through the snapshot of that step). ``NO_SHARED_MEMORY``: as if there was no /dev/shm.
     """
+    if "NO_SHARED_MEMORY" in environment:
+        from vlkit.engine.snapshots import manager
+
+        manager.SHARED_MEMORY = manager.SHARED_MEMORY / "none"
     step, _, moment = environment.get("DIE", "").partition(" ")
     if moment == "backward":
         _die_before_update(int(step))

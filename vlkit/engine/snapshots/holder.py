@@ -64,6 +64,7 @@ def hold(address: str, seconds: float) -> None:
                 elif word == "names":
                     connection.send(" ".join(["names", *files]).encode())
                 elif word == "end":
+                    server.close()  # before the answer: whoever connects after it must not reach this process
                     connection.send(b"ended")
                     return
             except OSError:

@@ -141,7 +141,9 @@ class HeldMemory:
         with contextlib.suppress(OSError, ValueError):  # no limit
             group = Path("/sys/fs/cgroup")
             limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-            free = min(free, limit - used)
+            counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            # Files that were read count as used until others need the memory: after an epoch that is all of it.
+            free = min(free, limit - used + int(counts.get("inactive_file", 0)))
         return free
 
     def remove(self) -> None:
