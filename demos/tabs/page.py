@@ -29,10 +29,10 @@ def build_page(studio: Studio) -> gr.Blocks:
         gr.HTML(f"<h1>vlkit</h1><p>{headline(studio.about)}</p>", elem_id="title", padding=False)
         with gr.Tabs():
             for name, tab in TABS.items():
-                with gr.Tab(name, id=name) as opened:
-                    tab.build(studio, opened) if tab is memory else tab.build(studio)
+                with gr.Tab(name, id=name):
+                    tab.build(studio)
         gr.HTML(about_line(studio.about), elem_id="about")
-        endpoint("about", lambda: studio.about, [])
+        endpoint("about", lambda: studio.about, [], download=False)
     return page.queue(max_size=QUEUE, default_concurrency_limit=8)
 
 
