@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 import gradio as gr
-from gradio.context import get_blocks_context
+from gradio.context import Context, get_blocks_context
 from PIL import Image
 
 from vlkit.cli.show import visible
@@ -37,6 +37,12 @@ TRAIN = {
     "video_retrieval": "python tasks/video_retrieval/train.py --output runs/video",
 }
 """Training command for a tab without a model."""
+SAVE_JSON = """(value) => {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([JSON.stringify(value, null, 2)], {type: "application/json"}));
+  link.download = "%s.json"; link.click(); URL.revokeObjectURL(link.href);
+}"""
+"""JavaScript that saves a value as a file."""
 
 
 @dataclass
@@ -146,10 +152,19 @@ def as_html(text: str, quote: bool = True) -> str:
     return html.escape(visible(text), quote=quote)
 
 
-def endpoint(name: str, function: Callable[..., Any], inputs: list[Any], **options: Any) -> None:
-    """Offer ``function`` as the API endpoint ``/name``, which returns JSON; the page does not show it."""
-    trigger, answer = gr.Button(visible=False), gr.JSON(visible=False, label="answer")
-    trigger.click(told(function), inputs, answer, api_name=name, **options)
+def endpoint(name: str, function: Callable[..., Any], inputs: list[Any], download: bool = True, **options: Any) -> None:
+    """Offer ``function`` as the API endpoint ``/name``, which returns JSON.
+
+    Args:
+        download: put a button here that saves what the endpoint answers to the tab's inputs as ``name.json``.
+        options: of the event.
+    """
+    label, look = "Download the result as JSON", {"size": "sm", "elem_id": f"{name}-json", "elem_classes": "save"}
+    trigger = gr.Button(label, visible=download, **look)
+    answer = gr.JSON(visible=False, label="answer")
+    done = trigger.click(told(function), inputs, answer, api_name=name, **options)
+    if download:
+        done.success(None, answer, None, js=SAVE_JSON % name, api_visibility="private")
 
 
 def on_page(
@@ -289,7 +304,9 @@ def answered(show: Callable[..., Any], values: list[Any], outputs: list[Any]) ->
     @functools.cache
     def once() -> Any:
         try:
-            return show(*(open_image(value) if isinstance(value, Path) else value for value in values))
+            # Outside the page: there, each component that says what changes would be added to the page.
+            with mock.patch.multiple(Context, block=None, root_block=None):
+                return show(*(open_image(value) if isinstance(value, Path) else value for value in values))
         except Exception:
             log.warning("the example of a tab has no answer", exc_info=True)
             return [gr.skip() for _ in outputs] if len(outputs) > 1 else gr.skip()

@@ -1,4 +1,4 @@
-"""Memory: how much SHERL, LoRA and full fine-tuning need for a base and a batch size, and whether it fits on a GPU."""
+"""Memory: what fits on a GPU, and what one training step of SHERL, LoRA and full fine-tuning needs."""
 
 from __future__ import annotations
 
@@ -7,55 +7,108 @@ from dataclasses import asdict
 from typing import Any
 
 import gradio as gr
+import open_clip
 
-from tabs.common import Studio, as_html, endpoint, lead, on_example, on_page
-from vlkit.errors import UserError
+from tabs.common import Studio, as_html, endpoint, lead, on_page
+from vlkit.encoders.stored_weights import WeightFormat
 from vlkit.serving import check_count
-from vlkit.serving.memory import BASES, METHODS, Need, memory_needs
+from vlkit.serving.memory import BASES, Need, is_known, memory_needs
+from vlkit.serving.memory_table import FORMATS, KNOWN, METHODS, POINTS, methods_for
 
 GIB, MOST_PAIRS = 2**30, 1024
 GPUS = [4, 6, 8, 12, 16, 24, 32, 48, 80, 141]
 PARTS = ["parameters and optimizer", "saved activations", "everything else at the peak"]
+FIRST: tuple[str, int, int, WeightFormat] = (KNOWN[0], 64, 8, "fp32")
+"""Base, pairs per step, GPU in GB and weight format that the tab opens with."""
 
 
-def build(studio: Studio, tab: gr.Tab) -> None:
-    """Lay out the tab; call it within ``tab``, which shows the prediction for the first base when it is opened."""
-    lead("Memory of one training step, predicted without loading the model (contrastive loss, both towers, float32).")
+def build(studio: Studio) -> None:
+    """Lay out the tab; all it shows at first comes from the shipped table."""
+    lead("What fits on my GPU? Predicted for contrastive training of both towers, with activations in float32.")
+    others = sorted(set(open_clip.list_models()) - set(BASES))
     with gr.Row():
-        base = gr.Dropdown(list(BASES), value=BASES[0], label="Base", elem_id="memory-base")
-        size = gr.Slider(1, MOST_PAIRS, value=64, step=1, label="Pairs per step", elem_id="memory-size")
-        gpu = gr.Dropdown([(f"{n} GB", n) for n in GPUS], value=8, label="My GPU", elem_id="memory-gpu")
-    button = gr.Button("Predict", variant="primary", elem_id="memory-button")
-    result = gr.HTML(elem_id="memory-result")
-    examples = gr.Examples(
-        [["tiny", 128, 4], ["ViT-B-32", 128, 8], ["ViT-L-14", 32, 24]],
-        [base, size, gpu],
-        api_visibility="private",
-        label="Try",
-    )
+        gpu = gr.Dropdown([(f"{n} GB", n) for n in GPUS], value=FIRST[2], label="My GPU", elem_id="memory-gpu")
+        weights = gr.Radio(list(FORMATS), value=FIRST[3], label="Stored weights of the base", elem_id="memory-weights")
+    fits = gr.HTML(largest(FIRST[2], FIRST[3]), elem_id="memory-fits")
+    with gr.Row():
+        base = gr.Dropdown([*BASES, *others], value=FIRST[0], label="Base", elem_id="memory-base")
+        size = gr.Slider(
+            POINTS[0], MOST_PAIRS, value=FIRST[1], step=POINTS[0], label="Pairs per step", elem_id="memory-size"
+        )
+    button = gr.Button("Predict", variant="primary", elem_id="memory-button", visible=False)
+    result = gr.HTML(known_chart(*FIRST), elem_id="memory-result")
 
-    def predicted(base: str, size: float, gpu: float) -> Iterator[Need]:
-        if base not in BASES:
-            raise UserError(f"The base must be one of {', '.join(BASES)}; tasks/memory.py --estimate accepts any.")
+    def predicted(base: str, size: float, gpu: float, weights: WeightFormat) -> Iterator[Need]:
         gigabytes = check_count(gpu, "GPU memory in GB", 1024)
-        return memory_needs(base, check_count(size, "number of pairs", MOST_PAIRS), gigabytes * GIB)
+        pairs = check_count(size, "number of pairs", MOST_PAIRS)
+        return memory_needs(base, pairs, gigabytes * GIB, weights)
 
-    def show(base: str, size: float, gpu: float) -> Iterator[str]:
+    def instant(base: str, size: float, gpu: float, weights: WeightFormat) -> tuple[str, str, Any]:
+        """What the shipped table says; for other bases, how to get an answer."""
+        known = is_known(base, weights)
+        chart = known_chart(base, int(size), int(gpu), weights) if known else unknown(base, weights)
+        return largest(int(gpu), weights), chart, gr.Button(visible=not known)
+
+    def live(base: str, size: float, gpu: float, weights: WeightFormat) -> Iterator[str]:
         needs: list[Need] = []
-        yield f'<p role="status">Predicting {", ".join(METHODS)}: up to half a minute for a new base …</p>'
-        for need in predicted(base, size, gpu):
+        methods = methods_for(weights)
+        yield f'<p role="status">Predicting {", ".join(methods)}: up to half a minute …</p>'
+        for need in predicted(base, size, gpu, weights):
             needs.append(need)
-            yield chart(needs, int(gpu), waiting=list(METHODS)[len(needs) :])
+            yield chart(needs, int(gpu), waiting=methods[len(needs) :])
 
-    def memory(base: str, pairs: float, gpu_gb: float) -> list[dict[str, Any]]:
+    def memory(base: str, pairs: float, gpu_gb: float, base_weights: WeightFormat = "fp32") -> list[dict[str, Any]]:
         """What each method needs in bytes, the largest batch that fits, and whether this one does."""
-        return [asdict(need) for need in predicted(base, pairs, gpu_gb)]
+        return [asdict(need) for need in predicted(base, pairs, gpu_gb, base_weights)]
 
+    inputs = [base, size, gpu, weights]
+    on_page(
+        [base.input, size.release, gpu.input, weights.input],
+        instant,
+        inputs,
+        [fits, result, button],
+        show_progress="hidden",
+    )
     # One prediction at a time, so that other visitors can search meanwhile.
     limits = {"concurrency_limit": 1, "concurrency_id": "memory"}
-    on_page([button.click, tab.select], show, [base, size, gpu], [result], **limits)
-    on_example(examples, show, [base, size, gpu], [result], **limits)
-    endpoint("memory", memory, [base, size, gpu], **limits)
+    on_page([button.click], live, inputs, [result], **limits)
+    endpoint("memory", memory, inputs, **limits)
+
+
+def largest(gpu: int, weights: WeightFormat) -> str:
+    """HTML of the answer to "what fits": the largest batch of each base in the table with each method."""
+    methods = methods_for(weights)
+    head = "".join(f'<th scope="col">{method}</th>' for method in METHODS)
+    rows = []
+    for base in KNOWN:
+        if not is_known(base, weights):
+            continue
+        needs = {n.method: n for n in memory_needs(base, POINTS[0], gpu * GIB, weights)}
+        cells = "".join(f"<td>{_cell(needs.get(method))}</td>" for method in METHODS)
+        rows.append(f'<tr data-base="{base}"><th scope="row">{base}</th>{cells}</tr>')
+    left_out = [method for method in METHODS if method not in methods]
+    note = " Full fine-tuning trains the base itself, which needs fp32." if left_out else ""
+    return (
+        f'<table class="boxes"><caption>Largest batch on a GPU of {gpu} GB, base stored in {weights}</caption><thead>'
+        f'<tr><th scope="col">Base</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+        f'<p class="lead">Pairs of image and text, rounded.{note}</p>'
+    )
+
+
+def _cell(need: Need | None) -> str:
+    if need is None:
+        return "not possible"
+    return f"{_round(need.largest_batch)} pairs" if need.largest_batch else "does not fit"
+
+
+def known_chart(base: str, size: int, gpu: int, weights: WeightFormat) -> str:
+    """The chart of a base in the shipped table."""
+    return chart(list(memory_needs(base, size, gpu * GIB, weights)), gpu, [])
+
+
+def unknown(base: str, weights: WeightFormat) -> str:
+    """HTML in place of a chart that takes seconds to compute."""
+    return f'<p role="status">{as_html(base)} with {weights} weights: click Predict (up to half a minute).</p>'
 
 
 def chart(needs: list[Need], gpu: int, waiting: list[str]) -> str:

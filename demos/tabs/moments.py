@@ -9,15 +9,25 @@ from typing import Any
 
 import gradio as gr
 
-from tabs.common import Studio, as_html, chosen, endpoint, lead, no_model, on_example, on_page, picker
-from vlkit.drawn.moments import example_films
+from tabs.common import (
+    Studio,
+    answered,
+    as_html,
+    chosen,
+    endpoint,
+    lead,
+    no_model,
+    on_example,
+    on_page,
+    picker,
+)
 from vlkit.errors import UserError
 from vlkit.serving import check_count, check_text
 from vlkit.tasks.moment_retrieval.evaluate import Found
 from vlkit.tasks.moment_retrieval.pipeline import best_windows, clip_scores
 from vlkit.tasks.moment_retrieval.summary import summary_of, write_summary
 
-MOST_MOMENTS, EXAMPLES = 10, 3
+MOST_MOMENTS = 10
 LONGEST_SUMMARY = 600
 WIDTH, HEIGHT = 600, 90
 
@@ -29,10 +39,11 @@ def build(studio: Studio) -> None:
     if not models:
         no_model("moment_retrieval", "moments")
         return
+    rows = [[str(studio.album.films / film.name), film.queries[0][0]] for film in studio.album.about_films]
     with gr.Row():
         with gr.Column():
-            video = gr.Video(label="Video", sources=["upload"], height=320, elem_id="moments-video")
-            text = gr.Textbox(label="What happens?", max_lines=2, elem_id="moments-text")
+            video = gr.Video(rows[0][0], label="Video", sources=["upload"], height=320, elem_id="moments-video")
+            text = gr.Textbox(rows[0][1], label="What happens?", max_lines=2, elem_id="moments-text")
             count = gr.Slider(1, MOST_MOMENTS, value=3, step=1, label="Moments")
             seconds = gr.Slider(2, 60, value=10, step=1, label="Length of a summary in seconds")
             model = picker(models)
@@ -41,8 +52,9 @@ def build(studio: Studio) -> None:
                 shorten = gr.Button("Make a summary", elem_id="summary-button")
         with gr.Column():
             line = gr.HTML(elem_id="moments-line")
-            short = gr.Video(label="Summary", interactive=False, visible=False, elem_id="moments-summary")
-    rows = [[str(path), query] for path, query in example_films(_temporary("films"), EXAMPLES)]
+            short = gr.Video(
+                label="Summary", interactive=False, visible=False, buttons=["download"], elem_id="moments-summary"
+            )
     examples = gr.Examples(rows, [video, text], api_visibility="private", label="Try")
 
     def answer(video: str | None, text: str, model: str | None) -> Found:
@@ -55,15 +67,25 @@ def build(studio: Studio) -> None:
         found = answer(video, text, model)
         return timeline(found, best_windows(found, k))
 
-    def shortened(video: str | None, text: str, seconds: float, model: str | None) -> tuple[str, Any]:
-        found = answer(video, text, model)
+    def clip_of(video: str, found: Found, seconds: float) -> tuple[list[tuple[float, float]], Path]:
+        """The parts of a summary, and the file with them one after the other."""
         parts = summary_of(found, float(check_count(seconds, "number of seconds", LONGEST_SUMMARY)))
         name = hashlib.sha256(os.fsencode(f"{video}|{parts}")).hexdigest()[:24]
-        path = _temporary("summaries") / f"{name}.mp4"
+        path = Path(os.environ["GRADIO_TEMP_DIR"]) / "summaries" / f"{name}.mp4"
         if not path.exists():
-            write_summary(str(video), parts, path)
+            write_summary(video, parts, path)
+        return parts, path
+
+    def shortened(video: str | None, text: str, seconds: float, model: str | None) -> tuple[str, Any]:
+        found = answer(video, text, model)
+        parts, path = clip_of(str(video), found, seconds)
         bars = [(start, end, 1.0) for start, end in parts]
         return timeline(found, bars, "Parts of the summary"), gr.Video(str(path), visible=True)
+
+    def example(video: str, text: str) -> tuple[str, Any]:
+        """What the tab opens with: the moments, and a summary."""
+        found = answer(video, text, None)
+        return timeline(found, best_windows(found, 3)), gr.Video(str(clip_of(video, found, 10)[1]), visible=True)
 
     def find_moments(video: str | None, text: str, count: float = 3, model: str | None = None) -> dict[str, Any]:
         """Moments for a text and the saliency of each clip: {"moments", "saliency"}, times in seconds."""
@@ -75,11 +97,8 @@ def build(studio: Studio) -> None:
     on_page([button.click, text.submit], show, inputs, [line])
     on_page([shorten.click], shortened, [video, text, seconds, model], [line, short])
     on_example(examples, show, inputs, [line])
+    answered(example, rows[0], [line, short])
     endpoint("moments", find_moments, inputs)
-
-
-def _temporary(name: str) -> Path:
-    return Path(os.environ["GRADIO_TEMP_DIR"]) / name
 
 
 def _named(rows: list[tuple[float, float, float]]) -> list[dict[str, float]]:
@@ -87,7 +106,10 @@ def _named(rows: list[tuple[float, float, float]]) -> list[dict[str, float]]:
 
 
 def timeline(found: Found, moments: list[tuple[float, float, float]], title: str = "Moments, best first") -> str:
-    """HTML: the saliency curve over time with the moments as bars, and a list of them; a click plays from there."""
+    """HTML: the saliency curve over time with the moments as bars, and a list of them; a click plays from there.
+
+    The element says the length of the video and the peak of the curve in seconds (``data-seconds``, ``data-peak``).
+    """
     length = max(found.timeline.duration, 1e-6)
     place = lambda time: WIDTH * time / length  # noqa: E731
     bars = "".join(
@@ -98,6 +120,7 @@ def timeline(found: Found, moments: list[tuple[float, float, float]], title: str
     rows = clip_scores(found)
     low, high = min(row[2] for row in rows), max(row[2] for row in rows)
     heights = [HEIGHT - 6 - (HEIGHT - 12) * (score - low) / max(high - low, 1e-9) for _, _, score in rows]
+    peak = max(rows, key=lambda row: row[2])
     curve = " ".join(f"{place((s + e) / 2):.1f},{y:.1f}" for (s, e, _), y in zip(rows, heights, strict=True))
     listed = "".join(
         f"<li><button type='button' onclick=\"{_play(f'{start:.2f}')}\">{clock(start)} to {clock(end)}</button> "
@@ -106,10 +129,13 @@ def timeline(found: Found, moments: list[tuple[float, float, float]], title: str
     )
     click = _play(f"event.offsetX / this.clientWidth * {length:.3f}")
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="100%" role="img" preserveAspectRatio="none" '
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="100%" height="{HEIGHT}" role="img" preserveAspectRatio="none" '
+        f'data-seconds="{length:.2f}" data-peak="{(peak[0] + peak[1]) / 2:.2f}" '
         f'style="cursor:pointer;border:1px solid var(--border-color-primary)" onclick="{click}" '
         f'aria-label="Saliency over {clock(length)}; a click plays from there">{bars}'
         f'<polyline points="{curve}" fill="none" stroke="var(--body-text-color)" stroke-width="1.5"/></svg>'
+        f'<div class="axis" aria-hidden="true"><span>{clock(0)}</span><span>{clock(length / 2)}</span>'
+        f"<span>{clock(length)}</span></div>"
         '<p class="lead">The curve is the saliency of each clip; a click plays from there.</p>'
         f"<p><b>{as_html(title)}</b></p><ol>{listed}</ol>"
     )

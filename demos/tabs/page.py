@@ -40,7 +40,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         line = gr.HTML(about_line(studio.about), elem_id="about")
         arrivals().follow(line, lambda: about_line(studio.about))
         arrivals().connect(page)
-        endpoint("about", lambda: studio.about, [])
+        endpoint("about", lambda: studio.about, [], download=False)
     return page.queue(max_size=QUEUE, default_concurrency_limit=8)
 
 

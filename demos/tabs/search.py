@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -23,7 +22,7 @@ from tabs.common import (
     show_progress,
     status_of,
 )
-from vlkit.cli.show import visible
+from tabs.own_images import SearchInPage, build_adding
 from vlkit.errors import UserError
 from vlkit.index import Term, query_vector, text_terms
 from vlkit.serving import (
@@ -31,14 +30,13 @@ from vlkit.serving import (
     Found,
     check_count,
     check_text,
-    open_upload,
     preview_of,
     rank_texts,
     search_images,
 )
 from vlkit.serving.added_adapters import MOST_ADDED_ADAPTERS
 
-MOST_ADDED, MOST_TEXTS, PREVIEW = 200, 200, 12
+MOST_TEXTS, PREVIEW = 200, 12
 GALLERY: dict[str, Any] = {
     **{"columns": 3, "height": "auto", "object_fit": "contain", "buttons": ["fullscreen"], "interactive": False},
 }
@@ -100,7 +98,7 @@ def build(studio: Studio) -> None:
             shown = gr.CheckboxGroup(names, value=names, label="Adapters", visible=len(names) > 1)
             arrivals().follow(shown, lambda: _choice_of_adapters(studio, names))
         settings = [count, shown, before, added]
-        _build_adding(studio, added, status)
+        adding = gr.Column()
     for tab in (words_tab, image_tab, captions_tab):
         visible = tab is not captions_tab
         tab.select(lambda visible=visible: gr.Column(visible=visible), None, results, api_visibility="private")
@@ -129,6 +127,9 @@ def build(studio: Studio) -> None:
     ) -> list[Any]:
         return show(find(studio, given(image), count, wanted(studio, shown, before), added))
 
+    with adding:
+        page = SearchInPage(search_words, [text, count, shown, before], outputs)
+        build_adding(studio, page, added, status, lambda added, notes: _status(studio, added, notes))
     on_page([by_words.click, text.submit], search_words, [text, *settings], outputs)
     on_example(word_examples, search_words, [text, *settings], outputs)
     on_page([by_image.click], search_image, [image, *settings], outputs)
@@ -143,8 +144,10 @@ def build(studio: Studio) -> None:
         """Images like an image; same format as search."""
         return _answer(find(studio, given(image), count, _one(studio, model)))
 
-    endpoint("search", search, [text, count, model], concurrency_limit=16)
-    endpoint("search_by_picture", search_by_picture, [image, count, model])
+    with words_tab:
+        endpoint("search", search, [text, count, model], concurrency_limit=16)
+    with image_tab:
+        endpoint("search_by_picture", search_by_picture, [image, count, model])
     show_progress(studio.library, status, lambda added: _status(studio, added), [added])
 
 
@@ -217,30 +220,7 @@ def _build_words(studio: Studio) -> None:
 
     on_page([button.click], show, [image, texts, model], [result])
     on_example(examples, show, [image, texts, model], [result])
-    endpoint("choose_captions", choose_captions, [image, gr.Textbox(visible=False, label="texts"), model])
-
-
-def _build_adding(studio: Studio, added: gr.State, status: gr.HTML) -> None:
-    with gr.Accordion("Add your own images", open=False):
-        files = gr.File(label="Images", file_count="multiple", type="filepath", height=140, elem_id="add-files")
-        gr.Markdown(
-            "They are kept in memory during your visit, found only by your searches, and deleted afterwards.",
-            elem_classes="lead",
-        )
-
-    def add(paths: list[str] | None, added: AddedImages, progress: gr.Progress = gr.Progress()) -> tuple[Any, str]:  # noqa: B008 - how Gradio hands it in
-        refused = []
-        for path in progress.tqdm(paths or [], desc="add images"):
-            name = visible(Path(path).name)
-            try:
-                if len(added.names) >= MOST_ADDED:
-                    raise UserError(f"{name}: at most {MOST_ADDED} images can be added.")
-                added = added.plus(name, open_upload(path), studio.models.retrieval)
-            except UserError as error:
-                refused.append(str(error))
-        return added, _status(studio, added, refused)
-
-    on_page([files.upload], add, [files, added], [added, status], concurrency_limit=2)
+    endpoint("choose_captions", choose_captions, [image, texts, model])
 
 
 def _gallery(name: str) -> gr.Gallery:

@@ -41,6 +41,8 @@ CSS = """
 .part-0 { background: var(--primary-700) !important; } .part-1 { background: var(--primary-400) !important; }
 .part-2 { background: var(--neutral-400) !important; }
 #train-meter h3, #train-meter p, #train-status .progress ~ p { margin: 0.8rem 0 0.3rem; }
+.axis { display: flex; justify-content: space-between; font-size: 0.8rem; color: var(--body-text-color-subdued); }
+.save { align-self: flex-start; width: auto !important; }
 .progress { height: 0.45rem; border-radius: 0.25rem; background: var(--border-color-primary); overflow: hidden; }
 .progress div { height: 100%; background: var(--primary-500); }
 .shots .grid-wrap, .library .grid-wrap { max-height: none !important; min-height: 0 !important;
@@ -57,7 +59,7 @@ CSS = """
 button:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:focus-visible {
   outline: 2px solid var(--primary-500) !important; outline-offset: 2px; }
 .wrap:has(> .error) { display: none !important; }
-footer { opacity: 0.7; } footer .divider { display: none; }
+footer .show-api { color: var(--body-text-color-subdued) !important; opacity: 1; } footer .divider { display: none; }
 @media (max-width: 640px) {
   .library .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
   .gradio-container .app { padding: 0.8rem !important; }
@@ -80,6 +82,8 @@ def theme() -> gr.themes.Base:
         block_shadow="none",
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_800",
         button_primary_text_color="white",
         checkbox_background_color_selected="*primary_700",
         checkbox_border_color_selected="*primary_700",

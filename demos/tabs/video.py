@@ -56,7 +56,7 @@ def build(studio: Studio) -> None:
             interactive=False,
             autoplay=True,
             height=320,
-            buttons=[],
+            buttons=["download"],
             elem_id="video-player",
             visible=False,
         )

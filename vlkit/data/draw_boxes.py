@@ -37,7 +37,7 @@ def draw_boxes(
         annotated: ground-truth boxes, drawn thin and white.
         labels: text label of each box; empty = no labels.
     """
-    scale = max(1.0, SMALLEST / max(image.size))
+    scale = drawn_scale(image.size)
     canvas = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
     pen, width = ImageDraw.Draw(canvas), max(2, round(max(canvas.size) / 220))
     placed = [_placed(box, scale) for box in boxes]
@@ -52,6 +52,11 @@ def draw_boxes(
     for number, (box, label) in reversed(list(enumerate(zip(placed, labels, strict=False)))):
         _sign(pen, canvas.size, box, label, COLORS[number % len(COLORS)], font)
     return _with_caption(canvas, caption) if caption else canvas
+
+
+def drawn_scale(size: tuple[int, int]) -> float:
+    """Pixels of the drawing per pixel of an image of this width and height."""
+    return max(1.0, SMALLEST / max(size))
 
 
 def write_png(image: Image.Image, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A small album of the demo world for the web demo: test images and clips, drawn at a size for display."""
+"""A small album of the demo world for the web demo: test images, clips and films, drawn at a size for display."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from vlkit.drawn.folder import whole_folder
 from vlkit.drawn.make import VERSION
+from vlkit.drawn.moments import example_films
 from vlkit.drawn.refcoco import referred
 from vlkit.drawn.videos import FOLDER, draw_videos
 from vlkit.drawn.vqa import ask
@@ -20,7 +21,7 @@ from vlkit.drawn.world import Box, Image, draw_world, split_folder
 from vlkit.errors import UserError
 from vlkit.files import cache_folder, read_json, write_json
 
-IMAGES, CLIPS = 80, 16
+IMAGES, CLIPS, FILMS = 80, 16, 3
 IMAGE_SIDE, CLIP_SIDE = 256, 192
 """Pixels. Models resize inputs to their own size; their training datasets have 96."""
 TRAINED_SIDE = 96
@@ -54,13 +55,23 @@ class AlbumClip:
 
 
 @dataclass(frozen=True)
+class AlbumFilm:
+    """A film: file in :attr:`Album.films`, and sentences, each with the (start, end) in seconds where it is true."""
+
+    name: str
+    queries: list[tuple[str, list[tuple[int, int]]]]
+
+
+@dataclass(frozen=True)
 class Album:
-    """The album on disk: folders of images and of clips, with their annotations."""
+    """The album on disk: folders of images, clips and films, with their annotations."""
 
     images: Path
     clips: Path
+    films: Path
     about_images: list[AlbumImage] = field(default_factory=list)
     about_clips: list[AlbumClip] = field(default_factory=list)
+    about_films: list[AlbumFilm] = field(default_factory=list)
 
 
 def demo_album() -> Album:
@@ -83,8 +94,10 @@ def demo_album() -> Album:
     return Album(
         home / "pictures",
         home / FOLDER,
+        home / "films",
         [AlbumImage(**entry) for entry in known["pictures"]],
         [AlbumClip(**entry) for entry in known["clips"]],
+        [AlbumFilm(**entry) for entry in known["films"]],
     )
 
 
@@ -106,7 +119,7 @@ def drawing_ahead() -> Iterator[None]:
 
 
 def _home() -> Path:
-    return cache_folder().absolute() / "demo" / f"v{VERSION}-album"
+    return cache_folder().absolute() / "demo" / f"v{VERSION}-album2"
 
 
 def _draw(folder: Path) -> None:
@@ -115,7 +128,11 @@ def _draw(folder: Path) -> None:
     clips = [
         asdict(AlbumClip(Path(video.file_name).name, video.clip.seconds, list(video.sentences))) for video in videos
     ]
-    write_json(folder / _FILE, json.loads(json.dumps({"pictures": images, "clips": clips})))
+    films = [
+        asdict(AlbumFilm(name, [(query.text, [(s, e) for s, e in query.windows]) for query in film.queries]))
+        for name, film in example_films(folder / "films", FILMS, 0, CLIP_SIDE)
+    ]
+    write_json(folder / _FILE, json.loads(json.dumps({"pictures": images, "clips": clips, "films": films})))
 
 
 def _draw_images(folder: Path, name: str, count: int) -> list[dict[str, Any]]:

@@ -44,17 +44,14 @@ def _draw_film(item: tuple[str, int], seed: int, folder: Path, side: int) -> lis
     return described(film, name)
 
 
-def example_films(folder: Path, count: int, seed: int = 0, side: int = 96) -> list[tuple[Path, str]]:
-    """Draw the first films of the test split, and give each with one of its sentences."""
+def example_films(folder: Path, count: int, seed: int, side: int) -> list[tuple[str, Film]]:
+    """Draw the first films of the test split into ``folder``: (file name, film) of each."""
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for index in range(count):
-        film = sample_film(generator(seed, "test", index, FILM_STREAM))
-        path = folder / f"film{index}.mp4"
-        if film.queries:
-            if not path.exists():
-                write_mp4(path, film_frames(film, side), RATE, SETTINGS)
-            found.append((path, film.queries[0].text))
+        film, name = sample_film(generator(seed, "test", index, FILM_STREAM)), f"film{index + 1}.mp4"
+        write_mp4(folder / name, film_frames(film, side), RATE, SETTINGS)
+        found.append((name, film))
     return found
 
 

@@ -15,26 +15,18 @@ from pathlib import Path
 
 import torch
 
-from vlkit.adapters import ADAPTERS
+from vlkit.encoders.stored_weights import WeightFormat, with_format
 from vlkit.errors import UserError
 from vlkit.files import cache_folder, read_json, write_json
 from vlkit.memory import tensor_budget
 from vlkit.memory.step import StepMemory
+from vlkit.serving.memory_table import KNOWN, METHODS, POINTS, methods_for, shipped
 from vlkit.tasks.retrieval.step_bench import ContrastiveBench
 
 log = logging.getLogger(__name__)
 
-METHODS = {"SHERL": ADAPTERS["sherl"], "LoRA": ADAPTERS["lora"], "full": ADAPTERS["full"]}
-"""Methods compared, with their default options."""
-BASES = ("tiny", "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14", "RN50", "convnext_base_w")
-"""Bases to choose from; ``python tasks/memory.py`` accepts any other."""
-
-ON_A_LINE = frozenset({"ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14"})
-"""Bases whose memory is linear in the batch size from the first of :data:`POINTS` on: such batches are large enough
-that methods split them into chunks and that activations, not the optimizer, determine the peak. Other bases are
-predicted at the requested batch size.
-"""
-POINTS = 16, 32
+BASES = (*KNOWN, "tiny", "RN50", "convnext_base_w")
+"""Bases to choose from, those of the shipped table first; ``python tasks/memory.py`` accepts any other."""
 
 # Predictions run in a fake-tensor mode: one at a time, to limit the memory of a busy demo.
 _one_at_a_time = threading.Lock()
@@ -62,18 +54,27 @@ class Need:
     fits: bool | None = None
 
 
-def memory_needs(base: str, batch_size: int, gpu_bytes: int | None = None) -> Iterator[Need]:
-    """Predict one method after another; each takes seconds the first time and is cached afterwards.
+def is_known(base: str, base_weights: WeightFormat = "fp32") -> bool:
+    """Whether the shipped table answers for this base, without a prediction."""
+    names = {(with_format(base, base_weights), POINTS[0]), *((base, size) for size in POINTS)}
+    return all((name, method, size) in shipped() for name, size in names for method in methods_for(base_weights))
 
-    For a base in :data:`ON_A_LINE`, two predictions cover all batch sizes from the first of :data:`POINTS` on.
+
+def memory_needs(
+    base: str, batch_size: int, gpu_bytes: int | None = None, base_weights: WeightFormat = "fp32"
+) -> Iterator[Need]:
+    """What one method after another needs: at once for the bases of the shipped table, else after seconds.
+
+    For :data:`KNOWN` bases, two predictions cover all batch sizes from the first of :data:`POINTS` on.
 
     Args:
         base: architecture of open_clip, or ``tiny``.
         batch_size: pairs per step.
         gpu_bytes: memory of the GPU.
+        base_weights: format of the frozen base's matrices; methods that train the base are left out if it is not fp32.
     """
-    for method in METHODS:
-        line = _line(base, method, batch_size)
+    for method in methods_for(base_weights):
+        line = _line(base, method, batch_size, base_weights)
         need = (method, line.kept, line.parameters, line.total)
         if gpu_bytes is None:
             yield Need(*need)
@@ -93,37 +94,47 @@ class _Line:
     slope: float
 
 
-def _line(base: str, method: str, batch_size: int) -> _Line:
-    on_it = base in ON_A_LINE and batch_size >= POINTS[0]
+def _line(base: str, method: str, batch_size: int, base_weights: WeightFormat) -> _Line:
+    on_it = base in KNOWN and batch_size >= POINTS[0]
     sizes = POINTS if on_it else (batch_size, max(1, batch_size // 2) if batch_size > 1 else 2)
     one, other = (_predicted(base, method, size) for size in sizes)
     beyond, apart = batch_size - sizes[0], sizes[1] - sizes[0]
-    kept = one.saved_bytes + beyond * (other.saved_bytes - one.saved_bytes) / apart
-    slope = (other.total_bytes - one.total_bytes) / apart
-    parameters = one.parameter_bytes + one.optimizer_bytes
-    return _Line(round(kept), parameters, round(one.total_bytes + beyond * slope), slope)
+    kept, slope = (other.saved_bytes - one.saved_bytes) / apart, (other.total_bytes - one.total_bytes) / apart
+    # A stored format changes only what does not depend on the batch size.
+    start = one if base_weights == "fp32" else _predicted(with_format(base, base_weights), method, sizes[0])
+    parameters = start.parameter_bytes + start.optimizer_bytes
+    return _Line(round(start.saved_bytes + beyond * kept), parameters, round(start.total_bytes + beyond * slope), slope)
 
 
 @functools.lru_cache(maxsize=256)
 def _predicted(base: str, method: str, batch_size: int) -> StepMemory:
-    """One prediction, read from the cache folder if the same code made it before."""
-    options = METHODS[method]()
-    known = {"base": base, "options": asdict(options), "method": method, "batch": batch_size, "code": _code()}
-    name = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:24]
+    """One prediction, from the shipped table, or from the cache folder if the same code made it before."""
+    known = shipped().get((base, method, batch_size))
+    if known is not None:
+        return known
+    key = {"base": base, "options": asdict(METHODS[method]()), "method": method, "batch": batch_size, "code": _code()}
+    name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
     file = cache_folder().absolute() / "memory" / f"{name}.json"
-    with _one_at_a_time:
-        try:
-            return StepMemory(**read_json(file))
-        except (UserError, OSError, TypeError):  # missing or damaged: predict again
-            pass
-        bench = _bench(base)
-        with _no_collections():
-            memory = bench.memory(bench.model(options), batch_size)
+    try:
+        return StepMemory(**read_json(file))
+    except (UserError, OSError, TypeError):  # missing or damaged: predict again
+        memory = predict(base, method, batch_size)
     try:
         write_json(file, asdict(memory))
     except OSError as error:
         log.warning("%s: cannot write (%s); it will be predicted again", file, error.strerror or error)
     return memory
+
+
+def predict(base: str, method: str, batch_size: int) -> StepMemory:
+    """Predict the step of a method of :data:`METHODS` with its default options, float32; takes seconds.
+
+    Raises:
+        UserError: there is no such base, or it cannot be staged.
+    """
+    with _one_at_a_time, _no_collections():
+        bench = _bench(base)
+        return bench.memory(bench.model(METHODS[method]()), batch_size)
 
 
 @contextmanager
