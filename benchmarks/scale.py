@@ -3,7 +3,7 @@
 python benchmarks/scale.py embed                       # images per second through shards, CPU seconds per image
 python benchmarks/scale.py snapshot --size 20          # what a snapshot of 20 MiB takes from training
 python benchmarks/scale.py search --count 200000       # memory, time and recall of both kinds of index on disk
-python benchmarks/scale.py serve --clients 50          # latency and throughput beside the pipeline itself
+python benchmarks/scale.py serve --seconds 60          # latency and throughput beside the pipeline itself, and SIGTERM
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ import io
 import json
 import logging
 import multiprocessing
+import re
 import resource
+import signal
+import subprocess
+import sys
 import tarfile
 import tempfile
 import threading
@@ -39,6 +43,7 @@ from vlkit.tasks.retrieval.extraction import open_tower
 from vlkit.tasks.retrieval.pipeline import load_zero_shot
 
 MIB = 2**20
+SCRIPTS = Path(__file__).parents[1] / "tasks"
 
 
 @dataclass
@@ -176,33 +181,45 @@ def resident() -> int:
 
 
 def serve(config: Config, folder: Path) -> dict[str, Any]:
-    """Clients that embed one text at a time, over HTTP and in the pipeline itself."""
+    """Clients that embed one text at a time: in the pipeline itself, over HTTP, and while the server is told to end."""
     import httpx
-    import uvicorn
-
-    from vlkit.serving.api import Limits, Service, listen, make_app
-    from vlkit.serving.api.server import DrainingServer
 
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line per request
     pipeline = load_zero_shot(config.base)
     inside = ask(config, lambda number: pipeline.embed_texts([f"a red square {number}"]))
-    app = make_app(Service(pipeline), Limits(threads=config.clients))
-    opened = listen("127.0.0.1", 0)
-    server = DrainingServer(uvicorn.Config(app, log_level="warning"), app, 0)
-    thread = threading.Thread(target=server.run, args=([opened],), daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    limits = httpx.Limits(max_connections=config.clients)
-    with httpx.Client(base_url=f"http://127.0.0.1:{opened.getsockname()[1]}", timeout=60, limits=limits) as client:
+    words = [sys.executable, str(SCRIPTS / "retrieval" / "serve.py"), "--base", config.base, "--port", "0"]
+    server = subprocess.Popen([*words, "--drain_seconds", "5"], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    address = re.findall(r"http://[\w.:]+", server.stdout.readline())[0]
+    limits = httpx.Limits(max_connections=config.clients + 1)
+    with httpx.Client(base_url=address, timeout=120, limits=limits) as client:
 
         def post(number: int) -> None:
             client.post("/v1/embeddings", json={"input": f"a red square {number}"}).raise_for_status()
 
         outside = ask(config, post)
-    server.should_exit = True
-    thread.join()
-    return {"clients": config.clients, "http": outside, "pipeline": inside}
+        draining, answered, failed = threading.Event(), list[int](), list[str]()
+
+        def go_on(number: int) -> None:
+            while not draining.is_set():
+                try:
+                    post(number)
+                    answered.append(number)
+                except httpx.HTTPError as error:
+                    failed.append(str(error))
+
+        threads = [threading.Thread(target=go_on, args=(number,)) for number in range(config.clients)]
+        for thread in threads:
+            thread.start()
+        time.sleep(3)
+        server.send_signal(signal.SIGTERM)
+        while client.get("/healthz").status_code != 503:  # as a load balancer does
+            time.sleep(0.1)
+        draining.set()
+        for thread in threads:
+            thread.join()
+    ended = {"answered": len(answered), "failed": len(failed), "exit_code": server.wait(120)}
+    return {"clients": config.clients, "http": outside, "pipeline": inside, "sigterm": ended}
 
 
 def ask(config: Config, call: Callable[[int], Any]) -> dict[str, float]:

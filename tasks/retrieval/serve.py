@@ -11,13 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vlkit.cli.config import about, run
+from vlkit.cli.config import run
 from vlkit.cli.show import Console
 from vlkit.errors import UserError, needs
-from vlkit.files import read_text
-from vlkit.index.disk import open_index
-from vlkit.tasks.load import load
-from vlkit.tasks.retrieval.pipeline import load_zero_shot
 
 
 @dataclass
@@ -61,40 +57,17 @@ class Config:
 
 def main(config: Config) -> None:
     with needs("serve", "vlkit serve"):
-        from vlkit.serving.api import Limits, Service, listen, make_app, serve
+        from vlkit.serving.api import Limits, listen, make_app, open_service, read_keys, serve
     keys = read_keys(config.api_keys) if config.api_keys else []
     opened = listen(config.host, config.port)
-    pipeline = (
-        load(config.model, config.device, task="retrieval")
-        if config.model
-        else load_zero_shot(str(config.base), config.device)
-    )
-    index = None
-    if config.index:
-        with about("--index"):
-            index = open_index(config.index, pipeline.identity)
+    service = open_service(config.model, config.base, config.index, config.device)
     limits = Limits(config.max_body * 2**20, config.max_inputs, config.max_waiting)
-    app = make_app(Service(pipeline, index), limits, keys)
+    app = make_app(service, limits, keys)
     host = f"[{config.host}]" if ":" in config.host else config.host
-    found = "" if index is None else f", {len(index)} items to search"
+    found = "" if service.index is None else f", {len(service.index)} items to search"
     guarded = f"{len(keys)} keys" if keys else "no key needed"
-    Console().print(f"{pipeline.name} at http://{host}:{opened.getsockname()[1]} ({guarded}{found})")
+    Console().print(f"{service.pipeline.name} at http://{host}:{opened.getsockname()[1]} ({guarded}{found})")
     serve(app, opened, config.drain_seconds)
-
-
-def read_keys(path: Path) -> list[str]:
-    """The keys of a file; empty lines and lines that begin with # are passed over.
-
-    Raises:
-        UserError: there is none, or one has a space in it.
-    """
-    lines = [line.strip() for line in read_text(path, "give a file with one key per line").splitlines()]
-    keys = [line for line in lines if line and not line.startswith("#")]
-    if not keys:
-        raise UserError(f"--api_keys {path}: holds no key; write one per line")
-    if any(not key.isascii() or " " in key for key in keys):
-        raise UserError(f"--api_keys {path}: a key has a space or a special character; use letters and digits")
-    return keys
 
 
 if __name__ == "__main__":

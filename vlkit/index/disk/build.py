@@ -31,6 +31,7 @@ _QUERIES = 128
 _OWN_FILES = re.compile(r"(items|ivf)-\d{6}\.(arrow|index|ivfdata)")
 
 Progress = Callable[[int, int], None]
+log = logging.getLogger(__name__)
 
 
 def auto_disk_factory(count: int) -> str:
@@ -170,4 +171,13 @@ def _choose_probes(index: faiss.Index, matrix: PartsMatrix, clusters: int) -> in
         if np.mean(scores >= limit) >= RECALL:
             break
         probes *= 2
+    else:
+        found = np.mean(candidates(index, matrix, queries, k, clusters)[0] >= limit)
+        if found < RECALL:  # the codes are too coarse
+            log.warning(
+                "all clusters are visited and only %.0f %% of the nearest are found; give more clusters, or codes with "
+                "more bits (--factory IVF%d,SQ8)",
+                100 * found,
+                clusters,
+            )
     return min(probes, clusters)

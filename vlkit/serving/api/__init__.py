@@ -7,8 +7,8 @@ A server holds no state, so any number of replicas may stand behind a load balan
 """
 
 from vlkit.serving.api.app import make_app
-from vlkit.serving.api.guard import Limits
-from vlkit.serving.api.inputs import Service
+from vlkit.serving.api.guard import Limits, read_keys
+from vlkit.serving.api.inputs import Service, open_service
 from vlkit.serving.api.server import listen, serve
 
-__all__ = ["Limits", "Service", "listen", "make_app", "serve"]
+__all__ = ["Limits", "Service", "listen", "make_app", "open_service", "read_keys", "serve"]

@@ -6,11 +6,14 @@ import hmac
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from vlkit.errors import UserError
+from vlkit.files import read_text
 from vlkit.serving.api.metrics import Metrics
 
 Message = MutableMapping[str, Any]
@@ -122,3 +125,18 @@ class Guard:
 
     def _too_large(self) -> str:
         return f"the body is larger than {self._limits.body_bytes} bytes; send fewer or smaller images"
+
+
+def read_keys(path: Path) -> list[str]:
+    """The keys of a file; empty lines and lines that begin with # are passed over.
+
+    Raises:
+        UserError: there is none, or one has a space in it.
+    """
+    lines = [line.strip() for line in read_text(path, "give a file with one key per line").splitlines()]
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise UserError(f"--api_keys {path}: holds no key; write one per line")
+    if any(not key.isascii() or " " in key for key in keys):
+        raise UserError(f"--api_keys {path}: a key has a space or a special character; use letters and digits")
+    return keys

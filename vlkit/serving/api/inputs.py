@@ -6,18 +6,21 @@ import base64
 import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
+from vlkit.cli.config import about
 from vlkit.data.images import MediaError, decode_image
 from vlkit.errors import UserError
 from vlkit.index import VectorIndex
-from vlkit.index.disk import DiskIndex
+from vlkit.index.disk import DiskIndex, open_index
 from vlkit.serving.limits import UPLOAD_BYTES, UPLOAD_PIXELS, check_text
-from vlkit.tasks.retrieval.pipeline import RetrievalPipeline
+from vlkit.tasks.load import load
+from vlkit.tasks.retrieval.pipeline import RetrievalPipeline, load_zero_shot
 
 MOST_RESULTS = 1000
 
@@ -122,3 +125,22 @@ def _image(text: str, place: int) -> Image.Image:
         return decode_image(content, f"input {place}", max_pixels=UPLOAD_PIXELS)
     except MediaError as error:
         raise UserError(f"input {place}: cannot be used as an image ({error.reason})") from None
+
+
+def open_service(model: Path | None, base: str | None, index: Path | None, device: str = "auto") -> Service:
+    """Load what is served.
+
+    Args:
+        model: run or adapter folder; None = ``base`` alone.
+        base: name of a base.
+        index: index folder, made by the same model; None = no search.
+        device: device to compute on.
+
+    Raises:
+        UserError: one of them cannot be opened, or they do not fit.
+    """
+    pipeline = load(model, device, task="retrieval") if model else load_zero_shot(str(base), device)
+    if index is None:
+        return Service(pipeline)
+    with about("--index"):
+        return Service(pipeline, open_index(index, pipeline.identity))
