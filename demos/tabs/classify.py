@@ -38,7 +38,7 @@ def build(studio: Studio) -> None:
     if not models.classifiers:
         no_model("classification", "classes")
         return
-    rows = [[str(studio.album.images / entry.name), DEMO_NAMES] for entry in studio.album.about_images[:5]]
+    rows = [[str(studio.album.images / entry.name)] for entry in studio.album.about_images[:5]]
     with gr.Row():
         image = image_input("Image", value=rows[0][0], height=320, elem_id="classify-image")
         with gr.Column():
@@ -53,7 +53,7 @@ def build(studio: Studio) -> None:
             count = gr.Slider(1, MOST_SHOWN, value=5, step=1, label="Classes to show")
             button = gr.Button("Classify", variant="primary", elem_id="classify-button")
             result = gr.HTML(elem_id="classify-result")
-    examples = gr.Examples(rows, [image, names], api_visibility="private", label="Try")
+    examples = gr.Examples(rows, [image], api_visibility="private", label="Try")
 
     def found(image: Image.Image | None, names: str, count: int, model: str | None) -> list[tuple[str, float]]:
         k, wanted = check_count(count, "number of classes", MOST_SHOWN), class_names(names)

@@ -36,7 +36,6 @@ from vlkit.serving import check_count, check_text
 MOST_BOXES, MOST_PHRASES, EXAMPLES = 5, len(COLORS), 5
 SHOWN_PHRASES = 3
 """Phrases of an example."""
-SAID = "Several phrases on separate lines, or separated by semicolons, are found at once."
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,10 @@ class Box:
 def build(studio: Studio) -> None:
     """Lay out the tab; call it within a ``gr.Tab``."""
     models = studio.models.by_task.get("grounding", {})
-    lead(f"Describe objects in the image; the model draws a box around each. {SAID}")
+    lead(
+        "Describe objects in the image; the model draws a box around each. Several phrases, on separate lines or "
+        "separated by semicolons, are found at once."
+    )
     if not models:
         no_model("grounding", "grounding")
         return

@@ -91,7 +91,7 @@ def largest(gpu: int, weights: WeightFormat) -> str:
     return (
         f'<table class="boxes"><caption>Largest batch on a GPU of {gpu} GB, base stored in {weights}</caption><thead>'
         f'<tr><th scope="col">Base</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-        f'<p class="lead">Pairs of image and text, rounded.{note}</p>'
+        f'<p class="lead">Pairs of image and text, rounded. Other bases: choose one below.{note}</p>'
     )
 
 

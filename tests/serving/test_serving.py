@@ -312,7 +312,8 @@ def test_memory_needs_say_what_fits(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_line_through_two_batch_sizes_is_exact_enough(tmp_path: Path, monkeypatch):
+def test_the_shipped_table_equals_predictions_made_now(tmp_path: Path, monkeypatch):
+    """The line through two batch sizes of the table, against predictions at others."""
     monkeypatch.setenv("VLKIT_CACHE", str(tmp_path))
     memory_module._predicted.cache_clear()
     bench = memory_module._bench("ViT-B-32")
@@ -321,6 +322,10 @@ def test_the_line_through_two_batch_sizes_is_exact_enough(tmp_path: Path, monkey
             step = bench.memory(bench.model(METHODS[need.method]()), batch_size)
             assert need.kept == pytest.approx(step.saved_bytes, rel=0.02), (need.method, batch_size)
             assert need.total == pytest.approx(step.total_bytes, rel=0.02), (need.method, batch_size)
+    # A stored base is predicted at one size and takes the slope of the base in fp32.
+    sherl, bench = next(memory_needs("ViT-B-32", 32, base_weights="nf4")), memory_module._bench("ViT-B-32@nf4")
+    step = bench.memory(bench.model(METHODS["SHERL"]()), 32)
+    assert (sherl.method, sherl.total) == ("SHERL", pytest.approx(step.total_bytes, rel=0.02))
 
 
 def test_predictions_are_kept_for_the_next_start(tmp_path: Path, monkeypatch):
