@@ -41,6 +41,10 @@ def test_nine_in_ten_are_staged_on_both_sides(listing: list[dict[str, str]]) -> 
     pairs = [row for row in listing if row["library"] == "open_clip"]
     assert sum(row["vision"] == row["text"] == STAGED for row in pairs) >= 0.9 * len(pairs)
     assert all(row["text"] == STAGED for row in listing if row["library"] == "transformers")
+    assert {row["name"]: row["vision"] for row in listing if row["name"].startswith("hf:")} == {
+        "hf:openai/clip-vit-base-patch32": STAGED,
+        "hf:google/siglip2-base-patch16-224": STAGED,
+    }
 
 
 def test_judging_makes_no_weights() -> None:

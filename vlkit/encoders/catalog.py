@@ -14,8 +14,10 @@ from open_clip.model import _build_text_tower, _build_vision_tower
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from vlkit.encoders.contrastive_families import CONTRASTIVE, Contrastive
 from vlkit.encoders.families import Family, family_of_kind, known_config, known_names
 from vlkit.encoders.hub import offline_text_cfg, quiet
+from vlkit.encoders.load_contrastive import SCHEME, stage_pair
 from vlkit.encoders.stage import stage_t5_decoder, stage_text, stage_vision
 from vlkit.errors import UserError
 
@@ -25,7 +27,8 @@ NO_VISION = "none (text model)"
 
 
 def catalog() -> Iterator[dict[str, str]]:
-    """One row per known base: every open_clip architecture, then the text families.
+    """One row per known base: every open_clip architecture, the text families, and one model of each
+    contrastive family of transformers.
 
     Yields:
         ``name``, ``library``, and ``vision`` and ``text``: ``"staged"`` or the reason why not.
@@ -46,6 +49,9 @@ def catalog() -> Iterator[dict[str, str]]:
         yield row
     for name in known_names():
         yield {"name": name, "library": "transformers", "vision": NO_VISION, "text": judge_text_family(name)}
+    for family in CONTRASTIVE:
+        verdict = judge_contrastive(family)
+        yield {"name": SCHEME + family.example, "library": "transformers", "vision": verdict, "text": verdict}
 
 
 def judge_vision(config: dict[str, Any]) -> str:
@@ -76,6 +82,17 @@ def judge_text_family(name: str) -> str:
         if family.generator:
             stage_t5_decoder(model)
         stage_text(model)
+
+    return _verdict(build)
+
+
+def judge_contrastive(family: Contrastive) -> str:
+    """``"staged"``, or the reason why a contrastive model of transformers cannot be staged."""
+
+    def build() -> None:
+        kind: Any = getattr(transformers, family.model)
+        ends = {"bos_token_id": 0, "eos_token_id": 1}  # the library warns of its own defaults
+        stage_pair(family, kind(kind.config_class(text_config=ends)), 0)
 
     return _verdict(build)
 

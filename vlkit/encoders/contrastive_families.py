@@ -22,6 +22,7 @@ class Contrastive:
         model: transformers class of the whole model.
         block: class of the blocks of both towers.
         parts: paths to the parts of a block.
+        example: a model of the family on the hub.
         shares_bias: see :class:`vlkit.encoders.families.Family`.
     """
 
@@ -30,6 +31,7 @@ class Contrastive:
     model: str
     block: str
     parts: BlockParts
+    example: str
     shares_bias: ClassVar[bool] = False
 
 
@@ -55,8 +57,16 @@ CLIP = Contrastive(
         widths=("hidden_size", "intermediate_size"),
         heads="num_attention_heads",
     ),
+    example="openai/clip-vit-base-patch32",
 )
-SIGLIP = replace(CLIP, name="SigLIP", kind="siglip", model="SiglipModel", block="SiglipEncoderLayer")
+SIGLIP = replace(
+    CLIP,
+    name="SigLIP",
+    kind="siglip",
+    model="SiglipModel",
+    block="SiglipEncoderLayer",
+    example="google/siglip2-base-patch16-224",
+)
 # SigLIP 2 with images of one size has SigLIP's model_type.
 CONTRASTIVE = (CLIP, SIGLIP)
 

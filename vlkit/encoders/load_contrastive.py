@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from vlkit.encoders.bases import ClipBase, Preprocess, fingerprint
 from vlkit.encoders.contrastive_families import CLIP, CONTRASTIVE, Contrastive, contrastive_of_kind
 from vlkit.encoders.hub import hub_access, quiet
+from vlkit.encoders.staged import StagedEncoder
 from vlkit.encoders.tokenizer import HfTokenizer, has_tokenizer
 from vlkit.encoders.towers.hf_contrastive import HfClipText, HfClipVision, SiglipText, SiglipVision
+from vlkit.encoders.towers.text import TextEncoder
 from vlkit.encoders.weights import first_line
 from vlkit.errors import UserError, some
 
@@ -76,6 +78,19 @@ def library_model(name: str) -> Any:
     place = name.removeprefix(SCHEME)
     with quiet() if Path(place).is_dir() else hub_access():
         return _model(name, _family(name, AutoConfig.from_pretrained(place)), place).eval()
+
+
+def stage_pair(family: Contrastive, model: Any, pad_id: int) -> tuple[StagedEncoder, TextEncoder]:
+    """The towers of a library's model, which share its weights.
+
+    Args:
+        family: the model's family.
+        model: ``CLIPModel`` or ``SiglipModel``.
+        pad_id: padding id of the tokenizer.
+    """
+    if family is CLIP:
+        return HfClipVision(_vision_half(model)), HfClipText(_text_half(model))
+    return SiglipVision(model.vision_model), SiglipText(model.text_model, pad_id)
 
 
 def _check_files(name: str, folder: Path, with_tokenizer: bool) -> None:
@@ -186,8 +201,7 @@ def _base(
     preprocess: Preprocess,
     pad_id: int,
 ) -> ClipBase:
-    image = HfClipVision(_vision_half(model)) if family is CLIP else SiglipVision(model.vision_model)
-    text = HfClipText(_text_half(model)) if family is CLIP else SiglipText(model.text_model, pad_id)
+    image, text = stage_pair(family, model, pad_id)
     bias = getattr(model, "logit_bias", None)
     identity = {"library": "transformers", "name": name, "weights": name.removeprefix(SCHEME)}
     return ClipBase(
