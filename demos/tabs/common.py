@@ -217,7 +217,8 @@ class Arrivals:
 
         if components and self._announcers:
             events = [page.load, *(state.change for state in self._announcers)]
-            on_page(events, renew, [], components, show_progress="hidden")
+            # An adapter may arrive while the page is still being renewed for its opening: that call is not dropped.
+            on_page(events, renew, [], components, show_progress="hidden", trigger_mode="always_last")
 
 
 def arrivals() -> Arrivals:

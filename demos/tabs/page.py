@@ -21,7 +21,7 @@ TABS = {
     "Memory": memory,
     "Train": train,
 }
-NEED_THEIR_TAB = (compare, memory, train)
+NEED_THEIR_TAB = (compare, train)
 """Tabs that do something when they are opened."""
 QUEUE, THREADS = 128, 32
 """Maximum number of requests that wait, and that run, at the same time."""

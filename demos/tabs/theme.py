@@ -42,6 +42,8 @@ CSS = """
 .part-2 { background: var(--neutral-400) !important; }
 #train-meter h3, #train-meter p, #train-status .progress ~ p { margin: 0.8rem 0 0.3rem; }
 .axis { display: flex; justify-content: space-between; font-size: 0.8rem; color: var(--body-text-color-subdued); }
+.prose pre { white-space: pre-wrap; overflow-wrap: anywhere; overflow: visible; }
+.prose pre code { white-space: inherit; }
 .save { align-self: flex-start; width: auto !important; }
 .progress { height: 0.45rem; border-radius: 0.25rem; background: var(--border-color-primary); overflow: hidden; }
 .progress div { height: 100%; background: var(--primary-500); }
@@ -61,7 +63,7 @@ button:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:fo
 .wrap:has(> .error) { display: none !important; }
 footer .show-api { color: var(--body-text-color-subdued) !important; opacity: 1; } footer .divider { display: none; }
 @media (max-width: 640px) {
-  .library .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
+  .library .grid-container, .shots .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
   .gradio-container .app { padding: 0.8rem !important; }
   .gradio-container [role=tab], .tab-container button { font-size: 0.8rem; padding: 0 0.4rem; }
   #title h1 { font-size: 1.35rem; }
