@@ -178,7 +178,9 @@ def on_example(
     examples: gr.Examples, function: Callable[..., Any], inputs: list[Any], outputs: list[Any], **options: Any
 ) -> Any:
     """Run ``function`` once a clicked example has filled its inputs."""
-    return examples.load_input_event.success(told(function), inputs, outputs, api_visibility="private", **options)
+    # A click on the next example is not dropped because the answer to the one before has just arrived.
+    options = {"api_visibility": "private", "trigger_mode": "multiple", **options}
+    return examples.load_input_event.success(told(function), inputs, outputs, **options)
 
 
 def picker(models: dict[str, Any] | Callable[[], dict[str, Any]]) -> gr.Dropdown:
