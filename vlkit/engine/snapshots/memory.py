@@ -140,8 +140,8 @@ class HeldMemory:
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
         with contextlib.suppress(OSError, ValueError):  # no limit
             group = Path("/sys/fs/cgroup")
-            limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-            counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            limit, used = (int((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+            counts = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
             # Files that were read count as used until others need the memory: after an epoch that is all of it.
             free = min(free, limit - used + int(counts.get("inactive_file", 0)))
         return free
