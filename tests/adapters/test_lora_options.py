@@ -80,6 +80,7 @@ def test_trains_saves_and_loads(tower: str, targets: str, freeze_a: bool) -> Non
     torch.testing.assert_close(other(x).pooled, model(x).pooled, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_fewer_maps_and_frozen_factors_save_fewer_bytes() -> None:
     """One ViT-like tower of width 128; the order is that of the options, and each step is worth something."""
     clip = tiny.tiny_clip(vision={"width": 128, "head_width": 32, "layers": 3})

@@ -405,6 +405,7 @@ def test_backward_frees_what_was_kept() -> None:
     assert out.grad_fn is not None and all(ref() is None for ref in alive)
 
 
+@pytest.mark.slow
 def test_training_reaches_the_same_accuracy() -> None:
     """Eight templates in noise; mean over three seeds, close to the uncompressed run."""
     templates = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(9))

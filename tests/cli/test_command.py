@@ -73,6 +73,7 @@ def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, capture_output=True, text=True, timeout=120, env=os.environ | environment)
 
 
+@pytest.mark.slow
 def test_exit_code_and_output_are_those_of_the_script(tmp_path: Path) -> None:
     done = run("evaluate", "retrieval", "--model", tmp_path / "none")
     assert done.returncode == 2 and str(tmp_path / "none") in done.stderr and not done.stdout

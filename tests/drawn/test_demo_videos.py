@@ -380,6 +380,7 @@ def test_converter_reads_the_demo_files(official: Path, tmp_path: Path, split: s
     assert {len(record["texts"]) for record in dataset.records("test")} == ({20} if split == "full" else {1})
 
 
+@pytest.mark.slow
 def test_same_seed_writes_the_same_with_any_number_of_processes(tmp_path: Path) -> None:
     counts = {"train": 9, "test": 3}
     worlds = [draw_videos(3, counts, tmp_path / str(n), workers=n) for n in (0, 2)]

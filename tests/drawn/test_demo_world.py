@@ -215,6 +215,7 @@ def test_same_seed_writes_the_same_bytes_with_any_number_of_processes(tmp_path: 
     assert not set(first.values()) & set(digests(tmp_path / "other").values())
 
 
+@pytest.mark.slow
 def test_world_is_written_the_same_twice(world_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(COUNTS, "small", TINY)
     make.make_world(tmp_path / "again", seed=3, size="small")
@@ -347,6 +348,7 @@ def test_contact_sheet_shows_both_domains() -> None:
     assert len(np.unique(pixels[sheet.height // 2 :].reshape(-1, 3), axis=0)) > 500
 
 
+@pytest.mark.slow
 def test_command_line_writes_world_and_contact_sheet(tmp_path: Path) -> None:
     command = [sys.executable, "data_prep/demo.py", "--output", tmp_path / "w", "--size", "small", "--workers", "0"]
     done = subprocess.run(

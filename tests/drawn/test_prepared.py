@@ -120,6 +120,7 @@ def test_a_dataset_whose_images_were_cleared_is_made_again(cache: Path) -> None:
     assert check_dataset(Dataset.open(root), workers=1).problems == [] and (root / "train.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_does_not_disturb(cache: Path) -> None:
     """The process dies while it writes a part of the world, and again while it prepares."""
     code = (
@@ -141,6 +142,7 @@ def test_what_a_killed_process_left_does_not_disturb(cache: Path) -> None:
     assert check_dataset(Dataset.open(demo_dataset("vqa", "small")), workers=1).problems == []
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_make_it_together(cache: Path) -> None:
     code = (
         "from vlkit.drawn import prepared, world\n"
@@ -170,6 +172,7 @@ def test_negative_seed_is_refused(cache: Path) -> None:
         demo_dataset("retrieval", "small", seed=-1)
 
 
+@pytest.mark.slow
 def test_demo_script_writes_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(COUNTS, "small", {"train": 3, "val": 1, "test": 2})
     make.make_world(tmp_path / "w", size="small")

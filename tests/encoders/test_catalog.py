@@ -29,6 +29,7 @@ def listing(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_every_architecture_and_text_family_is_listed(listing: list[dict[str, str]]) -> None:
     names = [row["name"] for row in listing]
     assert len(names) == len(set(names))

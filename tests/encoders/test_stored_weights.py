@@ -165,6 +165,7 @@ def test_trained_saved_and_loaded_as_it_was_stored(tmp_path: Path, dataset_of_sq
     assert "--base_weights nf4: full fine-tuning trains these weights" in message
 
 
+@pytest.mark.slow
 def test_the_memory_table_counts_the_stored_bytes(tmp_path: Path):
     words = ("--estimate", "true", "--device", "cpu", "--batch_size", 2, "--text_length", 8, "--json", tmp_path / "m")
     rows = {}

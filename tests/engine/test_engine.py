@@ -115,6 +115,7 @@ def test_the_toy_is_hard_enough(reference):
     assert torch.equal(state["best/out.weight"], state["adapter/out.weight"])
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_and_resumed(tmp_path):
     """SIGKILL at a dozen random moments; the weights come out bit for bit the same, and no log line is there twice."""
     options = ("--epochs", "8", "--checkpoint_every", "2")

@@ -230,6 +230,7 @@ def kept(model: CLIP, options: Any) -> int:
     return saved_bytes(towers, forward)
 
 
+@pytest.mark.slow
 def test_sherl_keeps_a_small_share_of_full_fine_tuning():
     full = kept(like_vit_b_32(), FullOptions())
     assert kept(like_vit_b_32(), SherlOptions(handoff="tokens", late=1, lean=False)) <= 0.33 * full
@@ -358,6 +359,7 @@ def test_predicted_equals_measured_for_every_method(options: Any, tiny_benches: 
     assert fake.inference_peak(4) == pytest.approx(real.inference_peak(4), rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "pairs"),
     [(SherlOptions(), 4), (SherlOptions(), TOGETHER + 1), (SherlOptions(tap_dtype="int8", early_chunk=2), 4)],
@@ -459,6 +461,7 @@ def table(tmp_path, *words: object) -> dict[str, Any]:
     return json.loads((tmp_path / "memory.json").read_text())
 
 
+@pytest.mark.slow
 def test_table_of_all_methods(tmp_path, capsys):
     found = table(tmp_path, "--adapter.kind", "all", "--batch_size", 4, "--estimate")
     rows = {row["method"]: row for row in found["rows"]}
@@ -507,6 +510,7 @@ def test_wrong_flags_are_named(words: tuple[str, ...], named: str):
         call(SCRIPT, *words)
 
 
+@pytest.mark.slow
 def test_wrong_base_ends_with_code_2_and_one_line():
     done = launch(SCRIPT, "--base", "no-such-base", "--estimate")
     assert done.returncode == 2

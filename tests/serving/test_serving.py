@@ -162,7 +162,7 @@ def test_adapters_share_a_base_unless_their_method_changes_it(tmp_path: Path):
 
 
 def test_a_folder_without_adapter_is_named(tmp_path: Path):
-    with pytest.raises(UserError, match=r"adapter_config\.json"):
+    with pytest.raises(UserError, match=r"vlkit_adapter\.json"):
         load_models([tmp_path])
 
 

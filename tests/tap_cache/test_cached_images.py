@@ -91,6 +91,7 @@ VARIANTS = {
 CASES = [(script, name) for script in (VQA, GROUNDING) for name in VARIANTS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "variant"), CASES)
 def test_run_is_the_one_without_a_cache(script, variant, datasets, tmp_path):
     """The run that fills the cache and one that finds it full; fp32 to rounding, bf16 nearly."""
@@ -119,6 +120,7 @@ def test_other_frozen_methods(kind, datasets, tmp_path):
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "words"),
     [(VQA, ()), (VQA, ("--head.blind", "true")), (GROUNDING, ()), (GROUNDING, ("--data.shape", "letterbox"))],
@@ -145,6 +147,7 @@ def test_full_cache_opens_no_image_and_runs_no_backbone(script, words, datasets,
     assert len(opened) == (0 if "--head.blind" in words else 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [VQA, GROUNDING])
 def test_stopped_run_goes_on(script, datasets, tmp_path, monkeypatch):
     """Stopped in the second epoch of a run that fills its cache: the rest of the run is the same."""

@@ -44,6 +44,7 @@ def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_index_holds_captions_that_a_search_shows(trained: Path, dataset: Path, tmp_path: Path, capsys) -> None:
     idx, hits = tmp_path / "idx", tmp_path / "hits.json"
     index = ("tasks/retrieval/index.py", "--base", "tiny", "--images", dataset, "--index", idx)
@@ -61,6 +62,7 @@ def test_an_index_holds_captions_that_a_search_shows(trained: Path, dataset: Pat
     assert "task 'captioning' is needed" in refuse(*index, "--captions", ROOT / "vlkit/assets/adapters/retrieval")
 
 
+@pytest.mark.slow
 def test_captions_of_the_nearest_images_are_a_control(dataset: Path, tmp_path: Path, capsys) -> None:
     flags = ("--flags", f"data.root={dataset}", "base=tiny", "epochs=1")
     call("tasks/compare.py", "--task", "captioning", "--kinds", "nearest", "--seeds", 1, *flags, "--output", tmp_path)

@@ -328,6 +328,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(work, (free_port(), str(tmp_path)), nprocs=WORLD)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]

@@ -71,6 +71,7 @@ def test_patch_weights_are_shares_of_patches() -> None:
     assert weights.sum().item() == 1.75
 
 
+@pytest.mark.slow
 def test_the_loss_falls_on_a_few_scenes(tokenizer: TinyTokenizer) -> None:
     torch.manual_seed(0)
     model = new_tiny_clip(tokenizer)
@@ -104,6 +105,7 @@ def test_the_region_loss_is_least_where_tokens_are_their_phrases(tokenizer: Tiny
     assert right < 1 < wrong
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_as_an_unbroken_one(tmp_path: Path) -> None:
     words = (*SMALL, "--steps", 4, "--reuse", 2, "--pool", 12, "--evaluate_every", 2)
     call(TRAINING, *words, "--output", tmp_path / "whole")
@@ -137,6 +139,7 @@ def test_a_step_does_not_depend_on_where_a_run_began(tokenizer: TinyTokenizer) -
     assert torch.equal(last(0), last(5))
 
 
+@pytest.mark.slow
 def test_a_run_by_the_clock_ends_with_its_schedule_done(tmp_path: Path) -> None:
     call(TRAINING, *SMALL, "--minutes", 0.03, "--pool", 400, "--evaluate_every", 60, "--output", tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())

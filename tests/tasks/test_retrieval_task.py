@@ -136,6 +136,7 @@ def test_every_kind_trains_saves_and_loads(kind: str, dataset: Path, tmp_path: P
     np.testing.assert_allclose(np.linalg.norm(np.concatenate([texts, images]), axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

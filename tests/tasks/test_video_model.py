@@ -134,6 +134,7 @@ def test_dropout_draws_the_same_masks_when_a_chunk_is_encoded_again():
     torch.testing.assert_close(slope, expected, rtol=0.02, atol=0)  # embeddings, and so the loss, are float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [*SHERLS, pytest.param(ADAPTERS["linear"](), id="linear")])
 def test_peak_memory_does_not_grow_with_the_number_of_frames(options: object):
     def peak(count: int, chunk: int) -> int:

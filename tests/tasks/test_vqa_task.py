@@ -162,6 +162,7 @@ def test_other_methods_train_save_and_load(kind: str, dataset: Path, tmp_path: P
     assert len(vlkit.load(tmp_path / "run", device="cpu").answer(dataset / "test0.png", "Is there a cat?", k=2)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -287,6 +288,7 @@ def test_wrong_input_is_named(script: str, words: tuple, named: str, dataset: Pa
         call(script, "--data.root", dataset, *more, *words)
 
 
+@pytest.mark.slow
 def test_bad_records_are_named_and_exit_with_2(dataset: Path, tmp_path: Path):
     manifest = json.loads((dataset / "dataset.json").read_text())
     (tmp_path / "dataset.json").write_text(json.dumps({**manifest, "media_root": str(dataset)}))

@@ -73,6 +73,7 @@ def test_folders_hold_the_frames_and_their_times(dataset: Dataset) -> None:
     assert (again.made, again.there) == (0, 3)
 
 
+@pytest.mark.slow
 def test_script_lists_failures_and_leaves_the_rest(dataset: Dataset) -> None:
     videos = dataset.root / "videos"
     cut(film(videos / "cut.mp4", 20), 0.5)
@@ -126,6 +127,7 @@ def test_two_runs_at_a_time_are_refused(dataset: Dataset) -> None:
         make_frames(dataset, 4, 72, 1, 60)
 
 
+@pytest.mark.slow
 def test_wrong_flags_and_datasets(dataset: Dataset, tmp_path: Path) -> None:
     result = launch("data_prep/frames.py", dataset.root, "--frames", 0)
     assert result.returncode == 2 and "--frames 0: give more than 0" in result.stderr
