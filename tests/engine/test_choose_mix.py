@@ -24,8 +24,10 @@ from vlkit.tasks.two_tower import HeadOptions
 
 @pytest.mark.parametrize("kind", ["sherl", "lora", "full"])
 @pytest.mark.parametrize("wanted", [1.0, 0.5])
-def test_the_best_part_is_kept_saved_and_loaded(kind: str, wanted: float, tmp_path: Path) -> None:
-    name = add_small_architecture(tmp_path)
+def test_the_best_part_is_kept_saved_and_loaded(
+    kind: str, wanted: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = add_small_architecture(tmp_path, monkeypatch)
     base, options, head = load_base(name), ADAPTERS[kind](), HeadOptions()
     with torch.random.fork_rng():
         torch.manual_seed(0)

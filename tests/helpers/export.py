@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import open_clip
+import pytest
 import torch
+from open_clip import factory
 
 from vlkit.adapters import ADAPTERS
 from vlkit.encoders.load import load_base
@@ -17,13 +19,21 @@ from vlkit.tasks.two_tower import HeadOptions
 ARCH = "vlkit-test"
 
 
-def add_small_architecture(folder: Path) -> str:
-    """Make open_clip know a CLIP of 2 + 2 blocks for 32 px images, with CLIP's own vocabulary; returns its name."""
+def add_small_architecture(folder: Path, until: pytest.MonkeyPatch | None = None) -> str:
+    """Make open_clip know a CLIP of 2 + 2 blocks for 32 px images, with CLIP's own vocabulary; returns its name.
+
+    Args:
+        folder: where its config is written.
+        until: undoes it at the end of the test; None = it stays known.
+    """
     config = {
         "embed_dim": 16,
         "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
     }
+    if until is not None:
+        until.setattr(factory, "_MODEL_CONFIG_PATHS", list(factory._MODEL_CONFIG_PATHS))
+        until.setattr(factory, "_MODEL_CONFIGS", dict(factory._MODEL_CONFIGS))
     (folder / f"{ARCH}.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder / f"{ARCH}.json")
     return ARCH
