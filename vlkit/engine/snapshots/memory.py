@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from vlkit.engine.snapshots import holder
+import vlkit.engine.snapshots.holder as holder
 
 KEEP_SECONDS = 3600
 """How long a holder without clients stays: the time in which a crashed run has to be started again."""
