@@ -352,6 +352,7 @@ def assert_close(predicted: StepMemory, measured: StepMemory) -> None:
     assert predicted.peak_bytes == pytest.approx(measured.peak_bytes, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", PREDICTABLE, ids=name_of)
 def test_predicted_equals_measured_for_every_method(options: Any, tiny_benches: tuple[Any, Any]):
     real, fake = tiny_benches

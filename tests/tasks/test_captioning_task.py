@@ -96,6 +96,7 @@ def test_pipeline(trained: Path, dataset: Path) -> None:
         model.captions(dataset / "test0.png", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

@@ -326,6 +326,7 @@ HEADS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HEADS)
 def test_every_head_trains_saves_and_loads(name, dataset, tmp_path):
     call(TRAIN, "--data.root", dataset, "--output", tmp_path / "run", *QUICK, *HEADS[name], "--data.shots", 2)

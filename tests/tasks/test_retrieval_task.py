@@ -123,6 +123,7 @@ def test_folds_and_index_are_reported(trained: Path, dataset: Path, tmp_path: Pa
         call(EVALUATE, "--model", trained, "--data.root", dataset, "--folds", 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(ADAPTERS))
 def test_every_kind_trains_saves_and_loads(kind: str, dataset: Path, tmp_path: Path):
     call(TRAIN, "--data.root", dataset, "--output", tmp_path / "run", "--adapter.kind", kind, *QUICK)

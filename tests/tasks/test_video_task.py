@@ -85,6 +85,7 @@ def test_reranking_is_reported_beside_the_plain_numbers(method: str, trained: Pa
     assert ("v2t_sentence_r1" in metrics) == (method == "dsl")  # the training split has several sentences a video
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(ADAPTERS))
 def test_every_kind_trains_saves_and_loads(kind: str, dataset: Path, tmp_path: Path):
     call(TRAIN, "--data.root", dataset, "--output", tmp_path / "run", "--adapter.kind", kind, *QUICK)
