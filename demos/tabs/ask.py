@@ -8,20 +8,9 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from tabs.common import (
-    Studio,
-    answered,
-    bars,
-    chosen,
-    endpoint,
-    image_input,
-    lead,
-    no_model,
-    on_example,
-    on_page,
-    percent,
-    picker,
-)
+from tabs.arrivals import picker
+from tabs.asking import on_asking, worked
+from tabs.common import Studio, bars, chosen, endpoint, image_input, lead, no_model, percent
 from tabs.search import given
 from vlkit.serving import check_count, check_text
 
@@ -41,15 +30,6 @@ def build(studio: Studio) -> None:
         for number, entry in enumerate(studio.album.about_images)
         if entry.questions
     ]
-    with gr.Row():
-        image = image_input("Image", value=rows[0][0], height=320, elem_id="ask-image")
-        with gr.Column():
-            question = gr.Textbox(rows[0][1], label="Question", max_lines=2, elem_id="ask-question")
-            model = picker(models)
-            count = gr.Slider(1, MOST_ANSWERS, value=5, step=1, label="Answers", visible=False)
-            button = gr.Button("Ask", variant="primary", elem_id="ask-button")
-            result = gr.HTML(elem_id="ask-result")
-    examples = gr.Examples(rows[:5], [image, question], api_visibility="private", label="Try")
 
     def answers(image: Image.Image | None, question: str, count: int, model: str | None) -> list[tuple[str, float]]:
         question = check_text(question, "question")
@@ -59,6 +39,16 @@ def build(studio: Studio) -> None:
     def show(image: Image.Image | None, question: str, count: int, model: str | None) -> str:
         return bars(answers(image, question, count, model), percent, label="Answers, most probable first")
 
+    with gr.Row():
+        image = image_input("Image", value=rows[0][0], height=320, elem_id="ask-image")
+        with gr.Column():
+            question = gr.Textbox(rows[0][1], label="Question", max_lines=2, elem_id="ask-question")
+            model = picker(models)
+            count = gr.Slider(1, MOST_ANSWERS, value=5, step=1, label="Answers", visible=False)
+            button = gr.Button("Ask", variant="primary", elem_id="ask-button")
+            result = gr.HTML(worked(show, Path(rows[0][0]), rows[0][1], 5, None), elem_id="ask-result")
+    examples = gr.Examples(rows[:5], [image, question], api_visibility="private", label="Try")
+
     def answer(
         image: Image.Image | None, question: str, count: int = 5, model: str | None = None
     ) -> list[dict[str, Any]]:
@@ -67,7 +57,5 @@ def build(studio: Studio) -> None:
         return [{"answer": text, "probability": float(probability)} for text, probability in found]
 
     inputs = [image, question, count, model]
-    on_page([button.click, question.submit], show, inputs, [result])
-    on_example(examples, show, inputs, [result])
-    answered(show, [Path(rows[0][0]), rows[0][1], 5, None], [result])
+    on_asking(show, inputs, [result], by=[button.click, question.submit], after=[examples.load_input_event])
     endpoint("answer", answer, inputs)

@@ -8,19 +8,9 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from tabs.common import (
-    Studio,
-    answered,
-    bars,
-    chosen,
-    endpoint,
-    image_input,
-    lead,
-    no_model,
-    on_example,
-    on_page,
-    picker,
-)
+from tabs.arrivals import picker
+from tabs.asking import on_asking, worked
+from tabs.common import Studio, bars, chosen, endpoint, image_input, lead, no_model
 from tabs.search import given
 from vlkit.serving import check_count
 
@@ -35,14 +25,6 @@ def build(studio: Studio) -> None:
         no_model("captioning", "captions")
         return
     rows = [[str(studio.album.images / entry.name)] for entry in studio.album.about_images]
-    with gr.Row():
-        image = image_input("Image", value=rows[0][0], height=320, elem_id="caption-image")
-        with gr.Column():
-            count = gr.Slider(1, MOST_CAPTIONS, value=3, step=1, label="Captions", elem_id="caption-count")
-            model = picker(models)
-            button = gr.Button("Describe", variant="primary", elem_id="caption-button")
-            result = gr.HTML(elem_id="caption-result")
-    examples = gr.Examples(rows[:5], [image], api_visibility="private", label="Try")
 
     def captions(image: Image.Image | None, count: int, model: str | None) -> list[tuple[str, float]]:
         k = check_count(count, "number of captions", MOST_CAPTIONS)
@@ -51,12 +33,19 @@ def build(studio: Studio) -> None:
     def show(image: Image.Image | None, count: int, model: str | None) -> str:
         return bars(captions(image, count, model), lambda share: f"{share:.1%}", label="Captions, best first")
 
+    with gr.Row():
+        image = image_input("Image", value=rows[0][0], height=320, elem_id="caption-image")
+        with gr.Column():
+            count = gr.Slider(1, MOST_CAPTIONS, value=3, step=1, label="Captions", elem_id="caption-count")
+            model = picker(models)
+            button = gr.Button("Describe", variant="primary", elem_id="caption-button")
+            result = gr.HTML(worked(show, Path(rows[0][0]), 3, None), elem_id="caption-result")
+    examples = gr.Examples(rows[:5], [image], api_visibility="private", label="Try")
+
     def caption(image: Image.Image | None, count: int = 1, model: str | None = None) -> list[dict[str, Any]]:
         """Captions of an image: [{"caption", "probability"}], best first."""
         return [{"caption": text, "probability": float(share)} for text, share in captions(image, count, model)]
 
     inputs = [image, count, model]
-    on_page([button.click], show, inputs, [result])
-    on_example(examples, show, inputs, [result])
-    answered(show, [Path(rows[0][0]), 3, None], [result])
+    on_asking(show, inputs, [result], by=[button.click], after=[examples.load_input_event])
     endpoint("caption", caption, inputs)

@@ -9,20 +9,9 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from tabs.common import (
-    Studio,
-    answered,
-    bars,
-    chosen,
-    endpoint,
-    image_input,
-    lead,
-    no_model,
-    on_example,
-    on_page,
-    percent,
-    picker,
-)
+from tabs.arrivals import picker
+from tabs.asking import on_asking, worked
+from tabs.common import Studio, bars, chosen, endpoint, image_input, lead, no_model, percent
 from tabs.search import given
 from vlkit.errors import UserError
 from vlkit.serving import check_count, check_text
@@ -39,6 +28,14 @@ def build(studio: Studio) -> None:
         no_model("classification", "classes")
         return
     rows = [[str(studio.album.images / entry.name)] for entry in studio.album.about_images[:5]]
+
+    def found(image: Image.Image | None, names: str, count: int, model: str | None) -> list[tuple[str, float]]:
+        k, wanted = check_count(count, "number of classes", MOST_SHOWN), class_names(names)
+        return chosen(models.classifiers, model).classify(given(image), wanted, k)
+
+    def show(image: Image.Image | None, names: str, count: int, model: str | None) -> str:
+        return bars(found(image, names, count, model), percent, label="Classes, most probable first")
+
     with gr.Row():
         image = image_input("Image", value=rows[0][0], height=320, elem_id="classify-image")
         with gr.Column():
@@ -52,15 +49,8 @@ def build(studio: Studio) -> None:
             model = picker(lambda: models.classifiers)
             count = gr.Slider(1, MOST_SHOWN, value=5, step=1, label="Classes to show")
             button = gr.Button("Classify", variant="primary", elem_id="classify-button")
-            result = gr.HTML(elem_id="classify-result")
+            result = gr.HTML(worked(show, Path(rows[0][0]), DEMO_NAMES, 5, None), elem_id="classify-result")
     examples = gr.Examples(rows, [image], api_visibility="private", label="Try")
-
-    def found(image: Image.Image | None, names: str, count: int, model: str | None) -> list[tuple[str, float]]:
-        k, wanted = check_count(count, "number of classes", MOST_SHOWN), class_names(names)
-        return chosen(models.classifiers, model).classify(given(image), wanted, k)
-
-    def show(image: Image.Image | None, names: str, count: int, model: str | None) -> str:
-        return bars(found(image, names, count, model), percent, label="Classes, most probable first")
 
     def classify(
         image: Image.Image | None, names: str = "", count: int = 5, model: str | None = None
@@ -70,9 +60,7 @@ def build(studio: Studio) -> None:
         return [{"class": name, "probability": probability} for name, probability in pairs]
 
     inputs = [image, names, count, model]
-    on_page([button.click], show, inputs, [result])
-    on_example(examples, show, inputs, [result])
-    answered(show, [Path(rows[0][0]), DEMO_NAMES, 5, None], [result])
+    on_asking(show, inputs, [result], by=[button.click], after=[examples.load_input_event])
     endpoint("classify", classify, inputs)
 
 

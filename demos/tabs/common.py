@@ -13,11 +13,11 @@ from typing import Any
 from unittest import mock
 
 import gradio as gr
-from gradio.context import Context, get_blocks_context
+from gradio.context import get_blocks_context
 from PIL import Image
 
 from vlkit.cli.show import visible
-from vlkit.data.images import MediaError, open_image
+from vlkit.data.images import MediaError
 from vlkit.drawn.album import Album
 from vlkit.errors import UserError
 from vlkit.serving import Library, Models, open_upload
@@ -167,70 +167,6 @@ def endpoint(name: str, function: Callable[..., Any], inputs: list[Any], downloa
         done.success(None, answer, None, js=SAVE_JSON % name, api_visibility="private")
 
 
-def on_page(
-    events: Iterable[Any], function: Callable[..., Any], inputs: list[Any], outputs: list[Any], **options: Any
-) -> Any:
-    """Run ``function`` on any of these page events; the API uses :func:`endpoint` instead."""
-    return gr.on(list(events), told(function), inputs, outputs, api_visibility="private", **options)
-
-
-def on_example(
-    examples: gr.Examples, function: Callable[..., Any], inputs: list[Any], outputs: list[Any], **options: Any
-) -> Any:
-    """Run ``function`` once a clicked example has filled its inputs."""
-    # A click on the next example is not dropped because the answer to the one before has just arrived.
-    options = {"api_visibility": "private", "trigger_mode": "multiple", **options}
-    return examples.load_input_event.success(told(function), inputs, outputs, **options)
-
-
-def picker(models: dict[str, Any] | Callable[[], dict[str, Any]]) -> gr.Dropdown:
-    """A choice of model, shown only if there are several; models that arrive later are added to it."""
-
-    def names() -> list[str]:
-        return list(models() if callable(models) else models)
-
-    choice = ModelChoice(names(), value=names()[0], label="Model", visible=len(names()) > 1, interactive=True)
-    arrivals().follow(choice, lambda: gr.Dropdown(names(), visible=len(names()) > 1))
-    return choice
-
-
-class Arrivals:
-    """Adapters that arrive while the page is open: what shows them, and what announces them."""
-
-    def __init__(self) -> None:
-        self._followers: list[tuple[Any, Callable[[], Any]]] = []
-        self._announcers: list[Any] = []
-
-    def follow(self, component: Any, current: Callable[[], Any]) -> None:
-        """Set ``component`` to ``current()`` when an adapter arrives, and when a visitor opens the page."""
-        self._followers.append((component, current))
-
-    def announce(self, state: gr.State) -> None:
-        """A handler that changes ``state`` says that an adapter arrived."""
-        self._announcers.append(state)
-
-    def connect(self, page: gr.Blocks) -> None:
-        """Once everything is laid out: renew what follows, at each announcement and when the page is opened."""
-        components = [component for component, _ in self._followers]
-
-        def renew() -> Any:
-            found = [current() for _, current in self._followers]
-            return found if len(found) > 1 else found[0]
-
-        if components and self._announcers:
-            events = [page.load, *(state.change for state in self._announcers)]
-            # An adapter may arrive while the page is still being renewed for its opening: that call is not dropped.
-            on_page(events, renew, [], components, show_progress="hidden", trigger_mode="always_last")
-
-
-def arrivals() -> Arrivals:
-    """The page's own, while it is laid out."""
-    root: Any = get_blocks_context().root_block
-    if not hasattr(root, "arrivals"):
-        root.arrivals = Arrivals()
-    return root.arrivals
-
-
 def chosen(models: dict[str, Any], name: str | None) -> Any:
     """The model of that name; the first if none was named.
 
@@ -284,38 +220,6 @@ def show_progress(library: Library, status: gr.HTML, say: Callable[..., str], in
 
     for event in (timer.tick, get_blocks_context().root_block.load):
         event(tick, inputs, [status, timer], api_visibility="private", show_progress="hidden")
-
-
-def on_opening(function: Callable[..., Any], outputs: list[Any], **options: Any) -> None:
-    """Set ``outputs`` to what ``function`` returns when a visitor opens the page."""
-    root: Any = get_blocks_context()
-    root.root_block.load(told(function), None, outputs, api_visibility="private", show_progress="hidden", **options)
-
-
-def answered(show: Callable[..., Any], values: list[Any], outputs: list[Any]) -> None:
-    """Open a tab with a worked example: ``outputs`` get what ``show`` says to ``values``, the inputs' first values.
-
-    It is computed once, at the start, so that it is there before a visitor can ask something else. If it fails, the tab
-    opens empty and the log says why.
-
-    Args:
-        show: the handler of the tab's button.
-        values: its arguments; a path is opened as an image.
-        outputs: its outputs.
-    """
-
-    @functools.cache
-    def once() -> Any:
-        try:
-            # Outside the page: there, each component that says what changes would be added to the page.
-            with mock.patch.multiple(Context, block=None, root_block=None):
-                return show(*(open_image(value) if isinstance(value, Path) else value for value in values))
-        except Exception:
-            log.warning("the example of a tab has no answer", exc_info=True)
-            return [gr.skip() for _ in outputs] if len(outputs) > 1 else gr.skip()
-
-    once()
-    on_opening(once, outputs)
 
 
 def lead(text: str) -> None:

@@ -8,17 +8,15 @@ from typing import Any
 
 import gradio as gr
 
+from tabs.arrivals import arrivals
+from tabs.asking import on_asking, on_page
 from tabs.common import (
     FilesInput,
     ModelChoice,
     Studio,
-    arrivals,
     as_html,
     endpoint,
     lead,
-    on_example,
-    on_opening,
-    on_page,
 )
 from tabs.search import DEMO_QUERIES, GALLERY, QUERIES, _shots, find
 from vlkit.adapters.options import adapter_options
@@ -97,15 +95,9 @@ def build(studio: Studio, tab: gr.Tab) -> None:
     inputs = [text, *choices]
     # Predicting takes seconds, so the results do not wait for it.
     predicted = {"concurrency_limit": 1, "concurrency_id": "predicted step", "show_progress": "hidden"}
-    on_page([button.click, text.submit, *(choice.change for choice in choices)], show, inputs, galleries)
+    by, after = [button.click, text.submit, *(choice.change for choice in choices)], [examples.load_input_event]
+    on_asking(show, inputs, galleries, by, after, opening=lambda: studio.library.finished)
     on_page([tab.select, *(choice.change for choice in choices)], tell, choices, facts, **predicted)
-    on_example(examples, show, inputs, galleries)
-
-    def opened() -> list[Any]:
-        """The first query's answer; nothing while the images are being indexed."""
-        return show(queries[0], *default(studio)) if studio.library.finished else [gr.skip() for _ in galleries]
-
-    on_opening(opened, galleries)
     endpoint("compare", compare, [text, *choices], **{k: v for k, v in predicted.items() if k != "show_progress"})
 
 

@@ -6,26 +6,14 @@ import hashlib
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 from PIL import Image
 
-from tabs.common import (
-    Studio,
-    answered,
-    as_html,
-    chosen,
-    endpoint,
-    image_input,
-    lead,
-    no_model,
-    on_example,
-    on_page,
-    percent,
-    picker,
-    told,
-)
+from tabs.arrivals import picker
+from tabs.asking import on_asking, worked
+from tabs.common import Studio, as_html, chosen, endpoint, image_input, lead, no_model, percent, told
 from tabs.search import given
 from vlkit.data.draw_boxes import COLORS, draw_boxes, drawn_scale
 from vlkit.data.images import open_image
@@ -36,6 +24,7 @@ from vlkit.serving import check_count, check_text
 MOST_BOXES, MOST_PHRASES, EXAMPLES = 5, len(COLORS), 5
 SHOWN_PHRASES = 3
 """Phrases of an example."""
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +34,47 @@ class Box:
     phrase: str
     box: list[float]
     score: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The boxes of some phrases, and the image with them."""
+
+    phrases: list[str]
+    boxes: list[Box]
+    drawing: Image.Image
+
+    @property
+    def alt(self) -> str:
+        """The text in place of the drawing."""
+        return f"The image with a box around: {'; '.join(self.phrases)}"
+
+    @property
+    def choices(self) -> list[tuple[str, int]]:
+        """The phrases to choose from, with their numbers."""
+        return [(f"{number}  {phrase}", number - 1) for number, phrase in enumerate(self.phrases, start=1)]
+
+
+class Page(NamedTuple):
+    """The components of the tab."""
+
+    image: Any
+    phrases: gr.Textbox
+    ready: gr.Radio
+    count: gr.Slider
+    model: gr.Dropdown
+    button: gr.Button
+    boxes: gr.State
+    drawing: gr.Image
+    which: gr.Radio
+    edited: gr.Textbox
+    table: gr.HTML
+    examples: gr.Examples
+
+    @property
+    def inputs(self) -> list[Any]:
+        """What :func:`find` takes after the models."""
+        return [self.image, self.phrases, self.count, self.model]
 
 
 def build(studio: Studio) -> None:
@@ -58,9 +88,46 @@ def build(studio: Studio) -> None:
         no_model("grounding", "grounding")
         return
     known = {digest(studio.album.images / e.name): [p for p, _ in e.phrases] for e in shown(studio)}
+    page = _lay_out(studio, models, known)
+    _answer_requests(models, page)
+    _edit_phrases(page, known)
+
+    def ground(
+        image: Image.Image | None, phrase: str, count: int = 3, model: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Boxes of what a phrase describes: [{"phrase", "box": [x1, y1, x2, y2] in pixels, "score"}], best first.
+
+        Several phrases, separated by semicolons or on lines of their own, get one box each, in their order.
+        """
+        return [asdict(each) for each in find(models, image, phrase, count, model).boxes]
+
+    endpoint("ground", ground, page.inputs)
+
+
+def find(
+    models: dict[str, Any], image: Image.Image | None, text: str, count: float = 1, model: str | None = None
+) -> Answer:
+    """What a model finds for the phrases in ``text``: for a single phrase ``count`` candidates, else one box each.
+
+    Raises:
+        UserError: there is no image or no such model, or the text or count is out of range.
+    """
+    wanted = phrases_in(text)
+    k = check_count(count, "number of candidates", MOST_BOXES) if len(wanted) == 1 else 1
+    boxes = []
+    for phrase in wanted:
+        found = chosen(models, model).ground(given(image), phrase, candidates=k)
+        for box, score in [found] if k == 1 else found:
+            boxes.append(Box(phrase, [float(value) for value in box], float(score)))
+    labels = [f"{number}  {percent(each.score)}" for number, each in enumerate(boxes, start=1)]
+    return Answer(wanted, boxes, draw_boxes(given(image), [each.box for each in boxes], labels=labels))
+
+
+def _lay_out(studio: Studio, models: dict[str, Any], known: dict[str, list[str]]) -> Page:
+    """The components, with the first example and its answer."""
     rows = [[str(studio.album.images / entry.name), example_of(entry)] for entry in shown(studio)]
     first = Path(rows[0][0])
-    boxes_found = gr.State([])
+    answer: Answer | None = worked(lambda image: find(models, image, rows[0][1]), first)
     with gr.Row():
         with gr.Column():
             image = image_input("Image", value=rows[0][0], height=320, elem_id="ground-image")
@@ -75,53 +142,42 @@ def build(studio: Studio) -> None:
             model = picker(models)
             button = gr.Button("Find", variant="primary", elem_id="ground-button")
         with gr.Column():
-            drawn = gr.Image(
+            drawing = gr.Image(
+                answer and answer.drawing,
+                alt_text=answer and answer.alt,
                 label="Found: click a box to edit its phrase",
                 interactive=False,
                 format="png",
                 buttons=["download", "fullscreen"],
                 elem_id="ground-result",
             )
-            which = gr.Radio([], label="Box to edit", visible=False, elem_id="ground-which")
+            which = gr.Radio(
+                answer.choices if answer else [],
+                value=None,
+                label="Box to edit",
+                visible=answer is not None and len(answer.phrases) > 1,
+                elem_id="ground-which",
+            )
             edited = gr.Textbox(label="Its phrase; Enter finds it anew", visible=False, elem_id="ground-edit")
-            result = gr.HTML(elem_id="ground-boxes")
+            table = gr.HTML(answer and table_of(answer), elem_id="ground-boxes")
     examples = gr.Examples(rows, [image, phrases], api_visibility="private", label="Try, then edit the phrases")
     gr.Markdown(
         "The examples are unselected test images that the shipped adapter was not trained on; it gets "
         "some of them wrong.",
         elem_classes="lead",
     )
+    boxes = gr.State(answer.boxes if answer else [])
+    return Page(image, phrases, ready, count, model, button, boxes, drawing, which, edited, table, examples)
 
-    def find(image: Image.Image | None, text: str, count: int, model: str | None) -> list[Box]:
-        wanted = phrases_in(text)
-        k = check_count(count, "number of candidates", MOST_BOXES) if len(wanted) == 1 else 1
-        found = []
-        for phrase in wanted:
-            answer = chosen(models, model).ground(given(image), phrase, candidates=k)
-            for box, score in [answer] if k == 1 else answer:
-                found.append(Box(phrase, [float(value) for value in box], float(score)))
-        return found
+
+def _answer_requests(models: dict[str, Any], page: Page) -> None:
+    """Find what the phrases describe: those typed in, an example's, one that is clicked, and one that is edited."""
 
     def show(image: Image.Image | None, text: str, count: int, model: str | None) -> tuple[Any, ...]:
-        found, wanted = find(image, text, count, model), phrases_in(text)
-        alt = f"The image with a box around: {'; '.join(wanted)}"
-        labels = [f"{number}  {percent(each.score)}" for number, each in enumerate(found, start=1)]
-        canvas = draw_boxes(given(image), [each.box for each in found], labels=labels)
-        several = len(wanted) > 1
-        choices = [(f"{number}  {phrase}", number - 1) for number, phrase in enumerate(wanted, start=1)]
-        picked = gr.Radio(choices, value=None, visible=several)
-        hidden = gr.Textbox("", visible=False)
-        return gr.Image(canvas, alt_text=alt), table(found, several), found, picked, hidden
-
-    def clicked(found: list[Box], image: Image.Image | None, event: gr.SelectData) -> tuple[Any, Any]:
-        """The smallest box around the point becomes the one to edit; one that is alone stands in its text box."""
-        scale = drawn_scale(given(image).size)  # the event gives pixels of the drawing
-        number = box_at(found, (event.index[0] / scale, event.index[1] / scale))
-        several = len({each.phrase for each in found}) > 1
-        return (number, edit(number, found)) if several and number is not None else (gr.skip(), gr.skip())
-
-    def edit(number: int | None, found: list[Box]) -> Any:
-        return gr.skip() if number is None or number >= len(found) else gr.Textbox(found[number].phrase, visible=True)
+        answer = find(models, image, text, count, model)
+        picked = gr.Radio(answer.choices, value=None, visible=len(answer.phrases) > 1)
+        drawing = gr.Image(answer.drawing, alt_text=answer.alt)
+        return drawing, table_of(answer), answer.boxes, picked, gr.Textbox("", visible=False)
 
     def replaced(number: int | None, phrase: str, text: str) -> str:
         wanted = phrases_in(text)
@@ -129,36 +185,37 @@ def build(studio: Studio) -> None:
             wanted[number] = check_text(phrase, "phrase")
         return "; ".join(wanted)
 
+    clicked = page.ready.input(lambda choice: choice, page.ready, page.phrases, **QUIET)
+    changed = page.edited.submit(told(replaced), [page.which, page.edited, page.phrases], [page.phrases], **QUIET)
+    outputs = [page.drawing, page.table, page.boxes, page.which, page.edited]
+    by, after = [page.button.click, page.phrases.submit], [page.examples.load_input_event, clicked, changed]
+    on_asking(show, page.inputs, outputs, by, after)
+
+
+def _edit_phrases(page: Page, known: dict[str, list[str]]) -> None:
+    """Offer the phrases of a demo image to click, and the phrase of a box that is clicked to edit."""
+
     def offer(image: Image.Image | None, text: str) -> gr.Radio:
         """Phrases of a demo image; none for other images."""
         phrases = known.get(hashlib.sha256(image.tobytes()).hexdigest(), []) if image else []
         value = text if text in phrases else None
         return gr.Radio(phrases, value=value, visible=bool(phrases))
 
-    def ground(
-        image: Image.Image | None, phrase: str, count: int = 3, model: str | None = None
-    ) -> list[dict[str, Any]]:
-        """Boxes of what a phrase describes: [{"phrase", "box": [x1, y1, x2, y2] in pixels, "score"}], best first.
+    def edit(number: int | None, boxes: list[Box]) -> Any:
+        return gr.skip() if number is None or number >= len(boxes) else gr.Textbox(boxes[number].phrase, visible=True)
 
-        Several phrases, separated by semicolons or on lines of their own, get one box each, in their order.
-        """
-        return [asdict(each) for each in find(image, phrase, count, model)]
+    def clicked(boxes: list[Box], image: Image.Image | None, event: gr.SelectData) -> tuple[Any, Any]:
+        """The smallest box around the point becomes the one to edit; one that is alone stands in its text box."""
+        scale = drawn_scale(given(image).size)  # the event gives pixels of the drawing
+        number = box_at(boxes, (event.index[0] / scale, event.index[1] / scale))
+        several = len({each.phrase for each in boxes}) > 1
+        return (number, edit(number, boxes)) if several and number is not None else (gr.skip(), gr.skip())
 
-    inputs, outputs = [image, phrases, count, model], [drawn, result, boxes_found, which, edited]
-    on_page([button.click, phrases.submit], show, inputs, outputs)
-    on_example(examples, show, inputs, outputs)
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    image.change(told(offer), [image, phrases], [ready], **quiet)
+    page.image.change(told(offer), [page.image, page.phrases], [page.ready], **QUIET)
     # Once it is edited, it is none of them.
-    phrases.input(lambda: gr.Radio(value=None), None, ready, **quiet)
-    filled = ready.input(lambda choice: choice, ready, phrases, **quiet)
-    filled.success(told(show), inputs, outputs, api_visibility="private")
-    drawn.select(told(clicked), [boxes_found, image], [which, edited], **quiet)
-    which.input(edit, [which, boxes_found], [edited], **quiet)
-    changed = edited.submit(told(replaced), [which, edited, phrases], [phrases], **quiet)
-    changed.success(told(show), inputs, outputs, api_visibility="private")
-    answered(show, [first, rows[0][1], 3, None], outputs)
-    endpoint("ground", ground, inputs)
+    page.phrases.input(lambda: gr.Radio(value=None), None, page.ready, **QUIET)
+    page.drawing.select(told(clicked), [page.boxes, page.image], [page.which, page.edited], **QUIET)
+    page.which.input(edit, [page.which, page.boxes], [page.edited], **QUIET)
 
 
 def phrases_in(text: str | None) -> list[str]:
@@ -198,13 +255,14 @@ def digest(path: Path) -> str:
     return hashlib.sha256(open_image(path).tobytes()).hexdigest()
 
 
-def table(found: list[Box], several: bool) -> str:
+def table_of(answer: Answer) -> str:
     """HTML of the boxes: number and colour, phrase if there are several, score, corners in pixels."""
+    several = len(answer.phrases) > 1
     names = ["No.", *(["Phrase"] if several else []), "Score", "x in pixels", "y in pixels"]
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
-    title = "Best box of each phrase" if several else "Candidates, best first"
+    title = "Best box of each phrase" if several else f"Candidates for “{as_html(answer.phrases[0])}”, best first"
     rows = []
-    for n, each in enumerate(found):
+    for n, each in enumerate(answer.boxes):
         b, phrase = each.box, f"<td>{as_html(each.phrase)}</td>" if several else ""
         rows.append(
             f'<tr><td><span class="swatch" style="background:{COLORS[n]}"></span>{n + 1}</td>{phrase}'

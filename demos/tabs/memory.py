@@ -9,7 +9,8 @@ from typing import Any
 import gradio as gr
 import open_clip
 
-from tabs.common import Studio, as_html, endpoint, lead, on_page
+from tabs.asking import on_page
+from tabs.common import Studio, as_html, endpoint, lead
 from vlkit.encoders.stored_weights import WeightFormat
 from vlkit.serving import check_count
 from vlkit.serving.memory import BASES, Need, is_known, memory_needs

@@ -9,18 +9,9 @@ from typing import Any
 
 import gradio as gr
 
-from tabs.common import (
-    Studio,
-    answered,
-    as_html,
-    chosen,
-    endpoint,
-    lead,
-    no_model,
-    on_example,
-    on_page,
-    picker,
-)
+from tabs.arrivals import picker
+from tabs.asking import on_asking, on_page, worked
+from tabs.common import Studio, as_html, chosen, endpoint, lead, no_model
 from vlkit.errors import UserError
 from vlkit.serving import check_count, check_text
 from vlkit.tasks.moment_retrieval.evaluate import Found
@@ -40,6 +31,27 @@ def build(studio: Studio) -> None:
         no_model("moment_retrieval", "moments")
         return
     rows = [[str(studio.album.films / film.name), film.queries[0][0]] for film in studio.album.about_films]
+
+    def answer(video: str | None, text: str, model: str | None) -> Found:
+        if not video:
+            raise UserError("There is no video; upload one, or choose an example.")
+        return chosen(models, model).answer(video, [check_text(text, "query")])[0]
+
+    def clip_of(video: str, found: Found, seconds: float) -> tuple[list[tuple[float, float]], Path]:
+        """The parts of a summary, and the file with them one after the other."""
+        parts = summary_of(found, float(check_count(seconds, "number of seconds", LONGEST_SUMMARY)))
+        name = hashlib.sha256(os.fsencode(f"{video}|{parts}")).hexdigest()[:24]
+        path = Path(os.environ["GRADIO_TEMP_DIR"]) / "summaries" / f"{name}.mp4"
+        if not path.exists():
+            write_summary(video, parts, path)
+        return parts, path
+
+    def example(video: str, text: str) -> tuple[str, str]:
+        """What the tab opens with: the moments, and the file of a summary."""
+        found = answer(video, text, None)
+        return timeline(found, best_windows(found, 3)), str(clip_of(video, found, 10)[1])
+
+    moments, summary = worked(example, *rows[0]) or (None, None)
     with gr.Row():
         with gr.Column():
             video = gr.Video(rows[0][0], label="Video", sources=["upload"], height=320, elem_id="moments-video")
@@ -51,41 +63,27 @@ def build(studio: Studio) -> None:
                 button = gr.Button("Find it", variant="primary", elem_id="moments-button")
                 shorten = gr.Button("Make a summary", elem_id="summary-button")
         with gr.Column():
-            line = gr.HTML(elem_id="moments-line")
+            line = gr.HTML(moments, elem_id="moments-line")
             short = gr.Video(
-                label="Summary", interactive=False, visible=False, buttons=["download"], elem_id="moments-summary"
+                summary,
+                label="Summary",
+                interactive=False,
+                visible=summary is not None,
+                buttons=["download"],
+                elem_id="moments-summary",
             )
     examples = gr.Examples(rows, [video, text], api_visibility="private", label="Try")
-
-    def answer(video: str | None, text: str, model: str | None) -> Found:
-        if not video:
-            raise UserError("There is no video; upload one, or choose an example.")
-        return chosen(models, model).answer(video, [check_text(text, "query")])[0]
 
     def show(video: str | None, text: str, count: float, model: str | None) -> str:
         k = check_count(count, "number of moments", MOST_MOMENTS)
         found = answer(video, text, model)
         return timeline(found, best_windows(found, k))
 
-    def clip_of(video: str, found: Found, seconds: float) -> tuple[list[tuple[float, float]], Path]:
-        """The parts of a summary, and the file with them one after the other."""
-        parts = summary_of(found, float(check_count(seconds, "number of seconds", LONGEST_SUMMARY)))
-        name = hashlib.sha256(os.fsencode(f"{video}|{parts}")).hexdigest()[:24]
-        path = Path(os.environ["GRADIO_TEMP_DIR"]) / "summaries" / f"{name}.mp4"
-        if not path.exists():
-            write_summary(video, parts, path)
-        return parts, path
-
     def shortened(video: str | None, text: str, seconds: float, model: str | None) -> tuple[str, Any]:
         found = answer(video, text, model)
         parts, path = clip_of(str(video), found, seconds)
         bars = [(start, end, 1.0) for start, end in parts]
         return timeline(found, bars, "Parts of the summary"), gr.Video(str(path), visible=True)
-
-    def example(video: str, text: str) -> tuple[str, Any]:
-        """What the tab opens with: the moments, and a summary."""
-        found = answer(video, text, None)
-        return timeline(found, best_windows(found, 3)), gr.Video(str(clip_of(video, found, 10)[1]), visible=True)
 
     def find_moments(video: str | None, text: str, count: float = 3, model: str | None = None) -> dict[str, Any]:
         """Moments for a text and the saliency of each clip: {"moments", "saliency"}, times in seconds."""
@@ -94,10 +92,8 @@ def build(studio: Studio) -> None:
         return {"moments": _named(best_windows(found, k)), "saliency": _named(clip_scores(found))}
 
     inputs = [video, text, count, model]
-    on_page([button.click, text.submit], show, inputs, [line])
+    on_asking(show, inputs, [line], by=[button.click, text.submit], after=[examples.load_input_event])
     on_page([shorten.click], shortened, [video, text, seconds, model], [line, short])
-    on_example(examples, show, inputs, [line])
-    answered(example, rows[0], [line, short])
     endpoint("moments", find_moments, inputs)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 
-from tabs.common import Studio, on_page
+from tabs.asking import now, on_page
+from tabs.common import Studio
 from vlkit.cli.show import visible
 from vlkit.errors import UserError
 from vlkit.serving import AddedImages, open_upload
@@ -18,21 +19,18 @@ ADDED_AT_ONCE = 8
 """Added images until searches see them."""
 
 
-class SearchInPage(NamedTuple):
-    """The handler of the search by words, its inputs before the added images, and its outputs."""
-
-    search: Callable[..., Any]
-    inputs: list[Any]
-    outputs: list[Any]
-
-
 def build_adding(
-    studio: Studio, page: SearchInPage, added: gr.State, status: gr.HTML, say: Callable[[AddedImages, list[str]], str]
+    studio: Studio,
+    text: gr.Textbox,
+    asked: gr.State,
+    added: gr.State,
+    status: gr.HTML,
+    say: Callable[[AddedImages, list[str]], str],
 ) -> None:
     """Lay out the inputs for a visitor's own images.
 
     Args:
-        page: the search, which is repeated while images are being added.
+        text, asked: the query, and what asks for its answer; it is repeated while images are being added.
         added: the visitor's images.
         status: gets what ``say`` answers to the images added so far and to notes on them.
     """
@@ -44,8 +42,8 @@ def build_adding(
             elem_classes="lead",
         )
 
-    def add(paths: list[str] | None, added: AddedImages, *query: Any) -> Iterator[tuple[Any, ...]]:
-        """Add the images, and now and then show what the search finds among those that are ready."""
+    def add(paths: list[str] | None, added: AddedImages, text: str) -> Iterator[tuple[Any, ...]]:
+        """Add the images, and now and then search again, among those that are ready."""
         refused, paths = [], paths or []
         for number, path in enumerate(paths, start=1):
             name = visible(Path(path).name)
@@ -58,9 +56,7 @@ def build_adding(
             last = number == len(paths)
             if last or number % ADDED_AT_ONCE == 0:
                 notes = refused if last else [f"adding your images, {number} of {len(paths)} done", *refused]
-                found = page.search(*query, added) if query[0].strip() else [gr.skip() for _ in page.outputs]
-                yield added, say(added, notes), *found
+                yield added, say(added, notes), now() if text.strip() else gr.skip()
 
-    inputs, outputs = [added, *page.inputs], [added, status, *page.outputs]
     for source in (files, folder):
-        on_page([source.upload], add, [source, *inputs], outputs, concurrency_limit=2)
+        on_page([source.upload], add, [source, added, text], [added, status, asked], concurrency_limit=2)

@@ -7,7 +7,8 @@ from typing import Any
 import gradio as gr
 
 from tabs import ask, caption, classify, compare, ground, memory, moments, search, train, video
-from tabs.common import Studio, arrivals, as_html, endpoint
+from tabs.arrivals import arrivals
+from tabs.common import Studio, as_html, endpoint
 
 TABS = {
     "Search": search,

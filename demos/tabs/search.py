@@ -7,22 +7,19 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from tabs.arrivals import arrivals, picker
+from tabs.asking import now, on_asking, on_opening
 from tabs.common import (
     MOST_RESULTS,
     Studio,
-    arrivals,
     bars,
     endpoint,
     image_input,
     lead,
-    on_example,
-    on_opening,
-    on_page,
-    picker,
     show_progress,
     status_of,
 )
-from tabs.own_images import SearchInPage, build_adding
+from tabs.own_images import build_adding
 from vlkit.errors import UserError
 from vlkit.index import Term, query_vector, text_terms
 from vlkit.serving import (
@@ -109,16 +106,6 @@ def build(studio: Studio) -> None:
         found = [gr.Gallery(_shots(hits), label=name, visible=True) for name, hits in rows.items()]
         return [gr.Gallery(visible=False), *found, *[gr.Gallery(visible=False)] * (len(galleries) - len(found))]
 
-    def opened(request: gr.Request) -> list[Any]:
-        """The answer to a link that ends in ``?q=TEXT``; without one, nothing changes."""
-        query = request.query_params.get("q", "").strip()
-        if not query or not studio.library.finished:
-            return [query or gr.skip(), *(gr.skip() for _ in outputs)]
-        names = wanted(studio, list(studio.models.adapters), bool(studio.models.zero_shot))
-        return [query, *show(find(studio, check_text(query, "query"), 6, names))]
-
-    on_opening(opened, [text, *outputs])
-
     def search_words(text: str, count: int, shown: list[str], before: bool, added: AddedImages) -> list[Any]:
         return show(find(studio, check_text(text, "query"), count, wanted(studio, shown, before), added))
 
@@ -127,13 +114,19 @@ def build(studio: Studio) -> None:
     ) -> list[Any]:
         return show(find(studio, given(image), count, wanted(studio, shown, before), added))
 
+    def linked(request: gr.Request) -> list[Any]:
+        """Ask for what a link that ends in ``?q=TEXT`` asks; without one, nothing changes."""
+        query = request.query_params.get("q", "").strip()
+        return [query or gr.skip(), now() if query and studio.library.finished else gr.skip()]
+
+    by, after = [by_words.click, text.submit], [word_examples.load_input_event]
+    words = on_asking(search_words, [text, *settings], outputs, by, after)
+    on_opening(linked, [text, words.asked])
+    by, after = [by_image.click], [image_examples.load_input_event]
+    # Both set the same galleries: a search by image takes the place of one by words that is on its way.
+    on_asking(search_image, [image, *settings], outputs, by, after, cancels=[words.event])
     with adding:
-        page = SearchInPage(search_words, [text, count, shown, before], outputs)
-        build_adding(studio, page, added, status, lambda added, notes: _status(studio, added, notes))
-    on_page([by_words.click, text.submit], search_words, [text, *settings], outputs)
-    on_example(word_examples, search_words, [text, *settings], outputs)
-    on_page([by_image.click], search_image, [image, *settings], outputs)
-    on_example(image_examples, search_image, [image, *settings], outputs)
+        build_adding(studio, text, words.asked, added, status, lambda added, notes: _status(studio, added, notes))
     model = gr.Textbox(visible=False, label="Model")
 
     def search(text: str, count: int = 6, model: str | None = None) -> dict[str, Any]:
@@ -218,8 +211,7 @@ def _build_words(studio: Studio) -> None:
         """Captions (one per line) for an image: [{"text", "score"}], best first."""
         return [{"text": text, "score": score} for text, score in ranked(image, texts, model)]
 
-    on_page([button.click], show, [image, texts, model], [result])
-    on_example(examples, show, [image, texts, model], [result])
+    on_asking(show, [image, texts, model], [result], by=[button.click], after=[examples.load_input_event])
     endpoint("choose_captions", choose_captions, [image, texts, model])
 
 

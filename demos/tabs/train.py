@@ -10,8 +10,11 @@ from typing import Any
 
 import gradio as gr
 import pandas as pd
+from gradio.context import get_blocks_context
 
-from tabs.common import FilesInput, Studio, arrivals, as_html, bars, lead, on_opening, on_page
+from tabs.arrivals import arrivals
+from tabs.asking import on_page
+from tabs.common import FilesInput, Studio, as_html, bars, lead
 from vlkit.errors import UserError
 from vlkit.serving import check_count
 from vlkit.serving.added_adapters import safe_name
@@ -105,8 +108,8 @@ def build(studio: Studio, tab: gr.Tab) -> None:
     on_page([tab.select, kind.change, base.change, batch.release], predict, [base, kind, batch], [before], **one)
     on_page([start.click], begin, inputs, [mine, *shown], show_progress="hidden")
     on_page([stop.click], end, [mine], shown, show_progress="hidden")
-    on_page([timer.tick], look, [mine], shown, show_progress="hidden")
-    on_opening(look, shown)
+    root: Any = get_blocks_context()
+    on_page([timer.tick, root.root_block.load], look, [mine], shown, show_progress="hidden")
     use.click(lambda: gr.Tabs(selected="Search"), None, tab.parent, api_visibility="private")
 
 

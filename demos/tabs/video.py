@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import gradio as gr
 
+from tabs.arrivals import picker
+from tabs.asking import on_asking, on_page
 from tabs.common import (
     MOST_RESULTS,
     Studio,
@@ -17,10 +18,6 @@ from tabs.common import (
     endpoint,
     lead,
     no_model,
-    on_example,
-    on_opening,
-    on_page,
-    picker,
     show_progress,
     status_of,
 )
@@ -44,10 +41,10 @@ def build(studio: Studio) -> None:
     library = studio.clips
     what = "moments of your videos" if studio.own_videos else "demo clips"
     found = gr.State([])
-    with gr.Row():
-        text = gr.Textbox(label="What happens?", max_lines=2, scale=5, elem_id="video-text", min_width=220)
-        button = gr.Button("Search", variant="primary", scale=0, min_width=120, elem_id="video-button")
     queries = QUERIES if studio.own_videos else [_example(clip) for clip in studio.album.about_clips[:5]]
+    with gr.Row():
+        text = gr.Textbox(queries[0], label="What happens?", max_lines=2, scale=5, elem_id="video-text", min_width=220)
+        button = gr.Button("Search", variant="primary", scale=0, min_width=120, elem_id="video-button")
     examples = gr.Examples(queries, text, api_visibility="private", label="Try")
     model = picker(models)
     with gr.Row():
@@ -97,20 +94,9 @@ def build(studio: Studio) -> None:
         ]
 
     inputs, outputs = [text, count, model], [found, gallery, player]
-    on_page([button.click, text.submit], show, inputs, outputs)
-    on_example(examples, show, inputs, outputs)
-
-    def opened() -> list[Any]:
-        """The first example and its answer, still; nothing while the clips are being indexed."""
-        return first() if library.finished else [gr.skip() for _ in (text, *outputs)]
-
-    @functools.cache
-    def first() -> list[Any]:
-        clips, shown, _ = show(queries[0], 6, None)
-        return [queries[0], clips, shown, play(clips[0], autoplay=False)]
-
-    on_opening(opened, [text, *outputs])
-    gallery.select(pick, [found], [player], api_visibility="private")
+    by, after = [button.click, text.submit], [examples.load_input_event]
+    on_asking(show, inputs, outputs, by, after, opening=lambda: library.finished)
+    on_page([gallery.select], pick, [found], [player])
     endpoint("search_video", search_video, inputs)
     show_progress(library, status, lambda: status_of(library, what), [])
 

@@ -47,12 +47,14 @@ def client(server: DemoServer) -> Client:
 
 
 def wait_for_index(client: Client) -> None:
-    """Until both models have indexed the images."""
+    """Until all models have indexed the images and the clips."""
     deadline = time.monotonic() + 120
     while True:
         try:
             for model in client.predict(api_name="/about")["searchable"]:
                 client.predict("x", 1, model, api_name="/search")
+            if "video_retrieval" in {folder.name for folder in shipped_adapters()}:
+                client.predict("x", 1, api_name="/search_video")
             return
         except AppError as error:
             assert "still being indexed" in str(error) and time.monotonic() < deadline
