@@ -124,7 +124,7 @@ def search(config: Config, folder: Path) -> dict[str, Any]:
         parts.write(Shard(f"{start:09d}", Path("none")), rows, vectors)
     queries = clustered(random, centres, 100)
     lists = f"IVF{2 ** round(np.log2(4 * count**0.5))},RaBitQ"
-    found = {}
+    found: dict[str, Any] = {}
     for kind, factory in (("flat", "Flat"), ("ivf", lists)):
         built = alone(_built, parts.path, folder / kind, factory)
         found[kind] = {**built, **alone(_searched, folder / kind, queries)}
@@ -132,6 +132,8 @@ def search(config: Config, folder: Path) -> dict[str, Any]:
     shared = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact, near, strict=True)])
     size = sum(file.stat().st_size for file in (folder / "ivf").glob("ivf-*"))
     vectors_mib = count * config.dim * 4 / MIB
+    pointer = json.loads((folder / "ivf" / "disk.json").read_text(encoding="utf-8"))
+    found["ivf"] |= {name: pointer[name] for name in ("nprobe", "refined")}
     return {
         **{"vectors": count, "float32_mib": vectors_mib, "lists": lists, "list_bytes_per_vector": size / count},
         **{"recall@10": float(shared), **found},

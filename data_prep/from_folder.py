@@ -7,11 +7,12 @@ from pathlib import Path
 
 from vlkit.cli.config import run
 from vlkit.data.sources import folder
+from vlkit.data.sources.named_splits import SplitShares
 from vlkit.data.sources.prepare import prepare
 
 
 @dataclass
-class Config:
+class Config(SplitShares):
     """Prepare a folder of captioned images for retrieval."""
 
     folder: Path
@@ -22,12 +23,6 @@ class Config:
     """CSV, TSV, JSONL or JSON with image, captions and optionally split. Every column with a caption name (caption,
     caption2, text, title, ...) is read, the others are reported. Default: captions.* or metadata.* in the folder, else
     a .txt beside each image with one caption per line."""
-    val: float = 0.1
-    """Share of the images for validation."""
-    test: float = 0.1
-    """Share of the images for testing."""
-    seed: int = 0
-    """Seed of the random splits."""
     partial: bool = False
     """Skip missing images, and list them in missing.txt, instead of stopping."""
 

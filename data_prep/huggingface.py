@@ -9,11 +9,12 @@ from typing import Literal
 from vlkit.cli.config import run
 from vlkit.cli.show import Console, Progress
 from vlkit.data.sources.huggingface import MEDIA, read
+from vlkit.data.sources.named_splits import SplitShares
 from vlkit.data.sources.prepare import prepare
 
 
 @dataclass
-class Config:
+class Config(SplitShares):
     """Prepare Parquet files or a Hugging Face dataset with images."""
 
     rows: str
@@ -26,12 +27,6 @@ class Config:
     columns: str = ""
     """Which column holds what: image=COLUMN,texts=COLUMN,label=COLUMN,split=COLUMN,id=COLUMN; texts may be repeated.
     What is missing is guessed from names and types."""
-    val: float = 0.1
-    """Share of the rows for validation, if there is no such split."""
-    test: float = 0.1
-    """Share of the rows for testing, if there is a single split."""
-    seed: int = 0
-    """Seed of these splits."""
     partial: bool = False
     """Skip rows that cannot be used, and list them in wrong.txt, instead of stopping."""
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from vlkit.cli.config import run
 from vlkit.cli.show import Console, Progress
+from vlkit.data.sources.named_splits import SplitShares
 from vlkit.data.sources.prepare import prepare
 from vlkit.data.sources.shards import read
 
 
 @dataclass
-class Config:
+class Config(SplitShares):
     """Prepare WebDataset tars with images and captions; the images stay there."""
 
     tars: str
@@ -22,12 +23,6 @@ class Config:
     columns: str = ""
     """Fields of the .json beside an image: texts=FIELD (may be repeated), split=FIELD. Default: the captions in .txt,
     one per line, else the usual fields of .json."""
-    val: float = 0.1
-    """Share of the images for validation, if no tar is named so."""
-    test: float = 0.1
-    """Share of the images for testing, if there is a single split."""
-    seed: int = 0
-    """Seed of these splits."""
     partial: bool = False
     """Skip damaged tars from the damage on, and captions that cannot be read; list them in wrong.txt."""
 

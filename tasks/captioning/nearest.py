@@ -20,29 +20,19 @@ from vlkit.engine.report import Report, print_report
 from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.tasks.captioning.baseline import nearest_metrics
+from vlkit.tasks.captioning.data import CaptionData
 from vlkit.tasks.captioning.task import TASK
 from vlkit.tasks.splits import reported_split
 
 
 @dataclass
-class Data:
+class Data(CaptionData):
     """Dataset to copy captions from and to measure on."""
 
-    root: Path | None = None
-    """Prepared dataset (data_prep/coco.py, from_folder.py, ...), Parquet files, or a Hugging Face dataset (folder,
-    hf:ORG/NAME); default: the demo dataset, made on first use."""
-    columns: str = ""
-    """Columns of rows: image=COLUMN,texts=COLUMN,split=COLUMN; guessed from names and types if left out."""
-    size: Literal["small", "medium", "large"] = "large"
-    """Size of the demo dataset."""
-    style: Literal["plain", "drawn"] = "plain"
-    """Style of the demo dataset: plain drawings, known to the embedded bases, or hand-drawn ones, new to them."""
     train: str = "train"
     """Split whose captions are copied."""
     validation: str = "val"
     """Split to report on if there is no test split."""
-    test: str = "test"
-    """Split to report on; if missing, the validation split."""
     per_image: int = 0
     """Accepted for tasks/compare.py, without effect: all captions of an image are used."""
     augment: Literal["none", "crop"] = "none"

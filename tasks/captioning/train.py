@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -30,38 +29,13 @@ from vlkit.engine.loader import make_loader
 from vlkit.engine.prepare import prepare
 from vlkit.engine.run import Forward, Run, step_memory
 from vlkit.tasks.captioning.baseline import nearest_metrics
-from vlkit.tasks.captioning.data import Batch, CaptionCollate, CaptionedImages
+from vlkit.tasks.captioning.data import Batch, CaptionCollate, CaptionData, CaptionedImages
 from vlkit.tasks.captioning.evaluate import Captioner, evaluate_split, prompt_of
 from vlkit.tasks.captioning.losses import caption_loss
 from vlkit.tasks.captioning.model import CaptionOptions, adapter_config, build_model, identity_of, writing_base
 from vlkit.tasks.captioning.task import TASK
 from vlkit.tasks.generation import shift_right
 from vlkit.tasks.splits import data_identity, reported_split
-
-
-@dataclass
-class Data:
-    """Dataset to train on: a prepared dataset for retrieval, that is images with captions."""
-
-    root: Path | None = None
-    """Prepared dataset (data_prep/coco.py, from_folder.py, ...), Parquet files, or a Hugging Face dataset (folder,
-    hf:ORG/NAME); default: the demo dataset, made on first use."""
-    columns: str = ""
-    """Columns of rows: image=COLUMN,texts=COLUMN,split=COLUMN; guessed from names and types if left out."""
-    size: Literal["small", "medium", "large"] = "large"
-    """Size of the demo dataset: 400, 2,000 or 10,000 training images with five captions each."""
-    style: Literal["plain", "drawn"] = "plain"
-    """Style of the demo dataset: plain drawings, known to the embedded bases, or hand-drawn ones, new to them."""
-    train: str = "train"
-    """Split to train on."""
-    validation: str = "val"
-    """Split that chooses the best checkpoint."""
-    test: str = "test"
-    """Split to report on; if missing, the validation split."""
-    per_image: int = 0
-    """Most captions per image in a step, drawn anew in each epoch; 0 = all. The image is encoded once for them."""
-    augment: Literal["none", "crop"] = "none"
-    """Augmentation of training images; mirroring would make captions about left and right wrong."""
 
 
 @dataclass
@@ -75,7 +49,7 @@ class Config(RunConfig):
     """Text base with a decoder: tiny (embedded T5), a T5 of the hub, or a folder."""
     image_size: int | None = None
     """Side of the input in pixels; default: that of the base."""
-    data: Data = field(default_factory=Data)
+    data: CaptionData = field(default_factory=CaptionData)
     adapter: Any = kinds(ADAPTERS, "sherl")
     head: CaptionOptions = field(default_factory=CaptionOptions)
     epochs: int = 4

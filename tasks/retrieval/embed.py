@@ -55,7 +55,7 @@ class Config:
     threads: int = 4
     """Threads that decode images, per process."""
     ahead: int = 256
-    """Images that wait for the device at most, per process; the bound of the memory."""
+    """Images that wait for a batch at most, per process; with four batches, the bound of the memory."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to compute on."""
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from vlkit.cli.config import run
 from vlkit.cli.show import Console
@@ -21,29 +20,19 @@ from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.tasks.splits import reported_split
 from vlkit.tasks.text.bag_of_words import fit_bag_of_words
-from vlkit.tasks.text.data import text_dataset
+from vlkit.tasks.text.data import TextData, text_dataset
 from vlkit.tasks.text.evaluate import prior_metrics
 from vlkit.tasks.text.task import TASK
 
 
 @dataclass
-class Data:
+class Data(TextData):
     """Dataset to fit and measure."""
 
-    root: Path | None = None
-    """Prepared dataset (data_prep/glue.py, data_prep/text.py); default: a demo dataset, made on first use."""
-    demo: Literal["inference", "paraphrase"] = "inference"
-    """Demo dataset: whether a sentence about a drawn scene follows from another, or says the same."""
-    size: Literal["small", "medium", "large"] = "large"
-    """Size of the demo dataset: pairs about 400, 2,000 or 10,000 scenes."""
-    style: Literal["plain", "drawn"] = "plain"
-    """Style of the scenes; it changes what stands in them, not the sentences' form."""
     train: str = "train"
     """Split to fit on."""
     validation: str = "val"
     """Split that chooses the regularisation."""
-    test: str = "test"
-    """Split to report on; if missing, the validation split."""
 
 
 @dataclass

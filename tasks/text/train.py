@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, cast
 
 from torch import Tensor
@@ -31,31 +30,11 @@ from vlkit.engine.prepare import prepare
 from vlkit.engine.run import Forward, Run, step_memory
 from vlkit.tasks.generation import shift_right, token_loss
 from vlkit.tasks.splits import data_identity, reported_split
-from vlkit.tasks.text.data import Batch, TextCollate, TextExamples, text_dataset
+from vlkit.tasks.text.data import Batch, TextCollate, TextData, TextExamples, text_dataset
 from vlkit.tasks.text.evaluate import Labeller, evaluate_split, prior_metrics
 from vlkit.tasks.text.losses import label_loss
 from vlkit.tasks.text.model import TEXT_HEADS, adapter_config, build_model, identity_of
 from vlkit.tasks.text.task import TASK
-
-
-@dataclass
-class Data:
-    """Dataset to train on."""
-
-    root: Path | None = None
-    """Prepared dataset (data_prep/glue.py, data_prep/text.py); default: a demo dataset, made on first use."""
-    demo: Literal["inference", "paraphrase"] = "inference"
-    """Demo dataset: whether a sentence about a drawn scene follows from another, or says the same."""
-    size: Literal["small", "medium", "large"] = "large"
-    """Size of the demo dataset: pairs about 400, 2,000 or 10,000 scenes."""
-    style: Literal["plain", "drawn"] = "plain"
-    """Style of the scenes; it changes what stands in them, not the sentences' form."""
-    train: str = "train"
-    """Split to train on."""
-    validation: str = "val"
-    """Split that chooses the best checkpoint."""
-    test: str = "test"
-    """Split to report on; if missing, the validation split."""
 
 
 @dataclass
@@ -64,7 +43,7 @@ class Config(RunConfig):
 
     text_base: str = "tiny"
     """Text base: tiny (embedded T5), a T5, BERT or similar model of the hub, or a folder."""
-    data: Data = field(default_factory=Data)
+    data: TextData = field(default_factory=TextData)
     adapter: Any = kinds(ADAPTERS, "sherl")
     head: Any = kinds(TEXT_HEADS, "write")
     epochs: int = 10

@@ -20,11 +20,11 @@ from vlkit.index.disk import DiskIndex, auto_disk_factory, build, index_embeddin
 DIM = 32
 
 
-def clustered(count: int, seed: int = 0) -> np.ndarray:
+def clustered(count: int, seed: int = 0, dim: int = DIM, spread: float = 0.6) -> np.ndarray:
     """Unit vectors around 40 centres, as embeddings of images lie."""
     random = np.random.default_rng(seed)
-    centres = np.random.default_rng(1).normal(size=(40, DIM))
-    vectors = centres[random.integers(40, size=count)] + 0.6 * random.normal(size=(count, DIM))
+    centres = np.random.default_rng(1).normal(size=(40, dim))
+    vectors = centres[random.integers(40, size=count)] + spread * random.normal(size=(count, dim))
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
 
 
@@ -98,6 +98,22 @@ def test_inverted_lists_on_disk_reach_the_recall(factory, world, tmp_path):
     }
 
 
+def test_coarse_codes_get_more_candidates(tmp_path):
+    """One bit per dimension does not tell the vectors of narrow clusters apart: ten candidates per result miss many."""
+    vectors = clustered(12_000, dim=64, spread=0.3)
+    queries = clustered(64, seed=2, dim=64, spread=0.3).astype(np.float32)
+    parts, expected = make_parts(tmp_path / "emb", vectors, 4000, 64), exact(vectors.astype(np.float32), queries, 10)
+    index = index_embeddings(parts, tmp_path / "idx", "IVF16,RaBitQ")
+    assert recall(index.search_rows(queries, 10)[1], expected) >= 0.95
+    many = index.search_rows(queries[:3], 2000)[1]
+    assert many.shape == (3, 2000) and all(len(set(rows[rows >= 0])) == np.sum(rows >= 0) for rows in many)
+    pointer = json.loads((tmp_path / "idx" / "disk.json").read_text())
+    assert pointer["refined"] > 10
+    del pointer["refined"]  # as indexes were written before it was chosen
+    (tmp_path / "idx" / "disk.json").write_text(json.dumps(pointer))
+    assert recall(DiskIndex.open(tmp_path / "idx").search_rows(queries, 10)[1], expected) < 0.9
+
+
 def test_more_results_than_vectors(tmp_path):
     parts = make_parts(tmp_path / "emb", clustered(3))
     index = index_embeddings(parts, tmp_path / "idx")
@@ -116,7 +132,7 @@ def test_a_killed_update_leaves_the_old_index(world, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(build, "_choose_probes", killed)
+        patch.setattr(build, "choose_breadth", killed)
         with pytest.raises(KeyboardInterrupt):
             index_embeddings(parts, tmp_path / "idx", "IVF16,SQ8")
     old = DiskIndex.open(tmp_path / "idx", "model")

@@ -51,7 +51,7 @@ class Options:
     Attributes:
         batch_size: images per batch; a batch holds images of one shard, so results do not depend on the runner.
         threads: threads that decode.
-        ahead: images read or decoded but not embedded yet; the bound of the memory.
+        ahead: images read or decoded that are in no batch yet; with four batches, the bound of the memory.
         pin: put batches into page-locked memory, for CUDA.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import dataclass
 
 CALLED = {
     "train": "train",
@@ -17,6 +18,18 @@ CALLED = {
     "testing": "test",
 }
 """Name in a dataset, in lower case -> name of the split here. Other names stay as they are."""
+
+
+@dataclass(kw_only=True)
+class SplitShares:
+    """Flags of a script that makes the splits which a dataset does not name."""
+
+    val: float = 0.1
+    """Share of the images for validation, if there is no such split."""
+    test: float = 0.1
+    """Share of the images for testing, if there is a single split."""
+    seed: int = 0
+    """Seed of these splits."""
 
 
 def plain_split(name: str) -> str:

@@ -17,21 +17,18 @@ from vlkit.errors import UserError
 from vlkit.extract import Parts
 from vlkit.files import whole_file, write_json
 from vlkit.index.approximate import new_index
+from vlkit.index.disk.breadth import Breadth, choose_breadth
 from vlkit.index.disk.matrix import PartsMatrix
-from vlkit.index.disk.reader import FORMAT, FORMAT_VERSION, POINTER, DiskIndex, candidates
+from vlkit.index.disk.reader import FORMAT, FORMAT_VERSION, POINTER, DiskIndex
 from vlkit.index.files import EXACT
 from vlkit.index.files import POINTER as OTHER_POINTER
 
 FLAT_UP_TO = 3_000_000
 """Vectors up to which all are compared."""
-RECALL = 0.95
-"""Share of the exact 10 nearest that a search must find; the number of visited clusters is chosen for it."""
 _PER_CLUSTER = 64  # training vectors; FAISS warns below 39
-_QUERIES = 128
 _OWN_FILES = re.compile(r"(items|ivf)-\d{6}\.(arrow|index|ivfdata)")
 
 Progress = Callable[[int, int], None]
-log = logging.getLogger(__name__)
 
 
 def auto_disk_factory(count: int) -> str:
@@ -91,7 +88,8 @@ def index_embeddings(
             }
             _write_items(parts, names, path / f"items-{name}.arrow")
             if factory != EXACT:
-                pointer["nprobe"] = _write_ivf(matrix, factory, path, name, progress)
+                breadth = _write_ivf(matrix, factory, path, name, progress)
+                pointer |= {"nprobe": breadth.probes, "refined": breadth.refined}
             write_json(path / POINTER, pointer)
             for file in path.iterdir():
                 if _OWN_FILES.fullmatch(file.name) and f"-{name}." not in file.name:
@@ -121,8 +119,8 @@ def _write_items(parts: Parts, names: list[str], to: Path) -> None:
         writer.close()
 
 
-def _write_ivf(matrix: PartsMatrix, factory: str, path: Path, name: str, progress: Progress) -> int:
-    """Train, encode part by part, merge on disk; the number of clusters that a search has to visit."""
+def _write_ivf(matrix: PartsMatrix, factory: str, path: Path, name: str, progress: Progress) -> Breadth:
+    """Train, encode part by part, merge on disk; how much of it a search has to read."""
     from faiss.contrib.ondisk import merge_ondisk
 
     logging.getLogger("faiss.contrib.ondisk").setLevel(logging.WARNING)  # it names every part
@@ -157,27 +155,4 @@ def _write_ivf(matrix: PartsMatrix, factory: str, path: Path, name: str, progres
         raise UserError(f"{path}: FAISS could not write the index ({reason}); is the disk full?") from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return _choose_probes(index, matrix, clusters)
-
-
-def _choose_probes(index: faiss.Index, matrix: PartsMatrix, clusters: int) -> int:
-    """The smallest power of two of visited clusters with a recall@10 of :data:`RECALL` on some of the own vectors."""
-    rows = np.linspace(0, len(matrix) - 1, min(len(matrix), _QUERIES)).astype(np.int64)
-    queries, k = matrix.take(rows), min(10, len(matrix))
-    limit = matrix.nearest(queries, k)[0][:, -1:] - 1e-5
-    probes = 1
-    while probes < clusters:
-        scores, _ = candidates(index, matrix, queries, k, probes)
-        if np.mean(scores >= limit) >= RECALL:
-            break
-        probes *= 2
-    else:
-        found = np.mean(candidates(index, matrix, queries, k, clusters)[0] >= limit)
-        if found < RECALL:  # the codes are too coarse
-            log.warning(
-                "all clusters are visited and only %.0f %% of the nearest are found; give more clusters, or codes with "
-                "more bits (--factory IVF%d,SQ8)",
-                100 * found,
-                clusters,
-            )
-    return min(probes, clusters)
+    return choose_breadth(index, matrix)

@@ -11,14 +11,13 @@ import numpy as np
 from vlkit.errors import UserError
 from vlkit.extract import Parts
 from vlkit.files import read_json
+from vlkit.index.disk.breadth import FACTORS, Breadth, search_lists
 from vlkit.index.disk.matrix import PartsMatrix
 from vlkit.index.files import EXACT, Item, model_key
 from vlkit.index.reader import Hit, VectorIndex
 
 FORMAT, FORMAT_VERSION = "vlkit-disk-index", 1
 POINTER = "disk.json"
-REFINED = 10
-"""Candidates per result that are compared exactly."""
 
 
 class DiskIndex:
@@ -35,7 +34,7 @@ class DiskIndex:
 
         self.model_id: str = pointer["model"]
         self.factory: str = pointer["factory"]
-        self._probes: int = pointer["nprobe"]
+        self._breadth = Breadth(pointer["nprobe"], pointer.get("refined", FACTORS[0]))
         parts = Parts.read(pointer["embeddings"])
         self._matrix = PartsMatrix(parts, pointer["parts"])
         name = pointer["name"]
@@ -116,7 +115,7 @@ class DiskIndex:
         if self._faiss is None:
             scores[:, :found], rows[:, :found] = self._matrix.nearest(queries, found)
         else:
-            scores[:, :found], rows[:, :found] = candidates(self._faiss, self._matrix, queries, found, self._probes)
+            scores[:, :found], rows[:, :found] = search_lists(self._faiss, self._matrix, queries, found, self._breadth)
         return scores, rows
 
     def vectors_of(self, rows: np.ndarray) -> np.ndarray:
@@ -127,22 +126,6 @@ class DiskIndex:
         """What a row represents: its id, and size and hash of its image as metadata."""
         values = {name: self._items[name][row].as_py() for name in self._items.column_names}
         return Item(values.pop("id"), digest=values.pop("sha256"), metadata=values)
-
-
-def candidates(
-    index: faiss.Index, matrix: PartsMatrix, queries: np.ndarray, k: int, probes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of :data:`REFINED` * k candidates, compared exactly: float32 [Q, k] and int64 [Q, k]."""
-    wanted = min(REFINED * k, len(matrix))
-    # Parameters of this call, not of the index: other threads search it, too.
-    settings = faiss.SearchParametersIVF()
-    settings.nprobe = probes
-    _, rows = index.search(queries, wanted, params=settings)
-    exact = np.einsum("qd,qcd->qc", queries, matrix.take(np.maximum(rows, 0)))
-    exact[rows < 0] = -np.inf
-    best = np.argsort(-exact, axis=1, kind="stable")[:, :k]
-    scores = np.take_along_axis(exact, best, axis=1).astype(np.float32)
-    return scores, np.where(np.isfinite(scores), np.take_along_axis(rows, best, axis=1), -1)
 
 
 def open_index(path: str | Path, model_id: str | None = None) -> DiskIndex | VectorIndex:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +16,31 @@ from vlkit.data.manifest import Dataset
 from vlkit.tasks.retrieval.data import Transform
 
 Example = tuple[Tensor, list[str]]
+
+
+@dataclass
+class CaptionData:
+    """Dataset to train on: a prepared dataset for retrieval, that is images with captions."""
+
+    root: Path | None = None
+    """Prepared dataset (data_prep/coco.py, from_folder.py, ...), Parquet files, or a Hugging Face dataset (folder,
+    hf:ORG/NAME); default: the demo dataset, made on first use."""
+    columns: str = ""
+    """Columns of rows: image=COLUMN,texts=COLUMN,split=COLUMN; guessed from names and types if left out."""
+    size: Literal["small", "medium", "large"] = "large"
+    """Size of the demo dataset: 400, 2,000 or 10,000 training images with five captions each."""
+    style: Literal["plain", "drawn"] = "plain"
+    """Style of the demo dataset: plain drawings, known to the embedded bases, or hand-drawn ones, new to them."""
+    train: str = "train"
+    """Split to train on."""
+    validation: str = "val"
+    """Split that chooses the best checkpoint."""
+    test: str = "test"
+    """Split to report on; if missing, the validation split."""
+    per_image: int = 0
+    """Most captions per image in a step, drawn anew in each epoch; 0 = all. The image is encoded once for them."""
+    augment: Literal["none", "crop"] = "none"
+    """Augmentation of training images; mirroring would make captions about left and right wrong."""
 
 
 class CaptionedImages:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +18,26 @@ from vlkit.drawn.world import Style, WorldSize
 from vlkit.encoders.bases import TextBase
 
 Demo = Literal["inference", "paraphrase"]
+
+
+@dataclass
+class TextData:
+    """Dataset to train on."""
+
+    root: Path | None = None
+    """Prepared dataset (data_prep/glue.py, data_prep/text.py); default: a demo dataset, made on first use."""
+    demo: Literal["inference", "paraphrase"] = "inference"
+    """Demo dataset: whether a sentence about a drawn scene follows from another, or says the same."""
+    size: Literal["small", "medium", "large"] = "large"
+    """Size of the demo dataset: pairs about 400, 2,000 or 10,000 scenes."""
+    style: Literal["plain", "drawn"] = "plain"
+    """Style of the scenes; it changes what stands in them, not the sentences' form."""
+    train: str = "train"
+    """Split to train on."""
+    validation: str = "val"
+    """Split that chooses the best checkpoint."""
+    test: str = "test"
+    """Split to report on; if missing, the validation split."""
 
 
 def text_dataset(root: Path | None, demo: Demo, size: WorldSize, style: Style) -> Dataset:
