@@ -76,7 +76,7 @@ class Config(CachedRunConfig):
     """Clips per second, each read by one frame; default: that of the dataset (0.5 for QVHighlights)."""
     data: Data = field(default_factory=Data)
     adapter: Any = kinds(METHODS, "r2")
-    head: MomentOptions = field(default_factory=lambda: MomentOptions(hidden=64))
+    head: MomentOptions = field(default_factory=lambda: MomentOptions(hidden=64, match=True))
     loss: MomentLoss = field(default_factory=MomentLoss)
     windows: WindowOptions = field(default_factory=WindowOptions)
     cache: bool | Path = True
