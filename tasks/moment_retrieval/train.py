@@ -75,14 +75,14 @@ class Config(CachedRunConfig):
     fps: float | None = None
     """Clips per second, each read by one frame; default: that of the dataset (0.5 for QVHighlights)."""
     data: Data = field(default_factory=Data)
-    adapter: Any = kinds(METHODS, "r2")
-    head: MomentOptions = field(default_factory=lambda: MomentOptions(hidden=64))
+    adapter: Any = kinds(METHODS, "sherl")
+    head: MomentOptions = field(default_factory=lambda: MomentOptions(hidden=64, match=True))
     loss: MomentLoss = field(default_factory=MomentLoss)
     windows: WindowOptions = field(default_factory=WindowOptions)
     cache: bool | Path = True
     """Store the states of the frozen towers for each video on disk, in this folder or (true) in vlkit's cache folder;
     its size is logged first. Methods that train inside the base run without."""
-    epochs: int = 8
+    epochs: int = 2
     batch_size: int = 8
     """Queries per step, all processes together."""
     lr: float = 2e-3

@@ -60,6 +60,14 @@ def test_frames_change_only_while_something_happens(drawn: list[Film]) -> None:
     assert min(seen) > 20  # the actor is there from the first frame to the last
 
 
+def test_sentences_of_a_training_film_describe_every_actor_twice() -> None:
+    for index in range(10):
+        film = sample_film(np.random.default_rng([1, index]), training=True)
+        asked = sorted(query.shots[0].actor for query in film.queries)
+        assert asked == sorted(2 * list({shot.actor for shot in film.shots}))
+        assert film.shots == sample_film(np.random.default_rng([1, index])).shots
+
+
 def test_a_seed_gives_the_same_film() -> None:
     one, two, other = (sample_film(np.random.default_rng(seed)) for seed in (5, 5, 6))
     assert one == two and one != other and films.HIGHEST == 4

@@ -20,6 +20,7 @@ from vlkit.tasks.moment_retrieval.data import Timeline
 from vlkit.tasks.moment_retrieval.evaluate import Found, MomentFinder, parts_of
 from vlkit.tasks.moment_retrieval.head import MomentHeads, MomentOptions, points_of
 from vlkit.tasks.moment_retrieval.losses import MomentLoss, boundary_loss, moment_losses, saliency_loss
+from vlkit.tasks.moment_retrieval.match import QueryMatch
 from vlkit.tasks.moment_retrieval.model import METHODS, MomentModel, build_model
 from vlkit.tasks.moment_retrieval.summary import summary_of
 from vlkit.tasks.moment_retrieval.targets import point_targets, positive_clips, repaired, saliency_of
@@ -44,6 +45,35 @@ def inputs(clips: int = 7, tokens: int = 5, batch: int = 2) -> tuple:
         torch.ones(batch, clips, dtype=torch.bool),
         torch.ones(batch, tokens, dtype=torch.bool),
     )
+
+
+# --- similarities as a start ---
+
+
+def test_similarities_start_the_scores_of_clips_and_levels_whatever_the_padding() -> None:
+    torch.manual_seed(0)
+    match = QueryMatch(4)
+    query = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    angles = torch.tensor([[80.0, 70.0, 10.0, 20.0, 75.0], [85.0, 10.0, 20.0, 0.0, 0.0]]).deg2rad()
+    clips = torch.stack([angles.cos(), angles.sin()], dim=-1)
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    states, standard = match(clips, query, mask)
+    torch.testing.assert_close(standard.sum(1), torch.zeros(2))
+    assert standard[0].argmax() == 2 and standard[1].argmax() == 0
+    assert not states[1, 3:].any() and not standard[1, 3:].any()
+    alone, same = match(clips[1:, :3], query[1:], mask[1:, :3])
+    torch.testing.assert_close(same[0], standard[1, :3])
+    torch.testing.assert_close(alone[0], states[1, :3])
+    points = match.at_points(standard, [5, 2, 1], (1, 2, 4)) / match.gain
+    torch.testing.assert_close(points[:, :5], standard)
+    torch.testing.assert_close(points[:, 5:7], standard[:, :4].unflatten(1, (2, 2)).mean(2))
+    torch.testing.assert_close(points[:, 7], standard[:, :4].mean(1))
+
+
+def test_clips_that_look_alike_say_nothing() -> None:
+    clips = torch.ones(1, 4, 3) + 1e-5 * torch.randn(1, 4, 3)
+    _, standard = QueryMatch(4)(clips, torch.ones(1, 3), torch.ones(1, 4, dtype=torch.bool))
+    assert standard.abs().max() < 0.01
 
 
 # --- the block ---

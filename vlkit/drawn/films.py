@@ -32,6 +32,8 @@ BUSY = 0.7
 """Largest share of a film in which something happens."""
 ACTIONS = ("move", "grow", "shrink", "spin", "hop", "shake")
 """Actions during which a thing is seen from the first moment to the last."""
+PHRASINGS = 2
+"""Sentences about each actor of a training film."""
 ANNOTATORS = 3
 HIGHEST = 4
 """Largest saliency score of an annotator."""
@@ -103,8 +105,13 @@ class Film:
         return self.clips * CLIP_SECONDS
 
 
-def sample_film(rng: np.random.Generator) -> Film:
-    """Draw a film at random; every choice comes from ``rng``."""
+def sample_film(rng: np.random.Generator, training: bool = False) -> Film:
+    """Draw a film at random; every choice comes from ``rng``.
+
+    Args:
+        rng: the only source of chance.
+        training: :data:`PHRASINGS` sentences describe every actor, distractors too, instead of one some of them.
+    """
     while True:
         scene = sample_scene(rng, "demo")
         cast = [dataclasses.replace(thing, angle=0.0) for thing in scene.things]
@@ -115,7 +122,8 @@ def sample_film(rng: np.random.Generator) -> Film:
         acts = _acts(rng, scene, actors, clips)
         if acts:
             shots = _placed(rng, acts, clips)
-            asked = [number for number, (_, wanted) in enumerate(actors) if wanted]
+            asked = [number for number, (_, wanted) in enumerate(actors) if wanted or training]
+            asked = asked * (PHRASINGS if training else 1)
             queries = [_query(rng, scene, number, shots) for number in asked]
             return Film(scene, clips, tuple(shots), tuple(query for query in queries if query))
 

@@ -20,7 +20,7 @@ from vlkit.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Incremented when the same seed gives other files."""
 MARKER = "world.json"
 

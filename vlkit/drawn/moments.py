@@ -14,8 +14,8 @@ from vlkit.drawn.world import SPLITS, World, generator, mapped
 from vlkit.files import write_text
 
 FILM_STREAM = 50
-PER_IMAGE = {"train": 0.08, "val": 0.15, "test": 0.1}
-"""Films per image of the split: 160 + 30 + 50 in a medium world."""
+PER_IMAGE = {"train": 0.16, "val": 0.15, "test": 0.1}
+"""Films per image of the split: 320 + 30 + 50 in a medium world."""
 LEAST = 3
 """Films of a split at least."""
 
@@ -38,7 +38,7 @@ def write_moments(world: World, folder: Path) -> None:
 
 def _draw_film(item: tuple[str, int], seed: int, folder: Path, side: int) -> list[dict[str, Any]]:
     split, index = item
-    film = sample_film(generator(seed, split, index, FILM_STREAM))
+    film = sample_film(generator(seed, split, index, FILM_STREAM), training=split == "train")
     name = f"film{SPLITS[split]}{index:04d}"
     write_mp4(folder / FOLDER / f"{name}.mp4", film_frames(film, side), RATE, SETTINGS)
     return described(film, name)

@@ -91,7 +91,12 @@ class R2Block(nn.Module):
         self.temporal = temporal or TemporalLayer(width, heads, ratio, drop_path, positions)
 
     def forward(
-        self, video: Sequence[ReadTokens | Tensor], query: Sequence[Tensor], video_mask: Tensor, query_mask: Tensor
+        self,
+        video: Sequence[ReadTokens | Tensor],
+        query: Sequence[Tensor],
+        video_mask: Tensor,
+        query_mask: Tensor,
+        hint: Tensor | None = None,
     ) -> Refined:
         """Refine the clips of B videos for one query each.
 
@@ -101,6 +106,7 @@ class R2Block(nn.Module):
             query: k layers [B, L, Dq], shallow to deep; padding is 0.
             video_mask: bool [B, T], True = real clip.
             query_mask: bool [B, L], True = real token.
+            hint: [B, T, C], added to what enters each step (ours; published: None).
         """
         if not len(video) == len(query) == self.steps:
             raise ValueError(f"{len(video)} video and {len(query)} query layers; this block reads {self.steps}")
@@ -110,6 +116,8 @@ class R2Block(nn.Module):
             read, mapped = _reader(video[i]), self.query_map(query[i])
             summary, pooled = self._pool(read, mapped, video_mask, query_mask)
             entered = summary + self.scale[i].tanh() * pooled
+            if hint is not None:
+                entered = entered + hint.to(entered.dtype)
             if state is not None and self.gate is not None:
                 gate = self.gate[i].sigmoid()
                 entered = gate * entered + (1 - gate) * state

@@ -7,7 +7,7 @@ around it, its two offsets, in units of the stride, where that moment begins and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -19,6 +19,7 @@ from vlkit.adapters.r2.block import Refined
 from vlkit.errors import UserError
 
 NORM_EPS = 1e-5
+AtPoints = Callable[[list[int], tuple[int, ...]], Tensor]
 
 
 @dataclass
@@ -29,6 +30,9 @@ class MomentOptions:
     """Width C of the clip states."""
     strides: tuple[int, ...] = (1, 2, 4, 8)
     """Strides of the pyramid's levels in clips: ascending powers of 2, the first is 1."""
+    match: bool = False
+    """Begin with the similarity of each clip and the query in the base's joint space, where both towers have one: it
+    enters the block and the class scores (published: without)."""
 
     def __post_init__(self) -> None:
         self.strides = tuple(self.strides)
@@ -81,8 +85,16 @@ class MomentHeads(nn.Module):
         self.boundaries = ConvHead(width, 2) if boundaries else None
         self.coefficients = nn.Parameter(torch.ones(len(self.strides))) if boundaries else None
 
-    def forward(self, refined: Refined, video_mask: Tensor, query_mask: Tensor) -> Predictions:
-        """Predictions for refined clips; masks bool [B, T] and [B, L], True = real."""
+    def forward(
+        self, refined: Refined, video_mask: Tensor, query_mask: Tensor, start: AtPoints | None = None
+    ) -> Predictions:
+        """Predictions for refined clips.
+
+        Args:
+            refined: states of clips and query.
+            video_mask, query_mask: bool [B, T] and [B, L], True = real.
+            start: (points of each level, their strides) -> [B, N], added to the class logits.
+        """
         with torch.autocast(refined.frames.device.type, enabled=False):
             frames, clips, query, queries = (
                 _at_least_float(x) for x in (refined.frames, refined.clips, refined.query, refined.queries)
@@ -90,6 +102,8 @@ class MomentHeads(nn.Module):
             x = frames.relu()  # published: the state itself is rectified, so the saliency reads this too
             levels = self.pyramid(x, video_mask)
             logits = torch.cat([self.classes(level).squeeze(2) for level, _ in levels], dim=1)
+            if start is not None:
+                logits = logits + start([level.shape[1] for level, _ in levels], self.strides)
             offsets = None
             if self.boundaries is not None and self.coefficients is not None:
                 found = (

@@ -18,11 +18,12 @@ from vlkit.adapters.r2.options import R2Options
 from vlkit.adapters.r2.temporal import TemporalLayer
 from vlkit.data.video.frame_batch import Frames
 from vlkit.encoders.bases import ClipBase, Preprocess
-from vlkit.encoders.staged import Stream
+from vlkit.encoders.staged import StagedEncoder, Stream
 from vlkit.errors import UserError
 from vlkit.tap_cache.rows import TapBatch
 from vlkit.tasks.gradient_cache import encode_twice
-from vlkit.tasks.moment_retrieval.head import MomentHeads, MomentOptions, Predictions
+from vlkit.tasks.moment_retrieval.head import AtPoints, MomentHeads, MomentOptions, Predictions
+from vlkit.tasks.moment_retrieval.match import QueryMatch
 
 METHODS: dict[str, type[MethodOptions]] = {"r2": R2Options, **ADAPTERS}
 """``--adapter.kind`` of this task: R2-Tuning, or any method for one tower in its place."""
@@ -38,6 +39,7 @@ class MomentModel(nn.Module):
         image, text: adapted towers; for R2-Tuning they read the last layers (:class:`LastLayers`).
         block: :class:`R2Block`, or :class:`FrameBlock` for methods that adapt each tower.
         heads: see :class:`MomentHeads`.
+        match: similarities in the joint space as a start; None without.
         preprocess: mean and standard deviation of the pixels.
     """
 
@@ -45,10 +47,16 @@ class MomentModel(nn.Module):
     std: Tensor
 
     def __init__(
-        self, image: Any, text: Any, block: R2Block | FrameBlock, heads: MomentHeads, preprocess: Preprocess
+        self,
+        image: Any,
+        text: Any,
+        block: R2Block | FrameBlock,
+        heads: MomentHeads,
+        match: QueryMatch | None,
+        preprocess: Preprocess,
     ) -> None:
         super().__init__()
-        self.image, self.text, self.block, self.heads = image, text, block, heads
+        self.image, self.text, self.block, self.heads, self.match = image, text, block, heads, match
         for name in ("mean", "std"):
             values = torch.tensor(getattr(preprocess, name), dtype=torch.float32).view(3, 1, 1)
             self.register_buffer(name, values, persistent=False)
@@ -58,26 +66,44 @@ class MomentModel(nn.Module):
         mask = frames.mask.to(self.mean.device)
         rows = frames.rows.to(self.mean.device)
         if isinstance(self.block, R2Block):
-            query, query_mask = self._query_layers(ids)
-            refined = self.block(self._video_layers(frames, rows, mask), query, mask, query_mask)
+            whole, query, query_mask = self._query_layers(ids)
+            embeddings, layers = self._video_layers(frames, rows, mask)
+            hint, start = self._matched(embeddings, whole, rows, mask)
+            refined = self.block(layers, query, mask, query_mask, hint)
         else:
             flat = self._frame_features(frames)
-            grid = flat.index_select(0, rows.flatten()).view(*mask.shape, -1) * mask.unsqueeze(-1)
-            tokens, query_mask = self._query_tokens(ids)
-            refined = self.block(grid, tokens, mask, query_mask)
-        return self.heads(refined, mask, query_mask)
+            whole, tokens, query_mask = self._query_tokens(ids)
+            hint, start = self._matched(flat, whole, rows, mask)
+            refined = self.block(_by_video(flat, rows, mask), tokens, mask, query_mask, hint)
+        return self.heads(refined, mask, query_mask, start)
+
+    def _matched(
+        self, frames: Tensor | None, query: Tensor | None, rows: Tensor, mask: Tensor
+    ) -> tuple[Tensor | None, AtPoints | None]:
+        """The hint for the block and the start of the class scores, from embeddings [F, E] and [B, E]."""
+        if self.match is None or frames is None or query is None:
+            return None, None
+        hint, standard = self.match(_by_video(frames, rows, mask), query, mask)
+        return hint, partial(self.match.at_points, standard)
 
     # --- R2-Tuning: raw layers ---
 
-    def _query_layers(self, ids: Tensor | TapBatch) -> tuple[list[Tensor], Tensor]:
-        """k layers [B, L, D], padding 0, and the mask bool [B, L]."""
+    def _query_layers(self, ids: Tensor | TapBatch) -> tuple[Tensor | None, list[Tensor], Tensor]:
+        """The base's embedding [B, E] (None without matching), k layers [B, L, D], padding 0, the mask bool [B, L]."""
         stream, taps = self.text.read(ids)
         layers = list(taps) if isinstance(ids, TapBatch) else taps
         mask = _mask_of(stream)
-        return [tap.hidden * mask.unsqueeze(2) for tap in layers], mask
+        return self._pooled(self.text.base, stream), [tap.hidden * mask.unsqueeze(2) for tap in layers], mask
 
-    def _video_layers(self, frames: Frames, rows: Tensor, mask: Tensor) -> list[ReadTokens | Tensor]:
-        """k functions that read the tokens of a part of the videos."""
+    @torch.no_grad()
+    def _pooled(self, tower: StagedEncoder, stream: Stream) -> Tensor | None:
+        """[N, E], the frozen embedding of a final state; None without matching."""
+        return None if self.match is None else tower.pool(stream).float()
+
+    def _video_layers(
+        self, frames: Frames, rows: Tensor, mask: Tensor
+    ) -> tuple[Tensor | None, list[ReadTokens | Tensor]]:
+        """The base's embeddings [F, E] (None without matching), and k functions that read the tokens of a part."""
         if isinstance(frames.pixels, TapBatch):
             batch = cast(TapBatch, frames.pixels.to(mask.device))
             count = len(batch.layout.taps)
@@ -87,7 +113,8 @@ class MomentModel(nn.Module):
                 part = batch.pick(places)
                 return _grid(part.streams(self.image.base)[1][number], mask[:, start:stop])
 
-            return [partial(cached, number) for number in range(count)]
+            final = None if self.match is None else self._pooled(self.image.base, batch.streams(self.image.base)[0])
+            return final, [partial(cached, number) for number in range(count)]
         layers = self._read_frames(frames)
 
         def read(number: int, start: int, stop: int) -> Tensor:
@@ -95,7 +122,7 @@ class MomentModel(nn.Module):
             stream = layers[number]
             return _grid(stream.replace(hidden=stream.hidden.index_select(0, places)), mask[:, start:stop])
 
-        return [partial(read, number) for number in range(len(layers))]
+        return self._pooled(self.image.base, layers[-1]), [partial(read, number) for number in range(len(layers))]
 
     def _read_frames(self, frames: Frames) -> list[Stream]:
         """The layers of all frames, read in chunks, without gradient."""
@@ -116,16 +143,18 @@ class MomentModel(nn.Module):
         given = pixels.to(self.mean.device) if isinstance(pixels, TapBatch) else self._pixels(pixels)
         return self.image(given).pooled
 
-    def _query_tokens(self, ids: Tensor | TapBatch) -> tuple[Tensor, Tensor]:
-        """Tokens [B, L, D] and their mask; the pooled embedding as one token for methods that adapt nothing else."""
+    def _query_tokens(self, ids: Tensor | TapBatch) -> tuple[Tensor | None, Tensor, Tensor]:
+        """The embedding [B, E] (None without matching), tokens [B, L, D] and their mask; the embedding is the one token
+        for methods that adapt nothing else.
+        """
         encoded: Encoded = self.text(ids)
         if self.block.reads_tokens:  # type: ignore[union-attr]
             tokens = encoded.tokens
             mask = encoded.mask
             mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask
-            return tokens * mask.unsqueeze(2), mask
+            return None if self.match is None else encoded.pooled, tokens * mask.unsqueeze(2), mask
         pooled = encoded.pooled.unsqueeze(1)
-        return pooled, torch.ones(pooled.shape[:2], dtype=torch.bool, device=pooled.device)
+        return encoded.pooled, pooled, torch.ones(pooled.shape[:2], dtype=torch.bool, device=pooled.device)
 
     def _pixels(self, pixels: Tensor) -> Tensor:
         values = pixels.to(self.mean.device, non_blocking=True).float() / 255
@@ -152,13 +181,23 @@ class FrameBlock(nn.Module):
         self.query_map = token_map(query_width, width, DROPOUT)
         self.temporal = TemporalLayer(width, HEADS, drop_path=DROP_PATH)
 
-    def forward(self, video: Tensor, query: Tensor, video_mask: Tensor, query_mask: Tensor) -> Refined:
-        """Frame features [B, T, E] and query tokens [B, L, D], padding 0; masks bool [B, T], [B, L]."""
+    def forward(
+        self, video: Tensor, query: Tensor, video_mask: Tensor, query_mask: Tensor, hint: Tensor | None = None
+    ) -> Refined:
+        """Frame features [B, T, E] and query tokens [B, L, D], padding 0; masks bool [B, T], [B, L]; a state for each
+        clip [B, T, C] to begin with.
+        """
         if self.endpoints:
             video = torch.cat([video, endpoints_of(video_mask).to(video.dtype)], dim=-1)
         clips, tokens = self.video_map(video), self.query_map(query)
-        frames = self.temporal(clips, tokens, video_mask, query_mask)
+        entered = clips if hint is None else clips + hint.to(clips.dtype)
+        frames = self.temporal(entered, tokens, video_mask, query_mask)
         return Refined(frames, tokens, clips.unsqueeze(0), tokens.unsqueeze(0))
+
+
+def _by_video(flat: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
+    """Frames [F, E] at their rows [B, T] -> [B, T, E], 0 at padded clips."""
+    return flat.index_select(0, rows.flatten()).view(*mask.shape, -1) * mask.unsqueeze(-1)
 
 
 def _grid(stream: Stream, mask: Tensor) -> Tensor:
@@ -198,7 +237,8 @@ def build_model(base: ClipBase, adapter: MethodOptions, head: MomentOptions, mom
         query_width = base.text.token_dim if tokens else base.text.out_dim
         block = FrameBlock(base.image.out_dim, query_width, head.hidden, moments, tokens)
     heads = MomentHeads(head if moments else MomentOptions(head.hidden, (1,)), boundaries=moments)
-    return MomentModel(image, text, block, heads, base.preprocess)
+    match = QueryMatch(head.hidden) if head.match and base.image.out_dim == base.text.out_dim else None
+    return MomentModel(image, text, block, heads, match, base.preprocess)
 
 
 def adapter_config(
