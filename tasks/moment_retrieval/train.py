@@ -82,7 +82,7 @@ class Config(CachedRunConfig):
     cache: bool | Path = True
     """Store the states of the frozen towers for each video on disk, in this folder or (true) in vlkit's cache folder;
     its size is logged first. Methods that train inside the base run without."""
-    epochs: int = 2
+    epochs: int = 3
     batch_size: int = 8
     """Queries per step, all processes together."""
     lr: float = 2e-3
