@@ -112,9 +112,7 @@ def test_a_huge_member_is_refused_before_it_is_unpacked_and_a_false_size_while_i
 
 
 def test_foreign_tasks_and_bases_are_refused_by_name(tmp_path: Path, models: Models):
-    assert "task 'moment_retrieval', and no tab" in refused(
-        models, zipped(tmp_path / "task.zip", adapter(task="moment_retrieval"))
-    )
+    assert "task 'captioning', and no tab" in refused(models, zipped(tmp_path / "task.zip", adapter(task="captioning")))
     base = json.loads((SHIPPED["retrieval"] / CONFIG_FILE).read_text())["base"]
     for load in (f"ViT-B-32:{tmp_path}/weights.pt", "local-dir:/etc", "ViT-bigG-14"):
         other = {tower: {**about, "load": load} for tower, about in base.items()}
