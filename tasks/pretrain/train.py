@@ -46,7 +46,7 @@ from vlkit.tasks.contrastive import require_negatives
 from vlkit.tasks.pretrain.denoising import Denoising
 from vlkit.tasks.pretrain.objective import Objective
 from vlkit.tasks.pretrain.pool import Pool, batches, timed_batches
-from vlkit.tasks.pretrain.state import load_resume, save_resume, save_weights
+from vlkit.tasks.pretrain.state import load_resume, load_weights, save_resume, save_weights
 from vlkit.tasks.pretrain.styles_eval import draw_styles, recalls, style_metrics
 
 PLACE = ("output", "device", "workers", "evaluate_every", "scenes")
@@ -93,6 +93,10 @@ class Config:
     """Weight of the loss of these patch tokens."""
     prefixes: float = 0.5
     """Share of texts of which T5 reads the beginning and writes the rest; in the others it fills in removed spans."""
+    rewrites: float = 0.0
+    """Share of texts of which T5 reads one caption of a scene and writes another, shorter one."""
+    start: Path | None = None
+    """Weights to start from (model.safetensors of a run); default: random."""
     scenes: int = 1000
     """Held-out scenes of each style in the last evaluation."""
 
@@ -186,7 +190,7 @@ def t5_job(config: Config, device: torch.device) -> Job:
     """Denoising: the model writes the spans that were removed from a text, or the rest of a text."""
     tokenizer = tiny_t5_tokenizer()
     model = new_tiny_t5(tokenizer).to(device)
-    collate = Denoising(tokenizer, config.prefixes)
+    collate = Denoising(tokenizer, config.prefixes, config.rewrites)
 
     def loss(batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         source, mask, target = (tensor.to(device) for tensor in batch)
@@ -199,12 +203,16 @@ def t5_job(config: Config, device: torch.device) -> Job:
 
     @torch.no_grad()
     def evaluate() -> dict[str, float]:
-        return {"denoising_perplexity": perplexity(0.0), "prefix_perplexity": perplexity(1.0)}
+        return {
+            "denoising_perplexity": perplexity(0.0, 0.0),
+            "prefix_perplexity": perplexity(1.0, 0.0),
+            "rewriting_perplexity": perplexity(0.0, 1.0),
+        }
 
-    def perplexity(prefixes: float) -> float:
+    def perplexity(*shares: float) -> float:
         texts = PretrainingTexts(config.seed, VALIDATION, 2000)
         total, tokens = 0.0, 0
-        for batch in DataLoader(texts, 200, collate_fn=Denoising(tokenizer, prefixes)):
+        for batch in DataLoader(texts, 200, collate_fn=Denoising(tokenizer, *shares)):
             count = int((batch[2] != -100).sum())
             total, tokens = total + loss(batch).item() * count, tokens + count
         return math.exp(total / tokens)
@@ -224,6 +232,8 @@ def main(config: Config) -> None:
     rest = [p for p in job.model.parameters() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=device.type == "cuda" or None)
+    if config.start:
+        load_weights(config.start, job.model)
     done, seconds = resume(config, job, optimizer)
     train(config, job, optimizer, device, done, seconds)
     print(json.dumps(json.loads((config.output / "metrics.json").read_text(encoding="utf-8")), indent=2))
@@ -303,7 +313,7 @@ def save(
 
 def settings(config: Config) -> str:
     """The settings that affect the weights, as JSON, without device and speed settings."""
-    return json.dumps({k: v for k, v in asdict(config).items() if k not in PLACE})
+    return json.dumps({k: v for k, v in asdict(config).items() if k not in PLACE}, default=str)
 
 
 def resume(config: Config, job: Job, optimizer: torch.optim.Optimizer) -> tuple[int, float]:

@@ -105,3 +105,27 @@ def test_visual_embedding_against_loops() -> None:
     assert visual(grid[:, :12], table, (3, 4)).shape == (1, 12, 8)  # smaller than the side: not pooled
     with pytest.raises(ValueError, match="do not fill"):
         visual(grid, table, images=3)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in WRITERS if not ADAPTERS[kind].joint_side_network])
+def test_visual_tokens_join_the_memory_at_its_scale(kind: str) -> None:
+    """They skip the encoder, so its final norm must reach them: larger ones drowned the text and the attention."""
+    model, ids = stacks(kind), tiny.padded_ids((5,))
+    visual = torch.randn(1, 3, model.decoder.base.token_dim)
+    with torch.no_grad():
+        memory, louder = (model.text.read(ids, scale * visual).side[:, 5:] for scale in (1, 50))
+    torch.testing.assert_close(memory, louder, atol=1e-4, rtol=1e-4)
+
+
+def test_visual_tokens_differ_by_content_at_the_start() -> None:
+    torch.manual_seed(0)
+    visual, table = VisualEmbedding(16, 64, side=6), torch.randn(50, 64)
+    grid = torch.randn(20, 36, 16)
+
+    def share() -> float:
+        tokens = visual(grid, table).detach()
+        return float(tokens.var(dim=0).mean() / tokens.square().mean())
+
+    published = share()
+    visual.start_with_content()
+    assert published < 0.5 and share() > 0.85

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from helpers.scripts import call, load_script, refuse
 from vlkit.cli.config import parse
 from vlkit.drawn.styled_samples import TRAIN, StyledChunks
-from vlkit.encoders.tiny import ASSETS, CLIP_FILE, TinyTokenizer, new_tiny_clip, vocabulary
+from vlkit.encoders.tiny import ASSETS, CLIP_FILE, TinyTokenizer, new_tiny_clip, tiny_t5_tokenizer, vocabulary
+from vlkit.tasks.pretrain.denoising import Denoising
 from vlkit.tasks.pretrain.objective import Objective, patch_weights
 from vlkit.tasks.pretrain.pool import Collate, Pool, batches, varied
 from vlkit.tasks.pretrain.styles_eval import draw_styles, style_metrics
@@ -152,6 +153,7 @@ def test_a_run_by_the_clock_ends_with_its_schedule_done(tmp_path: Path) -> None:
         (("--world", "styles", "--model", "t5"), "--model clip"),
         (("--minutes", 1), "--world styles"),
         (("--world", "styles", "--batch_size", 8, "--reuse", 3), "divisor"),
+        (("--model", "t5", "--device", "cpu", "--start", ASSETS / CLIP_FILE), "another model"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(words: tuple[object, ...], part: str, tmp_path: Path) -> None:
@@ -165,3 +167,14 @@ def test_the_base_of_many_styles_knows_them(tokenizer: TinyTokenizer) -> None:
     metrics = style_metrics(objective, draw_styles(77, tokenizer, 0, ("hand-drawn", "mixed", "hatched"), 60))
     assert metrics["lowest_r1_seen"] >= 95 and metrics["lowest_r1_held_out"] >= 95
     assert metrics["patch_probe"] >= 70
+
+
+def test_a_caption_is_written_from_the_longer_one_of_its_scene() -> None:
+    tokenizer, pair = tiny_t5_tokenizer(), ("a cat", "we see a red cat on the left")
+    source, mask, target = Denoising(tokenizer, prefixes=0.0, rewrites=1.0)([pair])
+    assert tokenizer.batch_decode(source, skip_special_tokens=True)[0].strip() == pair[1]
+    assert tokenizer.batch_decode(target, skip_special_tokens=True)[0].strip() == pair[0]
+    assert mask.all() and source[0, -1] == target[0, -1] == tokenizer.eos_token_id
+    joined = tokenizer(" ".join(pair), add_special_tokens=False).input_ids
+    source, _, target = Denoising(tokenizer, prefixes=1.0)([pair])  # the other objectives read both, joined
+    assert [*source[0, :-1].tolist(), *target[0, :-1].tolist()] == joined

@@ -75,10 +75,13 @@ class TunedReader(TunedEncoder):
     """A tuned encoder of an encoder-decoder, a :class:`vlkit.adapters.stacks.TextReader`."""
 
     def read(self, ids: Tensor, visual: Tensor | None = None) -> Memory:
-        """The encoder's output of the text, followed by the visual tokens."""
+        """The encoder's output of the text, followed by the visual tokens, scaled by the encoder's final norm."""
         encoded = self(ids)
         memory = Memory(encoded.tokens, encoded.tokens, encoded.mask)
-        return memory if visual is None else memory.with_tokens(visual)
+        if visual is None:
+            return memory
+        trunk: Any = self.base.trunk
+        return memory.with_tokens(trunk.final_layer_norm(visual))
 
 
 class TunedWriter(TunedEncoder):

@@ -44,8 +44,8 @@ class PretrainingPairs(Dataset[tuple[Tensor, str]]):
         return torch.from_numpy(np.asarray(draw(scene)).copy()).permute(2, 0, 1), text
 
 
-class PretrainingTexts(Dataset[str]):
-    """Only captions, two of one scene in a row; arguments as :class:`PretrainingPairs`."""
+class PretrainingTexts(Dataset[tuple[str, str]]):
+    """Only captions, two of each scene; arguments as :class:`PretrainingPairs`."""
 
     def __init__(self, seed: int, split: int, count: int, first: int = 0) -> None:
         self.seed, self.split, self.count, self.first = seed, split, count, first
@@ -53,6 +53,6 @@ class PretrainingTexts(Dataset[str]):
     def __len__(self) -> int:
         return self.count - self.first
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: int) -> tuple[str, str]:
         scene, rng = scene_and_rng(self.seed, self.split, self.first + index)
-        return f"{caption(scene, rng)} {caption(scene, rng)}"
+        return caption(scene, rng), caption(scene, rng)

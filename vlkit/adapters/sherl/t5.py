@@ -61,9 +61,9 @@ class SherlT5Encoder(nn.Module):
         return Memory(frozen, self.dropout(side), stream.mask)
 
     def read(self, ids: Tensor, visual: Tensor | None = None) -> Memory:
-        """See :class:`vlkit.adapters.stacks.TextReader`; visual tokens join the side memory as they are."""
+        """See :class:`vlkit.adapters.stacks.TextReader`; the side norm gives visual tokens the scale of the memory."""
         memory = self(ids)
-        return memory if visual is None else memory.with_tokens(visual)
+        return memory if visual is None else memory.with_tokens(self.norm(visual))
 
 
 class SherlT5Decoder(nn.Module):

@@ -64,7 +64,10 @@ def build_model(base: ClipBase, text: TextSide, adapter: MethodOptions, head: Ca
     t5 = writing_base(text)
     reader, writer = adapter.build_stacks(t5.encoder, t5.decoder)
     image = None if head.blind else adapter.for_cells().build(base.image, "tokens")
-    return ImageWriter(image, reader, writer, VisualEmbedding(base.image.token_dim, t5.encoder.token_dim, head.cells))
+    visual = VisualEmbedding(base.image.token_dim, t5.encoder.token_dim, head.cells)
+    if not adapter.joint_side_network:
+        visual.start_with_content()
+    return ImageWriter(image, reader, writer, visual)
 
 
 def identity_of(base: ClipBase, text: TextSide) -> dict[str, dict[str, Any]]:

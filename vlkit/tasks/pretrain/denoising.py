@@ -1,8 +1,10 @@
-"""The two objectives of the T5 base: span corruption, and writing on from a prefix.
+"""The objectives of the T5 base: span corruption, writing on from a prefix, and writing a text again in other words.
 
 Span corruption (T5, section 3.1.4) asks for pieces of a few tokens. A decoder that has seen nothing else never wrote a
 sentence, and captioning and text-to-text tasks ask a frozen one for sentences; prefix language modelling (T5, section
-3.2.3; the S-denoiser of UL2) teaches that.
+3.2.3; the S-denoiser of UL2) teaches that. Neither asks for
+a word that the encoder has read, as captioning does. Writing one caption of a scene from another one asks for such words
+(multi-task pre-training, T5, section 3.5.3).
 """
 
 from __future__ import annotations
@@ -18,26 +20,33 @@ from vlkit.encoders.tiny import SENTINELS
 
 
 class Denoising:
-    """Collates texts into sources and their targets.
+    """Collates pairs of texts that say the same into sources and their targets.
 
     Args:
         tokenizer: of the T5, with its sentinels.
-        prefixes: share of the texts that are cut in two at a random place: the source is the first part (it may be
-            empty), the target the rest. In the others, 15 % of the tokens, in spans of about three, become sentinels.
+        prefixes: share of the pairs, joined, that are cut in two at a random place: the source is the first part (it
+            may be empty), the target the rest.
+        rewrites: share of the pairs of which the longer text is the source and the other one the target. In the pairs
+            that are left, joined, 15 % of the tokens, in spans of about three, become sentinels.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, prefixes: float = 0.0) -> None:
-        self.tokenizer, self.prefixes = tokenizer, prefixes
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, prefixes: float = 0.0, rewrites: float = 0.0) -> None:
+        self.tokenizer, self.prefixes, self.rewrites = tokenizer, prefixes, rewrites
         self.sentinels: Any = tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(SENTINELS)])
 
-    def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, texts: list[tuple[str, str]]) -> tuple[Tensor, Tensor, Tensor]:
         """Ids [B, L], their mask [B, L], and targets [B, M] with -100 as padding, all int64 but the mask (bool)."""
         # The corruption is seeded by the texts, so it is the same in every process.
-        rng = np.random.default_rng(np.frombuffer("".join(texts).encode(), dtype=np.uint8)[:4096])
+        joined = [" ".join(pair) for pair in texts]
+        rng = np.random.default_rng(np.frombuffer("".join(joined).encode(), dtype=np.uint8)[:4096])
         pairs = []
-        for text in texts:
+        for pair, text in zip(texts, joined, strict=True):
+            draw = rng.random()
+            if self.prefixes <= draw < self.prefixes + self.rewrites:
+                pairs.append([self.tokenizer(one).input_ids for one in sorted(pair, key=len, reverse=True)])
+                continue
             ids = self.tokenizer(text, add_special_tokens=False).input_ids
-            pairs.append(self._cut(ids, rng) if rng.random() < self.prefixes else self._corrupt(ids, rng))
+            pairs.append(self._cut(ids, rng) if draw < self.prefixes else self._corrupt(ids, rng))
         source, target = (
             nn.utils.rnn.pad_sequence([torch.tensor(p[i]) for p in pairs], True, v) for i, v in ((0, 0), (1, -100))
         )

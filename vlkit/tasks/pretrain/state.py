@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlkit.errors import UserError
@@ -18,6 +18,24 @@ def save_weights(folder: Path, model: nn.Module) -> None:
     half = {name: tensor.half().contiguous() for name, tensor in unique_state(model).items()}
     with whole_file(folder / "model.safetensors") as path:
         save_file(half, path)
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Load what :func:`save_weights` wrote.
+
+    Raises:
+        UserError: there is no such file, or it holds the weights of another model.
+    """
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"--start {path}: no weights ({error}); give model.safetensors of a run") from None
+    expected = {name: tensor.shape for name, tensor in unique_state(model).items()}
+    if {name: tensor.shape for name, tensor in tensors.items()} != expected:
+        raise UserError(
+            f"--start {path}: holds the weights of another model; give those of a run with the same --model"
+        )
+    model.load_state_dict(tensors, strict=False)
 
 
 def save_resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, facts: dict[str, str]) -> None:
