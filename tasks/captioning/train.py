@@ -55,7 +55,7 @@ class Config(RunConfig):
     epochs: int = 4
     batch_size: int = 32
     """Images per step with their captions, all processes together."""
-    lr: float = 1e-2
+    lr: float = 3e-3
 
 
 def main(config: Config) -> None:

@@ -3,8 +3,8 @@
 Span corruption (T5, section 3.1.4) asks for pieces of a few tokens. A decoder that has seen nothing else never wrote a
 sentence, and captioning and text-to-text tasks ask a frozen one for sentences; prefix language modelling (T5, section
 3.2.3; the S-denoiser of UL2) teaches that. Neither asks for
-a word that the encoder has read, as captioning does. Writing one caption of a scene from another one asks for such words
-(multi-task pre-training, T5, section 3.5.3).
+a word that the encoder has read, as captioning does. Writing one caption of a scene from another one asks for such
+words (multi-task pre-training, T5, section 3.5.3).
 """
 
 from __future__ import annotations
