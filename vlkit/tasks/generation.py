@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import NoRepeatNGramLogitsProcessor
 
 from vlkit.adapters.stacks import Memory, Past
 from vlkit.tasks.visual_embedding import VisualEmbedding
@@ -121,6 +122,7 @@ def beam_search(
     beams: int,
     max_tokens: int,
     length_power: float = 0.0,
+    no_repeat: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The most probable texts by beam search; each step runs the new tokens only.
 
@@ -131,6 +133,7 @@ def beam_search(
         max_tokens: longest text, end token included.
         length_power: the final order is by log probability / length ** ``length_power``. 0 prefers short texts, 1
             compares means per token.
+        no_repeat: a run of this many tokens is written once in a text; 0 = no such rule.
 
     Returns:
         Ids [B, K, T] int64 (without the start token, padded) and log probabilities [B, K] float32 (of the whole text,
@@ -145,6 +148,8 @@ def beam_search(
     past = Past()
     for _ in range(max_tokens):
         step = model.decode(wide, ids[:, -1:], past)[:, -1].log_softmax(-1)
+        if no_repeat:
+            step = NoRepeatNGramLogitsProcessor(no_repeat)(ids, step)
         # A finished text continues as padding, at no cost.
         only_pad = torch.full_like(step[0], -math.inf)
         only_pad[pad_id] = 0.0

@@ -89,6 +89,7 @@ class Captioner:
                 max(k, self.head.beams),
                 self.head.max_tokens,
                 self.head.length_power,
+                self.head.no_repeat,
             )
         found = []
         for rows, logs in zip(ids[:, :k].tolist(), scores[:, :k].float().exp().tolist(), strict=True):

@@ -27,6 +27,8 @@ class CaptionOptions:
     """Longest caption in tokens, end token included."""
     length_power: float = 1.0
     """Captions are ranked by log probability / length ** length_power; 0 prefers short ones."""
+    no_repeat: int = 2
+    """A run of this many tokens is written once in a caption; 0 = no such rule. A frozen decoder falls into loops."""
     blind: bool = False
     """Leave the image out: the control that knows only the language of captions."""
 
@@ -34,6 +36,8 @@ class CaptionOptions:
         for name in ("cells", "beams", "max_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"--head.{name} {getattr(self, name)}: must be at least 1")
+        if self.no_repeat < 0:
+            raise UserError(f"--head.no_repeat {self.no_repeat}: must be 0 or more tokens")
         if not self.prompt.strip():
             raise UserError("--head.prompt: is blank; give the encoder a word to read, such as caption:")
 
