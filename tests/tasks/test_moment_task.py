@@ -228,7 +228,7 @@ def test_highlight_sets_train_and_report_their_own_metric(tmp_path: Path) -> Non
 
 def test_wrong_flags_and_data_are_refused(dataset: Path, tmp_path: Path) -> None:
     script, out = "tasks/moment_retrieval/train.py", ("--output", tmp_path / "run", "--data.root", dataset)
-    assert "--adapter.last 9" in refuse(script, *out, "--adapter.last", 9)
+    assert "--adapter.last 9" in refuse(script, *out, "--adapter.kind", "r2", "--adapter.last", 9)
     assert "--head.strides" in refuse(script, *out, "--head.strides", "[1,3]")
     assert "--head.hidden 12" in refuse(script, *out, "--head.hidden", 12)
     assert "--fps 0" in refuse(script, *out, "--fps", 0)
