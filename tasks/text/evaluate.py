@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from vlkit.cli.config import run
 from vlkit.cli.show import Console, Table
@@ -16,24 +15,10 @@ from vlkit.data.text_task import task_of, text_records
 from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.tasks.after_training import AfterTraining, load_mixed, measure_others, other_datasets
-from vlkit.tasks.text.data import text_dataset
+from vlkit.tasks.text.data import TextSource, text_dataset
 from vlkit.tasks.text.evaluate import evaluate_split
 from vlkit.tasks.text.pipeline import TextPipeline
 from vlkit.tasks.text.task import TASK
-
-
-@dataclass
-class Data:
-    """Dataset to evaluate on."""
-
-    root: Path | None = None
-    """Prepared dataset; default: a demo dataset."""
-    demo: Literal["inference", "paraphrase"] = "inference"
-    """Demo dataset."""
-    size: Literal["small", "medium", "large"] = "large"
-    """Size of the demo dataset."""
-    style: Literal["plain", "drawn"] = "plain"
-    """Style of the demo dataset's scenes."""
 
 
 @dataclass(kw_only=True)
@@ -42,7 +27,7 @@ class Config(AfterTraining):
 
     model: Path
     """Run or adapter folder."""
-    data: Data = field(default_factory=Data)
+    data: TextSource = field(default_factory=TextSource)
     split: str = "test"
     """Split to evaluate; it must have labels."""
 

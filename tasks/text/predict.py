@@ -18,23 +18,9 @@ from vlkit.data.text_task import TextTask, text_records
 from vlkit.errors import UserError
 from vlkit.files import write_json, write_text
 from vlkit.tasks.load import load
-from vlkit.tasks.text.data import text_dataset
+from vlkit.tasks.text.data import TextSource, text_dataset
 from vlkit.tasks.text.evaluate import Label, label_records
 from vlkit.tasks.text.task import TASK
-
-
-@dataclass
-class Data:
-    """Dataset to label."""
-
-    root: Path | None = None
-    """Prepared dataset; default: a demo dataset."""
-    demo: Literal["inference", "paraphrase"] = "inference"
-    """Demo dataset."""
-    size: Literal["small", "medium", "large"] = "large"
-    """Size of the demo dataset."""
-    style: Literal["plain", "drawn"] = "plain"
-    """Style of the demo dataset's scenes."""
 
 
 @dataclass
@@ -47,7 +33,7 @@ class Config:
     """Label this text and print the result."""
     text2: str | None = None
     """Second text of a pair."""
-    data: Data = field(default_factory=Data)
+    data: TextSource = field(default_factory=TextSource)
     split: str = "test"
     """Split to label."""
     output: Path = Path("labels.json")

@@ -100,6 +100,12 @@ class MomentModel(nn.Module):
         """[N, E], the frozen embedding of a final state; None without matching."""
         return None if self.match is None else tower.pool(stream).float()
 
+    def _cached_embeddings(self, batch: TapBatch) -> Tensor | None:
+        """:meth:`_pooled` of cached frames, of which only a part is decoded at once."""
+        parts = [] if self.match is None else batch.split(FRAMES_AT_ONCE)
+        found = [self._pooled(self.image.base, part.streams(self.image.base)[0]) for part in parts]
+        return torch.cat(cast("list[Tensor]", found)) if found else None
+
     def _video_layers(
         self, frames: Frames, rows: Tensor, mask: Tensor
     ) -> tuple[Tensor | None, list[ReadTokens | Tensor]]:
@@ -113,8 +119,7 @@ class MomentModel(nn.Module):
                 part = batch.pick(places)
                 return _grid(part.streams(self.image.base)[1][number], mask[:, start:stop])
 
-            final = None if self.match is None else self._pooled(self.image.base, batch.streams(self.image.base)[0])
-            return final, [partial(cached, number) for number in range(count)]
+            return self._cached_embeddings(batch), [partial(cached, number) for number in range(count)]
         layers = self._read_frames(frames)
 
         def read(number: int, start: int, stop: int) -> Tensor:

@@ -21,17 +21,23 @@ Demo = Literal["inference", "paraphrase"]
 
 
 @dataclass
-class TextData:
-    """Dataset to train on."""
+class TextSource:
+    """Prepared or demo dataset of texts."""
 
     root: Path | None = None
     """Prepared dataset (data_prep/glue.py, data_prep/text.py); default: a demo dataset, made on first use."""
-    demo: Literal["inference", "paraphrase"] = "inference"
+    demo: Demo = "inference"
     """Demo dataset: whether a sentence about a drawn scene follows from another, or says the same."""
     size: Literal["small", "medium", "large"] = "large"
     """Size of the demo dataset: pairs about 400, 2,000 or 10,000 scenes."""
     style: Literal["plain", "drawn"] = "plain"
     """Style of the scenes; it changes what stands in them, not the sentences' form."""
+
+
+@dataclass
+class TextData(TextSource):
+    """Dataset to train on."""
+
     train: str = "train"
     """Split to train on."""
     validation: str = "val"
