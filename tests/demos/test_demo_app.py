@@ -141,6 +141,7 @@ def test_only_documented_endpoints_are_offered(client: Client):
     offered = set(client.view_api(print_info=False, return_format="dict")["named_endpoints"])
     tasks = {folder.name for folder in shipped_adapters()}
     of_tasks = {"vqa": "/answer", "grounding": "/ground", "video_retrieval": "/search_video"}
+    of_tasks |= {"moment_retrieval": "/moments"}
     expected = {"/search", "/search_by_picture", "/choose_captions", "/classify", "/compare", "/memory", "/about"}
     assert offered == expected | {name for task, name in of_tasks.items() if task in tasks}
 
