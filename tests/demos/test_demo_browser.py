@@ -20,6 +20,7 @@ from gradio_client import Client, handle_file
 from PIL import Image
 from test_demo_app import ITS_IMAGE, QUERY, wait_for_index
 
+from helpers.browser import choose_file
 from helpers.demo_server import demo_server
 from vlkit.drawn.album import AlbumImage, demo_album
 from vlkit.serving import shipped_adapters
@@ -173,8 +174,7 @@ def test_an_example_runs_when_clicked(page):
 def test_a_image_is_uploaded_searched_described_and_added(page, shots: Path, tmp_path: Path):
     image = demo_album().images / ITS_IMAGE
     page.get_by_role("tab", name="By image").click()
-    page.locator("#search-image input[type=file]").set_input_files(image)
-    page.locator("#search-image img").wait_for()
+    choose_file(page, "#search-image", image, arrived="img")
     page.click("#search-image-button")
     assert wait_for_images(page, 12)[0] == f"1.000 {ITS_IMAGE}"
 
@@ -191,8 +191,7 @@ def test_a_image_is_uploaded_searched_described_and_added(page, shots: Path, tmp
     page.screenshot(path=shots / "search_by_picture.png", full_page=True)
 
     page.get_by_role("tab", name="Image to text").click()
-    page.locator("#words-image input[type=file]").set_input_files(image)
-    page.locator("#words-image img").wait_for()
+    choose_file(page, "#words-image", image, arrived="img")
     page.locator("textarea").filter(visible=True).first.fill(f"a green bus\n{QUERY}\na cat on a hat")
     page.click("#words-button")
     page.locator("#words-result li").nth(2).wait_for()

@@ -12,6 +12,7 @@ from gradio_client import Client
 from test_demo_app import ITS_IMAGE, QUERY, wait_for_index
 from test_demo_browser import DESK, PATIENCE, PHONE, browser, open_tab, shots
 
+from helpers.browser import choose_file
 from helpers.demo_server import DemoServer, demo_server
 from helpers.scripts import load_script
 from vlkit.cli.config import parse
@@ -59,8 +60,7 @@ def zipped_images(path: Path) -> Path:
 def test_train_on_a_few_images_then_search_and_compare_with_the_result(browser, server, page, shots, tmp_path):
     open_tab(page, "Train")
     page.locator("#train-predicted", has_text="saved activations").wait_for()
-    page.locator("#train-files input[type=file]").set_input_files(zipped_images(tmp_path / "mine.zip"))
-    page.locator("#train-files", has_text="mine.zip").wait_for()
+    choose_file(page, "#train-files", zipped_images(tmp_path / "mine.zip"))
     page.fill("#train-name input, #train-name textarea", "few <b>")
     page.fill("#train-epochs input[type=number]", "1")
     page.locator("#train-epochs input[type=number]").blur()
@@ -112,8 +112,7 @@ def test_an_uploaded_adapter_can_be_chosen_and_a_pickle_is_refused(server, page,
         page.wait_for_selector("#search-text textarea")
         open_tab(page, "Compare")
         page.get_by_text("Add an adapter of your own").click()
-        page.locator("#adapter-files input[type=file]").set_input_files(tmp_path / f"{name}.zip")
-        page.locator("#adapter-files", has_text=f"{name}.zip").wait_for()
+        choose_file(page, "#adapter-files", tmp_path / f"{name}.zip")
         page.click("#adapter-add")
         page.get_by_text(said).first.wait_for()
     open_tab(page, "Ask")
