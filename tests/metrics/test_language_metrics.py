@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from vlkit.errors import UserError
 from vlkit.metrics.caption_text import caption_words
 from vlkit.metrics.captions import caption_metrics, cider_d, corpus_bleu, rouge_l
 from vlkit.metrics.gqa import gqa_by_type, gqa_metrics, reasoning_steps
+from vlkit.metrics.java_captions import java_caption_metrics
 from vlkit.metrics.nlvr2 import nlvr2_metrics
 
 
@@ -159,3 +161,27 @@ def test_caption_metrics_equal_the_published_scorers_where_these_are_installed()
     assert found["cider"] == pytest.approx(100 * scorers.Cider().compute_score(truth, given)[0])
     assert found["rouge_l"] == pytest.approx(100 * rouge.Rouge().compute_score(truth, given)[0])
     assert found["bleu4"] == pytest.approx(100 * bleu.Bleu(4).compute_score(truth, given, verbose=0)[0][3])
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
+def test_official_caption_metrics_with_java(caplog):
+    pytest.importorskip("pycocoevalcap")
+    captions = ["A red ball on the mat", "three cats sitting"]
+    references = [["A red dog's ball, on the mat.", "A ball lies on a mat"], ["two cats sit"]]
+    found = java_caption_metrics(captions, references)
+    assert found["meteor"] == pytest.approx(36.1592, abs=1e-3)  # METEOR 1.5's own figure for these sentences
+    words = (
+        ["a red ball on the mat", "three cats sitting"],
+        [
+            ["a red dog 's ball on the mat", "a ball lies on a mat"],
+            ["two cats sit"],
+        ],
+    )
+    assert {**found, **caption_metrics(*words, str.split)} == found
+    assert "spice" in found or "SPICE is left out" in caplog.text
+
+
+def test_metrics_that_need_java_say_so(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="java is not on the PATH; install a Java runtime"):
+        java_caption_metrics(["a"], [["a"]])

@@ -1,7 +1,7 @@
 """Caption metrics as in the COCO caption evaluation: BLEU-1..4, ROUGE-L and CIDEr-D, on the words of the caller.
 
 Written here because the one package with these definitions brings 100 MB of Java archives for its other metrics; METEOR
-and SPICE need Java and are not computed.
+and SPICE are computed by it (:mod:`vlkit.metrics.java_captions`).
 """
 
 from __future__ import annotations

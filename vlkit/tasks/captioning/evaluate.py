@@ -20,6 +20,7 @@ from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.text_side import TextSide
 from vlkit.engine.distributed import gather_objects, my_share
 from vlkit.metrics.captions import caption_metrics
+from vlkit.metrics.java_captions import java_caption_metrics
 from vlkit.tasks.captioning.model import CaptionOptions, writing_base
 from vlkit.tasks.generation import ImageWriter, beam_search
 
@@ -112,8 +113,10 @@ def caption_records(captioner: Captioner, dataset: Dataset, records: Sequence[Re
     return [everywhere[i] for i in range(len(records))]
 
 
-def evaluate_split(captioner: Captioner, dataset: Dataset, split: str) -> dict[str, float]:
-    """``cider bleu1 … bleu4 rouge_l`` of a split (:func:`vlkit.metrics.captions.caption_metrics`)."""
+def evaluate_split(captioner: Captioner, dataset: Dataset, split: str, java: bool = False) -> dict[str, float]:
+    """``cider bleu1 … bleu4 rouge_l`` of a split (:func:`vlkit.metrics.captions.caption_metrics`); with ``java``, on
+    official words, and ``meteor`` and ``spice`` (:func:`vlkit.metrics.java_captions.java_caption_metrics`).
+    """
     records = dataset.records(split)
     captions = caption_records(captioner, dataset, records, f"{split} captions")
-    return caption_metrics(captions, [record["texts"] for record in records])
+    return (java_caption_metrics if java else caption_metrics)(captions, [record["texts"] for record in records])

@@ -96,7 +96,8 @@ class MomentModel(nn.Module):
         tower, found = self.image.base, []
         for part, own in zip(frames.chunks(FRAMES_AT_ONCE), queries.split(FRAMES_AT_ONCE), strict=True):
             if isinstance(part, TapBatch):
-                state, done = part.to(own.device).streams(tower)[0], getattr(self.image, "stop", tower.depth)
+                batch = cast(TapBatch, part.to(own.device))
+                state, done = batch.streams(tower)[0], getattr(self.image, "stop", tower.depth)
             else:
                 state, done = tower.embed(in_weights_format(tower, self._pixels(part))), 0
             found.append(nearest_cells(tower, run_blocks(tower, state, done, tower.depth), own))
