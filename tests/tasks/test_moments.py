@@ -12,7 +12,6 @@ from vlkit.adapters.r2.block import TOKENS_AT_ONCE, R2Block, TokenDropout, endpo
 from vlkit.adapters.r2.temporal import DropPath
 from vlkit.data.video.frame_batch import Frames
 from vlkit.encoders.load import load_base
-from vlkit.encoders.staged import run_blocks
 from vlkit.encoders.text_side import text_side
 from vlkit.errors import UserError
 from vlkit.memory.live import LiveBytes
@@ -21,7 +20,7 @@ from vlkit.tasks.moment_retrieval.data import Timeline
 from vlkit.tasks.moment_retrieval.evaluate import Found, MomentFinder, parts_of
 from vlkit.tasks.moment_retrieval.head import MomentHeads, MomentOptions, points_of
 from vlkit.tasks.moment_retrieval.losses import MomentLoss, boundary_loss, moment_losses, saliency_loss
-from vlkit.tasks.moment_retrieval.match import QueryMatch, nearest_cells
+from vlkit.tasks.moment_retrieval.match import QueryMatch
 from vlkit.tasks.moment_retrieval.model import METHODS, MomentModel, build_model
 from vlkit.tasks.moment_retrieval.summary import summary_of
 from vlkit.tasks.moment_retrieval.targets import point_targets, positive_clips, repaired, saliency_of
@@ -58,40 +57,22 @@ def test_similarities_start_the_scores_of_clips_and_levels_whatever_the_padding(
     angles = torch.tensor([[80.0, 70.0, 10.0, 20.0, 75.0], [85.0, 10.0, 20.0, 0.0, 0.0]]).deg2rad()
     clips = torch.stack([angles.cos(), angles.sin()], dim=-1)
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    states, similar = match([clips], query, mask)
-    standard = similar[..., 0]
+    states, standard = match(clips, query, mask)
     torch.testing.assert_close(standard.sum(1), torch.zeros(2))
     assert standard[0].argmax() == 2 and standard[1].argmax() == 0
     assert not states[1, 3:].any() and not standard[1, 3:].any()
-    alone, same = match([clips[1:, :3]], query[1:], mask[1:, :3])
-    torch.testing.assert_close(same[0, :, 0], standard[1, :3])
+    alone, same = match(clips[1:, :3], query[1:], mask[1:, :3])
+    torch.testing.assert_close(same[0], standard[1, :3])
     torch.testing.assert_close(alone[0], states[1, :3])
-    points = match.at_points(similar, [5, 2, 1], (1, 2, 4)) / match.gain
+    points = match.at_points(standard, [5, 2, 1], (1, 2, 4)) / match.gain
     torch.testing.assert_close(points[:, :5], standard)
     torch.testing.assert_close(points[:, 5:7], standard[:, :4].unflatten(1, (2, 2)).mean(2))
     torch.testing.assert_close(points[:, 7], standard[:, :4].mean(1))
 
 
-def test_a_thing_in_one_cell_of_a_frame_is_found_by_it() -> None:
-    """Two frames whose means agree: only the first has a cell that shows what the query names."""
-    tower = load_base("tiny").image
-    query = torch.randn(1, tower.joint_dim)
-    with torch.no_grad():
-        state = run_blocks(tower, tower.embed(torch.randn(3, 3, 96, 96)), 0, tower.depth)
-        cells = tower.project(tower.tokens(state))[:, -36:]
-        found = nearest_cells(tower, state, query.expand(3, -1))
-    cosines = torch.cosine_similarity(cells, query[:, None], dim=-1)
-    torch.testing.assert_close(torch.cosine_similarity(found, query, dim=-1), cosines.amax(1))
-    states, similar = QueryMatch(4, views=2)(
-        [torch.ones(1, 3, tower.joint_dim), found[None]], query, torch.ones(1, 3, dtype=torch.bool)
-    )
-    assert similar.shape == (1, 3, 2) and not similar[..., 0].any()
-    assert similar[0, :, 1].argmax() == cosines.amax(1).argmax() and states.shape == (1, 3, 4)
-
-
 def test_clips_that_look_alike_say_nothing() -> None:
     clips = torch.ones(1, 4, 3) + 1e-5 * torch.randn(1, 4, 3)
-    _, standard = QueryMatch(4)([clips], torch.ones(1, 3), torch.ones(1, 4, dtype=torch.bool))
+    _, standard = QueryMatch(4)(clips, torch.ones(1, 3), torch.ones(1, 4, dtype=torch.bool))
     assert standard.abs().max() < 0.01
 
 

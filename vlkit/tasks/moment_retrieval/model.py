@@ -18,12 +18,12 @@ from vlkit.adapters.r2.options import R2Options
 from vlkit.adapters.r2.temporal import TemporalLayer
 from vlkit.data.video.frame_batch import Frames
 from vlkit.encoders.bases import ClipBase, Preprocess
-from vlkit.encoders.staged import StagedEncoder, Stream, in_weights_format, run_blocks
+from vlkit.encoders.staged import StagedEncoder, Stream
 from vlkit.errors import UserError
 from vlkit.tap_cache.rows import TapBatch
 from vlkit.tasks.gradient_cache import encode_twice
 from vlkit.tasks.moment_retrieval.head import AtPoints, MomentHeads, MomentOptions, Predictions
-from vlkit.tasks.moment_retrieval.match import QueryMatch, nearest_cells
+from vlkit.tasks.moment_retrieval.match import QueryMatch
 
 METHODS: dict[str, type[MethodOptions]] = {"r2": R2Options, **ADAPTERS}
 """``--adapter.kind`` of this task: R2-Tuning, or any method for one tower in its place."""
@@ -68,40 +68,23 @@ class MomentModel(nn.Module):
         if isinstance(self.block, R2Block):
             whole, query, query_mask = self._query_layers(ids)
             embeddings, layers = self._video_layers(frames, rows, mask)
-            hint, start = self._matched(frames, embeddings, whole, rows, mask)
+            hint, start = self._matched(embeddings, whole, rows, mask)
             refined = self.block(layers, query, mask, query_mask, hint)
         else:
             flat = self._frame_features(frames)
             whole, tokens, query_mask = self._query_tokens(ids)
-            hint, start = self._matched(frames, flat, whole, rows, mask)
+            hint, start = self._matched(flat, whole, rows, mask)
             refined = self.block(_by_video(flat, rows, mask), tokens, mask, query_mask, hint)
         return self.heads(refined, mask, query_mask, start)
 
     def _matched(
-        self, frames: Frames, embeddings: Tensor | None, query: Tensor | None, rows: Tensor, mask: Tensor
+        self, frames: Tensor | None, query: Tensor | None, rows: Tensor, mask: Tensor
     ) -> tuple[Tensor | None, AtPoints | None]:
         """The hint for the block and the start of the class scores, from embeddings [F, E] and [B, E]."""
-        if self.match is None or embeddings is None or query is None:
+        if self.match is None or frames is None or query is None:
             return None, None
-        views = [embeddings]
-        if self.match.views > 1:
-            owners = mask.nonzero()[:, 0]  # frames lie video after video
-            views.append(self._nearest_cells(frames, query.detach()[owners]))
-        hint, standard = self.match([_by_video(view, rows, mask) for view in views], query, mask)
+        hint, standard = self.match(_by_video(frames, rows, mask), query, mask)
         return hint, partial(self.match.at_points, standard)
-
-    @torch.no_grad()
-    def _nearest_cells(self, frames: Frames, queries: Tensor) -> Tensor:
-        """See :func:`nearest_cells`; the frozen tower runs once more where its last state is not cached."""
-        tower, found = self.image.base, []
-        for part, own in zip(frames.chunks(FRAMES_AT_ONCE), queries.split(FRAMES_AT_ONCE), strict=True):
-            if isinstance(part, TapBatch):
-                batch = cast(TapBatch, part.to(own.device))
-                state, done = batch.streams(tower)[0], getattr(self.image, "stop", tower.depth)
-            else:
-                state, done = tower.embed(in_weights_format(tower, self._pixels(part))), 0
-            found.append(nearest_cells(tower, run_blocks(tower, state, done, tower.depth), own))
-        return torch.cat(found)
 
     # --- R2-Tuning: raw layers ---
 
@@ -259,9 +242,7 @@ def build_model(base: ClipBase, adapter: MethodOptions, head: MomentOptions, mom
         query_width = base.text.token_dim if tokens else base.text.out_dim
         block = FrameBlock(base.image.out_dim, query_width, head.hidden, moments, tokens)
     heads = MomentHeads(head if moments else MomentOptions(head.hidden, (1,)), boundaries=moments)
-    match = None
-    if head.match and base.image.out_dim == base.text.out_dim:
-        match = QueryMatch(head.hidden, views=1 if base.image.joint_dim is None else 2)
+    match = QueryMatch(head.hidden) if head.match and base.image.out_dim == base.text.out_dim else None
     return MomentModel(image, text, block, heads, match, base.preprocess)
 
 
