@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -76,8 +78,8 @@ def box_around(similar: Tensor) -> Tensor:
         float32 [4]: x1, y1, x2, y2 as shares of the image.
     """
     values = similar.double().numpy()
-    parts, _ = ndimage.label(values >= (values.max() + values.min()) / 2)
+    parts, _ = cast(Any, ndimage).label(values >= (values.max() + values.min()) / 2)
     mine = np.argwhere(parts == parts[np.unravel_index(values.argmax(), values.shape)])
-    y1, x1, y2, x2 = *mine.min(axis=0).tolist(), *(mine.max(axis=0) + 1).tolist()
+    (y1, x1), (y2, x2) = mine.min(0), mine.max(0) + 1
     rows, columns = values.shape
     return torch.tensor([x1 / columns, y1 / rows, x2 / columns, y2 / rows], dtype=torch.float32)
