@@ -101,12 +101,12 @@ def wait_until(page, condition: str, *values: object) -> None:
     page.wait_for_function(f"(values) => {condition}", arg=list(values))
 
 
-def wait_for_bars(page, tab: str, names: list[str]) -> None:
+def wait_for_bars(page, tab: str, names: list[str], result: str = "result") -> None:
     """Until the bars of a tab have these names, in this order."""
     wait_until(
         page,
         "JSON.stringify([...document.querySelectorAll(values[0])].map(e => e.innerText)) == values[1]",
-        f"#{tab}-result .name",
+        f"#{tab}-{result} .name",
         json.dumps(names, separators=(",", ":"), ensure_ascii=False),
     )
 

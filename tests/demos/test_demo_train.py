@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gradio_client import Client
+from gradio_client import Client, handle_file
 from test_demo_app import ITS_IMAGE, QUERY, wait_for_index
-from test_demo_browser import DESK, PATIENCE, PHONE, browser, open_tab, shots
+from test_demo_browser import DESK, PATIENCE, PHONE, browser, iou, open_tab, shots, wait_for_bars
 
 from helpers.browser import choose_file
 from helpers.demo_server import DemoServer, demo_server
@@ -55,6 +55,60 @@ def zipped_images(path: Path) -> Path:
         lines = [f'{entry.name},"{entry.captions[0]}"' for entry in entries]
         archive.writestr("mine/list.csv", "\n".join(["image,caption", *lines]))
     return path
+
+
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+def test_two_models_answer_one_question_and_find_one_phrase(browser, server, shots, size: dict[str, int]):
+    page = browser.new_page(viewport=size)
+    page.set_default_timeout(PATIENCE)
+    page.goto(server.url, wait_until="domcontentloaded")
+    page.wait_for_selector("#search-text textarea")
+    open_tab(page, "Compare")
+    client = Client(server.url, verbose=False)
+    page.locator("#compare-task label", has_text="Ask").click()
+    entry = next(entry for entry in demo_album().about_images if entry.questions)
+    asked, image = entry.questions[0][0], handle_file(str(demo_album().images / entry.name))
+    # It opens answered, by the adapter and by the base alone.
+    base = wait_for_sides(page, client, image, asked, "zero-shot tiny")
+    page.locator("#compare-ask-left-facts", has_text="MiB of saved activations (predicted)").wait_for()
+    assert "781,025 parameters trained" in page.locator("#compare-ask-left-facts").inner_text()
+    page.locator("#compare-ask-right-facts", has_text="nothing was trained").wait_for()
+    page.screenshot(path=shots / f"compare_ask_{size['width']}.png", full_page=True)
+    page.locator("#compare-ask-right input").click()
+    page.get_by_role("option", name="SHERL, image hidden").click()
+    hidden = wait_for_sides(page, client, image, asked, "SHERL, image hidden")
+    assert hidden != base
+    page.locator("#compare-ask-right-facts", has_text="from the question alone").wait_for()
+
+    page.locator("#compare-task label", has_text="Ground").click()
+    page.locator("#compare-ask-left").wait_for(state="hidden")  # one task at a time
+    entry = [entry for entry in demo_album().about_images[2::9] if entry.phrases][2]
+    phrase, truth = entry.phrases[0]
+    found = client.predict(
+        *(handle_file(str(demo_album().images / entry.name)), phrase, "SHERL", "zero-shot tiny"),
+        api_name="/compare_boxes",
+    )
+    overlaps = [iou(each["boxes"][0]["box"], truth) for each in found]
+    assert overlaps[0] > 0.5 > overlaps[1] and found[0]["saved_bytes"] > 2**20 > found[1]["saved_bytes"] == 0
+    for side, each in zip(("left", "right"), found, strict=True):
+        drawing = page.locator(f"#compare-ground-{side}-results img")
+        drawing.wait_for()
+        assert drawing.get_attribute("alt") == f"{each['model']}. The image with a box around: {phrase}"
+    page.locator("#compare-ground-left-facts", has_text="MiB of saved activations (predicted)").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 1
+    page.screenshot(path=shots / f"compare_ground_{size['width']}.png", full_page=True)
+    page.fill("#compare-ground-phrase textarea", "the sun")
+    page.click("#compare-ground-button")
+    page.locator("#compare-ground-right-results img[alt$=': the sun']").wait_for()
+    page.close()
+
+
+def wait_for_sides(page, client: Client, image: object, question: str, right: str) -> list[str]:
+    """Until both sides show what the endpoint answers; the answers on the right."""
+    found = client.predict(image, question, "SHERL", right, api_name="/compare_answers")
+    for side, each in zip(("left", "right"), found, strict=True):
+        wait_for_bars(page, f"compare-ask-{side}", [answer["answer"] for answer in each["answers"]], "results")
+    return [answer["answer"] for answer in found[1]["answers"]]
 
 
 def test_train_on_a_few_images_then_search_and_compare_with_the_result(browser, server, page, shots, tmp_path):

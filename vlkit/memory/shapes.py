@@ -19,34 +19,34 @@ from vlkit.encoders.tokenizer import ClipTokenizer
 from vlkit.encoders.weights import read_weights
 
 
-def shape_base(name: str) -> ClipBase:
+def shape_base(name: str, image_size: int | None = None) -> ClipBase:
     """The base that :func:`vlkit.encoders.load.load_base` would load, with every tensor on the meta device.
 
     If ``name`` is an open_clip architecture (with or without weights after the colon), no weights are allocated or
-    read; any other base is loaded first. The result has no fingerprints.
+    read; any other base is loaded first. The result has no fingerprints. ``image_size``: see ``load_base``.
 
     Raises:
         UserError: as ``load_base``.
     """
     bare, number_format = named_format(name)
-    base = _shape_base(bare)
+    base = _shape_base(bare, image_size)
     base.name = name
     store_towers({"image": base.image, "text": base.text}, base.identity, number_format)
     return base
 
 
-def _shape_base(name: str) -> ClipBase:
+def _shape_base(name: str, image_size: int | None) -> ClipBase:
     arch, _, weights = name.partition(":")
     arch = arch.replace("/", "-")
     tags = open_clip.list_pretrained_tags_by_model(arch)
     if arch not in open_clip.list_models() or (weights and weights not in tags and not Path(weights).is_file()):
-        base = load_base(name)  # also raises the error for an unknown name
+        base = load_base(name, image_size=image_size)  # also raises the error for an unknown name
         base.image.to("meta")
         base.text.to("meta")
         return base
     config = cast(dict[str, Any], open_clip.get_model_config(arch))
     # The weights determine the activation, and QuickGELU saves more for backward than GELU.
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {} if image_size is None else {"force_image_size": image_size}
     if weights in tags:
         options["quick_gelu"] = bool(open_clip.get_pretrained_cfg(arch, weights).get("quick_gelu", False))
     elif weights and read_weights(Path(weights), arch).quick_gelu:

@@ -1,43 +1,89 @@
-"""Predicted memory of one training step of any method, for a form that asks before it trains."""
+"""Predicted memory of one training step: for a form that asks before it trains, and of an adapter as it was trained."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import json
-import threading
+from collections.abc import Mapping
+from typing import Any
 
 from vlkit.adapters.facts import MethodOptions
 from vlkit.adapters.options import adapter_options
+from vlkit.errors import UserError
 from vlkit.memory.step import StepMemory
+from vlkit.serving.kept_predictions import kept_prediction, predicting
+from vlkit.tasks.classification.step_bench import ClassifierBench
+from vlkit.tasks.fusion import FusionOptions
+from vlkit.tasks.grounding.head import GroundingOptions
+from vlkit.tasks.grounding.step_bench import GroundingBench
 from vlkit.tasks.retrieval.step_bench import ContrastiveBench
+from vlkit.tasks.vqa.model import head_options
+from vlkit.tasks.vqa.step_bench import VqaBench
 
-# Fake tensors of a large base need memory, too.
-_one_at_a_time = threading.Lock()
 
-
-def predicted_step(base: str, options: MethodOptions, batch_size: int) -> StepMemory:
-    """Memory of one contrastive training step on the CPU in float32, predicted without running it; cached.
+def predicted_step(base: str, options: MethodOptions, batch_size: int, task: str = "retrieval") -> StepMemory:
+    """Memory of one training step on the CPU in float32, predicted without running it; cached.
 
     Args:
         base: its ``--base`` name.
         options: the method.
-        batch_size: pairs per step.
+        batch_size: examples per step.
+        task: retrieval (both towers, texts of full length) or classification (the image tower and a linear head).
 
     Raises:
         UserError: no such base, or the method does not fit it.
     """
-    values = json.dumps(dataclasses.asdict(options), sort_keys=True)  # pyright: ignore[reportArgumentType]
-    with _one_at_a_time:
-        return _predicted(base, values, batch_size)
+    return _predicted(_json({"task": task, "base": base}), _json(dataclasses.asdict(options)), batch_size)  # pyright: ignore[reportArgumentType]
+
+
+def predicted_step_of(config: Mapping[str, Any], batch_size: int) -> StepMemory:
+    """Memory of one training step of a saved adapter of task retrieval, vqa or grounding; see :func:`predicted_step`.
+
+    The whole step is predicted: towers, fusion, head and loss, with one text of full length per image.
+
+    Args:
+        config: content of the adapter's config file.
+        batch_size: images per step.
+    """
+    task, image, head = config["task"], config["base"]["image"], dict(config["head"])
+    what: dict[str, Any] = {"task": task, "base": image["load"]}
+    if task in ("vqa", "grounding"):
+        size = image.get("image_size") or config.get("preprocess", {}).get("image_size")
+        answers = len(head.pop("answers", ()))
+        what |= {"head": head, "text_base": config["base"]["text"]["load"], "answers": answers, "image_size": size}
+    options = adapter_options(config["adapters"]["image"])
+    return _predicted(_json(what), _json(dataclasses.asdict(options)), batch_size)  # pyright: ignore[reportArgumentType]
 
 
 @functools.lru_cache(maxsize=256)
-def _predicted(base: str, options: str, batch_size: int) -> StepMemory:
-    bench = _bench(base)
-    return bench.memory(bench.model(adapter_options(json.loads(options))), batch_size)
+def _predicted(what: str, options: str, batch_size: int) -> StepMemory:
+    def predict() -> StepMemory:
+        with predicting():
+            bench = _bench(what)
+            return bench.memory(bench.model(adapter_options(json.loads(options))), batch_size)
+
+    return kept_prediction({"what": what, "options": options, "batch": batch_size}, predict)
 
 
-@functools.lru_cache(maxsize=2)
-def _bench(base: str) -> ContrastiveBench:
-    return ContrastiveBench(base, predicts=True, device="cpu", precision="32-true")
+@functools.lru_cache(maxsize=3)
+def _bench(what: str) -> ContrastiveBench:
+    given = json.loads(what)
+    task, base = given["task"], given["base"]
+    cpu: dict[str, Any] = {"predicts": True, "device": "cpu", "precision": "32-true"}
+    if task == "retrieval":
+        return ContrastiveBench(base, **cpu)
+    if task == "classification":
+        return ClassifierBench(base, **cpu)
+    cpu |= {"text_base": given["text_base"], "image_size": given["image_size"]}
+    if task == "vqa":
+        head, fusion, _ = head_options({**given["head"], "answers": []})
+        return VqaBench(base, head=head, fusion=fusion, answers=given["answers"], **cpu)
+    if task == "grounding":
+        fusion = FusionOptions(**given["head"].pop("fusion"))
+        return GroundingBench(base, fusion=fusion, head=GroundingOptions(**given["head"]), **cpu)
+    raise UserError(f"task {task}: no step of it can be predicted")
+
+
+def _json(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True)

@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import functools
-import gc
-import hashlib
-import json
-import logging
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
-
-import torch
 
 from vlkit.encoders.stored_weights import WeightFormat, with_format
-from vlkit.errors import UserError
-from vlkit.files import cache_folder, read_json, write_json
 from vlkit.memory import tensor_budget
 from vlkit.memory.step import StepMemory
+from vlkit.serving.kept_predictions import kept_prediction, predicting
 from vlkit.serving.memory_table import KNOWN, METHODS, POINTS, methods_for, shipped
 from vlkit.tasks.retrieval.step_bench import ContrastiveBench
 
-log = logging.getLogger(__name__)
-
 BASES = (*KNOWN, "tiny", "RN50", "convnext_base_w")
 """Bases to choose from, those of the shipped table first; ``python tasks/memory.py`` accepts any other."""
-
-# Predictions run in a fake-tensor mode: one at a time, to limit the memory of a busy demo.
-_one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -112,18 +97,8 @@ def _predicted(base: str, method: str, batch_size: int) -> StepMemory:
     known = shipped().get((base, method, batch_size))
     if known is not None:
         return known
-    key = {"base": base, "options": asdict(METHODS[method]()), "method": method, "batch": batch_size, "code": _code()}
-    name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
-    file = cache_folder().absolute() / "memory" / f"{name}.json"
-    try:
-        return StepMemory(**read_json(file))
-    except (UserError, OSError, TypeError):  # missing or damaged: predict again
-        memory = predict(base, method, batch_size)
-    try:
-        write_json(file, asdict(memory))
-    except OSError as error:
-        log.warning("%s: cannot write (%s); it will be predicted again", file, error.strerror or error)
-    return memory
+    key = {"base": base, "options": asdict(METHODS[method]()), "method": method, "batch": batch_size}
+    return kept_prediction(key, lambda: predict(base, method, batch_size))
 
 
 def predict(base: str, method: str, batch_size: int) -> StepMemory:
@@ -132,30 +107,9 @@ def predict(base: str, method: str, batch_size: int) -> StepMemory:
     Raises:
         UserError: there is no such base, or it cannot be staged.
     """
-    with _one_at_a_time, _no_collections():
+    with predicting():
         bench = _bench(base)
         return bench.memory(bench.model(METHODS[method]()), batch_size)
-
-
-@contextmanager
-def _no_collections() -> Iterator[None]:
-    """Pause garbage collection: it scans everything that a server has loaded and frees nothing."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
-
-
-@functools.lru_cache(maxsize=1)
-def _code() -> str:
-    """Hash of what a prediction depends on besides its arguments: torch, and this package's code."""
-    digest = hashlib.sha256(torch.__version__.encode())
-    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 @functools.lru_cache(maxsize=2)

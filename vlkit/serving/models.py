@@ -66,6 +66,10 @@ class Models:
         """Everything that embeds images and texts: the adapters, then the bases without one."""
         return {**self.adapters, **self.zero_shot}
 
+    def shared_base(self, config: Mapping[str, Any]) -> ClipBase | None:
+        """The contrastive base of an adapter as it is without the adapter; None unless one is loaded."""
+        return self._bases.clip(*_image_base(config)) if self._bases.has_clip(*_image_base(config)) else None
+
     def has_base(self, name: str) -> bool:
         """Whether a base of that ``--base`` or ``--text_base`` name is loaded."""
         return bool({name, f"{name} text"} & self._bases.names) or name == CLIP_TEXT
@@ -167,6 +171,10 @@ class _Bases:
             self._clips[key] = load_base(name, image_size=image_size, context_length=context_length)
         return self._clips[key]
 
+    def has_clip(self, name: str, image_size: Any = None, context_length: Any = None) -> bool:
+        """Whether :meth:`clip` has loaded that one already."""
+        return (name, str(image_size), str(context_length)) in self._clips
+
     def text(self, name: str) -> TextBase:
         """The text base of that name."""
         if name not in self._texts:
@@ -183,15 +191,18 @@ class _Bases:
             task.check_towers(config, folder)
         if task is not None and task.tower == "text":
             return load(folder, device, text_base=self.text(config["base"]["text"]["load"]))
-        image = config["base"]["image"]
-        size = image.get("image_size") or config["preprocess"].get("image_size")
         text = config["base"].get("text", {}).get("load", CLIP_TEXT)
         # Contrastive tasks read texts with the other tower of the same base.
         own_text = task is not None and task.own_text_base and text != CLIP_TEXT
-        length = config["base"].get("text", {}).get("context_length")
-        return load(
-            folder, device, self.clip(image["load"], size, length), text_base=self.text(text) if own_text else None
-        )
+        base = self.clip(*_image_base(config))
+        return load(folder, device, base, text_base=self.text(text) if own_text else None)
+
+
+def _image_base(config: Mapping[str, Any]) -> tuple[str, Any, Any]:
+    """Name, image size and context length of an adapter's contrastive base; None = the base's own."""
+    image = config["base"]["image"]
+    size = image.get("image_size") or config["preprocess"].get("image_size")
+    return image["load"], size, config["base"].get("text", {}).get("context_length")
 
 
 def _new_name(folder: Path, config: dict[str, Any], taken: Iterable[str]) -> str:

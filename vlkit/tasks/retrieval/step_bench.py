@@ -41,6 +41,7 @@ class ContrastiveBench:
         precision: number format.
         active_share: for predicted steps: share of a tap's values that SHERL in the joint space saves, if it saves only
             the active ones. It depends on the data: 1 is the upper bound.
+        image_size: side of the images in pixels; default: that of the base.
 
     Attributes:
         base: the base, never changed (every method gets a copy); on the meta device if steps are predicted.
@@ -57,13 +58,14 @@ class ContrastiveBench:
         device: str = "auto",
         precision: str = "auto",
         active_share: float = 1.0,
+        image_size: int | None = None,
     ) -> None:
         self._fabric = make_fabric(device, precision)
         self.device = self._fabric.device
         self.precision = self._fabric._precision.precision
         self.predicts = predicts
         self.active_share = active_share
-        self.base: ClipBase = shape_base(base) if predicts else load_base(base)
+        self.base: ClipBase = shape_base(base, image_size) if predicts else load_base(base, image_size=image_size)
         self.text_length = text_length or context_length(self.base)
         self._inference_peaks: dict[int, int] = {}
         self._pixels: Tensor | None = None  # of the last batch: many rows are measured on the same batch
