@@ -279,15 +279,16 @@ def digest(path: Path) -> str:
 def table_of(answer: Answer) -> str:
     """HTML of the boxes: number and colour, phrase if there are several, score, corners in pixels."""
     several = len(answer.phrases) > 1
-    names = ["No.", *(["Phrase"] if several else []), "Score", "x in pixels", "y in pixels"]
+    names = ["No.", *(["Phrase"] if several else []), "Score", "x (pixels)", "y (pixels)"]
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
     title = "Best box of each phrase" if several else f"Candidates for “{as_html(answer.phrases[0])}”, best first"
     rows = []
     for n, each in enumerate(answer.boxes):
         b, phrase = each.box, f"<td>{as_html(each.phrase)}</td>" if several else ""
         rows.append(
-            f'<tr><td><span class="swatch" style="background:{COLORS[n]}"></span>{n + 1}</td>{phrase}'
-            f"<td>{percent(each.score)}</td><td>{b[0]:.0f} to {b[2]:.0f}</td><td>{b[1]:.0f} to {b[3]:.0f}</td></tr>"
+            f'<tr><td class="number"><span class="swatch" style="background:{COLORS[n]}"></span>{n + 1}</td>{phrase}'
+            f'<td class="number">{percent(each.score)}</td><td class="number">{b[0]:.0f} to {b[2]:.0f}</td>'
+            f'<td class="number">{b[1]:.0f} to {b[3]:.0f}</td></tr>'
         )
     note = "The score is the overlap (IoU) with the correct box that the model predicts."
     if not several:

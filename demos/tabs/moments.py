@@ -73,6 +73,7 @@ def build(studio: Studio) -> None:
                 summary,
                 label="Summary",
                 interactive=False,
+                height=320,
                 visible=summary is not None,
                 buttons=["download"],
                 elem_id="moments-summary",

@@ -148,7 +148,7 @@ def test_the_answers_that_tabs_open_with_are_those_that_the_models_give(client: 
     classes = client.predict(image, first["classify-names"], 5, api_name="/classify")
     assert bars("classify-result") == [each["class"] for each in classes]
     if "grounding" in tasks:
-        drawn = re.findall(r"<td>(\d+) to (\d+)</td><td>(\d+) to (\d+)</td>", first["ground-boxes"])
+        drawn = re.findall(r'>(\d+) to (\d+)</td><td class="number">(\d+) to (\d+)<', first["ground-boxes"])
         its = next(
             e for e in demo_album().about_images if e.phrases and first["ground-phrase"].startswith(e.phrases[0][0])
         )
