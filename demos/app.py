@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vlkit.cli.config import run
 from vlkit.cli.show import Console
-from vlkit.drawn.album import demo_album, drawing_ahead
-from vlkit.encoders.stored_weights import count_values
 from vlkit.errors import UserError, needs
 
 if TYPE_CHECKING:
+    import gradio
     from tabs.common import Studio
 
     from vlkit.serving import Models
@@ -95,18 +94,15 @@ def main(config: Config) -> None:
             **{"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"},
             "MPLBACKEND": "agg",  # else the first request waits while Gradio tries Matplotlib's GUI backends
         }
-        with needs("demo", "the web demo"):
-            import gradio  # noqa: F401
-        with drawing_ahead():
-            studio = prepare(config)
-        serve(studio, config)
+        serve(config)
 
 
 def prepare(config: Config) -> Studio:
     """Load the models and set up the folders to search."""
-    # Imported here: the album is drawn meanwhile, and Gradio reads its environment variables on import.
+    # Imported here: flags are checked first, the album is drawn meanwhile, and Gradio reads its environment variables.
     from tabs.common import Studio
 
+    from vlkit.drawn.album import demo_album
     from vlkit.serving import Library, images_in, load_models, videos_in
 
     models = load_models(config.model, config.device)
@@ -139,17 +135,33 @@ def let_visitors_add(studio: Studio, config: Config) -> None:
         studio.trainer = Trainer(folder, adapters.open, adapters.check_room, config.device)
 
 
-def serve(studio: Studio, config: Config) -> None:
-    """Listen, index in the background, and shut down cleanly on Ctrl-C or SIGTERM."""
-    from tabs.page import THREADS, build_page
-    from tabs.theme import CSS, theme
+def build(config: Config) -> tuple[Studio, gradio.Blocks]:
+    """The models and the page with them."""
+    from tabs.start import no_stub_files
 
-    page = build_page(studio)
+    with needs("demo", "the web demo"), no_stub_files():
+        import gradio  # noqa: F401
+
+    from vlkit.drawn.album import drawing_ahead
+
+    with drawing_ahead():
+        studio = prepare(config)
+    from tabs.page import build_page
+
+    return studio, build_page(studio)
+
+
+def serve(config: Config) -> None:
+    """Listen, index in the background, and shut down cleanly on Ctrl-C or SIGTERM."""
+    from tabs.start import collection_paused
+
+    with collection_paused():
+        studio, page = build(config)
     libraries = [each for each in (studio.library, studio.clips) if each is not None]
     for each in libraries:
         each.start()
     try:
-        open_port(page, config, max_threads=THREADS, theme=theme(), css=CSS)
+        open_port(page, config)
         threading.Event().wait()
     except KeyboardInterrupt:
         log.info("stopping")
@@ -161,12 +173,15 @@ def serve(studio: Studio, config: Config) -> None:
         page.close(verbose=False)
 
 
-def open_port(page: Any, config: Config, **options: Any) -> None:
+def open_port(page: gradio.Blocks, config: Config) -> None:
     """Start the web server in its own threads, never with a public link.
 
     Raises:
         UserError: the address or port is not available.
     """
+    from tabs.page import THREADS
+    from tabs.theme import CSS, theme
+
     from vlkit.serving.limits import ARCHIVE_BYTES, UPLOAD_BYTES
 
     try:
@@ -184,7 +199,9 @@ def open_port(page: Any, config: Config, **options: Any) -> None:
             enable_monitoring=False,
             ssr_mode=False,
             mcp_server=False,
-            **options,
+            max_threads=THREADS,
+            theme=theme(),
+            css=CSS,
         )
     except OSError:
         raise UserError(f"--port {config.port}: cannot listen on {config.host}; choose another --port") from None
@@ -207,6 +224,8 @@ def about(models: Models) -> dict[str, Any]:
 
 def base_parameters(models: Models) -> int:
     """Number of parameters of the first retrieval model's base."""
+    from vlkit.encoders.stored_weights import count_values
+
     base = next(iter(models.retrieval.values())).embedder.base
     return count_values(base.image) + count_values(base.text)
 

@@ -37,6 +37,7 @@ def test_without_its_packages_a_script_names_the_extra(
     for name in loaded:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.syspath_prepend(ROOT / Path(script).parent)  # as Python does for a script
     words = ("--base", "tiny") if extra == "serve" else ()
     line = refuse(script, *words)
     assert f": {package} is not installed" in line and line.endswith(f"pip install 'vlkit[{extra}]'")

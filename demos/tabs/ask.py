@@ -9,8 +9,9 @@ import gradio as gr
 from PIL import Image
 
 from tabs.arrivals import picker
-from tabs.asking import on_asking, worked
+from tabs.asking import on_asking
 from tabs.common import Studio, bars, chosen, endpoint, image_input, lead, no_model, percent
+from tabs.examples import worked
 from tabs.search import given
 from vlkit.serving import check_count, check_text
 
@@ -46,7 +47,7 @@ def build(studio: Studio) -> None:
             model = picker(models)
             count = gr.Slider(1, MOST_ANSWERS, value=5, step=1, label="Answers", visible=False)
             button = gr.Button("Ask", variant="primary", elem_id="ask-button")
-            result = gr.HTML(worked(show, Path(rows[0][0]), rows[0][1], 5, None), elem_id="ask-result")
+            result = gr.HTML(worked(studio, "ask", show, Path(rows[0][0]), rows[0][1], 5, None), elem_id="ask-result")
     examples = gr.Examples(rows[:5], [image, question], api_visibility="private", label="Try")
 
     def answer(

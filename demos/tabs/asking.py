@@ -6,19 +6,14 @@ last is the one that stays.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
 from gradio.context import get_blocks_context
 
 from tabs.common import told
-from vlkit.data.images import open_image
-
-log = logging.getLogger(__name__)
 
 
 class Asking(NamedTuple):
@@ -77,20 +72,3 @@ def on_opening(function: Callable[..., Any], outputs: list[Any]) -> None:
     """
     root: Any = get_blocks_context()
     root.root_block.load(told(function), None, outputs, api_visibility="private", show_progress="hidden")
-
-
-def worked(function: Callable[..., Any], *values: Any) -> Any:
-    """The answer that a tab opens with, computed once at the start; it becomes the first value of the tab's outputs.
-
-    Args:
-        function: what answers.
-        values: its arguments; a path is opened as an image.
-
-    Returns:
-        Its answer; None if it fails: the tab then opens empty, and the log says why.
-    """
-    try:
-        return function(*(open_image(value) if isinstance(value, Path) else value for value in values))
-    except Exception:
-        log.warning("the example of a tab has no answer", exc_info=True)
-        return None

@@ -9,8 +9,9 @@ import gradio as gr
 from PIL import Image
 
 from tabs.arrivals import picker
-from tabs.asking import on_asking, worked
+from tabs.asking import on_asking
 from tabs.common import Studio, bars, chosen, endpoint, image_input, lead, no_model
+from tabs.examples import worked
 from tabs.search import given
 from vlkit.serving import check_count
 
@@ -39,7 +40,7 @@ def build(studio: Studio) -> None:
             count = gr.Slider(1, MOST_CAPTIONS, value=3, step=1, label="Captions", elem_id="caption-count")
             model = picker(models)
             button = gr.Button("Describe", variant="primary", elem_id="caption-button")
-            result = gr.HTML(worked(show, Path(rows[0][0]), 3, None), elem_id="caption-result")
+            result = gr.HTML(worked(studio, "caption", show, Path(rows[0][0]), 3, None), elem_id="caption-result")
     examples = gr.Examples(rows[:5], [image], api_visibility="private", label="Try")
 
     def caption(image: Image.Image | None, count: int = 1, model: str | None = None) -> list[dict[str, Any]]:

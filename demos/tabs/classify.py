@@ -10,8 +10,9 @@ import gradio as gr
 from PIL import Image
 
 from tabs.arrivals import picker
-from tabs.asking import on_asking, worked
+from tabs.asking import on_asking
 from tabs.common import Studio, bars, chosen, endpoint, image_input, lead, no_model, percent
+from tabs.examples import worked
 from tabs.search import given
 from vlkit.errors import UserError
 from vlkit.serving import check_count, check_text
@@ -49,7 +50,9 @@ def build(studio: Studio) -> None:
             model = picker(lambda: models.classifiers)
             count = gr.Slider(1, MOST_SHOWN, value=5, step=1, label="Classes to show")
             button = gr.Button("Classify", variant="primary", elem_id="classify-button")
-            result = gr.HTML(worked(show, Path(rows[0][0]), DEMO_NAMES, 5, None), elem_id="classify-result")
+            result = gr.HTML(
+                worked(studio, "classify", show, Path(rows[0][0]), DEMO_NAMES, 5, None), elem_id="classify-result"
+            )
     examples = gr.Examples(rows, [image], api_visibility="private", label="Try")
 
     def classify(

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import gradio as gr
 from gradio.context import get_blocks_context
 from PIL import Image
 
+from tabs.start import no_stub_files
 from vlkit.cli.show import visible
 from vlkit.data.images import MediaError
 from vlkit.drawn.album import Album
@@ -71,8 +71,7 @@ class Studio:
     trainer: Trainer | None = None
 
 
-# Gradio would write a stub file beside any module that defines a component.
-with mock.patch("gradio.component_meta.create_or_modify_pyi"):
+with no_stub_files():
 
     class ImageInput(gr.Image):
         """An image input whose handler gets the RGB image, opened under our limits instead of Gradio's."""

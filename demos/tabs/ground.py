@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ import gradio as gr
 from PIL import Image
 
 from tabs.arrivals import picker
-from tabs.asking import on_asking, worked
+from tabs.asking import on_asking
 from tabs.common import Studio, as_html, chosen, endpoint, image_input, lead, no_model, percent, told
+from tabs.examples import worked
 from tabs.search import given
 from vlkit.data.draw_boxes import COLORS, draw_boxes, drawn_scale
 from vlkit.data.images import open_image
@@ -119,15 +121,25 @@ def find(
         found = chosen(models, model).ground(given(image), phrase, candidates=k)
         for box, score in [found] if k == 1 else found:
             boxes.append(Box(phrase, [float(value) for value in box], float(score)))
+    return drawn(wanted, boxes, given(image))
+
+
+def drawn(phrases: list[str], boxes: list[Box], image: Image.Image) -> Answer:
+    """The answer, with its drawing."""
     labels = [f"{number}  {percent(each.score)}" for number, each in enumerate(boxes, start=1)]
-    return Answer(wanted, boxes, draw_boxes(given(image), [each.box for each in boxes], labels=labels))
+    return Answer(phrases, boxes, draw_boxes(image, [each.box for each in boxes], labels=labels))
 
 
 def _lay_out(studio: Studio, models: dict[str, Any], known: dict[str, list[str]]) -> Page:
     """The components, with the first example and its answer."""
     rows = [[str(studio.album.images / entry.name), example_of(entry)] for entry in shown(studio)]
     first = Path(rows[0][0])
-    answer: Answer | None = worked(lambda image: find(models, image, rows[0][1]), first)
+
+    def found(image: Image.Image, text: str) -> list[dict[str, Any]]:
+        return [asdict(each) for each in find(models, image, text).boxes]
+
+    known_boxes = [Box(**each) for each in worked(studio, "ground", found, first, rows[0][1]) or []]
+    answer = drawn(phrases_in(rows[0][1]), known_boxes, open_image(first)) if known_boxes else None
     with gr.Row():
         with gr.Column():
             image = image_input("Image", value=rows[0][0], height=320, elem_id="ground-image")
@@ -162,8 +174,8 @@ def _lay_out(studio: Studio, models: dict[str, Any], known: dict[str, list[str]]
             table = gr.HTML(answer and table_of(answer), elem_id="ground-boxes")
     examples = gr.Examples(rows, [image, phrases], api_visibility="private", label="Try, then edit the phrases")
     gr.Markdown(
-        "The examples are unselected test images that the shipped adapter was not trained on; it gets "
-        "some of them wrong.",
+        "The examples are the first test images with three described objects that do not overlap. The shipped adapter "
+        "was not trained on them and gets some of them wrong.",
         elem_classes="lead",
     )
     boxes = gr.State(answer.boxes if answer else [])
@@ -246,8 +258,17 @@ def example_of(entry: AlbumImage) -> str:
 
 
 def shown(studio: Studio) -> list[AlbumImage]:
-    """Demo images that are examples."""
-    return [entry for entry in studio.album.about_images[2::9] if entry.phrases][:EXAMPLES]
+    """Demo images that are examples: the first in which the objects of several phrases do not overlap."""
+    found = (entry for entry in studio.album.about_images if len(entry.phrases) >= SHOWN_PHRASES and are_apart(entry))
+    return list(itertools.islice(found, EXAMPLES))
+
+
+def are_apart(entry: AlbumImage) -> bool:
+    """Whether the boxes of the first phrases do not overlap."""
+    boxes = [box for _, box in entry.phrases[:SHOWN_PHRASES]]
+    return all(
+        a[0] >= b[2] or b[0] >= a[2] or a[1] >= b[3] or b[1] >= a[3] for a, b in itertools.combinations(boxes, 2)
+    )
 
 
 def digest(path: Path) -> str:
@@ -258,15 +279,16 @@ def digest(path: Path) -> str:
 def table_of(answer: Answer) -> str:
     """HTML of the boxes: number and colour, phrase if there are several, score, corners in pixels."""
     several = len(answer.phrases) > 1
-    names = ["No.", *(["Phrase"] if several else []), "Score", "x in pixels", "y in pixels"]
+    names = ["No.", *(["Phrase"] if several else []), "Score", "x (pixels)", "y (pixels)"]
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
     title = "Best box of each phrase" if several else f"Candidates for “{as_html(answer.phrases[0])}”, best first"
     rows = []
     for n, each in enumerate(answer.boxes):
         b, phrase = each.box, f"<td>{as_html(each.phrase)}</td>" if several else ""
         rows.append(
-            f'<tr><td><span class="swatch" style="background:{COLORS[n]}"></span>{n + 1}</td>{phrase}'
-            f"<td>{percent(each.score)}</td><td>{b[0]:.0f} to {b[2]:.0f}</td><td>{b[1]:.0f} to {b[3]:.0f}</td></tr>"
+            f'<tr><td class="number"><span class="swatch" style="background:{COLORS[n]}"></span>{n + 1}</td>{phrase}'
+            f'<td class="number">{percent(each.score)}</td><td class="number">{b[0]:.0f} to {b[2]:.0f}</td>'
+            f'<td class="number">{b[1]:.0f} to {b[3]:.0f}</td></tr>'
         )
     note = "The score is the overlap (IoU) with the correct box that the model predicts."
     if not several:

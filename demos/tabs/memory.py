@@ -85,7 +85,7 @@ def largest(gpu: int, weights: WeightFormat) -> str:
         if not is_known(base, weights):
             continue
         needs = {n.method: n for n in memory_needs(base, POINTS[0], gpu * GIB, weights)}
-        cells = "".join(f"<td>{_cell(needs.get(method))}</td>" for method in METHODS)
+        cells = "".join(f'<td class="number">{_cell(needs.get(method))}</td>' for method in METHODS)
         rows.append(f'<tr data-base="{base}"><th scope="row">{base}</th>{cells}</tr>')
     left_out = [method for method in METHODS if method not in methods]
     note = " Full fine-tuning trains the base itself, which needs fp32." if left_out else ""

@@ -10,8 +10,9 @@ from typing import Any
 import gradio as gr
 
 from tabs.arrivals import picker
-from tabs.asking import on_asking, on_page, worked
+from tabs.asking import on_asking, on_page
 from tabs.common import Studio, as_html, chosen, endpoint, lead, no_model
+from tabs.examples import worked
 from vlkit.errors import UserError
 from vlkit.serving import check_count, check_text
 from vlkit.tasks.moment_retrieval.evaluate import Found
@@ -37,21 +38,25 @@ def build(studio: Studio) -> None:
             raise UserError("There is no video; upload one, or choose an example.")
         return chosen(models, model).answer(video, [check_text(text, "query")])[0]
 
-    def clip_of(video: str, found: Found, seconds: float) -> tuple[list[tuple[float, float]], Path]:
-        """The parts of a summary, and the file with them one after the other."""
-        parts = summary_of(found, float(check_count(seconds, "number of seconds", LONGEST_SUMMARY)))
+    def parts_of(found: Found, seconds: float) -> list[tuple[float, float]]:
+        """The parts of a summary."""
+        return summary_of(found, float(check_count(seconds, "number of seconds", LONGEST_SUMMARY)))
+
+    def clip_of(video: str, parts: list[tuple[float, float]]) -> Path:
+        """The file with the parts of a summary one after the other."""
         name = hashlib.sha256(os.fsencode(f"{video}|{parts}")).hexdigest()[:24]
         path = Path(os.environ["GRADIO_TEMP_DIR"]) / "summaries" / f"{name}.mp4"
         if not path.exists():
             write_summary(video, parts, path)
-        return parts, path
+        return path
 
-    def example(video: str, text: str) -> tuple[str, str]:
-        """What the tab opens with: the moments, and the file of a summary."""
+    def example(video: str, text: str) -> tuple[str, list[tuple[float, float]]]:
+        """What the tab opens with: the moments, and the parts of a summary."""
         found = answer(video, text, None)
-        return timeline(found, best_windows(found, 3)), str(clip_of(video, found, 10)[1])
+        return timeline(found, best_windows(found, 3)), parts_of(found, 10)
 
-    moments, summary = worked(example, *rows[0]) or (None, None)
+    moments, parts = worked(studio, "moments", example, *rows[0]) or (None, None)
+    summary = parts and str(clip_of(rows[0][0], [(start, end) for start, end in parts]))
     with gr.Row():
         with gr.Column():
             video = gr.Video(rows[0][0], label="Video", sources=["upload"], height=320, elem_id="moments-video")
@@ -68,6 +73,7 @@ def build(studio: Studio) -> None:
                 summary,
                 label="Summary",
                 interactive=False,
+                height=320,
                 visible=summary is not None,
                 buttons=["download"],
                 elem_id="moments-summary",
@@ -81,9 +87,9 @@ def build(studio: Studio) -> None:
 
     def shortened(video: str | None, text: str, seconds: float, model: str | None) -> tuple[str, Any]:
         found = answer(video, text, model)
-        parts, path = clip_of(str(video), found, seconds)
+        parts = parts_of(found, seconds)
         bars = [(start, end, 1.0) for start, end in parts]
-        return timeline(found, bars, "Parts of the summary"), gr.Video(str(path), visible=True)
+        return timeline(found, bars, "Parts of the summary"), gr.Video(str(clip_of(str(video), parts)), visible=True)
 
     def find_moments(video: str | None, text: str, count: float = 3, model: str | None = None) -> dict[str, Any]:
         """Moments for a text and the saliency of each clip: {"moments", "saliency"}, times in seconds."""

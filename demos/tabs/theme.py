@@ -38,6 +38,11 @@ CSS = """
 .boxes thead, .boxes tbody, .boxes tr { border: 0 !important; }
 .boxes th, .boxes td { text-align: left; padding: 0.3rem 0.5rem 0.3rem 0; border: 0 !important;
   border-bottom: 1px solid var(--border-color-primary) !important; }
+.boxes .number, .boxes [scope=row] { white-space: nowrap; }
+.block > .table-wrap td { text-align: left; padding: 0.3rem 0.6rem; }
+.block > .table-wrap td:first-child { width: 5rem; }
+.block > .table-wrap td .container { width: 3.6rem; height: 3.6rem; }
+#ground-result .image-container { padding-top: 2.2rem; }
 .part-0 { background: var(--primary-700) !important; } .part-1 { background: var(--primary-400) !important; }
 .part-2 { background: var(--neutral-400) !important; }
 #train-meter h3, #train-meter p, #train-status .progress ~ p { margin: 0.8rem 0 0.3rem; }
@@ -67,7 +72,12 @@ footer .show-api { color: var(--body-text-color-subdued) !important; opacity: 1;
   .gradio-container .app { padding: 0.8rem !important; }
   .gradio-container [role=tab], .tab-container button { font-size: 0.8rem; padding: 0 0.4rem; }
   #title h1 { font-size: 1.35rem; }
-  #search-button, #video-button, #compare-button { align-self: stretch; width: 100%; }
+  #search-button, #video-button, #compare-button { align-self: stretch; flex: 1 1 100% !important; }
+  .block > .gallery { flex-wrap: nowrap; overflow-x: auto; padding-bottom: 0.4rem; }
+  .block > .gallery > .gallery-item { flex: 0 0 auto; max-width: 16rem; }
+  .block > .table-wrap .tr-body:nth-child(n+4), .block > .table-wrap .tr-head { display: none; }
+  .boxes { font-size: 0.8rem; }
+  .boxes th, .boxes td { padding-right: 0.3rem; }
 }
 """
 

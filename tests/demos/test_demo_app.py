@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -129,6 +130,32 @@ def test_classes_are_those_typed_in_or_the_kinds_of_the_demo_world(client: Clien
     assert len(client.predict(image, "", 7, api_name="/classify")) == 7
     assert "house given twice" in refused(client, image, "house, house", 5, api_name="/classify")
     assert "at most 200" in refused(client, image, ",".join(f"a{i}" for i in range(201)), 5, api_name="/classify")
+
+
+def test_the_answers_that_tabs_open_with_are_those_that_the_models_give(client: Client):
+    """They may have been stored by an earlier start."""
+    first = {c["props"].get("elem_id"): c["props"].get("value") for c in client.config["components"]}
+    images, tasks = demo_album().images, {folder.name for folder in shipped_adapters()}
+
+    def bars(name: str) -> list[str]:
+        return re.findall(r'class="name">([^<]+)<', first[name])
+
+    if "vqa" in tasks:
+        entry = next(entry for entry in demo_album().about_images if entry.questions)
+        answers = client.predict(handle_file(str(images / entry.name)), first["ask-question"], api_name="/answer")
+        assert bars("ask-result") == [each["answer"] for each in answers]
+    image = handle_file(str(images / demo_album().about_images[0].name))
+    classes = client.predict(image, first["classify-names"], 5, api_name="/classify")
+    assert bars("classify-result") == [each["class"] for each in classes]
+    if "grounding" in tasks:
+        drawn = re.findall(r'>(\d+) to (\d+)</td><td class="number">(\d+) to (\d+)<', first["ground-boxes"])
+        its = next(
+            e for e in demo_album().about_images if e.phrases and first["ground-phrase"].startswith(e.phrases[0][0])
+        )
+        boxes = client.predict(handle_file(str(images / its.name)), first["ground-phrase"], api_name="/ground")
+        assert len(boxes) == 3
+        for (x1, x2, y1, y2), box in zip(drawn, boxes, strict=True):
+            assert [int(x1), int(y1), int(x2), int(y2)] == pytest.approx(box["box"], abs=0.51)
 
 
 def test_about_names_base_adapters_device_and_precision(client: Client):

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from urllib.parse import quote
 
@@ -258,8 +259,9 @@ def first_question() -> str:
 
 
 def grounded() -> list[AlbumImage]:
-    """The demo images that are examples of the tab."""
-    return [entry for entry in demo_album().about_images[2::9] if entry.phrases][:5]
+    """The demo images that are examples of the tab: the first with three objects that do not overlap."""
+    several = [entry for entry in demo_album().about_images if len(entry.phrases) >= 3]
+    return [e for e in several if not any(iou(a, b) for (_, a), (_, b) in combinations(e.phrases[:3], 2))][:5]
 
 
 def phrases_of(entry: AlbumImage) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import open_clip
 import torch
@@ -18,10 +18,12 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from vlkit.encoders.bases import ClipBase, Preprocess, TextBase, clip_base, text_base
 from vlkit.encoders.tokenizer import readable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, T5ForConditionalGeneration
 
 ASSETS = Path(__file__).with_name("assets")
 CLIP_FILE, T5_FILE = "clip.safetensors", "t5.safetensors"
@@ -86,6 +88,8 @@ def new_tiny_clip(tokenizer: TinyTokenizer, image_size: int = IMAGE_SIZE) -> ope
 
 def new_tiny_t5(tokenizer: PreTrainedTokenizerFast) -> T5ForConditionalGeneration:
     """The tiny T5 with random weights."""
+    from transformers import T5Config, T5ForConditionalGeneration  # a second that the tiny CLIP can do without
+
     config = cast(Any, T5Config)(
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
@@ -100,6 +104,8 @@ def new_tiny_t5(tokenizer: PreTrainedTokenizerFast) -> T5ForConditionalGeneratio
 
 def tiny_t5_tokenizer() -> PreTrainedTokenizerFast:
     """The tiny T5's tokenizer: the shared vocabulary with padding, end and sentinel tokens; texts get an end token."""
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer.from_str(vocabulary().to_str())
     end = tokenizer.token_to_id("</s>")
     tokenizer.post_processor = TemplateProcessing(

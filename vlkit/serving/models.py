@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save
 from torch import Tensor
 
 from vlkit.adapters import ADAPTERS
@@ -39,6 +42,7 @@ class Models:
         bases: loaded bases, by their ``--base`` name.
         trained: number of trained values of each adapter, by task and name.
         configs: content of each adapter's config file, by task and name.
+        fingerprints: hash of each adapter's config and trained values, by task and name; the config holds its base's.
         device: auto, cpu or cuda; the device of adapters added later.
     """
 
@@ -48,6 +52,7 @@ class Models:
     bases: list[str] = field(default_factory=list)
     trained: dict[str, dict[str, int]] = field(default_factory=dict)
     configs: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    fingerprints: dict[str, dict[str, str]] = field(default_factory=dict)
     device: str = "auto"
     _bases: _Bases = field(default_factory=lambda: _Bases(), repr=False)
 
@@ -87,6 +92,7 @@ class Models:
         task, name = opened.task, opened.name
         self.trained.setdefault(task, {})[name] = opened.trained
         self.configs.setdefault(task, {})[name] = opened.config
+        self.fingerprints.setdefault(task, {})[name] = opened.fingerprint
         self.by_task.setdefault(task, {})[name] = opened.pipeline
         self.bases = sorted(map(visible, self._bases.names))
 
@@ -94,7 +100,8 @@ class Models:
         task = config["task"]
         pipeline = self._bases.load(folder, config, self.device)
         name = _new_name(folder, config, self.by_task.get(task, ()))
-        return Opened(task, name, pipeline, config, sum(tensor.numel() for tensor in tensors.values()))
+        trained = sum(tensor.numel() for tensor in tensors.values())
+        return Opened(task, name, pipeline, config, trained, _fingerprint(config, tensors))
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,7 @@ class Opened:
         pipeline: the task's pipeline.
         config: content of its config file.
         trained: number of trained values.
+        fingerprint: hash of ``config`` and the trained values.
     """
 
     task: str
@@ -114,6 +122,7 @@ class Opened:
     pipeline: Any
     config: dict[str, Any]
     trained: int
+    fingerprint: str
 
 
 def shipped_adapters() -> list[Path]:
@@ -203,6 +212,11 @@ def _image_base(config: Mapping[str, Any]) -> tuple[str, Any, Any]:
     image = config["base"]["image"]
     size = image.get("image_size") or config["preprocess"].get("image_size")
     return image["load"], size, config["base"].get("text", {}).get("context_length")
+
+
+def _fingerprint(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    values = save({name: tensor.contiguous() for name, tensor in sorted(tensors.items())})
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode() + values).hexdigest()
 
 
 def _new_name(folder: Path, config: dict[str, Any], taken: Iterable[str]) -> str:
