@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -9,9 +10,12 @@ from typing import TypeVar
 X = TypeVar("X")
 Y = TypeVar("Y")
 
+THREADS = min(16, max(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 4))
+"""Threads that read: one per core, within bounds; at least 4, because files on a network make them wait."""
+
 
 def batches_ahead(
-    items: Sequence[X], read: Callable[[X], Y], size: int, threads: int = 4
+    items: Sequence[X], read: Callable[[X], Y], size: int, threads: int = THREADS
 ) -> Iterator[tuple[Sequence[X], list[Y]]]:
     """Read items in batches; the next batch is read while the caller works on one.
 

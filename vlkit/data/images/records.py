@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlkit.cli.show import visible
-from vlkit.data.batches_ahead import batches_ahead
+from vlkit.data.batches_ahead import THREADS, batches_ahead
 from vlkit.data.images.opening import MediaError, decode_image, image_size, open_image
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
@@ -70,7 +70,7 @@ def record_image_size(dataset: Dataset, record: Record) -> tuple[int, int]:
 
 
 def image_batches(
-    sources: list[Any], open_one: Callable[[Any], Tensor], size: int, threads: int = 4
+    sources: list[Any], open_one: Callable[[Any], Tensor], size: int, threads: int = THREADS
 ) -> Iterator[Tensor]:
     """Load images with a few threads, one batch ahead; yields [b, 3, H, W] in the order of ``sources``."""
     for _, images in batches_ahead(sources, open_one, size, threads):
