@@ -124,8 +124,8 @@ def update(config: Config, images: Path) -> None:
             update = update_index(
                 writer,
                 image_items(found),
-                read=lambda item: open_image(images / item.id),
-                embed=pipeline.embed_images,
+                read=lambda item: pipeline.transform(images / item.id),
+                embed=pipeline.embed_pixels,
                 digest=lambda item: sha256_of(images / item.id),
                 strict=config.strict,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),

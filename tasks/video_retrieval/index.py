@@ -9,7 +9,6 @@ Unchanged videos are skipped, removed ones dropped; embeddings made before a cra
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from vlkit.cli.config import run
 from vlkit.cli.show import Console, track
+from vlkit.data.batches_ahead import batches_ahead
 from vlkit.data.images import MediaError
 from vlkit.data.video.clip_frames import Clip
 from vlkit.errors import UserError
@@ -87,18 +87,18 @@ def main(config: Config) -> None:
                 leave_out(error, bad, config)
         plan = writer.diff(items, cut.digest)
         writer.remove(plan.removed)
-        batches = [plan.todo[start : start + BATCH] for start in range(0, len(plan.todo), BATCH)]
-        with ThreadPoolExecutor(4) as pool:
-            for batch in track(batches, "embed videos", console=console, disable=not batches):
-                good = []
-                clips = [Clip(*cut.part(item)) for item in batch]
-                for item, frames in zip(batch, pool.map(reader_of(pipeline), clips), strict=True):
-                    if isinstance(frames, MediaError):
-                        leave_out(frames, bad, config)
-                    else:
-                        good.append((replace(item, digest=cut.digest(item)), frames))
-                if good:
-                    writer.add([item for item, _ in good], pipeline.embed_frames([frames for _, frames in good]))
+        read = reader_of(pipeline)
+        steps = batches_ahead(plan.todo, lambda item: read(Clip(*cut.part(item))), BATCH)
+        total = -(-len(plan.todo) // BATCH)
+        for batch, clips in track(steps, "embed videos", total=total, console=console, disable=not total):
+            good = []
+            for item, frames in zip(batch, clips, strict=True):
+                if isinstance(frames, MediaError):
+                    leave_out(frames, bad, config)
+                else:
+                    good.append((replace(item, digest=cut.digest(item)), frames))
+            if good:
+                writer.add([item for item, _ in good], pipeline.embed_frames([frames for _, frames in good]))
         # A video that has become unreadable must not keep any of its old vectors in the index.
         writer.remove([item.id for item in items if item.metadata["video"] in bad])
     for error in bad.values():

@@ -68,6 +68,15 @@ def test_other_words_are_explained(line: str, code: int, says: str, capsys: pyte
     assert left.value.code == code and says in shown.out + shown.err
 
 
+def test_completion_without_its_package_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    with pytest.raises(SystemExit) as left:
+        script_of(FOUND, ["--print_completion", "bash"])
+    assert left.value.code == 2 and "pip install 'vlkit[completion]'" in capsys.readouterr().err
+
+
 def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "vlkit.cli.command", *map(str, words)]
     return subprocess.run(line, capture_output=True, text=True, timeout=120, env=os.environ | environment)

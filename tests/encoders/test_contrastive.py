@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, Siglip2Config
+from transformers import AutoImageProcessor
 
 from helpers import tiny
-from helpers.contrastive import END, KINDS, contrastive_model, save_contrastive
+from helpers.contrastive import END, KINDS, contrastive_model, save_contrastive, save_naflex
 from helpers.towers import train
 from vlkit.adapters import ADAPTERS
 from vlkit.adapters.sherl.options import SherlOptions
@@ -133,6 +133,29 @@ def test_images_of_another_size(bases: dict[str, ClipBase], folders: dict[str, P
         load_base(f"hf:{folders[kind]}", image_size=50)
 
 
+@pytest.mark.parametrize("side", [None, 64])
+def test_siglip2_for_any_shape_reads_squares(side: int | None, tmp_path: Path) -> None:
+    """Equal to the library's forward on square images, with its own resizing of the position embeddings."""
+    library = save_naflex(tmp_path)
+    base = load_base(f"hf:{tmp_path}", image_size=side)
+    side = side or 40
+    grid = base.image.grid(base.image.embed(tiny.images(1, side)))
+    assert base.preprocess.size == (side, side) and grid == (side // 8, side // 8)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8))
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    ids = base.tokenize(TEXTS)
+    with torch.no_grad():
+        patches = processor(picture, return_tensors="pt", max_num_patches=(side // 8) ** 2)
+        images = library.get_image_features(**patches).pooler_output
+        found = base.image(image_transform(base.preprocess)(picture)[None])
+        torch.testing.assert_close(found, images, rtol=1e-5, atol=1e-5)
+        texts = library.get_text_features(ids).pooler_output
+        torch.testing.assert_close(base.text(ids), texts, rtol=1e-5, atol=1e-5)
+    assert base.logit_bias == pytest.approx(library.logit_bias.item())
+    with pytest.raises(UserError, match="at 50 pixels: the side must be a multiple of 8"):
+        load_base(f"hf:{tmp_path}", image_size=50)
+
+
 @pytest.mark.parametrize("tower", ["image", "text"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_method_trains_on_both_towers(bases: dict[str, ClipBase], kind: str, tower: str) -> None:
@@ -178,9 +201,6 @@ def test_what_cannot_be_a_base_is_explained(folders: dict[str, Path], tmp_path: 
     assert "lacks tokenizer files; " in message(no_words)
     assert load_base(f"hf:{no_words}", tokenizer=folders["clip"]).tokenize(["a"])[0, 0] == 3
 
-    naflex = copy("c")
-    Siglip2Config().save_pretrained(naflex)
-    assert "NaFlex" in message(naflex) and "hf:google/siglip2-base-patch16-224" in message(naflex)
     other = copy("d")
     spoil(other, model_type="bert")
     assert "model_type 'bert' is none of clip, siglip" in message(other) and f"timm:NAME+hf:{other}" in message(other)

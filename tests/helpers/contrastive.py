@@ -15,6 +15,9 @@ from transformers import (
     CLIPImageProcessor,
     CLIPModel,
     PreTrainedTokenizerFast,
+    Siglip2Config,
+    Siglip2ImageProcessorPil,
+    Siglip2Model,
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
@@ -77,3 +80,16 @@ def save_tokenizer(folder: Path) -> None:
     words.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", END)])
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+
+
+def save_naflex(folder: Path) -> Any:
+    """Write a ``Siglip2Model`` (NaFlex) with 5 x 5 position embeddings of 8 px patches; returns it."""
+    vision = {**_BLOCKS, "patch_size": 8, "num_patches": 25}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Siglip2Model(Siglip2Config(vision_config=vision, text_config={**_TEXT, "projection_size": WIDTH}))
+        scatter_(model)
+    model.eval().save_pretrained(folder)
+    save_tokenizer(folder)
+    Siglip2ImageProcessorPil(patch_size=8, max_num_patches=25).save_pretrained(folder)
+    return model

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from helpers.memory import at_most
 from vlkit.data.images import MediaError
 from vlkit.errors import UserError
 from vlkit.index import IndexWriter, Item, VectorIndex
-from vlkit.index.update import describe_items
+from vlkit.index.update import describe_items, update_index
 
 MODEL = "tiny + sherl 1f2e"
 
@@ -584,3 +585,31 @@ def test_captions_made_before_an_error_are_kept(tmp_path):
         describe_items(writer, "a", read=lambda item: item.id, describe=describe, batch_size=2)
     captions = {item.id: item.metadata.get("caption") for item in VectorIndex.open(tmp_path).items}
     assert captions == {"0": "0", "1": "1", "2": "2", "3": "3", "4": None, "5": None}
+
+
+def test_the_next_batch_is_read_while_one_is_embedded(tmp_path):
+    """And no further one, so that memory is bounded."""
+    opened: list[str] = []
+    ahead: list[int] = []
+
+    def read(item: Item) -> int:
+        opened.append(item.id)
+        if item.id == "3":
+            raise MediaError("3", "damaged")
+        return int(item.id)
+
+    def embed(numbers) -> np.ndarray:
+        first = numbers[0] // 2 * 2
+        until = time.monotonic() + 60
+        while len(opened) < min(first + 4, 7) and time.monotonic() < until:
+            time.sleep(0.01)
+        ahead.append(len(opened) - first)
+        return np.eye(16)[numbers]
+
+    with IndexWriter.open(tmp_path, 16, MODEL) as writer:
+        found = update_index(
+            writer, items(range(7)), read=read, embed=embed, digest=lambda item: f"hash {item.id}", batch_size=2
+        )
+    assert ahead == [4, 4, 3, 1] and found.new == 6 and [str(error) for error in found.bad] == ["3: damaged"]
+    index = VectorIndex.open(tmp_path)
+    assert [(item.id, item.digest) for item in index.items] == [(str(n), f"hash {n}") for n in range(7) if n != 3]

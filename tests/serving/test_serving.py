@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from vlkit.adapters.tuning import LoraOptions
-from vlkit.data.images import MediaError
+from vlkit.data.images import MediaError, as_rgb
 from vlkit.data.video.probe import probe
 from vlkit.drawn.videos import draw_videos
 from vlkit.encoders.load import load_base
@@ -55,9 +55,15 @@ class ColourPipeline:
         self.identity, self.wait, self.embedded = identity, wait, 0
 
     def embed_images(self, images) -> np.ndarray:
+        return self.embed_pixels([self.transform(image) for image in images])
+
+    def transform(self, image) -> np.ndarray:
+        return np.asarray(as_rgb(image), dtype=np.float32)
+
+    def embed_pixels(self, images) -> np.ndarray:
         time.sleep(self.wait)
         self.embedded += len(images)
-        means = np.array([np.asarray(image, dtype=np.float32).mean((0, 1)) for image in images])
+        means = np.array([image.mean((0, 1)) for image in images])
         return means / np.linalg.norm(means, axis=1, keepdims=True)
 
     def embed_texts(self, texts) -> np.ndarray:

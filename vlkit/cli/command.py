@@ -17,8 +17,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import vlkit
+from vlkit.errors import UserError, needs
 
 
 @dataclass(frozen=True)
@@ -146,12 +148,27 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _add_completion(parser: argparse.ArgumentParser) -> None:
-    """``--print_completion bash|zsh|tcsh``, if shtab is installed."""
+    """``--print_completion bash|zsh|tcsh``; without shtab it names the extra."""
+    flag, about = "--print_completion", "print a script for the completion of your shell"
     try:
-        import shtab  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return
-    shtab.add_argument_to(parser, ["--print_completion"], help="print a script for the completion of your shell")
+        with needs("completion", flag):
+            import shtab  # pyright: ignore[reportMissingImports]
+    except UserError as error:
+        parser.add_argument(flag, action=_Missing, why=str(error), help=about)
+    else:
+        shtab.add_argument_to(parser, [flag], help=about)
+
+
+class _Missing(argparse.Action):
+    """A flag whose package is not installed."""
+
+    def __init__(self, *given: Any, why: str, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._why = why
+
+    def __call__(self, *_: Any) -> None:
+        print(f"error: {self._why}", file=sys.stderr)
+        raise SystemExit(2)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def main(config: Config) -> None:
     pairs = [row for row in rows if row["library"] == "open_clip"]
     both = sum(row["vision"] == row["text"] == STAGED for row in pairs)
     console.print(f"{both} of {len(pairs)} open_clip architectures are staged on both sides")
-    console.print("rows hf:NAME are examples: any CLIP, SigLIP or SigLIP 2 for one image size, by hub name or folder")
+    console.print("rows hf:NAME are examples: any CLIP, SigLIP or SigLIP 2, by hub name or folder")
 
 
 if __name__ == "__main__":

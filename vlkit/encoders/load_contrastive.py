@@ -10,8 +10,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from vlkit.encoders import naflex
 from vlkit.encoders.bases import ClipBase, Preprocess, fingerprint
-from vlkit.encoders.contrastive_families import CLIP, CONTRASTIVE, Contrastive, contrastive_of_kind
+from vlkit.encoders.contrastive_families import CLIP, CONTRASTIVE, SIGLIP, Contrastive, contrastive_of_kind
 from vlkit.encoders.hub import hub_access, quiet
 from vlkit.encoders.staged import StagedEncoder
 from vlkit.encoders.tokenizer import HfTokenizer, has_tokenizer
@@ -22,7 +23,6 @@ from vlkit.errors import UserError, some
 
 SCHEME = "hf:"
 FORM = "hf:NAME_OR_FOLDER (CLIP or SigLIP as transformers saves it)"
-NAFLEX = "siglip2"  # SigLIP 2 for images of one size has model_type siglip
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 # PIL's numbers of resampling filters.
@@ -38,8 +38,10 @@ def load_contrastive(name: str, tokenizer: str | Path | None = None, image_size:
         tokenizer: folder with the files of the tokenizer, if they are not in the model's folder.
         image_size: side of the images in pixels, if not the model's own; the position embeddings are resized.
 
+    A SigLIP 2 for images of any shape (NaFlex) reads square images, see :mod:`vlkit.encoders.naflex`.
+
     Raises:
-        UserError: files are missing or unreadable, the model is of another family, or its images have no fixed size.
+        UserError: files are missing or unreadable, or the model is of another family.
     """
     place = name.removeprefix(SCHEME)
     folder = Path(place)
@@ -49,8 +51,9 @@ def load_contrastive(name: str, tokenizer: str | Path | None = None, image_size:
 
     try:
         with quiet() if folder.is_dir() else hub_access():
-            family = _family(name, AutoConfig.from_pretrained(place))
-            model = _model(name, family, place)
+            config = AutoConfig.from_pretrained(place)
+            family = _family(name, config)
+            model = _model(name, config, place)
             words = AutoTokenizer.from_pretrained(str(tokenizer or place))
             processor = AutoImageProcessor.from_pretrained(place)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
@@ -58,9 +61,14 @@ def load_contrastive(name: str, tokenizer: str | Path | None = None, image_size:
             f"base {name!r}: cannot be loaded ({first_line(error)}); give the name of a CLIP or SigLIP model on the "
             "hub, or a folder that save_pretrained of the model and of its processor wrote"
         ) from error
-    preprocess = _preprocess(name, processor.to_dict())
-    side = image_size or model.config.vision_config.image_size
-    if image_size is not None:
+    any_shape = config.model_type == naflex.KIND
+    if any_shape:
+        model = naflex.square_siglip(model, image_size)
+    own = model.config.vision_config.image_size
+    squares = {"size": {"height": own, "width": own}} if any_shape else {}
+    preprocess = _preprocess(name, {**processor.to_dict(), **squares})
+    side = image_size or own
+    if image_size is not None and not any_shape:
         _resize_images(model.vision_model, image_size)
     elif preprocess.size != (side, side):
         raise UserError(
@@ -77,7 +85,9 @@ def library_model(name: str) -> Any:
 
     place = name.removeprefix(SCHEME)
     with quiet() if Path(place).is_dir() else hub_access():
-        return _model(name, _family(name, AutoConfig.from_pretrained(place)), place).eval()
+        config = AutoConfig.from_pretrained(place)
+        model = _model(name, config, place)
+    return (naflex.square_siglip(model) if config.model_type == naflex.KIND else model).eval()
 
 
 def stage_pair(family: Contrastive, model: Any, pad_id: int) -> tuple[StagedEncoder, TextEncoder]:
@@ -112,12 +122,7 @@ def _check_files(name: str, folder: Path, with_tokenizer: bool) -> None:
 
 
 def _family(name: str, config: Any) -> Contrastive:
-    if config.model_type == NAFLEX:
-        raise UserError(
-            f"base {name!r}: this SigLIP 2 (model_type {NAFLEX}, NaFlex) reads images of any shape, which vlkit cannot "
-            "stage; give a SigLIP 2 for images of one size, such as hf:google/siglip2-base-patch16-224"
-        )
-    family = contrastive_of_kind(config.model_type)
+    family = SIGLIP if config.model_type == naflex.KIND else contrastive_of_kind(config.model_type)
     if family is None:
         kinds = ", ".join(known.kind for known in CONTRASTIVE)
         raise UserError(
@@ -127,10 +132,11 @@ def _family(name: str, config: Any) -> Contrastive:
     return family
 
 
-def _model(name: str, family: Contrastive, place: str) -> Any:
+def _model(name: str, config: Any, place: str) -> Any:
     import transformers
 
-    kind = cast(Any, getattr(transformers, family.model))
+    own = naflex.MODEL if config.model_type == naflex.KIND else _family(name, config).model
+    kind = cast(Any, getattr(transformers, own))
     # Without dtype the file's own would be used, and every base of vlkit starts in float32.
     model, info = kind.from_pretrained(place, dtype=torch.float32, output_loading_info=True)
     if info["missing_keys"]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 
+from vlkit.data.batches_ahead import batches_ahead
 from vlkit.data.images import MediaError
 from vlkit.errors import UserError
 from vlkit.index.files import Item
@@ -44,9 +44,10 @@ def update_index(
     Args:
         writer: the index, open; what was added before a crash or Ctrl-C is kept.
         items: everything the index should hold, stamped.
-        read: opens an item; raises MediaError if it cannot be used. Called by several threads.
+        read: opens an item; raises MediaError if it cannot be used. Called by several threads, up to two batches ahead
+            of ``embed``: what it returns should be small.
         embed: n opened items -> float32 [n, D].
-        digest: hash of an item's content.
+        digest: hash of an item's content; called by several threads.
         strict: stop at an item that cannot be read, instead of leaving it out.
         batch_size: items embedded at once.
         progress: called with the numbers of items done and to do, before the first batch and after each.
@@ -58,20 +59,25 @@ def update_index(
     writer.remove(plan.removed)
     bad: dict[str, MediaError] = {}
     progress(0, len(plan.todo))
-    with ThreadPoolExecutor(4) as pool:
-        for start in range(0, len(plan.todo), batch_size):
-            batch = plan.todo[start : start + batch_size]
-            opened = list(pool.map(lambda item: _read_or_error(read, item), batch))
-            failures = {i.id: x for i, x in zip(batch, opened, strict=True) if isinstance(x, MediaError)}
-            if failures and strict:
-                raise UserError(f"{next(iter(failures.values()))}; fix or remove it, or leave --strict out")
-            bad |= failures
-            good = [(item, x) for item, x in zip(batch, opened, strict=True) if not isinstance(x, MediaError)]
-            if good:
-                digests = pool.map(lambda pair: digest(pair[0]), good)
-                stamped = [replace(item, digest=d) for (item, _), d in zip(good, digests, strict=True)]
-                writer.add(stamped, embed([x for _, x in good]))
-            progress(start + len(batch), len(plan.todo))
+
+    def opened(item: Item) -> tuple[Item, X] | MediaError:
+        """The item with its digest, and what it holds; an error that is returned does not end the work."""
+        try:
+            return replace(item, digest=digest(item)), read(item)
+        except MediaError as error:
+            return error
+
+    done = 0
+    for batch, found in batches_ahead(plan.todo, opened, batch_size):
+        failures = {i.id: x for i, x in zip(batch, found, strict=True) if isinstance(x, MediaError)}
+        if failures and strict:
+            raise UserError(f"{next(iter(failures.values()))}; fix or remove it, or leave --strict out")
+        bad |= failures
+        good = [x for x in found if not isinstance(x, MediaError)]
+        if good:
+            writer.add([item for item, _ in good], embed([x for _, x in good]))
+        done += len(batch)
+        progress(done, len(plan.todo))
     # An item that can no longer be read must not keep its old vector in the index.
     writer.remove([item.id for item in plan.changed if item.id in bad])
     new, changed = (sum(item.id not in bad for item in part) for part in (plan.new, plan.changed))

@@ -39,8 +39,8 @@ def images_in(folder: Path) -> Medium:
     return Medium(
         folder,
         find=find,
-        read=lambda pipeline, item: open_image(folder / item.id),
-        embed=lambda pipeline, images: pipeline.embed_images(images),
+        read=lambda pipeline, item: pipeline.transform(folder / item.id),
+        embed=lambda pipeline, images: pipeline.embed_pixels(images),
         digest=lambda item: sha256_of(folder / item.id),
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlkit.cli.show import visible
+from vlkit.data.batches_ahead import THREADS, batches_ahead
 from vlkit.data.images.opening import MediaError, decode_image, image_size, open_image
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
@@ -70,18 +70,11 @@ def record_image_size(dataset: Dataset, record: Record) -> tuple[int, int]:
 
 
 def image_batches(
-    sources: list[Any], open_one: Callable[[Any], Tensor], size: int, threads: int = 4
+    sources: list[Any], open_one: Callable[[Any], Tensor], size: int, threads: int = THREADS
 ) -> Iterator[Tensor]:
     """Load images with a few threads, one batch ahead; yields [b, 3, H, W] in the order of ``sources``."""
-    with ThreadPoolExecutor(threads) as pool:
-        ahead = None
-        for start in range(0, len(sources), size):
-            batch = [pool.submit(open_one, source) for source in sources[start : start + size]]
-            if ahead:
-                yield torch.stack([future.result() for future in ahead])
-            ahead = batch
-        if ahead:
-            yield torch.stack([future.result() for future in ahead])
+    for _, images in batches_ahead(sources, open_one, size, threads):
+        yield torch.stack(images)
 
 
 def identify_file(path: Path) -> list[Any]:

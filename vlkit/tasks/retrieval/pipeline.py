@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
 from vlkit.adapters.adapter_files import AdapterFiles
 from vlkit.adapters.options import adapter_options
+from vlkit.data.batches_ahead import batches_ahead
 from vlkit.data.images import ImageInput, as_rgb
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.load import load_base
@@ -58,7 +60,7 @@ class RetrievalPipeline:
         self._lock = threading.Lock()  # for batching of further media in subclasses
         # Opened here and not in the batch, so that a bad file fails only its own call.
         self._images: Batching[Any, Any] = Batching(
-            lambda images: cast(Any, embedder.images(images, lambda image: image).numpy()), BATCH
+            lambda pixels: cast(Any, embedder.pixels(torch.stack(pixels)).cpu().numpy()), BATCH
         )
         self._texts: Batching[Any, Any] = Batching(
             lambda texts: cast(Any, embedder.texts(cast(Any, texts)).numpy()), BATCH
@@ -75,11 +77,20 @@ class RetrievalPipeline:
         Raises:
             vlkit.data.images.MediaError: a file is not a readable image; names it and the reason.
         """
-        vectors = np.empty((len(images), self.dim), dtype=np.float32)
-        for start in range(0, len(images), BATCH):
-            part = slice(start, start + BATCH)
-            vectors[part] = self._images([as_rgb(image) for image in images[part]])
-        return vectors
+        found = [self.embed_pixels(pixels) for _, pixels in batches_ahead(images, self.transform, BATCH)]
+        return np.concatenate(found) if found else np.empty((0, self.dim), dtype=np.float32)
+
+    def transform(self, image: ImageInput) -> Tensor:
+        """A path or PIL image -> [3, H, W], as :meth:`embed_pixels` takes it.
+
+        Raises:
+            vlkit.data.images.MediaError: the file is not a readable image; names it and the reason.
+        """
+        return self.embedder.transform(as_rgb(image))
+
+    def embed_pixels(self, images: Sequence[Tensor]) -> np.ndarray:
+        """Transformed images, [3, H, W] each -> float32 [n, E], unit norm."""
+        return np.stack(self._images(images))
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts -> float32 [n, E], unit norm."""
