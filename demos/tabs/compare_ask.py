@@ -8,9 +8,10 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from tabs.asking import on_asking, worked
+from tabs.asking import on_asking
 from tabs.common import Studio, bars, endpoint, image_input, percent
 from tabs.comparing import BATCH, PREDICTING, models, sides, tell_facts
+from tabs.examples import worked
 from tabs.search import given
 from vlkit.serving import check_text
 from vlkit.serving.compared import Compared
@@ -34,7 +35,7 @@ def build(studio: Studio, compared: Compared, opened: list[Any]) -> None:
         pairs = zip((left, right), answers(image, question, left, right), strict=True)
         return [bars(found, percent, label=f"Answers of {name}, most probable first") for name, found in pairs]
 
-    first = worked(show, Path(rows[0][0]), rows[0][1], *compared.default(TASK)) or [None, None]
+    first = worked(studio, "compare_ask", show, Path(rows[0][0]), rows[0][1], *compared.default(TASK)) or [None, None]
     with gr.Row():
         image = image_input("Image", value=rows[0][0], height=240, elem_id="compare-ask-image")
         with gr.Column():

@@ -9,12 +9,14 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from tabs.asking import on_asking, worked
+from tabs.asking import on_asking
 from tabs.common import Studio, endpoint, image_input, percent
 from tabs.comparing import BATCH, PREDICTING, models, sides, tell_facts
-from tabs.ground import Answer, find, shown
+from tabs.examples import worked
+from tabs.ground import Answer, Box, find, shown
 from tabs.search import given
 from vlkit.data.draw_boxes import draw_boxes
+from vlkit.data.images import open_image
 from vlkit.serving.compared import Compared
 
 TASK = "grounding"
@@ -26,19 +28,25 @@ def build(studio: Studio, compared: Compared, opened: list[Any]) -> None:
     # The tab of one model opens with the first of them.
     rows = [[str(studio.album.images / each.name), each.phrases[0][0]] for each in (*entries[2:], *entries[:2])]
 
-    def boxes(image: Image.Image | None, phrases: str, *names: str) -> list[Answer]:
+    def boxes(image: Image.Image | None, phrases: str, *names: str) -> list[list[Box]]:
         models(compared, TASK, *names)
-        return [find(compared[TASK], image, phrases, 1, name) for name in names]
+        return [find(compared[TASK], image, phrases, 1, name).boxes for name in names]
 
-    def drawn(image: Image.Image | None, phrases: str, left: str, right: str) -> list[dict[str, Any]]:
+    def drawn(image: Image.Image | None, found: list[list[Box]], *names: str) -> list[dict[str, Any]]:
         """What the component of each side shows."""
-        sides = zip((left, right), boxes(image, phrases, left, right), strict=True)
-        return [_shown(image, name, found, compared.config(TASK, name) is not None) for name, found in sides]
+        sides = zip(names, found, strict=True)
+        return [_shown(given(image), name, own, compared.config(TASK, name) is not None) for name, own in sides]
 
     def show(image: Image.Image | None, phrases: str, left: str, right: str) -> list[gr.Image]:
-        return [gr.Image(**each) for each in drawn(image, phrases, left, right)]
+        return [gr.Image(**each) for each in drawn(image, boxes(image, phrases, left, right), left, right)]
 
-    first = worked(drawn, Path(rows[0][0]), rows[0][1], *compared.default(TASK)) or [{}, {}]
+    def answered(image: Image.Image, phrases: str, *names: str) -> list[list[dict[str, Any]]]:
+        return [[asdict(each) for each in found] for found in boxes(image, phrases, *names)]
+
+    opening, names = Path(rows[0][0]), compared.default(TASK)
+    known = worked(studio, "compare_ground", answered, opening, rows[0][1], *names)
+    found = [[Box(**each) for each in side] for side in known or []]
+    first = drawn(open_image(opening), found, *names) if found else [{}, {}]
 
     def result(number: int, elem_id: str) -> gr.Image:
         look: dict[str, Any] = {"interactive": False, "format": "png", "buttons": ["download", "fullscreen"]}
@@ -68,10 +76,10 @@ def build(studio: Studio, compared: Compared, opened: list[Any]) -> None:
         return [
             {
                 "model": name,
-                "boxes": [asdict(each) for each in found.boxes],
+                "boxes": [asdict(each) for each in own],
                 **compared.costs(TASK, name, BATCH),
             }
-            for name, found in zip((left, right), boxes(image, phrase, left, right), strict=True)
+            for name, own in zip((left, right), boxes(image, phrase, left, right), strict=True)
         ]
 
     inputs = [image, phrases, *both.choices]
@@ -81,11 +89,12 @@ def build(studio: Studio, compared: Compared, opened: list[Any]) -> None:
     endpoint("compare_boxes", compare_boxes, inputs, **PREDICTING)
 
 
-def _shown(image: Image.Image | None, name: str, found: Answer, trained: bool) -> dict[str, Any]:
+def _shown(image: Image.Image, name: str, found: list[Box], trained: bool) -> dict[str, Any]:
     """Value, label and alternative text of the image with the boxes; cosines are no shares, so they are not drawn."""
     labels = [
-        f"{number}  {percent(each.score)}" if trained else str(number)
-        for number, each in enumerate(found.boxes, start=1)
+        f"{number}  {percent(each.score)}" if trained else str(number) for number, each in enumerate(found, start=1)
     ]
-    drawing = draw_boxes(given(image), [each.box for each in found.boxes], labels=labels)
-    return {"value": drawing, "label": name, "alt_text": f"{name}. {found.alt}"}
+    answer = Answer(
+        [each.phrase for each in found], found, draw_boxes(image, [each.box for each in found], labels=labels)
+    )
+    return {"value": answer.drawing, "label": name, "alt_text": f"{name}. {answer.alt}"}
