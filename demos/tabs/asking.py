@@ -53,6 +53,8 @@ def on_asking(
     asked = gr.State(0)
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple"}
     for event in after:
+        # Gradio drops a click on an example while the one before is still being filled in.
+        get_blocks_context().root_block.fns[event["id"]].trigger_mode = "always_last"
         event.success(now, None, asked, **quiet)
     if opening is not None:
         on_opening(lambda: now() if opening() else gr.skip(), [asked])
