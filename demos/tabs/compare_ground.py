@@ -24,9 +24,8 @@ TASK = "grounding"
 
 def build(studio: Studio, compared: Compared, opened: list[Any]) -> None:
     """Lay out the part; call it within a column that comes into sight with the events ``opened``."""
-    entries = shown(studio)
     # The tab of one model opens with the first of them.
-    rows = [[str(studio.album.images / each.name), each.phrases[0][0]] for each in (*entries[2:], *entries[:2])]
+    rows = [[str(studio.album.images / entry.name), entry.phrases[0][0]] for entry in reversed(shown(studio))]
 
     def boxes(image: Image.Image | None, phrases: str, *names: str) -> list[list[Box]]:
         models(compared, TASK, *names)
