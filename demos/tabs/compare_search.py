@@ -8,7 +8,7 @@ import gradio as gr
 
 from tabs.asking import on_asking
 from tabs.common import Studio, endpoint
-from tabs.comparing import BATCH, PREDICTING, models, sides, tell_facts
+from tabs.comparing import BATCH, PREDICTING, SIDES, models, sides, tell_facts
 from tabs.search import DEMO_QUERIES, GALLERY, QUERIES, _shots, find
 from vlkit.serving import check_text
 from vlkit.serving.compared import Compared
@@ -24,7 +24,7 @@ def build(studio: Studio, compared: Compared, opened: list[Any]) -> None:
         button = gr.Button("Compare", variant="primary", scale=0, min_width=120, elem_id="compare-button")
 
     def gallery(number: int, elem_id: str) -> gr.Gallery:
-        label = f"Results, {('left', 'right')[number]}"
+        label = f"Results, {SIDES[number]}"
         return gr.Gallery(label=label, elem_classes="shots", elem_id=elem_id, **GALLERY)
 
     both = sides(compared, TASK, "compare", gallery)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +49,16 @@ def worked(studio: Studio, tab: str, function: Callable[..., Any], *values: Any)
 def key_of(studio: Studio, values: tuple[Any, ...]) -> str:
     """Hash of all that an answer depends on: adapters with their bases, the example, and the program."""
     given = [sha256_of(value) if isinstance(value, Path) else value for value in values]
-    parts = [studio.models.fingerprints, studio.about["device"], given, list(_program())]
+    parts = [studio.models.fingerprints, studio.about["device"], given, _program()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _program() -> Iterator[tuple[str, int, int]]:
+@cache  # the same for all tabs, and hundreds of files
+def _program() -> list[tuple[str, int, int]]:
     """Name, size and time of each source file."""
-    for folder in (Path(__file__).parent, Path(vlkit.__file__).parent):
-        for file in sorted(folder.rglob("*.py")):
-            about = file.stat()
-            yield str(file), about.st_size, about.st_mtime_ns
+    folders = Path(__file__).parent, Path(vlkit.__file__).parent
+    files = [(file, file.stat()) for folder in folders for file in sorted(folder.rglob("*.py"))]
+    return [(str(file), about.st_size, about.st_mtime_ns) for file, about in files]
 
 
 def _stored(tab: str, key: str) -> Any:

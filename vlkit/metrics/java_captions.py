@@ -1,8 +1,8 @@
 """The official COCO caption evaluation, which needs Java: words of the Penn Treebank tokenizer, METEOR and SPICE.
 
 All three are Java programs that the package pycocoevalcap (extra ``captions``) brings or downloads. METEOR (Banerjee
-and Lavie, 2005; version 1.5) lies in the package; SPICE (Anderson et al., ECCV 2016) downloads its parser (600 MB) when
-it is first used.
+and Lavie, 2005; version 1.5) lies in the package; SPICE (Anderson et al., ECCV 2016) downloads its parser when it is
+first used.
 """
 
 from __future__ import annotations
