@@ -65,9 +65,11 @@ class Config:
     """Task to compare on, such as retrieval, video_retrieval, vqa, grounding, classification, moment_retrieval,
     captioning or text."""
     kinds: str = "sherl,sherl:handoff=tokens,linear,bitfit,lora,full"
-    """Methods, separated by commas, with options after colons (lora:rank=16:checkpointing=true); all = every method.
-    Classification also has the controls zero-shot, ridge and tip-adapter, whose options are those of their head
-    (ridge:penalty=0.1); text has bag-of-words, captioning has nearest."""
+    """Methods, separated by commas, with options after colons (lora:rank=16:checkpointing=true); an option with two
+    dashes is a flag of the training script (full:--optimizer=mezo:--lr=1e-5); all = every method. Classification also
+    has the controls zero-shot, ridge and tip-adapter, whose options are those of their head (ridge:penalty=0.1), and
+    blackvip, whose options are flags of tasks/classification/black_box.py (blackvip:eps=0.1:epochs=20); text has
+    bag-of-words, captioning has nearest."""
     seeds: int = 3
     """Number of seeds: 0, 1, …"""
     jobs: int = 1
@@ -219,6 +221,8 @@ def train(
         UserError: the run failed; names its log and the last line of it.
     """
     kind, *options = method.split(":")
+    own = [option for option in options if option.startswith("--")]
+    options = [option for option in options if not option.startswith("--")]
     task = TASKS[config.task]
     rate = rate or config.given_rate(method) or LEARNING_RATES.get(kind)
     control = task.controls.get(kind)
@@ -231,6 +235,8 @@ def train(
     flags = flags if rate is None else [f"--lr={rate}", *flags]
     if kind in task.control_scripts:
         flags = [f"--{flag}" for flag in config.flags if flag.startswith(("data.", "base=", "image_size="))]
+        flags += [f"--{option}" for option in options]
+    flags += own
     script = [
         sys.executable,
         str(SCRIPTS / config.task / task.control_scripts.get(kind, "train.py")),

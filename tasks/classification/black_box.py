@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,11 +36,12 @@ from vlkit.engine.report import Report, print_report
 from vlkit.engine.run_folder import FREE_FLAGS, RunFolder, open_run
 from vlkit.engine.spsa import SpsaOptions
 from vlkit.errors import UserError
-from vlkit.serving.black_box import BlackBox, HttpBlackBox, HttpOptions, LocalBlackBox
+from vlkit.serving.black_box import BlackBox, HttpOptions
 from vlkit.tasks.classification.black_box import save_coordinator
 from vlkit.tasks.classification.data import LabelledImages
 from vlkit.tasks.classification.evaluate import metrics_of
 from vlkit.tasks.classification.pipeline import zero_shot_pipeline
+from vlkit.tasks.classification.prompted import http_box, local_box
 from vlkit.tasks.classification.prompts import PromptOptions, prompts_of
 from vlkit.tasks.classification.shots import few_shot
 from vlkit.tasks.classification.task import TASK
@@ -82,6 +82,8 @@ class Config:
     output: Path | None = None
     """Run folder (default: runs/black_box/<time>)."""
     data: Data = field(default_factory=Data)
+    base: str | None = None
+    """Sets --target and --encoder at once."""
     target: str = "tiny"
     """The black box without --http.url: this base with class prompts, in this process; it gives scores alone."""
     http: HttpOptions = field(default_factory=HttpOptions)
@@ -117,6 +119,8 @@ class Config:
     """Steps between checkpoints. Each error and Ctrl-C writes one too."""
 
     def __post_init__(self) -> None:
+        if self.base is not None:
+            self.target = self.encoder = self.base
         for name in ("epochs", "batch_size", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
@@ -133,7 +137,7 @@ def main(config: Config) -> None:
     test = reported_split(dataset, config.data, held_out=True)
     train, _ = few_shot(dataset.records(config.data.train), [], config.data.shots, config.data.shots_seed)
     encoder = load_base(config.encoder)
-    target, preprocess = black_box(config, dataset)
+    target, preprocess, asked_model = black_box(config, dataset)
 
     coordinator = make_coordinator(config, encoder, preprocess).to(fabric.device)
     examples = LabelledImages(dataset, train, image_transform(preprocess, config.data.augment))
@@ -167,32 +171,21 @@ def main(config: Config) -> None:
         folder.log(step=training.spsa.step, split=test, when="after", asked=target.asked, **after)
         training.save()
     training.use_weights()
-    save_coordinator(folder.path, coordinator, config.encoder, preprocess, dataset.extra["classes"])
+    save_coordinator(folder.path, coordinator, config.encoder, preprocess, dataset.extra["classes"], asked_model)
     report(config, folder, training, before, after, test, dataset)
 
 
-def black_box(config: Config, dataset: Dataset) -> tuple[BlackBox, Preprocess]:
-    """The target, and how its images are cut and normalised."""
+def black_box(config: Config, dataset: Dataset) -> tuple[BlackBox, Preprocess, dict[str, Any]]:
+    """The target, how its images are cut and normalised, and its record in ``coordinator.json``."""
     if config.http.url:
-        token = None
-        if config.http.token_variable:
-            token = os.environ.get(config.http.token_variable)
-            if not token:
-                raise UserError(f"--http.token_variable {config.http.token_variable}: is not set; export it first")
-        box = HttpBlackBox(config.http, len(dataset.extra["classes"]), config.budget, token=token)
-        box.check_classes(dataset.extra["classes"])
+        box = http_box(config.http, dataset.extra["classes"], config.budget)
+        record = {name: getattr(config.http, name) for name in ("url", "gives", "token_variable")}
         # Only what the coordinator sees depends on this; a service gets image files.
-        return box, load_base(config.target).preprocess
-    pipeline = zero_shot_pipeline(config.target, prompts_of(dataset, config.prompts), config.device)
-    labeller = pipeline.labeller
-    device = labeller.fabric.device
-    box = LocalBlackBox(
-        lambda pixels: labeller.model(pixels.to(device)),
-        labeller.base.preprocess.mean,
-        labeller.base.preprocess.std,
-        config.budget,
-    )
-    return box, labeller.base.preprocess
+        return box, load_base(config.target).preprocess, record
+    prompts = prompts_of(dataset, config.prompts)
+    pipeline = zero_shot_pipeline(config.target, prompts, config.device)
+    record = {"base": config.target, "templates": list(prompts.templates), "texts": prompts.own}
+    return local_box(pipeline, config.budget), pipeline.labeller.base.preprocess, record
 
 
 def make_coordinator(config: Config, encoder: ClipBase, preprocess: Preprocess) -> Coordinator:

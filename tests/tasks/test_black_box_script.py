@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import vlkit
 from helpers import tiny
 from helpers.scripts import call, load_script, refuse
 from vlkit.adapters.blackvip.coordinator import Coordinator
@@ -107,6 +108,43 @@ def test_through_http(dataset: Path, service: Any, tmp_path: Path) -> None:
     assert prompted.shape == (1, 3, 96, 96) and prompted.min() >= 0 and prompted.max() <= 1
     assert found.classes == list(COLORS)
     assert (prompted - torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255).abs().max() > 1e-3
+
+
+def test_a_run_is_loaded_as_a_classifier(dataset: Path, service: Any, tmp_path: Path) -> None:
+    """``vlkit.load``, evaluate and predict ask the black box of the run, in this process or behind HTTP."""
+    for name, server in (("local", None), ("http", service)):
+        run = tmp_path / name
+        call(SCRIPT, *words(dataset, run, server))
+        pipeline, prompter = vlkit.load(run, device="cpu"), load_coordinator(run)
+        image = Image.open(dataset / "red0.png")
+        logits = pipeline.labeller.target.scores(prompter.prompt([image]))[0]
+        found = pipeline.classify(image)
+        assert [c for c, _ in found] == [list(COLORS)[i] for i in logits.argsort(descending=True)]
+        assert sum(p for _, p in found) == pytest.approx(1) and found[:1] == pipeline.classify(image, k=1)
+        call("tasks/classification/evaluate.py", "--model", run, "--data.root", dataset, "--json", run / "test.json")
+        assert json.loads((run / "test.json").read_text())["top1"] == pytest.approx(
+            json.loads((run / "metrics.json").read_text())["after"]["top1"]
+        )
+        call("tasks/classification/predict.py", "--model", run, "--images", dataset, "--output", run / "classes.json")
+        assert len(json.loads((run / "classes.json").read_text())) == 18
+        with pytest.raises(UserError, match="scores its own classes alone"):
+            pipeline.classify(image, classes=["a", "b"])
+        with pytest.raises(UserError, match="task 'vqa' is needed"):
+            vlkit.load(run, task="vqa")
+        assert vlkit.load(run, device="cpu", mix=0.0).labeller.prompter.coordinator.eps == 0
+    about = json.loads((tmp_path / "local" / "coordinator.json").read_text())
+    (tmp_path / "local" / "coordinator.json").write_text(json.dumps({**about, "target": {}}))
+    with pytest.raises(UserError, match="does not say which model was asked"):
+        vlkit.load(tmp_path / "local")
+
+
+def test_a_row_of_the_comparison(dataset: Path, tmp_path: Path) -> None:
+    options = "epochs=1:batch_size=6:data.shots=2:spsa.averages=1:eps=0.1"
+    given = ("--task", "classification", "--kinds", f"zero-shot,blackvip:{options}", "--seeds", 1)
+    call("tasks/compare.py", *given, "--flags", f'["data.root={dataset}"]', "--output", tmp_path)
+    zero_shot, blackvip = (tmp_path / "results.md").read_text().splitlines()[-2:]
+    assert blackvip.startswith("| blackvip:") and zero_shot.startswith("| zero-shot")
+    assert len(blackvip.split("|")) == len(zero_shot.split("|"))
 
 
 @pytest.mark.parametrize("fail_at", [1, 3, 6])

@@ -122,12 +122,16 @@ def test_controls_are_flags_of_the_training_script(tmp_path, monkeypatch):
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(module.subprocess, "run", train)
-    words = ["--task", "classification", "--kinds", "zero-shot,ridge:penalty=2,lora", "--seeds", "1"]
+    words = ["--task", "classification", "--kinds", "zero-shot,ridge:penalty=2,lora:rank=2:--lr=1e-5,blackvip:eps=2"]
+    words += ["--seeds", "1"]
     words += ["--flags", "head.kind=linear", "cache=true", "--output", str(tmp_path)]
     module.main(parse(module.Config, words))
     assert seen["zero-shot-seed0"][-2:] == ["--head.kind=zeroshot", "--adapter.kind=linear"]
     assert seen["ridge-penalty-2-seed0"][-3:] == ["--head.kind=ridge", "--adapter.kind=linear", "--head.penalty=2"]
-    assert "--adapter.kind=lora" in seen["lora-seed0"] and "--head.kind=linear" in seen["lora-seed0"]
+    lora, blackvip = seen["lora-rank-2---lr-1e-5-seed0"], seen["blackvip-eps-2-seed0"]
+    assert {"--adapter.kind=lora", "--adapter.rank=2", "--head.kind=linear"} <= set(lora)
+    assert lora[-1] == "--lr=1e-5"  # a later flag overrides an earlier one
+    assert blackvip[1].endswith("black_box.py") and blackvip[-1] == "--eps=2"
     assert not any("--cache=true" in words for words in seen.values())
 
 

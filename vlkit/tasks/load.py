@@ -15,6 +15,8 @@ from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.engine.checkpoint import load_adapter
 from vlkit.engine.distributed import make_fabric
 from vlkit.errors import UserError
+from vlkit.tasks.classification.black_box import is_coordinator
+from vlkit.tasks.classification.prompted import open_prompted
 from vlkit.tasks.hub import download, is_repository
 from vlkit.tasks.registry import TASKS
 
@@ -32,7 +34,8 @@ def load(
 
     Args:
         folder: a run folder, any folder with ``vlkit_adapter.json`` and ``vlkit_adapter.safetensors``, or an adapter
-            on the Hugging Face hub: ``org/name`` or ``org/name@revision``.
+            on the Hugging Face hub: ``org/name`` or ``org/name@revision``; or the folder of a run of
+            ``tasks/classification/black_box.py``, which asks its black box again.
         device: auto, cpu or cuda.
         base: an already loaded base; methods that leave it frozen can share one. LoRA, BitFit and full fine-tuning
             change it: load one for each such adapter.
@@ -51,6 +54,12 @@ def load(
         folder = download(str(folder))
     # The folder's name appears in messages and beside results; resolving gives "." and ".." a name too.
     folder = Path(folder) if Path(folder).name not in ("", "..") else Path(os.path.abspath(folder))
+    if is_coordinator(folder):
+        if task not in (None, "classification"):
+            raise UserError(f"{folder}: a coordinator for classification; task {task!r} is needed here")
+        if mix_beta:
+            raise UserError("--mix_beta: a black box shows no blocks to scale; use --mix alone, a factor on the prompt")
+        return open_prompted(folder, device, mix)
     config, tensors = load_adapter(folder)
     found = config.get("task")
     if found not in TASKS:

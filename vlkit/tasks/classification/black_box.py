@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -32,24 +33,50 @@ class Prompter:
         coordinator: in eval mode.
         preprocess: size and normalisation of the target's images.
         classes: names of the classes it was trained for.
+        target: the black box that it was trained on, see :func:`save_coordinator`; empty = not recorded.
     """
 
     coordinator: Coordinator
     preprocess: Preprocess
     classes: Sequence[str]
+    target: dict[str, Any] = field(default_factory=dict)
 
-    @torch.no_grad()
     def prompt(self, images: Sequence[Image.Image]) -> Tensor:
         """RGB images -> prompted pixels [B, 3, H, W] float32, 0 .. 1, to send to the black box."""
         transform = image_transform(self.preprocess)
+        return self.prompted(torch.stack([transform(image) for image in images]))
+
+    @torch.no_grad()
+    def prompted(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels [B, 3, H, W] -> prompted pixels, 0 .. 1."""
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.preprocess.mean, self.preprocess.std))
-        return (self.coordinator(torch.stack([transform(image) for image in images])) * std + mean).clamp(0, 1)
+        return (self.coordinator(pixels) * std + mean).clamp(0, 1)
+
+
+def is_coordinator(folder: Path) -> bool:
+    """Whether a folder holds a trained coordinator."""
+    return (folder / CONFIG).is_file()
 
 
 def save_coordinator(
-    folder: Path, coordinator: Coordinator, encoder: str, preprocess: Preprocess, classes: Sequence[str]
+    folder: Path,
+    coordinator: Coordinator,
+    encoder: str,
+    preprocess: Preprocess,
+    classes: Sequence[str],
+    target: dict[str, Any],
 ) -> None:
-    """Write ``coordinator.safetensors`` (the decoder with its batch norm statistics) and ``coordinator.json``."""
+    """Write ``coordinator.safetensors`` (the decoder with its batch norm statistics) and ``coordinator.json``.
+
+    Args:
+        folder: where to.
+        coordinator: the trained one.
+        encoder: base that it reads, as :func:`~vlkit.encoders.load.load_base` takes it.
+        preprocess: size and normalisation of the target's images.
+        classes: class names, in the order of the target's scores.
+        target: what answers: ``{"base": NAME, "templates": […], "texts": {class: […]}}`` of a base in this process, or
+            ``{"url": …, "gives": …, "token_variable": …}`` of a service.
+    """
     decoder = coordinator.decoder
     with whole_file(folder / WEIGHTS) as temporary:
         save_file({name: t.detach().cpu().contiguous() for name, t in decoder.state_dict().items()}, temporary)
@@ -66,6 +93,7 @@ def save_coordinator(
             "eps": coordinator.eps,
             "preprocess": preprocess.to_dict(),
             "classes": list(classes),
+            "target": target,
         },
     )
 
@@ -77,7 +105,7 @@ def load_coordinator(folder: str | Path) -> Prompter:
         UserError: the folder holds none, or its files are damaged.
     """
     folder = Path(folder)
-    if not (folder / CONFIG).is_file():
+    if not is_coordinator(folder):
         raise UserError(f"{folder}: no {CONFIG} there; give the folder of a run of tasks/classification/black_box.py")
     about = read_json(folder / CONFIG)
     if not isinstance(about, dict) or about.get("format") != FORMAT:
@@ -97,7 +125,7 @@ def load_coordinator(folder: str | Path) -> Prompter:
             about["border"],
         )
         coordinator.decoder.load_state_dict(load_file(folder / WEIGHTS))
-        return Prompter(coordinator.eval(), preprocess, list(about["classes"]))
+        return Prompter(coordinator.eval(), preprocess, list(about["classes"]), dict(about.get("target", {})))
     except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise UserError(f"{folder}: the coordinator cannot be read ({reason}); copy both files again") from None

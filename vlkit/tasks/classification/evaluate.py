@@ -7,7 +7,7 @@ import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -65,21 +65,66 @@ class Labeller:
         label: str,
         augment: Augment = "none",
     ) -> Tensor:
-        training, found = self.model.training, []
+        training = self.model.training
         self.model.eval()
         transform = image_transform(self.base.preprocess, augment)
         # With augmentation one thread, so that the order of random draws is that of the images.
         threads = 4 if augment == "none" else 1
-        batches = image_batches(list(sources), lambda one: transform(open_one(one)), self.batch_size, threads)
-        steps, hidden = -(-len(sources) // self.batch_size), not self.fabric.is_global_zero or not sys.stderr.isatty()
-        for pixels in track(batches, label, total=steps, console=Console(stderr=True), transient=True, disable=hidden):
+
+        def one_batch(pixels: Tensor) -> Tensor:
             with self.fabric.autocast():
-                found.append(run(self.fabric.to_device(pixels)).float().cpu())
+                return run(self.fabric.to_device(pixels)).float().cpu()
+
+        hidden = not self.fabric.is_global_zero
+        found = in_batches(
+            one_batch, sources, lambda s: transform(open_one(s)), self.batch_size, label, threads, hidden
+        )
         self.model.train(training)
-        return torch.cat(found)
+        return found
 
 
-def score_records(labeller: Labeller, dataset: Dataset, records: Sequence[Record], label: str) -> Tensor:
+def in_batches(
+    run: Callable[[Tensor], Tensor],
+    sources: Sequence[Any],
+    read: Callable[[Any], Tensor],
+    batch_size: int,
+    label: str,
+    threads: int = 4,
+    hidden: bool = False,
+) -> Tensor:
+    """Read images beside the model, batch by batch, with a progress bar on a terminal.
+
+    Args:
+        run: pixels [B, 3, H, W] -> rows [B, …] on the CPU.
+        sources: what to read.
+        read: source -> pixels [3, H, W].
+        batch_size: images per batch.
+        label: name on the bar.
+        threads: readers.
+        hidden: never show the bar.
+
+    Returns:
+        The rows of all sources, [n, …].
+    """
+    batches = image_batches(list(sources), read, batch_size, threads)
+    hidden = hidden or not sys.stderr.isatty()
+    steps, console = -(-len(sources) // batch_size), Console(stderr=True)
+    return torch.cat(
+        [run(pixels) for pixels in track(batches, label, total=steps, console=console, transient=True, disable=hidden)]
+    )
+
+
+class Scorer(Protocol):
+    """What scores images: :class:`Labeller`, or a model behind an API."""
+
+    fabric: Fabric
+
+    def scores(self, sources: Sequence[Any], open_one: Callable[[Any], Image.Image], label: str = "images") -> Tensor:
+        """n sources -> logits [n, C] float32 on the CPU."""
+        ...
+
+
+def score_records(labeller: Scorer, dataset: Dataset, records: Sequence[Record], label: str) -> Tensor:
     """Logits of records, [n, C] float32 on the CPU; processes share the images.
 
     Raises:

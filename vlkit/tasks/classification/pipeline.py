@@ -78,17 +78,13 @@ class ClassificationPipeline:
         self, images: Sequence[ImageInput], classes: Sequence[str] | None = None, k: int | None = None
     ) -> list[list[tuple[str, float]]]:
         """The result of :meth:`classify` for each image."""
-        if k is not None and k < 1:
-            raise UserError(f"k={k}: must be at least 1")
+        refuse_count(k)
         prompts = self.prompts if classes is None else self.prompts.of(classes)
         weights = None if classes is None else self._weights(tuple(prompts.classes))
         found = []
         for start in range(0, len(images), BATCH):
             opened = [as_rgb(image) for image in images[start : start + BATCH]]
-            scores = self._scores(torch.stack(self._together(opened)), weights)
-            for row in probabilities(scores.numpy()):
-                order = np.argsort(-row, kind="stable")[:k]
-                found.append([(prompts.classes[i], float(row[i])) for i in order])
+            found += ranked(self._scores(torch.stack(self._together(opened)), weights), prompts.classes, k)
         return found
 
     def prompt_scores(self, features: Tensor, prompts: Prompts) -> Tensor:
@@ -110,6 +106,25 @@ class ClassificationPipeline:
 
     def _weights_of(self, classes: tuple[str, ...]) -> Tensor:
         return class_weights(self.labeller.base, self.prompts.of(classes), self.labeller.fabric)
+
+
+def ranked(scores: Tensor, classes: Sequence[str], k: int | None) -> list[list[tuple[str, float]]]:
+    """Logits [n, C] -> for each row its ``k`` most probable classes (None = all), most probable first."""
+    found = []
+    for row in probabilities(scores.numpy()):
+        order = np.argsort(-row, kind="stable")[:k]
+        found.append([(classes[i], float(row[i])) for i in order])
+    return found
+
+
+def refuse_count(k: int | None) -> None:
+    """Refuse a number of classes below 1.
+
+    Raises:
+        UserError: it is.
+    """
+    if k is not None and k < 1:
+        raise UserError(f"k={k}: must be at least 1")
 
 
 def _same(image: Image.Image) -> Image.Image:

@@ -18,5 +18,7 @@ TASK = Task(
         "zero-shot": ("head.kind=zeroshot", "adapter.kind=linear"),
         "ridge": ("head.kind=ridge", "adapter.kind=linear"),
         "tip-adapter": ("head.kind=cache", "adapter.kind=linear"),
+        "blackvip": (),
     },
+    control_scripts={"blackvip": "black_box.py"},
 )
