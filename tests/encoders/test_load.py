@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
 import torch
 from open_clip import factory
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from transformers import BertForMaskedLM, T5EncoderModel
@@ -17,10 +19,12 @@ from transformers import BertForMaskedLM, T5EncoderModel
 from helpers import tiny
 from helpers.architectures import SMALL, add_small_architectures
 from helpers.words import save_words
+from vlkit.data.transforms import image_transform
 from vlkit.encoders import hub
 from vlkit.encoders.bases import Preprocess, fingerprint
 from vlkit.encoders.load import load_base, load_text_base
 from vlkit.errors import UserError
+from vlkit.memory.shapes import shape_base
 
 
 @pytest.fixture(autouse=True)
@@ -172,6 +176,21 @@ def test_fingerprint_tells_weights_apart_and_nothing_else(tmp_path: Path) -> Non
         counting.weight.copy_(torch.arange(300.0).reshape(3, 100))
         counting.bias.fill_(0.5)
     assert fingerprint(counting) == "179e62d0fe47479cda0d406b08051884", "adapters record this"
+
+
+@pytest.mark.parametrize("load", [load_base, shape_base])
+def test_how_images_get_the_shape_of_the_input_is_part_of_the_name(load: Any) -> None:
+    """``NAME@squash`` keeps both ends of a wide image, which a centre crop cuts off; weights and identity stay."""
+    wide = Image.new("RGB", (300, 96), (255, 0, 0))
+    wide.paste((0, 0, 255), (100, 0, 200, 96))
+    own, whole = load("tiny"), load("tiny@squash")
+    assert whole.name == "tiny@squash" and whole.identity == own.identity
+    cut, kept = (image_transform(base.preprocess)(wide) for base in (own, whole))
+    assert cut.shape == kept.shape == (3, 96, 96)
+    red, blue = (kept[:, 48, at] for at in (2, 48))
+    assert red[0] > red[2] and blue[2] > blue[0] and not (cut[0] > cut[2]).any()
+    both = load("tiny@longest@int8")
+    assert both.preprocess.resize_mode == "longest" and both.identity["image"]["format"] == "int8"
 
 
 def test_preprocess_survives_json() -> None:

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,17 @@ from vlkit.encoders.towers.text import TextEncoder
 SAMPLES = 64
 # Default width of the joint space of a pair.
 JOINT_DIM = 512
+
+
+ResizeMode = Literal["shortest", "longest", "squash"]
+"""How an image gets the shape of the input, in open_clip's words: its centre is cut out, it is padded, or each side is
+scaled by itself."""
+
+
+def named_resize(name: str) -> tuple[str, ResizeMode | None]:
+    """``NAME@squash`` -> ``NAME``, ``squash``; a name without it keeps the resizing of its base (None)."""
+    bare, _, last = name.rpartition("@")
+    return (bare, cast(ResizeMode, last)) if bare and last in get_args(ResizeMode) else (name, None)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ import open_clip
 import torch
 from torch import nn
 
-from vlkit.encoders.bases import ClipBase, Preprocess, clip_base
+from vlkit.encoders.bases import ClipBase, Preprocess, clip_base, named_resize
 from vlkit.encoders.context import set_context_length
 from vlkit.encoders.hub import hub_access, offline_text_cfg, quiet
 from vlkit.encoders.load_contrastive import FORM as HF_FORM
@@ -62,14 +63,19 @@ def load_base(
             text tower's identity records it.
 
     ``NAME@bf16``, ``NAME@int8`` and ``NAME@nf4`` store the frozen weights in fewer bytes
-    (:mod:`vlkit.encoders.stored_weights`).
+    (:mod:`vlkit.encoders.stored_weights`). ``NAME@squash`` shows the base whole images, each side scaled by itself,
+    ``NAME@longest`` pads them, ``NAME@shortest`` cuts out their centre, which is what most bases do by themselves;
+    a format comes last (``NAME@squash@int8``).
 
     Raises:
         UserError: unknown name, weights that are missing or do not fit, a tower that cannot be staged or resized.
     """
-    bare, number_format = named_format(name)
+    sized, number_format = named_format(name)
+    bare, resize_mode = named_resize(sized)
     base = _load_sized(bare, tokenizer, image_size)
     base.name = name
+    if resize_mode is not None:
+        base.preprocess = replace(base.preprocess, resize_mode=resize_mode)
     if context_length is not None:
         set_context_length(base, context_length)
     store_towers({"image": base.image, "text": base.text}, base.identity, number_format)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import open_clip
 import torch
 
-from vlkit.encoders.bases import ClipBase, Preprocess
+from vlkit.encoders.bases import ClipBase, Preprocess, named_resize
 from vlkit.encoders.hub import offline_text_cfg, quiet
 from vlkit.encoders.load import load_base
 from vlkit.encoders.stage import stage_text, stage_vision
@@ -28,9 +29,12 @@ def shape_base(name: str, image_size: int | None = None) -> ClipBase:
     Raises:
         UserError: as ``load_base``.
     """
-    bare, number_format = named_format(name)
+    sized, number_format = named_format(name)
+    bare, resize_mode = named_resize(sized)
     base = _shape_base(bare, image_size)
     base.name = name
+    if resize_mode is not None:
+        base.preprocess = replace(base.preprocess, resize_mode=resize_mode)
     store_towers({"image": base.image, "text": base.text}, base.identity, number_format)
     return base
 

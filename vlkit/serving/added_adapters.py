@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 import open_clip
 
 from vlkit.cli.show import visible
+from vlkit.encoders.bases import named_resize
 from vlkit.encoders.stored_weights import named_format
 from vlkit.engine.checkpoint import load_adapter
 from vlkit.errors import UserError
@@ -128,7 +129,7 @@ class AddedAdapters:
 
 def is_published(name: str) -> bool:
     """Whether a base's name is one that everybody knows: a stranger's adapter must not name files of this machine."""
-    bare, _ = named_format(name)
+    bare, _ = named_resize(named_format(name)[0])
     if bare in ("tiny", "photos"):
         return True
     arch, _, tag = bare.partition(":")

@@ -53,11 +53,6 @@ class Prompter:
         return (self.coordinator(pixels) * std + mean).clamp(0, 1)
 
 
-def is_coordinator(folder: Path) -> bool:
-    """Whether a folder holds a trained coordinator."""
-    return (folder / CONFIG).is_file()
-
-
 def save_coordinator(
     folder: Path,
     coordinator: Coordinator,
@@ -105,7 +100,7 @@ def load_coordinator(folder: str | Path) -> Prompter:
         UserError: the folder holds none, or its files are damaged.
     """
     folder = Path(folder)
-    if not is_coordinator(folder):
+    if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: no {CONFIG} there; give the folder of a run of tasks/classification/black_box.py")
     about = read_json(folder / CONFIG)
     if not isinstance(about, dict) or about.get("format") != FORMAT:
