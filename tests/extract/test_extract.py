@@ -11,7 +11,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
+from torch import Tensor
 
 from helpers.shards import FlatModel, image_bytes, make_tars
 from vlkit.data.images import decode_image
@@ -32,6 +35,40 @@ def embed(source: Path, to: Path, share: Share | None = None, **options) -> Summ
 def bits(folder: Path) -> dict[str, bytes]:
     """The content of every file."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_large_jpegs_are_decoded_at_a_part_of_their_size_and_recorded_whole(tmp_path: Path) -> None:
+    image = Image.radial_gradient("L").resize((640, 320)).convert("RGB")
+    (tmp_path / "in").mkdir()
+    image.save(tmp_path / "in" / "large.jpg", exif=turned(image))
+    image.save(tmp_path / "in" / "large.png")
+    seen: list[tuple[int, int]] = []
+
+    class Small(FlatModel):
+        min_side = 64
+
+        def transform(self, image: Image.Image) -> Tensor:
+            seen.append(image.size)
+            return super().transform(image)
+
+    rows, vectors = {}, []
+    for name, model in (("draft", Small()), ("full", FlatModel())):
+        parts = Parts.open(tmp_path / name, model.identity, model.dim)
+        embed_shards(find_shards([str(tmp_path / "in")]), model, parts)
+        (part,) = parts.names()
+        rows[name] = pq.read_table(tmp_path / name / f"part-{part}.parquet").to_pylist()
+        vectors.append(np.load(tmp_path / name / f"part-{part}.npy").astype(np.float32))
+    assert sorted(seen) == [(80, 160), (640, 320)]  # turned upright, an eighth is too small
+    assert [(row["width"], row["height"]) for row in rows["draft"]] == [(320, 640), (640, 320)]
+    assert rows["draft"] == rows["full"]
+    assert (vectors[0] * vectors[1]).sum(1).min() > 0.999
+
+
+def turned(image: Image.Image) -> Image.Exif:
+    """A tag that says: a quarter turn to the right."""
+    exif = image.getexif()
+    exif[0x0112] = 6
+    return exif
 
 
 def test_vectors_and_rows_of_200_images(tmp_path):

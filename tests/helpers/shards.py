@@ -46,6 +46,7 @@ class FlatModel:
     """Embeds an image by a fixed projection of its pixels; each batch takes ``seconds``."""
 
     dim, identity = 8, "flat model"
+    min_side: int | None = None
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds, self.batches = seconds, list[int]()

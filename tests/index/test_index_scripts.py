@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from helpers.films import film
 from helpers.scripts import ROOT, call, refuse
@@ -47,6 +48,20 @@ def index(media: str, folder: Path, to: Path, *words: object) -> None:
 
 def search(media: str, *words: object) -> None:
     call(f"{SCRIPTS[media]}/search.py", *words)
+
+
+def test_large_jpegs_are_decoded_at_a_part_of_their_size(tmp_path, monkeypatch):
+    folder, seen = tmp_path / "images", []
+    folder.mkdir()
+    Image.radial_gradient("L").resize((1280, 960)).convert("RGB").save(folder / "a.jpg")
+    as_is = JpegImageFile.draft
+    monkeypatch.setattr(JpegImageFile, "draft", lambda self, mode, size: seen.append(size) or as_is(self, mode, size))
+    vectors = []
+    for draft in ("true", "false"):
+        index("images", folder, tmp_path / draft, "--base", "tiny", "--draft", draft)
+        vectors.append(VectorIndex.open(tmp_path / draft).vectors[0])
+    assert seen == [(192, 192)]  # twice the base's input
+    assert 0.999 < vectors[0] @ vectors[1] < 1.0001
 
 
 @MEDIA

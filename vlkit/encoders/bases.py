@@ -54,6 +54,12 @@ class Preprocess:
     resize_mode: str = "shortest"
     fill_color: int = 0
 
+    @property
+    def draft_side(self) -> int:
+        """Pixels that both sides of a JPEG keep where it is decoded at a part of its size: twice the input, so that
+        resizing still averages (``min_side`` of :func:`vlkit.data.images.open_image`)."""
+        return 2 * max(self.size)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers for JSON."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

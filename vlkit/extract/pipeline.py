@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlkit.data.images import MediaError, decode_image
+from vlkit.data.images import MediaError, content_size, decode_image
 from vlkit.data.shards import Entry, Shard
 from vlkit.extract.parts import Parts, Row
 
@@ -33,6 +33,11 @@ class ImageModel(Protocol):
     @property
     def identity(self) -> str:
         """Everything that determines the vectors."""
+        ...
+
+    @property
+    def min_side(self) -> int | None:
+        """Pixels that both sides of a JPEG keep if it is decoded at a part of its size; None = always at full size."""
         ...
 
     def transform(self, image: Image.Image) -> Tensor:
@@ -79,6 +84,8 @@ class Summary:
 
 
 SHOWN = 20
+JPEG = b"\xff\xd8"
+"""How every JPEG begins; only these are decoded at a part of their size."""
 Progress = Callable[[int, "Shard | None"], None]
 """Called with a number of further images, or with 0 and the shard whose part is whole."""
 
@@ -150,20 +157,22 @@ def _decoding(
     def submitted() -> Iterator[Future[tuple[Row, Tensor | None]] | Shard]:
         for shard in shards:
             for entry in shard.entries():
-                yield pool.submit(decode, entry, model.transform)
+                yield pool.submit(decode, entry, model)
             yield shard
 
     return ahead(submitted(), most)
 
 
-def decode(entry: Entry, transform: Callable[[Image.Image], Tensor]) -> tuple[Row, Tensor | None]:
+def decode(entry: Entry, model: ImageModel) -> tuple[Row, Tensor | None]:
     """The row of an image file and its pixels; None with an error in the row if it cannot be read."""
     if entry.error:
         return Row(entry.id, error=entry.error), None
     row = Row(entry.id, bytes=len(entry.content), sha256=hashlib.sha256(entry.content).hexdigest())
     try:
-        image = decode_image(entry.content, entry.id)
-        return replace(row, width=image.width, height=image.height), transform(image)
+        image = decode_image(entry.content, entry.id, min_side=model.min_side)
+        in_parts = model.min_side is not None and entry.content.startswith(JPEG)
+        width, height = content_size(entry.content, entry.id) if in_parts else image.size
+        return replace(row, width=width, height=height), model.transform(image)
     except MediaError as error:
         return replace(row, error=error.reason), None
     except Exception as error:  # a transform that fails for odd sizes must not end the work of days

@@ -39,7 +39,7 @@ def images_in(folder: Path) -> Medium:
     return Medium(
         folder,
         find=find,
-        read=lambda pipeline, item: pipeline.transform(folder / item.id),
+        read=lambda pipeline, item: pipeline.transform(folder / item.id, draft=True),
         embed=lambda pipeline, images: pipeline.embed_pixels(images),
         digest=lambda item: sha256_of(folder / item.id),
     )

@@ -1,7 +1,16 @@
 """Open image files as complete, upright RGB images; otherwise a :class:`MediaError` gives the reason."""
 
 from vlkit.data.images.formats import IMAGE_SUFFIXES
-from vlkit.data.images.opening import MAX_PIXELS, ImageInput, MediaError, as_rgb, decode_image, image_size, open_image
+from vlkit.data.images.opening import (
+    MAX_PIXELS,
+    ImageInput,
+    MediaError,
+    as_rgb,
+    content_size,
+    decode_image,
+    image_size,
+    open_image,
+)
 from vlkit.data.images.pixels import to_rgb
 from vlkit.data.images.records import (
     identify_file,
@@ -18,6 +27,7 @@ __all__ = [
     "ImageInput",
     "MediaError",
     "as_rgb",
+    "content_size",
     "decode_image",
     "identify_file",
     "identify_record",

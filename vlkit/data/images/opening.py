@@ -58,28 +58,35 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, min_side: int 
         MediaError: missing, empty, truncated, damaged, too large, not an image, or in an unsupported format.
     """
     with _opened(path, max_pixels) as (file, image):
-        if min_side is not None:
-            image.draft(None, (min_side, min_side))
-        return _decode(path, file, image)
+        return _decode(path, file, _draft(image, min_side))
 
 
-def decode_image(content: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_image(
+    content: bytes, name: str, *, max_pixels: int = MAX_PIXELS, min_side: int | None = None
+) -> Image.Image:
     """As :func:`open_image`, for the content of an image file; ``name`` stands for its path in messages.
 
     Raises:
         MediaError: as :func:`open_image`.
     """
     with _parsed(name, io.BytesIO(content), max_pixels) as (file, image):
-        return _decode(name, file, image)
+        return _decode(name, file, _draft(image, min_side))
 
 
-def as_rgb(image: ImageInput) -> Image.Image:
-    """An upright RGB image: the file is opened, an image in memory converted.
+def _draft(image: ImageFile.ImageFile, min_side: int | None) -> ImageFile.ImageFile:
+    """Choose the scale at which a JPEG is decoded; other formats are unchanged."""
+    if min_side is not None:
+        image.draft(None, (min_side, min_side))
+    return image
+
+
+def as_rgb(image: ImageInput, min_side: int | None = None) -> Image.Image:
+    """An upright RGB image: the file is opened (``min_side`` as for :func:`open_image`), an image in memory converted.
 
     Raises:
         MediaError: as :func:`open_image`.
     """
-    return to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
+    return to_rgb(image) if isinstance(image, Image.Image) else open_image(image, min_side=min_side)
 
 
 def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -89,10 +96,24 @@ def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, 
         MediaError: as for :func:`open_image`, except for damage after the header.
     """
     with _opened(path, max_pixels) as (file, image):
-        if image.format == "TIFF":  # which of its two sizes Pillow reports before loading depends on the version
-            return _decode(path, file, image).size
-        width, height = image.size
-        return (height, width) if orientation_of(image) >= 5 else (width, height)
+        return _size(path, file, image)
+
+
+def content_size(content: bytes, name: str) -> tuple[int, int]:
+    """As :func:`image_size`, for the content of an image file; ``name`` stands for its path in messages.
+
+    Raises:
+        MediaError: as :func:`image_size`.
+    """
+    with _parsed(name, io.BytesIO(content), MAX_PIXELS) as (file, image):
+        return _size(name, file, image)
+
+
+def _size(path: str | Path, file: BinaryIO, image: ImageFile.ImageFile) -> tuple[int, int]:
+    if image.format == "TIFF":  # which of its two sizes Pillow reports before loading depends on the version
+        return _decode(path, file, image).size
+    width, height = image.size
+    return (height, width) if orientation_of(image) >= 5 else (width, height)
 
 
 @contextlib.contextmanager

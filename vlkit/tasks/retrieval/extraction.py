@@ -12,10 +12,11 @@ from vlkit.tasks.retrieval.pipeline import RetrievalPipeline, load_zero_shot
 
 
 class ImageTower:
-    """A :class:`vlkit.extract.ImageModel` over a retrieval pipeline."""
+    """A :class:`vlkit.extract.ImageModel` over a retrieval pipeline; ``draft``: see its ``transform``."""
 
-    def __init__(self, pipeline: RetrievalPipeline) -> None:
+    def __init__(self, pipeline: RetrievalPipeline, draft: bool = True) -> None:
         self._embedder, self.dim, self.identity = pipeline.embedder, pipeline.dim, pipeline.identity
+        self.min_side = pipeline.embedder.base.preprocess.draft_side if draft else None
         self.on_cuda = self._embedder.fabric.device.type == "cuda"
 
     def transform(self, image: Image.Image) -> Tensor:
@@ -27,7 +28,7 @@ class ImageTower:
         return self._embedder.pixels(pixels)
 
 
-def open_tower(model: Path | None, base: str | None, device: str) -> ImageTower:
+def open_tower(model: Path | None, base: str | None, device: str, draft: bool = True) -> ImageTower:
     """The tower of a saved adapter, or of a base alone."""
     pipeline = load(model, device, task="retrieval") if model else load_zero_shot(str(base), device)
-    return ImageTower(pipeline)
+    return ImageTower(pipeline, draft)

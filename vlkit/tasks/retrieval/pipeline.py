@@ -80,13 +80,18 @@ class RetrievalPipeline:
         found = [self.embed_pixels(pixels) for _, pixels in batches_ahead(images, self.transform, BATCH)]
         return np.concatenate(found) if found else np.empty((0, self.dim), dtype=np.float32)
 
-    def transform(self, image: ImageInput) -> Tensor:
+    def transform(self, image: ImageInput, draft: bool = False) -> Tensor:
         """A path or PIL image -> [3, H, W], as :meth:`embed_pixels` takes it.
+
+        Args:
+            image: what to read.
+            draft: decode a JPEG file that is much larger than the input at a half, a quarter or an eighth of its size
+                (:attr:`vlkit.encoders.bases.Preprocess.draft_side`): several times as fast, pixels differ slightly.
 
         Raises:
             vlkit.data.images.MediaError: the file is not a readable image; names it and the reason.
         """
-        return self.embedder.transform(as_rgb(image))
+        return self.embedder.transform(as_rgb(image, self.embedder.base.preprocess.draft_side if draft else None))
 
     def embed_pixels(self, images: Sequence[Tensor]) -> np.ndarray:
         """Transformed images, [3, H, W] each -> float32 [n, E], unit norm."""
