@@ -6,14 +6,28 @@ import base64
 import pickle
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, features
 
-from vlkit.data.images import IMAGE_SUFFIXES, MediaError, formats, image_size, open_image, opening, to_rgb
+from vlkit.data.images import (
+    IMAGE_SUFFIXES,
+    MediaError,
+    formats,
+    identify_record,
+    image_size,
+    open_image,
+    opening,
+    read_image,
+    to_rgb,
+)
+from vlkit.data.manifest import Dataset
 from vlkit.data.scan import find_media
+from vlkit.data.transforms import image_transform
+from vlkit.encoders.bases import Preprocess
 
 
 def blocks(width: int = 48, height: int = 32) -> Image.Image:
@@ -361,3 +375,17 @@ def test_suffixes_are_those_pillow_can_open():
     known = Image.registered_extensions()
     wanted = IMAGE_SUFFIXES - (set() if features.check("avif") else {".avif"})
     assert {known[suffix] for suffix in wanted} <= {*formats.FORMATS}
+
+
+def test_a_dataset_may_decode_its_jpegs_at_a_part_of_their_size(tmp_path):
+    """Its cached taps are told apart, and the transform is as for whole images but for rounding."""
+    Image.radial_gradient("L").resize((1600, 960)).convert("RGB").save(tmp_path / "a.jpg")
+    dataset, record = Dataset(tmp_path, "d", "retrieval", tmp_path, {}), {"image": "a.jpg"}
+    whole, identity = read_image(dataset, record), identify_record(dataset, record)
+    preprocess = Preprocess((96, 96), (0.5,) * 3, (0.25,) * 3)
+    dataset = replace(dataset, min_side=preprocess.draft_side)
+    part = read_image(dataset, record)
+    assert (whole.size, part.size) == ((1600, 960), (400, 240))
+    assert identify_record(dataset, record) != identity
+    transform = image_transform(preprocess)
+    assert (transform(whole) - transform(part)).abs().mean() < 0.02

@@ -319,7 +319,7 @@ def test_it_resumes_exactly(trained, dataset, tmp_path, monkeypatch):
 HEADS = {
     "zeroshot": ("--head.kind", "zeroshot", "--adapter.kind", "linear"),
     "zeroshot with an adapter": ("--head.kind", "zeroshot", "--adapter.kind", "bitfit"),
-    "linear": ("--head.kind", "linear", "--loss.balance", "--data.augment", "flip"),
+    "linear": ("--head.kind", "linear", "--loss.balance", "--data.augment", "flip", "--data.draft"),
     "cache": ("--head.kind", "cache", "--head.views", 2),
     "cache, trained": ("--head.kind", "cache", "--head.finetune", "--adapter.kind", "linear"),
     "ridge": ("--head.kind", "ridge"),

@@ -38,6 +38,7 @@ class Dataset:
         splits: split name -> its entry of ``dataset.json`` (``file``, ``records`` and further counts).
         source: what the dataset was made from, as written by :func:`write_dataset`.
         extra: all further fields of ``dataset.json``.
+        min_side: decode JPEGs at a part of their size, as :func:`vlkit.data.images.open_image` does; None = whole.
     """
 
     root: Path
@@ -47,6 +48,7 @@ class Dataset:
     splits: dict[str, dict[str, Any]]
     source: Any = None
     extra: dict[str, Any] = field(default_factory=dict)
+    min_side: int | None = None
 
     @classmethod
     def open(cls, root: str | Path, task: str | None = None) -> Dataset:

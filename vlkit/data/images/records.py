@@ -39,20 +39,21 @@ def open_record(dataset: Dataset, record: Record) -> Image.Image:
         MediaError: as :func:`vlkit.data.images.open_image`.
     """
     if FIELD not in record:
-        return open_image(dataset.path(record))
-    return decode_image(_content(dataset, record), str(dataset.path(record)))
+        return open_image(dataset.path(record), min_side=dataset.min_side)
+    return decode_image(_content(dataset, record), str(dataset.path(record)), min_side=dataset.min_side)
 
 
 def identify_record(dataset: Dataset, record: Record) -> list[Any]:
-    """As :func:`identify_file`, for the record's image; in a tar, also its place there.
+    """As :func:`identify_file`, for the record's image; also its place in a tar, and the scale it is decoded at.
 
     Raises:
         UserError: there is no such file.
     """
     region = record.get(FIELD)
+    decoded = [] if dataset.min_side is None else [{"min_side": dataset.min_side}]
     if region is None:
-        return identify_file(dataset.path(record))
-    return [*identify_file(dataset.path(region["file"])), region["offset"], region["bytes"]]
+        return [*identify_file(dataset.path(record)), *decoded]
+    return [*identify_file(dataset.path(region["file"])), region["offset"], region["bytes"], *decoded]
 
 
 def record_image_size(dataset: Dataset, record: Record) -> tuple[int, int]:

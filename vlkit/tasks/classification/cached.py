@@ -10,7 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from vlkit.data.images import identify_file, read_image
+from vlkit.data.images import identify_record, read_image
 from vlkit.encoders.bases import ClipBase
 from vlkit.engine.loader import EpochLoader
 from vlkit.number_formats import NumberFormat
@@ -69,7 +69,6 @@ def cached_labels(
     Raises:
         UserError: the method has no early route, the folder is not writable, or the disk lacks space.
     """
-    paths = [examples.dataset.path(record) for record in examples.records]
 
     def load(rows: list[int]) -> Tensor:
         opened = (read_image(examples.dataset, examples.records[row]) for row in rows)
@@ -79,7 +78,7 @@ def cached_labels(
     cache = TapCache(
         "image",
         images,
-        [digest(identify_file(path)) for path in paths],
+        [digest(identify_record(examples.dataset, record)) for record in examples.records],
         load,
         {"base": base.identity["image"], "preprocess": base.preprocess.to_dict()},
         folder=None if where is True else where,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vlkit.data.images import identify_file, read_image
+from vlkit.data.images import identify_record, read_image
 from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
 from vlkit.errors import UserError
@@ -69,7 +69,7 @@ class ImageQuestions:
 
     def identify(self, index: int) -> list[Any]:
         """A value that changes when the example's image does."""
-        return identify_file(self.dataset.path(self.groups[index][0]))
+        return identify_record(self.dataset, self.groups[index][0])
 
     def load(self, indices: list[int]) -> Tensor:
         """Images of examples, [n, 3, H, W]; deterministic without augmentation."""
