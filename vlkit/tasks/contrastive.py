@@ -78,9 +78,9 @@ def mean_over_blocks(
 ) -> Tensor:
     """``loss(pairs, scale, bias)`` as the mean over blocks of ``size`` rows; 0, or no divisor of B: one block.
 
-    W processes that hold a block each, and one process with W blocks, add the same numbers in the same order: for W = 2,
-    where a sum of two does not depend on its order, losses and gradients agree bit for bit. Hence the views: each sums
-    the gradient of one block by itself.
+    Two processes that hold a block each, and one process with two blocks, get the same gradients bit for bit: views
+    sum the gradient of each block by itself, and a sum of two does not depend on their order. With more processes, the
+    order of the sums is that of the all-reduce.
 
     Args:
         loss: a loss of this module.
@@ -89,8 +89,8 @@ def mean_over_blocks(
         size: rows per block.
         fabric: as for :func:`gather_pairs`.
     """
-    size = size if 0 < size and len(pairs.images) % size == 0 else len(pairs.images)
-    if gathers(fabric):  # backward averages the gradient here, before it passes through the function that made the scale
+    size = size if size > 0 and len(pairs.images) % size == 0 else len(pairs.images)
+    if gathers(fabric):  # in backward, average here and not behind the exponential that made the scale
         scale = fabric.all_gather(scale, sync_grads=True).mean(0)
     sides = [pairs.images, pairs.texts, pairs.groups]
     rows = zip(*(side.view_as(side).split(size) for side in sides), strict=True)
