@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def test_two_missing_pieces_or_a_cut_one_are_refused():
 
 
 def snapshot(step: int, payload: bytes = b"state", node: int = 0) -> Snapshot:
-    return Snapshot(step, node, 0, len(payload), 7, payload)
+    return Snapshot(step, node, 0, len(payload), zlib.crc32(payload), payload)
 
 
 def test_slots_hold_the_last_two_and_ignore_what_was_cut_off(tmp_path):
