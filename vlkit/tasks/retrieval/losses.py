@@ -19,7 +19,7 @@ class Loss:
     margin: float = 0.2
     """Margin of the triplet loss; the first epoch uses all negatives, the second ramps up the hardest-negative loss."""
     chunk: int = 0
-    """Pairs encoded and compared at once; the gradient stays that of the whole batch (cached contrastive loss); 0 = all."""
+    """Pairs encoded and compared at once, with the gradient of the whole batch (cached contrastive loss); 0 = all."""
 
 
 def contrastive_loss(
