@@ -142,7 +142,8 @@ def main(config: Config) -> None:
     def loss_of(forward: Forward, batch: tuple[Tensor, Tensor, Tensor], epoch: float) -> Tensor:
         pixels, ids, groups = batch
         images, texts, scale, bias = forward(pixels, ids, chunk=config.loss.chunk)
-        return contrastive_loss(gather_pairs(images, texts, groups, run.fabric), scale, bias, config.loss, epoch)
+        pairs = gather_pairs(images, texts, groups, run.fabric)
+        return contrastive_loss(pairs, scale, bias, config.loss, epoch, run.fabric)
 
     def evaluate(split: str = config.data.validation) -> dict[str, float]:
         cached = splits.get(split)

@@ -308,17 +308,17 @@ def test_impossible_flags_are_named(bad):
 # --- processes -------------------------------------------------------------------------------------------------------
 
 
-def start_two(folder: Path, *arguments: str, **environment: str) -> list[Child]:
-    """Start a run of two gloo processes with the environment that torchrun sets."""
+def start_several(world: int, folder: Path, *arguments: str, **environment: str) -> list[Child]:
+    """Start a run of ``world`` gloo processes with the environment that torchrun sets."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "toy"}
+    shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "TORCHELASTIC_RUN_ID": "toy"}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     shared |= environment
     children = []
-    for rank in "01":
-        # With a process per node both are the first of theirs.
+    for rank in map(str, range(world)):
+        # With a process per node each is the first of its own.
         place = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": "0"}
         if shared["LOCAL_WORLD_SIZE"] == "1":
             place |= {"LOCAL_RANK": "0", "GROUP_RANK": rank}
@@ -331,7 +331,7 @@ def start_two(folder: Path, *arguments: str, **environment: str) -> list[Child]:
 
 def finish_two(folder: Path, *arguments: str, **environment: str) -> None:
     """Run two processes to their end."""
-    for child in start_two(folder, *arguments, **environment):
+    for child in start_several(2, folder, *arguments, **environment):
         assert child.wait() == 0, child.text
 
 
@@ -368,20 +368,34 @@ def test_processes_hold_the_same_weights(tmp_path):
     assert_same_bits(*(load_file(tmp_path / "run" / f"weights-{rank}.safetensors") for rank in (0, 1)))
 
 
-def test_another_number_of_processes_goes_on(tmp_path):
-    """Two processes, then one: the batches are those of an uninterrupted run, and so are the weights."""
-    options = ("--noise", "false", "--checkpoint_every", "2")
-    finish(tmp_path / "whole", *options)
-    children = start_two(tmp_path / "run", *options, TOY_STEP_SECONDS="0.1")
-    wait_until(lambda: last_step(tmp_path / "run") >= 5)
-    for child in children:
-        child.signal(signal.SIGTERM)
-    assert {child.wait() for child in children} == {143}
-    again = finish(tmp_path / "run", *options, "--resume")
-    assert "continuing with 1 processes instead of 2" in again.text
-    actual, expected = everything(tmp_path / "run"), everything(tmp_path / "whole")
-    for name in expected:
-        torch.testing.assert_close(actual[name], expected[name], rtol=0, atol=1e-6)
+@pytest.mark.slow
+def test_other_numbers_of_processes_go_on(tmp_path):
+    """Two processes, then one, then four: the batches are those of an uninterrupted run, and so are the weights."""
+    options, batch = ("--noise", "false"), 8
+    finish(tmp_path / "whole", *options, TOY_READ=str(tmp_path / "read"))
+    expected = [int(line) for line in (tmp_path / "read.0").read_text().split()]
+    assert len(expected) == 20 * batch
+
+    step = 0
+    for world, last in ((2, 7), (1, 12), (4, 20)):
+        read = tmp_path / f"read-by-{world}"
+        more = ("--resume",) if step else ()
+        given = {"TOY_READ": str(read)} | ({"TOY_LAST_STEP": str(last)} if last < 20 else {})
+        children = start_several(world, tmp_path / "run", *options, *more, **given)
+        assert {child.wait() for child in children} == ({143} if last < 20 else {0}), children[0].text
+        assert not step or f"continuing at step {step} of 20" in children[0].text
+        shares = [[int(line) for line in read.with_suffix(f".{rank}").read_text().split()] for rank in range(world)]
+        part = batch // world
+        places = range(0, (last - step) * part, part)
+        joined = [index for place in places for share in shares for index in share[place : place + part]]
+        assert joined == expected[step * batch : last * batch], f"{world} processes had other batches"
+        assert {len(share) for share in shares} == {(last - step) * part}
+        step = last
+    assert "continuing with 4 processes instead of 1" in children[0].text
+    actual, whole = everything(tmp_path / "run"), everything(tmp_path / "whole")
+    assert actual.keys() == whole.keys()
+    for name in whole:
+        torch.testing.assert_close(actual[name], whole[name], rtol=0, atol=1e-6)
 
 
 def test_two_nodes_train_like_two_processes_of_one(tmp_path):

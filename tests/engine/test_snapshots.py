@@ -8,6 +8,8 @@ import os
 import signal
 import socket
 import time
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -55,7 +57,7 @@ def test_two_missing_pieces_or_a_cut_one_are_refused():
 
 
 def snapshot(step: int, payload: bytes = b"state", node: int = 0) -> Snapshot:
-    return Snapshot(step, node, 0, len(payload), 7, payload)
+    return Snapshot(step, node, 0, len(payload), zlib.crc32(payload), payload)
 
 
 def test_slots_hold_the_last_two_and_ignore_what_was_cut_off(tmp_path):
@@ -177,7 +179,8 @@ def test_a_run_that_may_restart_needs_a_folder(monkeypatch):
 
 # --- whole runs ------------------------------------------------------------------------------------------------------
 
-OPTIONS = ("--batch_size", "12", "--epochs", "8", "--snapshot_every", "5", "--evaluate_every", "8")
+STEPS = 42
+OPTIONS = ("--batch_size", "12", "--epochs", "14", "--snapshot_every", "5", "--evaluate_every", "14")
 
 
 def start(folder: Path, memory: Path, nodes: int, attempt: int, die: dict[int, str], *more: str) -> list:
@@ -200,11 +203,13 @@ def start(folder: Path, memory: Path, nodes: int, attempt: int, die: dict[int, s
 
 
 def crash(children: list, victim: int) -> None:
-    """Wait for the victim's end, then end the others as torchrun does."""
+    """Wait for the victim's end, then stop the others as torchrun does: SIGTERM, and later SIGKILL."""
     children[victim].join(120)
     assert children[victim].exitcode == -signal.SIGKILL
     for child in children:
-        child.join(10)
+        child.terminate()
+    for child in children:
+        child.join(30)
         child.kill()
         child.join()
 
@@ -234,37 +239,75 @@ def uninterrupted(tmp_path_factory) -> dict[int, dict[str, torch.Tensor]]:
     return found
 
 
+@dataclass(frozen=True)
+class Loss:
+    """A process that dies.
+
+    Attributes:
+        victim: which one.
+        moment: when (:func:`helpers.dying_run.launch`).
+        node: whether the memory of its node is lost as well.
+        step: where the run goes on.
+    """
+
+    victim: int
+    moment: str
+    node: bool
+    step: int
+
+
+SCENARIOS = {
+    "between backward and optimizer step": [Loss(1, "17 backward", False, 15)],
+    "shard half written": [Loss(2, "20 writing", False, 20)],
+    "between shard and parity": [Loss(0, "25 parity", False, 25)],
+    "node lost": [Loss(1, "22 backward", True, 20)],
+    "two nodes lost, one after the other": [Loss(1, "12 backward", True, 10), Loss(2, "33 backward", True, 30)],
+    "node lost while writing": [Loss(0, "30 writing", True, 30)],
+    # The others are told to stop in an evaluation: they must not take the checkpoint of process 0 as written.
+    "node lost in an evaluation": [Loss(0, f"{STEPS} evaluation", True, 40)],
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("redundancy", "nodes", "victim", "moment", "lost", "step"),
-    [
-        ("replica", 2, 1, "12 backward", True, 10),
-        ("parity", 3, 2, "20 writing", False, 20),
-        ("parity", 3, 0, "22 backward", True, 20),
-        ("holder", 2, 0, "20 writing", False, 20),
-    ],
+    ("name", "redundancy"),
+    [*((name, "parity") for name in SCENARIOS), ("shard half written", "replica"), ("node lost", "replica")],
 )
-def test_killed_runs_end_with_the_same_bits(redundancy, nodes, victim, moment, lost, step, tmp_path, uninterrupted):
-    """``lost``: the victim's memory is gone as well. ``holder``: there is no tmpfs, so a process holds replicas."""
-    folder, memory = tmp_path / "run", tmp_path / "memory"
-    held = redundancy == "holder"
-    if not held:
-        memory.mkdir()
-    more = () if held else ("--snapshot_redundancy", redundancy)
-    crash(start(folder, memory, nodes, 0, {victim: moment}, *more), victim)
-    assert checkpoint.load(folder / "checkpoint").progress.step == 0  # no file would do
-    if held:
-        holder = HeldMemory((folder / "checkpoint" / "run").read_text())
-        assert len(holder.names()) == 2 * nodes
-    slots = [] if held else list(itertools.chain.from_iterable(run.iterdir() for run in memory.iterdir()))
-    assert held or len(slots) == 2 * nodes
-    for slot in slots:
-        if lost and slot.name.startswith(f"node-{victim}-"):
-            slot.unlink()
-    said = finish(start(folder, memory, nodes, 1, {}, *more), folder)
-    assert f"restored step {step} from memory" in said and f"continuing at step {step} of 24" in said
-    actual, expected = result(folder), uninterrupted[nodes]
+def test_killed_runs_of_three_nodes_end_with_the_same_bits(name, redundancy, tmp_path, uninterrupted):
+    losses = SCENARIOS[name]
+    folder, memory, more = tmp_path / "run", tmp_path / "memory", ("--snapshot_redundancy", redundancy)
+    memory.mkdir()
+    for attempt, loss in enumerate(losses):
+        waiting = loss.moment.replace("evaluation", "waiting") if "evaluation" in loss.moment else ""
+        moments = {rank: loss.moment if rank == loss.victim else waiting for rank in range(3)}
+        crash(start(folder, memory, 3, attempt, moments, *more), loss.victim)
+        assert checkpoint.load(folder / "checkpoint").progress.step == 0  # no file would do
+        if attempt:  # it had gone on from the memory of the others
+            assert f"restored step {losses[attempt - 1].step} from memory" in folder.with_suffix(".0").read_text()
+        slots = list(itertools.chain.from_iterable(run.iterdir() for run in memory.iterdir()))
+        assert len(slots) == 2 * 3
+        for slot in slots:
+            if loss.node and slot.name.startswith(f"node-{loss.victim}-"):
+                slot.unlink()
+    said = finish(start(folder, memory, 3, len(losses), {}, *more), folder)
+    step = losses[-1].step
+    assert f"restored step {step} from memory" in said and f"continuing at step {step} of {STEPS}" in said
+    assert_same_bits(result(folder), uninterrupted[3])
+    assert not any(memory.iterdir()), "the memory was not freed"
+
+
+@pytest.mark.slow
+def test_a_run_whose_snapshots_a_process_holds_ends_with_the_same_bits(tmp_path, uninterrupted):
+    """There is no tmpfs: a process of its own holds replicas."""
+    folder, memory = tmp_path / "run", tmp_path / "none"
+    crash(start(folder, memory, 2, 0, {0: "20 writing"}), 0)
+    holder = HeldMemory((folder / "checkpoint" / "run").read_text())
+    assert len(holder.names()) == 2 * 2
+    assert "restored step 20 from memory" in finish(start(folder, memory, 2, 1, {}), folder)
+    assert_same_bits(result(folder), uninterrupted[2])
+    assert not HeldMemory((folder / "checkpoint" / "run").read_text()).running(), "the memory was not freed"
+
+
+def assert_same_bits(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert actual.keys() == expected.keys()
     assert [name for name in expected if not torch.equal(actual[name], expected[name])] == []
-    freed = not HeldMemory((folder / "checkpoint" / "run").read_text()).running() if held else not any(memory.iterdir())
-    assert freed, "the memory was not freed"

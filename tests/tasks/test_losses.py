@@ -19,6 +19,7 @@ from vlkit.tasks.contrastive import (
     example_losses,
     gather_pairs,
     info_nce,
+    mean_over_blocks,
     require_negatives,
     siglip,
     symmetric_cross_entropy,
@@ -285,10 +286,10 @@ def test_a_loss_without_negatives_is_refused(batch_size: int, groups: int, says:
 
 WORLD, SHARE = 2, 4
 SHARED_GROUPS = [0, 1, 2, 2, 3, 0, 4, 4]  # one group lies across the two processes
-LOSSES: dict[str, Callable[[Pairs, Tensor], Tensor]] = {
-    "info_nce": info_nce,
-    "siglip": lambda pairs, scale: siglip(pairs, scale, -scale),
-    "triplet": lambda pairs, scale: triplet(pairs, hardest=False) * scale,
+LOSSES: dict[str, Callable[[Pairs, Tensor, Tensor], Tensor]] = {
+    "info_nce": lambda pairs, scale, bias: info_nce(pairs, scale),
+    "siglip": siglip,
+    "triplet": lambda pairs, scale, bias: triplet(pairs, hardest=False) * scale,
 }
 
 
@@ -311,7 +312,8 @@ def work(rank: int, port: int, folder: str) -> None:
         for sizes in ([SHARE], [3, 1]):
             model = towers().eval()
             images, texts, scale = model(*batch, sizes if len(sizes) > 1 else ())
-            loss = loss_of(gather_pairs(images, texts, groups, fabric), scale)
+            pairs = gather_pairs(images, texts, groups, fabric)
+            loss = mean_over_blocks(loss_of, pairs, scale, -scale, 0, fabric)
             fabric.backward(loss)
             average_gradients(fabric, list(model.parameters()), [])
             results[f"{name} {len(sizes)}"] = {
@@ -328,6 +330,16 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def in_one_process(loss_of: Callable[[Pairs, Tensor, Tensor], Tensor], size: int) -> dict[str, Tensor]:
+    """Loss and gradients; ``size``: pairs encoded and compared at once."""
+    model = towers().eval()
+    images, texts, scale = model(*inputs(WORLD * SHARE), [size] * WORLD if size else ())
+    pairs = gather_pairs(images, texts, torch.tensor(SHARED_GROUPS))
+    loss = mean_over_blocks(loss_of, pairs, scale, -scale, size, None)
+    loss.backward()
+    return {"loss": loss.detach(), **gradients(model)}
+
+
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(work, (free_port(), str(tmp_path)), nprocs=WORLD)
@@ -335,11 +347,10 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 
     assert set(found[0]) == {f"{name} {chunks}" for name in LOSSES for chunks in (1, 2)}
     for key in found[0]:
-        model = towers().eval()
-        images, texts, scale = model(*inputs(WORLD * SHARE))
-        loss = LOSSES[key.split()[0]](gather_pairs(images, texts, torch.tensor(SHARED_GROUPS)), scale)
-        loss.backward()
-        expected = {"loss": loss.item(), **gradients(model)}
+        expected, blocks = (in_one_process(LOSSES[key.split()[0]], size) for size in (0, SHARE))
+        if key.endswith(" 1"):  # the two encode as many pairs at once as the one with blocks
+            got = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in found[0][key].items()}
+            assert [name for name in blocks if not torch.equal(blocks[name], got[name])] == [], key
         for result in found:
             assert result[key].keys() == expected.keys()
             for name, value in expected.items():

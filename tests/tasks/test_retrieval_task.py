@@ -18,12 +18,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import vlkit
+from helpers.drawn_pairs import draw_pairs
 from helpers.scripts import ROOT, call, command, refuse
 from vlkit.adapters import ADAPTERS
-from vlkit.data.manifest import write_dataset
-from vlkit.drawn.captions import captions
-from vlkit.drawn.draw import draw
-from vlkit.drawn.scenes import sample_scene
 from vlkit.engine import choose_mix
 from vlkit.errors import UserError
 
@@ -36,17 +33,7 @@ QUICK = ("--epochs", 2, "--batch_size", 8, "--device", "cpu", "--data.every_capt
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory) -> Path:
     """A prepared dataset of drawn scenes: 16 + 6 + 8 images with three captions each."""
-    root = tmp_path_factory.mktemp("drawn")
-    rng = np.random.default_rng(0)
-    splits: dict[str, list[dict]] = {}
-    for split, count in SPLITS.items():
-        for i in range(count):
-            scene = sample_scene(rng, "demo")
-            draw(scene).save(root / f"{split}{i}.png")
-            record = {"id": f"{split}/{i}", "image": f"{split}{i}.png", "texts": captions(scene, rng, 3)}
-            splits.setdefault(split, []).append(record)
-    write_dataset(root, name="drawn", task="retrieval", splits=splits, media_root=root, source="made for a test")
-    return root
+    return draw_pairs(tmp_path_factory.mktemp("drawn"), SPLITS)
 
 
 @pytest.fixture(scope="session")

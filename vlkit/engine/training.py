@@ -202,7 +202,7 @@ class Training:
                 yield
         except (KeyboardInterrupt, SystemExit):
             self.save()
-            self.end_snapshots()
+            self.end_snapshots(alone=True)
             raise
         self.bar.go_on()
         self.model.train()
@@ -245,11 +245,21 @@ class Training:
         if self._snapshots is not None:
             self._snapshots.before_update()
 
-    def end_snapshots(self) -> None:
-        """Free the memory of the snapshots: a checkpoint holds the state."""
-        if self._snapshots is not None:
-            self._snapshots.close()
-            self._snapshots = None
+    def end_snapshots(self, alone: bool = False) -> None:
+        """Free the memory of the snapshots: a checkpoint holds the state.
+
+        Process 0 writes that checkpoint, and may die before it is whole: the others keep their snapshots until then.
+
+        Args:
+            alone: other processes may be dead (a launcher stops the rest of a run by SIGTERM), so this one waits for
+                none. Snapshots on other nodes than that of process 0 then stay for the continuation, which ends them.
+        """
+        if self._snapshots is None or (alone and not self.run.fabric.is_global_zero):
+            return
+        if not alone:
+            self.run.fabric.barrier()
+        self._snapshots.close()
+        self._snapshots = None
 
     # --- details ---
 

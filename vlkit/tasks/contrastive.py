@@ -11,7 +11,7 @@ With W processes, InfoNCE and SigLIP compare the own B pairs with those of one p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -71,6 +71,37 @@ def gather_pairs(images: Tensor, texts: Tensor, groups: Tensor, fabric: Any = No
     flat = {name: tensor.flatten(0, 1) for name, tensor in everywhere.items()}
     all_groups = fabric.all_gather(groups).flatten()
     return Pairs(images, texts, groups, flat["images"], flat["texts"], all_groups, fabric.global_rank * len(images))
+
+
+def mean_over_blocks(
+    loss: Callable[[Pairs, Tensor, Tensor], Tensor], pairs: Pairs, scale: Tensor, bias: Tensor, size: int, fabric: Any
+) -> Tensor:
+    """``loss(pairs, scale, bias)`` as the mean over blocks of ``size`` rows; 0, or no divisor of B: one block.
+
+    Two processes that hold a block each, and one process with two blocks, get the same gradients bit for bit: views
+    sum the gradient of each block by itself, and a sum of two does not depend on their order. With more processes, the
+    order of the sums is that of the all-reduce.
+
+    Args:
+        loss: a loss of this module.
+        pairs: the batch.
+        scale, bias: scalars, the same on all processes.
+        size: rows per block.
+        fabric: as for :func:`gather_pairs`.
+    """
+    size = size if size > 0 and len(pairs.images) % size == 0 else len(pairs.images)
+    if gathers(fabric):  # in backward, average here and not behind the exponential that made the scale
+        scale = fabric.all_gather(scale, sync_grads=True).mean(0)
+    sides = [pairs.images, pairs.texts, pairs.groups]
+    rows = zip(*(side.view_as(side).split(size) for side in sides), strict=True)
+    columns = pairs.all_images.view_as(pairs.all_images), pairs.all_texts.view_as(pairs.all_texts)
+    losses = []
+    for place, (images, texts, groups) in enumerate(rows):
+        all_images, all_texts = (side.view_as(side) for side in columns)
+        block = replace(pairs, images=images, texts=texts, groups=groups, offset=pairs.offset + place * size)
+        block = replace(block, all_images=all_images, all_texts=all_texts)
+        losses.append(loss(block, scale.view_as(scale), bias.view_as(bias)))
+    return cast(Tensor, sum(losses)) / len(losses)
 
 
 def info_nce(pairs: Pairs, logit_scale: Tensor) -> Tensor:

@@ -134,10 +134,15 @@ class TwoTower(nn.Module):
         scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
         if not 0 < chunk < len(pixels):
             return *self._embed(pixels, ids), scale, self.logit_bias
-        parts = zip(pixels.split(chunk), ids.split(chunk), strict=True)
+        parts = zip(pixels.split(chunk), map(self._trimmed, ids.split(chunk)), strict=True)
         embedded = [encode_twice(self._embed, *part, anchor=self.logit_scale) for part in parts]
         images, texts = (torch.cat(side) for side in zip(*embedded, strict=True))
         return images, texts, scale, self.logit_bias
+
+    def _trimmed(self, ids: Tensor) -> Tensor:
+        """Ids of a chunk without columns that only other chunks use; cached taps as they are."""
+        trim = getattr(getattr(self.text, "base", None), "trim", None)
+        return trim(ids) if trim and isinstance(ids, Tensor) else ids
 
     def _embed(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         return self.embed_images(pixels), self.embed_texts(ids)

@@ -64,7 +64,8 @@ class Slots:
             steps = [found[0].step if (found := _header_of(file)) else -1 for file in files]
             file = files[steps.index(min(steps))]
             body = snapshot.payload
-            fields = (_MAGIC, snapshot.node, snapshot.nodes, snapshot.step, len(body), zlib.crc32(body))
+            payload_crc = zlib.crc32(body) if snapshot.nodes else snapshot.crc  # a replica is the whole content
+            fields = (_MAGIC, snapshot.node, snapshot.nodes, snapshot.step, len(body), payload_crc)
             header = _HEADER.pack(*fields, snapshot.length, snapshot.crc)
             os.pwrite(file, bytes(_START), 0)  # from here on the old content does not count
             # Fails cleanly where the memory is full; a later write would as well, but half way.
