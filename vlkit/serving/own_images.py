@@ -1,4 +1,4 @@
-"""A visitor's own images, made into a prepared dataset to train on: with captions here, with classes in ``own_classes``."""
+"""A visitor's own images, made into a prepared dataset to train on: with captions here, with classes in own_classes."""
 
 from __future__ import annotations
 
