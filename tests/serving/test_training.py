@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import vlkit
 from vlkit.data.manifest import Dataset
 from vlkit.errors import UserError
 from vlkit.serving import training
@@ -216,3 +217,20 @@ def test_the_command_is_that_of_the_task(tmp_path: Path, uploads: list[Upload]):
         assert words[1].endswith(f"{task}/train.py") and job.batch_size == 4 and job.steps == 9
         given = dict(zip(words[2::2], words[3::2], strict=True))
         assert given["--adapter.kind"] == "lora" and given["--on_stop"] == "finish" and given["--batch_size"] == "4"
+
+
+@pytest.mark.slow
+def test_the_task_of_classes_trains_a_classifier(tmp_path: Path):
+    """The real script: classes whose names tell the base nothing are told apart after a few steps."""
+    named = images(tmp_path / "in", [f"{n}.png" for n in range(8)])
+    for number, each in enumerate(named):
+        Image.new("RGB", (48, 48), (250, 40 + number, 0) if number < 4 else (0, 40 + number, 250)).save(each.path)
+    uploads = [Upload(each.path, each.name, "mine" if number < 4 else "yours") for number, each in enumerate(named)]
+    trainer = Trainer(tmp_path / "trained", lambda folder, progress: vlkit.load(str(folder)), device="cpu")
+    job = trainer.start(uploads, Wish("tiny", "sherl", 10, 8, "mine", "classification"))
+    wait(lambda: not job.running)
+    assert job.phase == "ready", job.error
+    losses = [line["loss"] for line in job.lines() if "loss" in line]
+    assert len(losses) == job.steps == 10 and losses[-1] < 0.5 * losses[0]
+    assert job.metrics()["task"] == "classification" and job.metrics()["after"]["top1"] == 100
+    assert [job.result.classify(each.path, k=1)[0][0] for each in named] == ["mine"] * 4 + ["yours"] * 4
