@@ -49,12 +49,25 @@ def arrivals() -> Arrivals:
     return root.arrivals
 
 
-def picker(models: dict[str, Any] | Callable[[], dict[str, Any]]) -> gr.Dropdown:
-    """A choice of model, shown only if there are several; models that arrive later are added to it."""
+def picker(
+    models: dict[str, Any] | Callable[[], dict[str, Any]], newest: Callable[[], str | None] = lambda: None
+) -> gr.Dropdown:
+    """A choice of model, shown only if there are several; models that arrive later are added to it.
+
+    Args:
+        models: name -> model, or what returns them.
+        newest: name of the model to choose when one arrived; None leaves the choice as it is.
+    """
 
     def names() -> list[str]:
         return list(models() if callable(models) else models)
 
     choice = ModelChoice(names(), value=names()[0], label="Model", visible=len(names()) > 1, interactive=True)
-    arrivals().follow(choice, lambda: gr.Dropdown(names(), visible=len(names()) > 1))
+
+    def current() -> gr.Dropdown:
+        last = newest()
+        chosen: dict[str, Any] = {} if last is None else {"value": last}
+        return gr.Dropdown(names(), visible=len(names()) > 1, **chosen)
+
+    arrivals().follow(choice, current)
     return choice

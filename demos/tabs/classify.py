@@ -9,8 +9,8 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from tabs.arrivals import picker
-from tabs.asking import on_asking
+from tabs.arrivals import arrivals, picker
+from tabs.asking import now, on_asking
 from tabs.common import Studio, bars, chosen, endpoint, image_input, lead, no_model, percent
 from tabs.examples import worked
 from tabs.search import given
@@ -30,6 +30,11 @@ def build(studio: Studio) -> None:
         return
     rows = [[str(studio.album.images / entry.name)] for entry in studio.album.about_images[:5]]
 
+    def newest() -> str | None:
+        """The classifier that arrived last, unless an adapter of another task has arrived since."""
+        last = studio.adapters.newest if studio.adapters is not None else None
+        return last.name if last is not None and last.task == "classification" else None
+
     def found(image: Image.Image | None, names: str, count: int, model: str | None) -> list[tuple[str, float]]:
         k, wanted = check_count(count, "number of classes", MOST_SHOWN), class_names(names)
         return chosen(models.classifiers, model).classify(given(image), wanted, k)
@@ -47,7 +52,9 @@ def build(studio: Studio) -> None:
                 max_lines=8,
                 elem_id="classify-names",
             )
-            model = picker(lambda: models.classifiers)
+            model = picker(lambda: models.classifiers, newest)
+            # A classifier that arrives is for its own classes.
+            arrivals().follow(names, lambda: "" if newest() else gr.skip())
             count = gr.Slider(1, MOST_SHOWN, value=5, step=1, label="Classes to show")
             button = gr.Button("Classify", variant="primary", elem_id="classify-button")
             result = gr.HTML(
@@ -63,7 +70,8 @@ def build(studio: Studio) -> None:
         return [{"class": name, "probability": probability} for name, probability in pairs]
 
     inputs = [image, names, count, model]
-    on_asking(show, inputs, [result], by=[button.click], after=[examples.load_input_event])
+    asking = on_asking(show, inputs, [result], by=[button.click], after=[examples.load_input_event])
+    arrivals().follow(asking.asked, lambda: now() if newest() else gr.skip())
     endpoint("classify", classify, inputs)
 
 

@@ -61,7 +61,7 @@ CSS = """
   border-radius: 0; font-size: 0.75rem; text-align: left; }
 [role=tab][aria-selected=true] { color: var(--primary-700) !important; }
 .dark [role=tab][aria-selected=true] { color: var(--primary-400) !important; }
-#search-button, #video-button, #compare-button { align-self: end; }
+#search-button, #video-button, #compare-button, #train-add { align-self: end; }
 .status { font-size: 0.85rem; } .status p { margin: 0; color: var(--body-text-color-subdued); }
 button:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:focus-visible {
   outline: 2px solid var(--primary-500) !important; outline-offset: 2px; }

@@ -74,10 +74,14 @@ def shots(tmp_path_factory) -> Path:
     return folder
 
 
+at_both_widths = pytest.mark.parametrize("page", [DESK, PHONE], ids=["desk", "phone"], indirect=True)
+"""For a test of one action in each tab."""
+
+
 @pytest.fixture
-def page(browser, url: str) -> Iterator:
-    """The demo on a desktop screen; the test fails if the page logs an error."""
-    page = browser.new_page(viewport=DESK)
+def page(browser, url: str, request) -> Iterator:
+    """The demo on a desktop screen, or as a test asks for; the test fails if the page logs an error."""
+    page = browser.new_page(viewport=getattr(request, "param", DESK))
     page.set_default_timeout(PATIENCE)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -95,6 +99,12 @@ def open_tab(page, name: str) -> None:
         page.locator(".overflow-menu:visible > button").first.click()
         tab = page.locator(".overflow-dropdown button", has_text=name)
     tab.click()
+
+
+def snap(page, shots: Path, name: str) -> None:
+    """A screenshot of the whole page, which is not wider than the screen."""
+    assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 1
+    page.screenshot(path=shots / f"{name}_{page.viewport_size['width']}.png", full_page=True)
 
 
 def wait_until(page, condition: str, *values: object) -> None:
@@ -127,6 +137,7 @@ def assert_tells_how_to_train(page, task: str) -> None:
     assert f"tasks/{task}/train.py" in page.locator(f"#no-{task}").inner_text()
 
 
+@at_both_widths
 def test_words_find_the_right_image_first_and_before_after_shows_both(page, shots: Path):
     page.fill("#search-text textarea", QUERY)
     page.press("#search-text textarea", "Enter")
@@ -135,7 +146,7 @@ def test_words_find_the_right_image_first_and_before_after_shows_both(page, shot
     page.locator("#library").wait_for(state="hidden")  # the results take its place
     assert alts[:6] != alts[6:]  # the base without the adapter gives other scores
     assert all(re.fullmatch(r"0\.\d{3} picture\d\d\.jpg", alt) for alt in alts)
-    page.screenshot(path=shots / "search.png", full_page=True)
+    snap(page, shots, "search")
     page.uncheck("#before-after input")
     page.click("#search-button")
     assert wait_for_images(page, 6) == alts[:6]
@@ -200,6 +211,7 @@ def test_a_image_is_uploaded_searched_described_and_added(page, shots: Path, tmp
     page.screenshot(path=shots / "image_to_words.png", full_page=True)
 
 
+@at_both_widths
 def test_videos(page, client: Client, shots: Path):
     open_tab(page, "Video search")
     if "video_retrieval" not in SHIPPED:
@@ -208,7 +220,7 @@ def test_videos(page, client: Client, shots: Path):
     query = demo_album().about_clips[2].captions[-1]
     ask_for_video(page, query)
     assert_best_video(page, client, query)
-    page.screenshot(path=shots / "video.png", full_page=True)
+    snap(page, shots, "video")
 
 
 def ask_for_video(page, query: str) -> None:
@@ -227,6 +239,7 @@ def assert_best_video(page, client: Client, query: str) -> None:
     wait_until(page, length, best["end"] - best["start"])
 
 
+@at_both_widths
 def test_ask(page, client: Client, shots: Path):
     open_tab(page, "Ask")
     if "vqa" not in SHIPPED:
@@ -239,7 +252,7 @@ def test_ask(page, client: Client, shots: Path):
     widths = page.locator("#ask-result .fill").evaluate_all("all => all.map(bar => bar.getBoundingClientRect().width)")
     full = page.locator("#ask-result .track").first.bounding_box()["width"]
     np.testing.assert_allclose(widths, np.array(shares) / 100 * full, atol=1.5)
-    page.screenshot(path=shots / "ask.png", full_page=True)
+    snap(page, shots, "ask")
 
 
 def assert_second_example_is_answered(page, client: Client) -> None:
@@ -269,6 +282,7 @@ def phrases_of(entry: AlbumImage) -> list[str]:
     return [phrase for phrase, _ in entry.phrases[:3]]
 
 
+@at_both_widths
 def test_ground_finds_several_phrases_at_once(page, shots: Path):
     open_tab(page, "Ground")
     if "grounding" not in SHIPPED:
@@ -276,15 +290,16 @@ def test_ground_finds_several_phrases_at_once(page, shots: Path):
         return
     boxes_for(page, "; ".join(phrases_of(grounded()[0])))  # the answer that the tab opens with
     overlaps = []
-    for number, entry in enumerate(grounded()):
-        page.locator("tr.tr-body:visible").nth(number).click()
+    rows = page.locator("tr.tr-body:visible")  # fewer on a phone
+    for number, entry in enumerate(grounded()[: rows.count()]):
+        rows.nth(number).click()
         found = boxes_for(page, "; ".join(phrases_of(entry)))
         count = len(phrases_of(entry))
         assert len(found) == count or (count == 1 and len(found) > 1), "one box a phrase; a single one has candidates"
         overlaps += [iou(box, truth) for box, (_, truth) in zip(found, entry.phrases, strict=False)]
     # Some of its answers are wrong, as the model's are; the page must show what the model found.
     assert sum(overlap > 0.5 for overlap in overlaps) >= len(overlaps) / 3
-    page.screenshot(path=shots / "ground.png", full_page=True)
+    snap(page, shots, "ground")
 
 
 def test_ground_by_a_phrase_that_is_clicked_and_a_box_whose_phrase_is_edited(page, shots: Path):
@@ -337,6 +352,7 @@ def iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     return shared / (sum(areas) - shared)
 
 
+@at_both_widths
 def test_moments_open_with_an_answer_whose_peak_is_in_the_true_interval(page, shots: Path):
     open_tab(page, "Moments")
     if "moment_retrieval" not in SHIPPED:
@@ -355,7 +371,7 @@ def test_moments_open_with_an_answer_whose_peak_is_in_the_true_interval(page, sh
     page.locator("#moments-line button").first.click()
     start, _ = (read_clock(text) for text in page.locator("#moments-line button").first.inner_text().split(" to "))
     wait_until(page, "document.querySelector('#moments-video video').currentTime >= values[0] - 0.1", start)
-    page.screenshot(path=shots / "moments.png", full_page=True)
+    snap(page, shots, "moments")
 
 
 def read_clock(text: str) -> float:
@@ -364,6 +380,36 @@ def read_clock(text: str) -> float:
     return 60 * int(minutes) + float(seconds)
 
 
+@at_both_widths
+def test_classify_compare_and_caption(page, client: Client, shots: Path):
+    open_tab(page, "Classify")
+    entry = demo_album().about_images[1]
+    page.locator("button.gallery-item:visible").nth(1).click()
+    names = page.locator("#classify-names textarea").input_value()
+    found = client.predict(handle_file(str(demo_album().images / entry.name)), names, api_name="/classify")
+    wait_for_bars(page, "classify", [each["class"] for each in found])
+    snap(page, shots, "classify")
+    page.fill("#classify-names textarea", "cat, ball, house")
+    page.click("#classify-button")
+    wait_until(page, "document.querySelectorAll('#classify-result .name').length == 3")
+    assert page.locator("#classify-result .name").first.inner_text() == "ball"
+
+    open_tab(page, "Compare")
+    page.fill("#compare-text textarea", QUERY)
+    page.click("#compare-button")
+    answers = client.predict(QUERY, "SHERL", "zero-shot tiny", api_name="/compare")
+    for side, answer in zip(("left", "right"), answers, strict=True):
+        first = f"{answer['results'][0]['score']:.3f} {answer['results'][0]['picture']}"
+        wait_until(page, f"document.querySelector('#compare-{side}-results img')?.alt == values[0]", first)
+    assert answers[0]["results"][0]["picture"] == ITS_IMAGE
+    snap(page, shots, "compare")
+
+    open_tab(page, "Caption")
+    if "captioning" not in SHIPPED:
+        assert_tells_how_to_train(page, "captioning")
+
+
+@at_both_widths
 def test_memory_says_at_once_what_fits(page, shots: Path):
     open_tab(page, "Memory")
     page.get_by_text("On a GPU of 8 GB this fits: SHERL, LoRA, full.").wait_for()
@@ -374,7 +420,7 @@ def test_memory_says_at_once_what_fits(page, shots: Path):
     page.locator("#memory-weights label", has_text="nf4").click()
     page.get_by_text("base stored in nf4").wait_for()
     assert _pairs(page, 0) >= sherl and "not possible" in page.locator("#memory-fits tr[data-base]").first.inner_text()
-    page.screenshot(path=shots / "memory.png", full_page=True)
+    snap(page, shots, "memory")
 
 
 def _pairs(page, column: int) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from gradio_client import Client, handle_file
+from PIL import Image
 from test_demo_app import ITS_IMAGE, QUERY, wait_for_index
 from test_demo_browser import DESK, PATIENCE, PHONE, browser, grounded, iou, open_tab, shots, wait_for_bars
 
@@ -17,6 +18,9 @@ from helpers.demo_server import DemoServer, demo_server
 from helpers.scripts import load_script
 from vlkit.cli.config import parse
 from vlkit.drawn.album import demo_album
+from vlkit.drawn.dice import Dice
+from vlkit.drawn.kind_images import kind_image
+from vlkit.drawn.world import generator
 from vlkit.engine.checkpoint import load_adapter
 from vlkit.errors import UserError
 from vlkit.serving import shipped_adapters
@@ -152,6 +156,51 @@ def test_train_on_a_few_images_then_search_and_compare_with_the_result(browser, 
     page.locator("#compare-left-facts", has_text="669,328 parameters trained").wait_for()
     page.locator("#compare-right-facts", has_text="nothing was trained").wait_for()
     page.screenshot(path=shots / "compare.png", full_page=True)
+
+
+def drawn(folder: Path, kind: str, numbers: range) -> list[Path]:
+    """Images of one thing of that kind."""
+    folder.mkdir(exist_ok=True)
+    files = [folder / f"{kind}-{number}.png" for number in numbers]
+    for number, file in zip(numbers, files, strict=True):
+        Image.fromarray(kind_image(kind, Dice(generator(7, "train", number, 1)))).save(file)
+    return files
+
+
+def test_train_two_classes_then_classify_a_new_image_with_the_result(server, page, shots, tmp_path):
+    kinds = {"mine": "cat", "yours": "umbrella"}  # names that tell the base nothing
+    open_tab(page, "Train")
+    page.locator("#train-what label", has_text="Classes").click()
+    page.locator("#train-predicted", has_text="a head for 100 classes").wait_for()
+    for count, (name, kind) in enumerate(kinds.items(), start=1):
+        choose_file(page, "#train-files", drawn(tmp_path / kind, kind, range(6)))
+        page.fill("#train-class input, #train-class textarea", name)
+        page.click("#train-add")
+        page.locator("#train-groups", has_text=f"{6 * count} images added").wait_for()
+    page.fill("#train-name input, #train-name textarea", "two")
+    page.click("#train-start")
+    page.locator("#train-status", has_text=re.compile("two-.* is ready|not trained")).wait_for()
+    status = page.locator("#train-status").inner_text()
+    name = re.search(r"(SHERL \(two-[\d-]+\)) is ready and chosen in Classify", status)[1]
+    config, _ = load_adapter(re.search(r"Its folder: (\S+);", status)[1])
+    assert config["task"] == "classification" and config["head"]["classes"] == ["mine", "yours"]
+    page.locator("#train-meter", has_text="all images, adapter").wait_for()
+    page.screenshot(path=shots / "train_classes.png", full_page=True)
+
+    page.get_by_role("button", name="Classify with it").click()
+    page.locator("#classify-names").wait_for()
+    assert page.locator("#classify-names textarea").input_value() == ""
+    assert page.get_by_role("combobox", name="Model").locator("visible=true").input_value() == name
+    client = Client(server.url, verbose=False)
+    for right, kind in kinds.items():
+        (new,) = drawn(tmp_path / kind, kind, range(20, 21))
+        page.get_by_label("Remove Image").locator("visible=true").click()
+        choose_file(page, "#classify-image", new, arrived="img")
+        page.click("#classify-button")
+        wait_for_bars(page, "classify", [right, next(name for name in kinds if name != right)])
+        answer = client.predict(handle_file(str(new)), "", 5, name, api_name="/classify")
+        assert answer[0]["class"] == right and answer[0]["probability"] > 0.5
+    page.screenshot(path=shots / "classify_trained.png", full_page=True)
 
 
 def test_an_uploaded_adapter_can_be_chosen_and_a_pickle_is_refused(server, page, tmp_path):

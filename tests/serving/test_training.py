@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
+import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+import vlkit
 from vlkit.data.manifest import Dataset
 from vlkit.errors import UserError
 from vlkit.serving import training
-from vlkit.serving.own_images import caption_of, prepare_own_images
+from vlkit.serving.own_classes import CLASSES, class_folder
+from vlkit.serving.own_images import CAPTIONS, OwnImages, caption_of, prepare_own_images
 from vlkit.serving.training import Job, Trainer, Wish
 from vlkit.serving.uploaded import Upload
 
@@ -52,13 +55,13 @@ def table(folder: Path, lines: str, name: str = "captions.csv") -> Upload:
 def test_captions_from_a_table_from_texts_or_from_names(tmp_path: Path):
     four = images(tmp_path / "in", ["a.png", "b.png", "c.png", "d.png"])
     lines = "file_name,caption\na.png,one cat\nb.png,two cats\nc.png,three cats\nd.png,four cats\n"
-    own = prepare_own_images([*four, table(tmp_path / "in", lines, "list.csv")], tmp_path / "table")
+    own = prepare_own_images([*four, table(tmp_path / "in", lines, "list.csv")], tmp_path / "table", CAPTIONS)
     assert (own.training, own.validation) == (4, "train") and "none is held out" in own.notes[-1]
     texts = [table(tmp_path / "in", f"the {n}\n", f"{n}.txt") for n in "abcd"]
-    own = prepare_own_images([*four, *texts], tmp_path / "texts")
+    own = prepare_own_images([*four, *texts], tmp_path / "texts", CAPTIONS)
     assert {r["texts"][0] for r in Dataset.open(own.root, "retrieval").records("train")} == {f"the {n}" for n in "abcd"}
     named = images(tmp_path / "names", [f"a_red-car no {n} ({n}).png" for n in range(25)])
-    own = prepare_own_images(named, tmp_path / "from_names")
+    own = prepare_own_images(named, tmp_path / "from_names", CAPTIONS)
     dataset = Dataset.open(own.root, "retrieval")
     assert own.validation == "val" and (own.training, len(dataset.records("val"))) == (20, 5)
     assert dataset.records("train")[0]["texts"] == ["a red car no"]
@@ -72,14 +75,62 @@ def test_a_camera_gives_no_captions(name: str, caption: str | None):
 
 
 def test_unusable_images_are_refused_by_name(tmp_path: Path):
-    four = images(tmp_path / "in", ["IMG_1.png", "b b.png", "c c.png", "d d.png"])
+    *named, camera = images(tmp_path / "in", ["a a.png", "b b.png", "c c.png", "d d.png", "IMG_1.png"])
     with pytest.raises(UserError, match=r"IMG_1.png: there are no captions, and the file name is none"):
-        prepare_own_images(four, tmp_path / "camera")
-    with pytest.raises(UserError, match="3 captioned images; upload 4 to 500"):
-        prepare_own_images(four[:3], tmp_path / "few")
+        prepare_own_images([*named, camera], tmp_path / "camera", CAPTIONS)
+    with pytest.raises(UserError, match="3 images with captions; upload 4 to 500"):
+        prepare_own_images(named[:3], tmp_path / "few", CAPTIONS)
     (tmp_path / "in" / "d d.png").write_text("no image")
     with pytest.raises(UserError, match=r"d d.png: cannot be used as an image"):
-        prepare_own_images(four, tmp_path / "damaged")
+        prepare_own_images(named, tmp_path / "damaged", CAPTIONS)
+
+
+def labels_of(own: OwnImages, split: str = "train") -> dict[str, str]:
+    """Image -> class."""
+    records = Dataset.open(own.root, "classification").records(split)
+    return {record["image"]: record["label"] for record in records}
+
+
+def test_classes_from_a_table_from_folders_or_as_typed(tmp_path: Path):
+    four = images(tmp_path / "in", ["a.png", "b.png", "c.png", "d.png"])
+    labels = {"a.png": "cat", "b.png": "cat", "c.png": "cat", "d.png": "red/blue dog"}
+    lines = "image,label\n" + "".join(f"{name},{label}\n" for name, label in labels.items())
+    outside = "../../../in/a.png,cat\n"  # there, but not uploaded
+    own = prepare_own_images([*four, table(tmp_path / "in", lines + outside)], tmp_path / "table", CLASSES)
+    assert labels_of(own) == labels and (own.training, own.validation) == (4, "train")
+    assert "classes with a single training image: red/blue dog" in own.notes
+    assert "images of the table that were not uploaded (1): ../../../in/a.png" in own.notes
+    typed = [Upload(each.path, each.name, class_folder(f" {labels[each.name][:3]} ")) for each in four]
+    own = prepare_own_images(typed, tmp_path / "typed", CLASSES)
+    assert labels_of(own) == {"cat/a.png": "cat", "cat/b.png": "cat", "cat/c.png": "cat", "red/d.png": "red"}
+    assert Dataset.open(own.root, "classification").extra["classes"] == ["cat", "red"]
+    archive = tmp_path / "mine.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for number in range(12):
+            file.write(four[0].path, f"mine/cat/{number}.png")
+            file.write(four[1].path, f"mine/dog/old/{number}.png")
+    own = prepare_own_images([Upload(archive, archive.name)], tmp_path / "zip", CLASSES)
+    assert (own.training, own.validation) == (20, "val") and Counter(labels_of(own, "val").values()) == dict(
+        cat=2, dog=2
+    )
+
+
+def test_images_whose_classes_cannot_be_learned_are_refused(tmp_path: Path):
+    four = images(tmp_path / "in", ["a.png", "b.png", "c.png", "d.png"])
+    lines = "image,label\na.png,cat\nb.png,cat\nc.png,dog\n"
+    wrong = {
+        r"d.png: no class is given; add a row for each image to captions.csv": [*four, table(tmp_path / "in", lines)],
+        r"a.png, b.png, c.png and 1 more: no class is given; choose files of one class": four,
+        r"There is one class: cat; give images of at least two classes": [Upload(f.path, f.name, "cat") for f in four],
+        r"^second.csv:2: 1 columns": [*four, table(tmp_path / "in", "image,label\na.png\n", "second.csv")],
+        r"There are 501 images with classes; upload 4 to 500": [Upload(four[0].path, f"{n}.png") for n in range(501)],
+    }
+    for number, (message, uploads) in enumerate(wrong.items()):
+        with pytest.raises(UserError, match=message):
+            prepare_own_images(uploads, tmp_path / f"{number}", CLASSES)
+    for name in ("", "a/b", "..", "x" * 61):
+        with pytest.raises(UserError):
+            class_folder(name)
 
 
 # --- the queue -------------------------------------------------------------------------------------------------------
@@ -152,17 +203,34 @@ def test_failures_are_one_sentence_and_free_the_queue(trainer: Trainer, uploads:
         assert job.phase == "failed" and message in job.error
     job = trainer.start(uploads[:3], Wish("tiny", "sherl", 1, 2, "few"))
     wait(lambda: not job.running)
-    assert "3 captioned images" in job.error and not job.folder.exists()
+    assert "3 images with captions" in job.error and not job.folder.exists()
     with pytest.raises(UserError, match="no images yet"):
         trainer.start([], WISH)
     assert threading.active_count() < 50
 
 
 def test_the_command_is_that_of_the_task(tmp_path: Path, uploads: list[Upload]):
-    own = prepare_own_images(uploads, tmp_path / "data")
-    job = Job(Wish("tiny", "lora", 9, 32, "a"), tmp_path / "a", data=own)
-    words = training.command(job, own, "cpu")
-    assert words[1].endswith("train.py") and job.batch_size == 4 and job.steps == 9
-    given = dict(zip(words[2::2], words[3::2], strict=True))
-    assert given["--adapter.kind"] == "lora" and given["--on_stop"] == "finish" and given["--batch_size"] == "4"
-    assert json.dumps(given)
+    own = prepare_own_images(uploads, tmp_path / "data", CAPTIONS)
+    for task in training.ANNOTATIONS:
+        job = Job(Wish("tiny", "lora", 9, 32, "a", task), tmp_path / "a", data=own)
+        words = training.command(job, own, "cpu")
+        assert words[1].endswith(f"{task}/train.py") and job.batch_size == 4 and job.steps == 9
+        given = dict(zip(words[2::2], words[3::2], strict=True))
+        assert given["--adapter.kind"] == "lora" and given["--on_stop"] == "finish" and given["--batch_size"] == "4"
+
+
+@pytest.mark.slow
+def test_the_task_of_classes_trains_a_classifier(tmp_path: Path):
+    """The real script: classes whose names tell the base nothing are told apart after a few steps."""
+    named = images(tmp_path / "in", [f"{n}.png" for n in range(8)])
+    for number, each in enumerate(named):
+        Image.new("RGB", (48, 48), (250, 40 + number, 0) if number < 4 else (0, 40 + number, 250)).save(each.path)
+    uploads = [Upload(each.path, each.name, "mine" if number < 4 else "yours") for number, each in enumerate(named)]
+    trainer = Trainer(tmp_path / "trained", lambda folder, progress: vlkit.load(str(folder)), device="cpu")
+    job = trainer.start(uploads, Wish("tiny", "sherl", 10, 8, "mine", "classification"))
+    wait(lambda: not job.running)
+    assert job.phase == "ready", job.error
+    losses = [line["loss"] for line in job.lines() if "loss" in line]
+    assert len(losses) == job.steps == 10 and losses[-1] < 0.5 * losses[0]
+    assert job.metrics()["task"] == "classification" and job.metrics()["after"]["top1"] == 100
+    assert [job.result.classify(each.path, k=1)[0][0] for each in named] == ["mine"] * 4 + ["yours"] * 4

@@ -41,13 +41,21 @@ def write_kind_images(world: World, folder: Path) -> None:
             (folder / split / kind).mkdir(parents=True)
     listed: dict[str, list[tuple[str, int, str]]] = {split: [] for split in PER_CLASS}
     numbers = {kind: number for number, kind in enumerate(KINDS)}
-    draw = partial(_draw, seed=world.seed, side=world.side, folder=folder)
+    draw = partial(draw_kind, seed=world.seed, side=world.side, folder=folder)
     for (split, kind, _), name in zip(items, mapped(draw, items, world.workers, "draw kinds"), strict=True):
         listed[split].append((name, numbers[kind], kind))
     write_text(folder / SPLIT_FILE, json.dumps(listed) + "\n")
 
 
-def _draw(item: Item, seed: int, side: int, folder: Path) -> str:
+def draw_kind(item: Item, seed: int, side: int, folder: Path) -> str:
+    """Write the image of an item to ``split/kind/NUMBER.jpg`` below ``folder``; that name.
+
+    Args:
+        item: its split and kind are sub-folders that exist.
+        seed: of the world.
+        side: width and height in pixels.
+        folder: where.
+    """
     split, kind, number = item
     name = f"{split}/{kind}/{number + 1:04d}.jpg"
     dice = Dice(generator(seed, split, list(KINDS).index(kind) * 10_000 + number, STREAM))

@@ -47,6 +47,11 @@ class AddedAdapters:
         self._one_at_a_time = threading.Lock()
 
     @property
+    def newest(self) -> Opened | None:
+        """The one that arrived last."""
+        return self.added[-1] if self.added else None
+
+    @property
     def tasks(self) -> list[str]:
         """Tasks whose adapters can be used: those with a model, and classification of any names."""
         has_classes = [] if not self.models.classifiers else ["classification"]

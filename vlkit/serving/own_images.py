@@ -1,10 +1,12 @@
-"""A visitor's own captioned images, made into a prepared dataset to train on."""
+"""A visitor's own images, made into a prepared dataset to train on: with captions here, with classes in own_classes."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -24,7 +26,26 @@ HELD_OUT_FROM = 20
 """From this many images on, some are held out for validation."""
 HELD_OUT = 0.2
 """Share of the images that is held out."""
-TABLES = tuple(ending for ending in CAPTION_ENDINGS if ending != ".txt")
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What a visitor states about every image, and in which files.
+
+    Attributes:
+        what: its name in the plural.
+        tables: endings of tables with a row for each image.
+        usual: names of tables; one of them is read if there are several.
+        texts: endings of further files that are read.
+        read: (folder, names of the files in it, name of the table or None) -> source; its splits are ``train`` and,
+            where images are held out, ``val``.
+    """
+
+    what: str
+    tables: tuple[str, ...]
+    usual: tuple[str, ...]
+    texts: tuple[str, ...]
+    read: Callable[[Path, Sequence[str], str | None], Source]
 
 
 @dataclass(frozen=True)
@@ -45,48 +66,76 @@ class OwnImages:
 
 
 def prepare_own_images(
-    uploads: Sequence[Upload], root: Path, progress: Callable[[int, int], None] = lambda done, total: None
+    uploads: Sequence[Upload],
+    root: Path,
+    annotations: Annotations,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> OwnImages:
-    """Unpack images and captions into ``root``, check every image, and write a prepared dataset there.
-
-    Captions come from a table (CSV, TSV, JSON, JSONL), else from a text file beside each image, else from the file
-    names: ``a_red_car.jpg`` is "a red car".
+    """Unpack annotated images into ``root``, check every image, and write a prepared dataset there.
 
     Args:
-        uploads: image files and caption files, or zip archives of them.
+        uploads: image files and files of annotations, or zip archives of them.
         root: a new folder.
+        annotations: :data:`CAPTIONS` or :data:`vlkit.serving.own_classes.CLASSES`.
         progress: called with the numbers of images checked and to check.
 
     Raises:
-        UserError: too few or too many images, an unusable image, or no captions; the message names the file.
+        UserError: too few or too many images, an unusable image, or missing annotations; the message names the file.
     """
     folder = root / "images"
     with parts_of(uploads, MOST_BYTES) as parts:
-        images = [part for part in parts if part.suffix in IMAGE_SUFFIXES]
-        tables = [part.name for part in parts if part.suffix in TABLES]
-        _check_count(len(images))
-        wanted = [part for part in parts if part.suffix in {*IMAGE_SUFFIXES, *CAPTION_ENDINGS}]
+        images = [part.name for part in parts if part.suffix in IMAGE_SUFFIXES]
+        tables = [part.name for part in parts if part.suffix in annotations.tables]
+        _check_count(len(images), annotations.what)
+        wanted = [part for part in parts if part.suffix in {*IMAGE_SUFFIXES, *annotations.tables, *annotations.texts}]
         others = [part.name for part in parts if part not in wanted]
         write_parts(wanted, folder, MOST_BYTES)
-    for number, part in enumerate(images):
+    with _named_as_uploaded(folder):
+        source = annotations.read(folder, [part.name for part in wanted], _table(tables, annotations))
+        prepared = prepare(source, root, folder, partial=True)
+    count = len(prepared.dataset.records("train"))
+    total = sum(len(records) for records in source.splits.values())
+    _check_count(total, annotations.what)
+    for number, name in enumerate(images):
         progress(number, len(images))
-        open_upload(folder / part.name, visible(part.name))
-    table = _table(tables)
-    if table is None and not any(part.suffix == ".txt" for part in wanted):
-        source = _from_names([part.name for part in images])
+        open_upload(folder / name, visible(name))
+    notes = [_as_uploaded(visible(note), folder) for note in prepared.notes]
+    notes += [f"not read: {visible(some(others))}"] if others else []
+    validation = "val" if "val" in prepared.dataset.splits else "train"
+    if validation == "train":
+        few = f"fewer than {HELD_OUT_FROM}" if total < HELD_OUT_FROM else "few"
+        notes.append(f"{few} images: none is held out, the metrics are those of the training images")
+    return OwnImages(root, count, validation, notes)
+
+
+@contextlib.contextmanager
+def _named_as_uploaded(folder: Path) -> Iterator[None]:
+    """Name files in errors as the visitor does, without the server's folder."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(_as_uploaded(str(error), folder)) from None
+
+
+def _as_uploaded(text: str, folder: Path) -> str:
+    for shown in (visible(folder), str(folder)):
+        text = text.replace(f"{shown}{os.sep}", "").replace(shown, "the upload")
+    return text
+
+
+def read_captions(folder: Path, names: Sequence[str], table: str | None) -> Source:
+    """Captions from a table (CSV, TSV, JSON, JSONL), else from a text file beside each image, else from the file names:
+    ``a_red_car.jpg`` is "a red car".
+
+    Raises:
+        UserError: there are no captions.
+    """
+    if table is None and not any(name.lower().endswith(".txt") for name in names):
+        source = _from_names([name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES])
     else:
         source = read(folder, None if table is None else folder / table, val=0, test=0)
-    validation = _hold_out(source)
-    prepared = prepare(source, root, folder, partial=True)
-    count = len(prepared.dataset.records("train"))
-    _check_count(sum(len(records) for records in source.splits.values()))
-    notes = [visible(note) for note in prepared.notes]
-    notes += [f"not read: {visible(some(others))}"] if others else []
-    if validation == "train":
-        notes.append(
-            f"fewer than {HELD_OUT_FROM} images: none is held out, the metrics are those of the training images"
-        )
-    return OwnImages(root, count, validation, notes)
+    _hold_out(source)
+    return source
 
 
 def caption_of(name: str) -> str | None:
@@ -117,35 +166,42 @@ def _from_names(names: Sequence[str]) -> Source:
     return source
 
 
-def _table(names: Sequence[str]) -> str | None:
-    """The caption table among ``names``; None if there is none.
+def _table(names: Sequence[str], annotations: Annotations) -> str | None:
+    """The table among ``names``; None if there is none.
 
     Raises:
         UserError: there are several, and none has a usual name.
     """
-    usual = [name for name in names if PurePosixPath(name).name in CAPTION_FILES]
+    usual = [name for name in names if PurePosixPath(name).name in annotations.usual]
     found = usual or list(names)
     if len(found) > 1:
-        raise UserError(f"There are several tables of captions: {visible(some(found))}; upload one.")
+        raise UserError(f"There are several tables of {annotations.what}: {visible(some(found))}; upload one.")
     return found[0] if found else None
 
 
-def _hold_out(source: Source) -> str:
-    """Hold some images out for validation, unless the captions state splits; the name of the split that measures."""
+def _hold_out(source: Source) -> None:
+    """Hold some images out for validation, unless the captions state splits."""
     if "train" in source.splits and "val" in source.splits:
-        return "val"
+        return
     records: list[Record] = [record for each in source.splits.values() for record in each]
     if len(records) < HELD_OUT_FROM:
         source.splits = {"train": records}
-        return "train"
+        return
     # Spread over the set, the same each time, and independent of the order of the files.
     order = sorted(records, key=lambda record: hashlib.sha256(record["image"].encode()).digest())
     held = max(LEAST_IMAGES, round(HELD_OUT * len(order)))
     source.splits = {"train": order[held:], "val": order[:held]}
-    return "val"
 
 
-def _check_count(count: int) -> None:
+def _check_count(count: int, what: str) -> None:
     if not LEAST_IMAGES <= count <= MOST_IMAGES:
-        what = f"{count:,} captioned images" if count else "no captioned image"
-        raise UserError(f"There {'are' if count else 'is'} {what}; upload {LEAST_IMAGES} to {MOST_IMAGES}.")
+        raise UserError(f"There are {count or 'no'} images with {what}; upload {LEAST_IMAGES} to {MOST_IMAGES}.")
+
+
+CAPTIONS = Annotations(
+    what="captions",
+    tables=tuple(ending for ending in CAPTION_ENDINGS if ending != ".txt"),
+    usual=tuple(CAPTION_FILES),
+    texts=(".txt",),
+    read=read_captions,
+)

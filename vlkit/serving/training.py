@@ -22,7 +22,8 @@ from vlkit.engine.checkpoint import STATE_FILE
 from vlkit.engine.run_folder import RunFolder
 from vlkit.errors import UserError
 from vlkit.files import read_json
-from vlkit.serving.own_images import OwnImages, prepare_own_images
+from vlkit.serving.own_classes import CLASSES
+from vlkit.serving.own_images import CAPTIONS, OwnImages, prepare_own_images
 from vlkit.serving.uploaded import Upload
 
 log = logging.getLogger(__name__)
@@ -30,8 +31,11 @@ log = logging.getLogger(__name__)
 Phase = Literal["reading", "training", "opening", "ready", "failed"]
 LOG, DATA = "train.log", "data"
 """In the run folder: what the script said, and the images it trains on."""
-LEARNING_RATE = 5e-4
-"""Below the script's own: so few images are learned by heart within a few steps."""
+ANNOTATIONS = {"retrieval": CAPTIONS, "classification": CLASSES}
+"""The tasks that can be trained, and what a visitor states about each image for them."""
+LEARNING_RATES = {"retrieval": 5e-4, "classification": 3e-3}
+"""Retrieval: below the script's own, because so few images are learned by heart within a few steps. Classification: the
+script's own; at a lower one, classes whose names the base does not know are not learned within a few epochs."""
 MOST_POINTS = 400
 """Lines of the run's log, about."""
 STOP_SECONDS, LAST_SECONDS = 60.0, 10.0
@@ -40,13 +44,14 @@ STOP_SECONDS, LAST_SECONDS = 60.0, 10.0
 
 @dataclass(frozen=True)
 class Wish:
-    """What to train: base, method (``--adapter.kind``), epochs, batch size, and a name for the folder."""
+    """What to train: base, method (``--adapter.kind``), epochs, batch size, a name for the folder, and the task."""
 
     base: str
     kind: str
     epochs: int
     batch_size: int
     name: str
+    task: str = "retrieval"
 
 
 @dataclass
@@ -104,7 +109,7 @@ class Job:
 
 
 class Trainer:
-    """Runs ``tasks/retrieval/train.py`` for visitors, one after the other.
+    """Runs ``tasks/TASK/train.py`` for visitors, one after the other.
 
     A crash of the script, or of the server, takes nothing else along; a stopped run keeps what it has trained.
 
@@ -134,7 +139,8 @@ class Trainer:
             UserError: nothing was uploaded, another run is not finished, or the name is taken.
         """
         if not uploads:
-            raise UserError("There are no images yet; upload a zip archive, or images and their captions.")
+            what = ANNOTATIONS[wish.task].what
+            raise UserError(f"There are no images yet; upload a zip archive, or images and their {what}.")
         with self._lock:
             if self.job is not None and self.job.running:
                 raise UserError("Someone else is training on this server; start yours when that run is finished.")
@@ -176,7 +182,8 @@ class Trainer:
 
     def _run(self, job: Job, uploads: list[Upload]) -> None:
         try:
-            job.data = prepare_own_images(uploads, job.folder / DATA, lambda *counts: _count(job, *counts))
+            kind = ANNOTATIONS[job.wish.task]
+            job.data = prepare_own_images(uploads, job.folder / DATA, kind, lambda *counts: _count(job, *counts))
             self._train(job, job.data)
             job.phase = "opening"
             _count(job, 0, 0)
@@ -225,13 +232,13 @@ def command(job: Job, data: OwnImages, device: str) -> list[str]:
         "adapter.kind": wish.kind,
         "epochs": wish.epochs,
         "batch_size": job.batch_size,
-        "lr": LEARNING_RATE,
+        "lr": LEARNING_RATES[wish.task],
         "evaluate_every": max(1, wish.epochs // 8),
         "log_every": max(1, job.steps // MOST_POINTS),
         "on_stop": "finish",
         "device": device,
     }
-    script = scripts_folder() / "tasks" / "retrieval" / "train.py"
+    script = scripts_folder() / "tasks" / wish.task / "train.py"
     return [sys.executable, str(script), *(word for k, v in flags.items() for word in (f"--{k}", str(v)))]
 
 

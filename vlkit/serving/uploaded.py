@@ -23,10 +23,11 @@ JUNK = ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 @dataclass(frozen=True)
 class Upload:
-    """An uploaded file: where it lies, and the visitor's name for it."""
+    """An uploaded file: where it lies, the visitor's name for it, and the folder that it belongs into, if any."""
 
     path: Path
     name: str
+    folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def parts_of(uploads: Sequence[Upload], most_bytes: int) -> Iterator[list[Part]]
             if upload.name.lower().endswith(".zip"):
                 parts += _members(upload, archives)
             else:
-                name = _checked(PurePosixPath(upload.name).name, upload.name)
+                name = _checked(str(PurePosixPath(upload.folder, PurePosixPath(upload.name).name)), upload.name)
                 size = upload.path.stat().st_size
                 parts.append(Part(name, size, functools.partial(upload.path.open, "rb")))
         parts = [part for part in parts if not _is_junk(part.name)]
