@@ -12,7 +12,7 @@ from vlkit.adapters.facts import MethodOptions
 from vlkit.adapters.options import adapter_options
 from vlkit.errors import UserError
 from vlkit.memory.step import StepMemory
-from vlkit.serving.kept_predictions import kept_prediction, predicting
+from vlkit.serving.kept_predictions import ACTIVE_SHARE, kept_prediction, predicting
 from vlkit.tasks.classification.step_bench import ClassifierBench
 from vlkit.tasks.fusion import FusionOptions
 from vlkit.tasks.grounding.head import GroundingOptions
@@ -68,7 +68,12 @@ def _predicted(what: str, options: str, batch_size: int) -> StepMemory:
 
 @functools.lru_cache(maxsize=3)
 def _bench(what: str) -> ContrastiveBench:
-    given = json.loads(what)
+    bench = _new_bench(json.loads(what))
+    bench.active_share = ACTIVE_SHARE
+    return bench
+
+
+def _new_bench(given: dict[str, Any]) -> ContrastiveBench:
     task, base = given["task"], given["base"]
     cpu: dict[str, Any] = {"predicts": True, "device": "cpu", "precision": "32-true"}
     if task == "retrieval":

@@ -23,6 +23,9 @@ from vlkit.memory.step import StepMemory
 log = logging.getLogger(__name__)
 
 _one_at_a_time = threading.Lock()
+ACTIVE_SHARE = 0.25
+"""Share of a tap's values that SHERL in the joint space saves. It depends on the data; this one was measured with the
+embedded base and untrained weights (``tasks/memory.py`` with and without ``--estimate true --active_share 0.25``)."""
 
 
 def kept_prediction(key: Mapping[str, Any], predict: Callable[[], StepMemory]) -> StepMemory:

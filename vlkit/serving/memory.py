@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from vlkit.encoders.stored_weights import WeightFormat, with_format
 from vlkit.memory import tensor_budget
 from vlkit.memory.step import StepMemory
-from vlkit.serving.kept_predictions import kept_prediction, predicting
+from vlkit.serving.kept_predictions import ACTIVE_SHARE, kept_prediction, predicting
 from vlkit.serving.memory_table import KNOWN, METHODS, POINTS, methods_for, shipped
 from vlkit.tasks.retrieval.step_bench import ContrastiveBench
 
@@ -114,4 +114,4 @@ def predict(base: str, method: str, batch_size: int) -> StepMemory:
 
 @functools.lru_cache(maxsize=2)
 def _bench(base: str) -> ContrastiveBench:
-    return ContrastiveBench(base, predicts=True, device="cpu", precision="32-true")
+    return ContrastiveBench(base, predicts=True, device="cpu", precision="32-true", active_share=ACTIVE_SHARE)
