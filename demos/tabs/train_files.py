@@ -44,7 +44,7 @@ class FilesGiven(NamedTuple):
     """
 
     files: Any
-    how: gr.Markdown
+    how: gr.HTML
     by_class: gr.Column
     name: gr.Textbox
     groups: gr.State
@@ -65,7 +65,7 @@ def build_files(task: str) -> FilesGiven:
     """Lay out the inputs for files."""
     subject = SUBJECTS[task]
     files = FilesInput(label=files_label(subject), file_count="multiple", height=150, elem_id="train-files")
-    how = gr.Markdown(subject.how, elem_classes="lead")
+    how = gr.HTML(how_html(subject), elem_classes="lead", padding=False)
     groups = gr.State([])
     with gr.Column(visible=task == BY_CLASS) as by_class:
         with gr.Row():
@@ -92,7 +92,12 @@ def build_files(task: str) -> FilesGiven:
 def shown_for(task: str) -> tuple[Any, ...]:
     """What :attr:`FilesGiven.outputs` show for another task."""
     subject = SUBJECTS[task]
-    return gr.File(label=files_label(subject)), subject.how, gr.Column(visible=task == BY_CLASS)
+    return gr.File(label=files_label(subject)), how_html(subject), gr.Column(visible=task == BY_CLASS)
+
+
+def how_html(subject: Subject) -> str:
+    """HTML: which files are read."""
+    return f"<p>{as_html(subject.how)}</p>"
 
 
 def files_label(subject: Subject) -> str:

@@ -15,7 +15,7 @@ class Subject:
     Attributes:
         choice: its name in the choice of what to learn.
         files: label of the input for files.
-        how: which files, as Markdown.
+        how: which files.
         tab: the tab that uses the result.
         use: text of the button that leads there.
         opening: what is done with a finished adapter before it can be used.

@@ -28,6 +28,7 @@ from vlkit.data.manifest import Dataset
 from vlkit.data.transforms import image_transform
 from vlkit.encoders.bases import ClipBase, Preprocess
 from vlkit.encoders.load import load_base
+from vlkit.engine.asking import BlackBox, HttpOptions
 from vlkit.engine.black_box import BlackBoxTraining
 from vlkit.engine.distributed import make_fabric
 from vlkit.engine.loader import EpochLoader
@@ -36,7 +37,6 @@ from vlkit.engine.report import Report, print_report
 from vlkit.engine.run_folder import FREE_FLAGS, RunFolder, open_run
 from vlkit.engine.spsa import SpsaOptions
 from vlkit.errors import UserError
-from vlkit.serving.black_box import BlackBox, HttpOptions
 from vlkit.tasks.classification.black_box import save_coordinator
 from vlkit.tasks.classification.data import LabelledImages
 from vlkit.tasks.classification.evaluate import metrics_of

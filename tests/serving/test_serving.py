@@ -57,7 +57,7 @@ class ColourPipeline:
     def embed_images(self, images) -> np.ndarray:
         return self.embed_pixels([self.transform(image) for image in images])
 
-    def transform(self, image) -> np.ndarray:
+    def transform(self, image, draft=False) -> np.ndarray:
         return np.asarray(as_rgb(image), dtype=np.float32)
 
     def embed_pixels(self, images) -> np.ndarray:

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,21 +16,12 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from vlkit.adapters.blackvip.coordinator import Coordinator
+from vlkit.engine.asking import BlackBox
 from vlkit.engine.checkpoint import STATE_FILE
 from vlkit.engine.loader import EpochLoader
 from vlkit.engine.spsa import Spsa, SpsaOptions
 from vlkit.errors import UserError, some
 from vlkit.files import whole_file
-
-
-class Target(Protocol):
-    """What this module needs of a black box (:class:`vlkit.serving.black_box.BlackBox`)."""
-
-    asked: int
-
-    def scores(self, pixels: Tensor) -> Tensor:
-        """Pixels [B, 3, H, W], 0 .. 1 -> logits [B, C]."""
-        ...
 
 
 class BlackBoxTraining:
@@ -54,7 +45,7 @@ class BlackBoxTraining:
     def __init__(
         self,
         coordinator: Coordinator,
-        target: Target,
+        target: BlackBox,
         loader: EpochLoader,
         options: SpsaOptions,
         mean: Tensor,

@@ -16,6 +16,7 @@ from vlkit.engine.checkpoint import load_adapter
 from vlkit.engine.distributed import make_fabric
 from vlkit.errors import UserError
 from vlkit.tasks.classification.black_box import CONFIG as COORDINATOR
+from vlkit.tasks.classification.prompted import open_prompted
 from vlkit.tasks.hub import download, is_repository
 from vlkit.tasks.registry import TASKS
 
@@ -54,8 +55,6 @@ def load(
     # The folder's name appears in messages and beside results; resolving gives "." and ".." a name too.
     folder = Path(folder) if Path(folder).name not in ("", "..") else Path(os.path.abspath(folder))
     if (folder / COORDINATOR).is_file():
-        from vlkit.tasks.classification.prompted import open_prompted  # it needs the serving layer, which needs this
-
         if task not in (None, "classification"):
             raise UserError(f"{folder}: a coordinator for classification; task {task!r} is needed here")
         if mix_beta:

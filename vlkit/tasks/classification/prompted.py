@@ -12,9 +12,9 @@ from torch import Tensor
 
 from vlkit.data.images import ImageInput, as_rgb
 from vlkit.data.transforms import image_transform
+from vlkit.engine.asking import BlackBox, HttpBlackBox, HttpOptions, LocalBlackBox
 from vlkit.engine.distributed import make_fabric
 from vlkit.errors import UserError
-from vlkit.serving.black_box import BlackBox, HttpBlackBox, HttpOptions, LocalBlackBox
 from vlkit.tasks.classification.black_box import CONFIG, Prompter, load_coordinator
 from vlkit.tasks.classification.evaluate import in_batches
 from vlkit.tasks.classification.pipeline import ClassificationPipeline, ranked, refuse_count, zero_shot_pipeline
@@ -88,7 +88,7 @@ class PromptedPipeline:
         Raises:
             UserError: ``classes`` is given, or ``k`` is below 1.
             vlkit.data.images.MediaError: a file is not a readable image; names it and the reason.
-            vlkit.serving.black_box.BlackBoxError: there is no usable answer.
+            vlkit.engine.asking.BlackBoxError: there is no usable answer.
         """
         if classes is not None:
             raise UserError(f"{self.name}: the model behind the API scores its own classes alone; leave classes out")
