@@ -68,8 +68,8 @@ class Config:
     """Methods, separated by commas, with options after colons (lora:rank=16:checkpointing=true); an option with two
     dashes is a flag of the training script (full:--optimizer=mezo:--lr=1e-5); all = every method. Classification also
     has the controls zero-shot, ridge and tip-adapter, whose options are those of their head (ridge:penalty=0.1), and
-    blackvip, whose options are flags of tasks/classification/black_box.py (blackvip:eps=0.1:epochs=20); text has
-    bag-of-words, captioning has nearest."""
+    blackvip (4 epochs), whose options are flags of tasks/classification/black_box.py (blackvip:eps=0.1:epochs=20);
+    text has bag-of-words, captioning has nearest."""
     seeds: int = 3
     """Number of seeds: 0, 1, …"""
     jobs: int = 1
@@ -225,21 +225,22 @@ def train(
     options = [option for option in options if not option.startswith("--")]
     task = TASKS[config.task]
     rate = rate or config.given_rate(method) or LEARNING_RATES.get(kind)
-    control = task.controls.get(kind)
-    if control is None:
-        flags = [f"--adapter.kind={kind}", *(f"--adapter.{option}" for option in options)]
-    else:
-        flags = [*(f"--{flag}" for flag in control), *(f"--head.{option}" for option in options)]
+    name, control = task.control_scripts.get(kind, "train.py"), task.controls.get(kind, ())
     # A later flag overrides an earlier one: a control keeps its head.
-    flags = flags_for(task.methods.get(kind), [*config.flags, *more]) + flags
-    flags = flags if rate is None else [f"--lr={rate}", *flags]
+    flags = [] if rate is None else [f"--lr={rate}"]
     if kind in task.control_scripts:
         flags = [f"--{flag}" for flag in config.flags if flag.startswith(("data.", "base=", "image_size="))]
-        flags += [f"--{option}" for option in options]
+        flags += [f"--{flag}" for flag in [*control, *options]]
+    elif kind in task.controls:
+        flags += flags_for(None, [*config.flags, *more])
+        flags += [*(f"--{flag}" for flag in control), *(f"--head.{option}" for option in options)]
+    else:
+        flags += flags_for(task.methods[kind], [*config.flags, *more])
+        flags += [f"--adapter.kind={kind}", *(f"--adapter.{option}" for option in options)]
     flags += own
     script = [
         sys.executable,
-        str(SCRIPTS / config.task / task.control_scripts.get(kind, "train.py")),
+        str(SCRIPTS / config.task / name),
         "--resume",
         f"--output={folder}",
         f"--seed={seed}",

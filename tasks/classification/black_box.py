@@ -86,6 +86,8 @@ class Config:
     """Sets --target and --encoder at once."""
     target: str = "tiny"
     """The black box without --http.url: this base with class prompts, in this process; it gives scores alone."""
+    image_size: int | None = None
+    """Side of the target's images in pixels, if not that of its base."""
     http: HttpOptions = field(default_factory=HttpOptions)
     prompts: PromptOptions = field(default_factory=PromptOptions)
     encoder: str = "tiny"
@@ -177,15 +179,16 @@ def main(config: Config) -> None:
 
 def black_box(config: Config, dataset: Dataset) -> tuple[BlackBox, Preprocess, dict[str, Any]]:
     """The target, how its images are cut and normalised, and its record in ``coordinator.json``."""
+    base = load_base(config.target, image_size=config.image_size)
     if config.http.url:
         box = http_box(config.http, dataset.extra["classes"], config.budget)
-        record = {name: getattr(config.http, name) for name in ("url", "gives", "token_variable")}
-        # Only what the coordinator sees depends on this; a service gets image files.
-        return box, load_base(config.target).preprocess, record
+        # Only what the coordinator sees depends on the base; a service gets image files.
+        return box, base.preprocess, {"url": config.http.url, "gives": config.http.gives}
     prompts = prompts_of(dataset, config.prompts)
-    pipeline = zero_shot_pipeline(config.target, prompts, config.device)
-    record = {"base": config.target, "templates": list(prompts.templates), "texts": prompts.own}
-    return local_box(pipeline, config.budget), pipeline.labeller.base.preprocess, record
+    pipeline = zero_shot_pipeline(config.target, prompts, config.device, base)
+    record = {"base": config.target, "image_size": config.image_size}
+    record |= {"templates": list(prompts.templates), "texts": prompts.own}
+    return local_box(pipeline, config.budget), base.preprocess, record
 
 
 def make_coordinator(config: Config, encoder: ClipBase, preprocess: Preprocess) -> Coordinator:

@@ -56,7 +56,7 @@ class Config:
     """Threads that decode images, per process."""
     draft: bool = True
     """Decode JPEGs that are much larger than the base's input at a half, a quarter or an eighth of their size, never
-    below twice the input: faster, embeddings differ a little (cosine 0.9997 and more); false = at full size."""
+    below twice the input: faster, embeddings differ a little; false = at full size."""
     ahead: int = 256
     """Images that wait for a batch at most, per process; with four batches, the bound of the memory."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -65,7 +65,7 @@ class Config:
     """Write the groups of --duplicates to this file."""
     draft: bool = True
     """Decode JPEGs that are much larger than the base's input at a half, a quarter or an eighth of their size, never
-    below twice the input: faster, embeddings differ a little (cosine 0.9997 and more); false = at full size."""
+    below twice the input: faster, embeddings differ a little; false = at full size."""
     strict: bool = False
     """Stop at an image that cannot be read, instead of skipping and listing it."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -138,6 +138,31 @@ def test_a_run_is_loaded_as_a_classifier(dataset: Path, service: Any, tmp_path: 
         vlkit.load(tmp_path / "local")
 
 
+def test_a_loaded_folder_does_not_choose_the_secret_that_is_sent(
+    dataset: Path, service: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call(SCRIPT, *words(dataset, tmp_path, service))
+    file = tmp_path / "coordinator.json"
+    about = json.loads(file.read_text())
+    assert about["target"] == {"url": f"http://127.0.0.1:{service.server_port}", "gives": "logits"}
+    file.write_text(json.dumps({**about, "target": {**about["target"], "token_variable": "A_SECRET"}}))
+    monkeypatch.setenv("A_SECRET", "secret")
+    headers = vlkit.load(tmp_path, device="cpu").labeller.target._headers()
+    assert "Authorization" not in headers
+    monkeypatch.setenv("VLKIT_BLACK_BOX_TOKEN", "meant for it")
+    headers = vlkit.load(tmp_path, device="cpu").labeller.target._headers()
+    assert headers["Authorization"] == "Bearer meant for it"
+
+
+def test_a_target_of_another_image_size_is_loaded_as_it_was(dataset: Path, tmp_path: Path) -> None:
+    call(SCRIPT, *words(dataset, tmp_path), "--image_size", 120, "--epochs", 1)
+    pipeline = vlkit.load(tmp_path, device="cpu")
+    assert pipeline.labeller.prompter.preprocess.size == (120, 120)
+    call("tasks/classification/evaluate.py", "--model", tmp_path, "--data.root", dataset, "--json", tmp_path / "t.json")
+    after = json.loads((tmp_path / "metrics.json").read_text())["after"]
+    assert json.loads((tmp_path / "t.json").read_text())["ece"] == pytest.approx(after["ece"], abs=1e-3)
+
+
 def test_a_row_of_the_comparison(dataset: Path, tmp_path: Path) -> None:
     options = "epochs=1:batch_size=6:data.shots=2:spsa.averages=1:eps=0.1"
     given = ("--task", "classification", "--kinds", f"zero-shot,blackvip:{options}", "--seeds", 1)

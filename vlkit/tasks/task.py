@@ -30,7 +30,7 @@ class Task:
         tower: the tower that every adapter of the task has: image, or text for a task without images.
         pipeline_tag: what the Hugging Face hub calls the task.
         own_text_base: whether the text model is chosen separately from the contrastive base.
-        controls: name -> flags (``name=value``) of the training script: rows of a comparison that are no method.
+        controls: name -> flags (``name=value``) of its script: rows of a comparison that are no method.
         control_scripts: control -> the script of the task that runs it, if that is not ``train.py``; it takes
             ``output``, ``seed`` and ``resume``, and the training script's ``base``, ``image_size`` and ``data.*``, and
             writes ``metrics.json``.

@@ -69,8 +69,8 @@ def save_coordinator(
         encoder: base that it reads, as :func:`~vlkit.encoders.load.load_base` takes it.
         preprocess: size and normalisation of the target's images.
         classes: class names, in the order of the target's scores.
-        target: what answers: ``{"base": NAME, "templates": […], "texts": {class: […]}}`` of a base in this process, or
-            ``{"url": …, "gives": …, "token_variable": …}`` of a service.
+        target: what answers: ``{"base": NAME, "image_size": …, "templates": […], "texts": {class: […]}}`` of a base in
+            this process, or ``{"url": …, "gives": …}`` of a service.
     """
     decoder = coordinator.decoder
     with whole_file(folder / WEIGHTS) as temporary:

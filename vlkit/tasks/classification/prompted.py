@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from vlkit.data.images import ImageInput, as_rgb
 from vlkit.data.transforms import image_transform
+from vlkit.encoders.load import load_base
 from vlkit.engine.asking import BlackBox, HttpBlackBox, HttpOptions, LocalBlackBox
 from vlkit.engine.distributed import make_fabric
 from vlkit.errors import UserError
@@ -20,8 +22,13 @@ from vlkit.tasks.classification.evaluate import in_batches
 from vlkit.tasks.classification.pipeline import ClassificationPipeline, ranked, refuse_count, zero_shot_pipeline
 from vlkit.tasks.classification.prompts import Prompts
 
+log = logging.getLogger(__name__)
+
 BATCH = 64
 """Most images in one question."""
+TOKEN = "VLKIT_BLACK_BOX_TOKEN"
+"""Environment variable with the bearer token of a loaded run's service. The run's files do not choose it: a folder from
+elsewhere could name any secret and any address."""
 
 
 class PromptedLabeller:
@@ -130,10 +137,13 @@ def open_prompted(folder: Path, device: str = "auto", mix: float = 1.0) -> Promp
     prompter.coordinator.eps *= mix
     try:
         if "url" in target:
-            options = HttpOptions(target["url"], gives=target["gives"], token_variable=target["token_variable"])
+            token = TOKEN if os.environ.get(TOKEN) else ""
+            options = HttpOptions(target["url"], gives=target["gives"], token_variable=token)
+            log.info("%s: asks %s", folder, options.url)
             return PromptedPipeline(prompter, http_box(options, prompter.classes), folder.name)
         prompts = Prompts(prompter.classes, target["templates"], target["texts"])
-        pipeline = zero_shot_pipeline(target["base"], prompts, device)
+        base = load_base(target["base"], image_size=target["image_size"])
+        pipeline = zero_shot_pipeline(target["base"], prompts, device, base)
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{folder / CONFIG}: does not say which model was asked (target: {error}); run "

@@ -18,7 +18,7 @@ TASK = Task(
         "zero-shot": ("head.kind=zeroshot", "adapter.kind=linear"),
         "ridge": ("head.kind=ridge", "adapter.kind=linear"),
         "tip-adapter": ("head.kind=cache", "adapter.kind=linear"),
-        "blackvip": (),
+        "blackvip": ("epochs=4",),  # of 5 steps with 1,280 questions each on the demo data
     },
     control_scripts={"blackvip": "black_box.py"},
 )

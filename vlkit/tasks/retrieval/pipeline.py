@@ -86,7 +86,7 @@ class RetrievalPipeline:
         Args:
             image: what to read.
             draft: decode a JPEG file that is much larger than the input at a half, a quarter or an eighth of its size
-                (:attr:`vlkit.encoders.bases.Preprocess.draft_side`): several times as fast, pixels differ slightly.
+                (:attr:`vlkit.encoders.bases.Preprocess.draft_side`): faster, pixels differ slightly.
 
         Raises:
             vlkit.data.images.MediaError: the file is not a readable image; names it and the reason.
