@@ -39,6 +39,7 @@ from vlkit.engine.spsa import SpsaOptions
 from vlkit.errors import UserError
 from vlkit.tasks.classification.black_box import save_coordinator
 from vlkit.tasks.classification.data import LabelledImages
+from vlkit.tasks.classification.dataset import Demo, classification_dataset
 from vlkit.tasks.classification.evaluate import metrics_of
 from vlkit.tasks.classification.pipeline import zero_shot_pipeline
 from vlkit.tasks.classification.prompted import http_box, local_box
@@ -60,6 +61,8 @@ class Data:
 
     root: Path | None = None
     """Prepared dataset (data_prep/image_folder.py); default: the demo dataset, made on first use."""
+    demo: Demo = "kinds"
+    """Demo dataset: kinds (drawn things in a style new to the base), or dark (the same images at half the exposure)."""
     train: str = "train"
     """Split to train on."""
     validation: str = "val"
@@ -135,7 +138,7 @@ class Config:
 def main(config: Config) -> None:
     fabric = make_fabric(config.device, "32-true", config.seed)
     folder = open_run(config, "black_box", fabric, FREE)
-    dataset = TASK.dataset(config.data.root, size="small")
+    dataset = classification_dataset(config.data.root, config.data.demo)
     test = reported_split(dataset, config.data, held_out=True)
     train, _ = few_shot(dataset.records(config.data.train), [], config.data.shots, config.data.shots_seed)
     encoder = load_base(config.encoder)

@@ -19,6 +19,7 @@ from torch import Tensor
 from vlkit.cli.config import run
 from vlkit.cli.show import Console
 from vlkit.serving.score_server import ScoreServer
+from vlkit.tasks.classification.dataset import Demo, classification_dataset
 from vlkit.tasks.classification.pipeline import ClassificationPipeline, zero_shot_pipeline
 from vlkit.tasks.classification.prompts import PromptOptions, prompts_of
 from vlkit.tasks.classification.task import TASK
@@ -31,6 +32,8 @@ class Data:
 
     root: Path | None = None
     """Prepared dataset; default: the demo dataset."""
+    demo: Demo = "kinds"
+    """Demo dataset: kinds (drawn things in a style new to the base), or dark (the same images at half the exposure)."""
 
 
 @dataclass
@@ -65,7 +68,7 @@ def open_pipeline(config: Config) -> ClassificationPipeline:
     """The saved classifier, or the base with the prompts of the dataset's classes."""
     if config.model is not None:
         return load(config.model, config.device, task=TASK.name)
-    dataset = TASK.dataset(config.data.root, size="small")
+    dataset = classification_dataset(config.data.root, config.data.demo)
     return zero_shot_pipeline(config.base, prompts_of(dataset, config.prompts), config.device)
 
 

@@ -22,6 +22,7 @@ from vlkit.tasks.after_training import (
     refuse_without_model,
 )
 from vlkit.tasks.classification.data import labels_of
+from vlkit.tasks.classification.dataset import Demo, classification_dataset
 from vlkit.tasks.classification.evaluate import (
     confusion_of,
     feature_records,
@@ -40,6 +41,8 @@ class Data:
 
     root: Path | None = None
     """Prepared dataset, Parquet files, or a Hugging Face dataset (folder, hf:ORG/NAME); default: the demo dataset."""
+    demo: Demo = "kinds"
+    """Demo dataset: kinds (drawn things in a style new to the base), or dark (the same images at half the exposure)."""
     columns: str = ""
     """Columns of rows: image=COLUMN,label=COLUMN,split=COLUMN; guessed from names and types if left out."""
 
@@ -69,7 +72,7 @@ class Config(AfterTraining):
 
 
 def main(config: Config) -> None:
-    dataset = TASK.dataset(config.data.root, config.data.columns, size="small")
+    dataset = classification_dataset(config.data.root, config.data.demo, config.data.columns)
     others = other_datasets(config, TASK, config.split)
     if config.model is not None:
         pipeline = load_mixed(config.model, TASK.name, config)

@@ -24,6 +24,7 @@ from vlkit.data.images import MediaError, open_image
 from vlkit.data.scan import find_media
 from vlkit.errors import UserError, some
 from vlkit.files import write_json, write_text
+from vlkit.tasks.classification.dataset import Demo, classification_dataset
 from vlkit.tasks.classification.pipeline import ClassificationPipeline
 from vlkit.tasks.classification.task import TASK
 from vlkit.tasks.load import load
@@ -37,6 +38,8 @@ class Data:
 
     root: Path | None = None
     """Prepared dataset; default: the demo dataset."""
+    demo: Demo = "kinds"
+    """Demo dataset: kinds (drawn things in a style new to the base), or dark (the same images at half the exposure)."""
 
 
 @dataclass
@@ -91,7 +94,7 @@ def main(config: Config) -> None:
 def sources_of(config: Config) -> Iterator[tuple[str, Path, str | None]]:
     """(name, file, right class or None) of every image."""
     if config.split is not None:
-        dataset = TASK.dataset(config.data.root, size="small")
+        dataset = classification_dataset(config.data.root, config.data.demo)
         for record in dataset.records(config.split):
             yield record["image"], dataset.path(record), record["label"]
         return

@@ -34,6 +34,7 @@ from vlkit.engine.run import Forward, Run, step_memory
 from vlkit.tap_cache.maker import CachedLoader
 from vlkit.tasks.classification.cached import cached_labels
 from vlkit.tasks.classification.data import LabelledImages, labels_of, warn_of_classes, warn_of_overlap
+from vlkit.tasks.classification.dataset import Demo, classification_dataset
 from vlkit.tasks.classification.evaluate import (
     Labeller,
     confusion_of,
@@ -63,6 +64,8 @@ class Data:
     root: Path | None = None
     """Prepared dataset (data_prep/image_folder.py), Parquet files, or a Hugging Face dataset (folder, hf:ORG/NAME);
     default: the demo dataset, made on first use."""
+    demo: Demo = "kinds"
+    """Demo dataset: kinds (drawn things in a style new to the base), or dark (the same images at half the exposure)."""
     columns: str = ""
     """Columns of rows: image=COLUMN,label=COLUMN,split=COLUMN; guessed from names and types if left out."""
     train: str = "train"
@@ -113,7 +116,7 @@ class Config(CachedRunConfig):
 
 def main(config: Config) -> None:
     run = Run.open(config, TASK.name)
-    dataset = TASK.dataset(config.data.root, config.data.columns, size="small")
+    dataset = classification_dataset(config.data.root, config.data.demo, config.data.columns)
     test = tested_split(dataset, config.data)
     train, validation = training_records(dataset, config.data)
     warn_of_classes(dataset, train, dataset.records(test), config.head.reads_prompts)

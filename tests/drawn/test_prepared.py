@@ -10,7 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from vlkit.data.check import check_dataset
 from vlkit.data.manifest import Dataset
@@ -50,6 +52,16 @@ def test_each_task_has_a_clean_dataset_over_the_same_images(cache: Path) -> None
 def test_videos_have_a_clean_dataset_too(cache: Path) -> None:
     dataset = Dataset.open(demo_dataset("video_retrieval", "small"), "video_retrieval")
     assert {"train", "test"} <= set(dataset.splits) and check_dataset(dataset, workers=1).problems == []
+
+
+def test_dark_kinds_are_the_same_images_at_half_the_exposure(cache: Path) -> None:
+    dark = Dataset.open(demo_dataset("dark", "small"), "classification")
+    kinds = Dataset.open(demo_dataset("classification", "small"), "classification")
+    assert check_dataset(dark, workers=1).problems == [] and dark.name != kinds.name
+    for ours, theirs in zip(dark.records("train")[:5], kinds.records("train")[:5], strict=True):
+        assert ours["label"] == theirs["label"]
+        pixels = [np.asarray(Image.open(d.path(r)), float) for d, r in ((dark, ours), (kinds, theirs))]
+        assert np.abs(pixels[0] - kind_images.DARK * pixels[1]).mean() < 2  # both went through JPEG
 
 
 def test_kinds_have_a_clean_dataset_in_a_folder_of_their_own(cache: Path) -> None:

@@ -28,26 +28,35 @@ TEMPLATES = ("{}", "a {}", "a drawing of a {}")
 MOSAIC = 3
 """Side of the cells in pixels."""
 SPLIT_FILE = "split_kinds.json"
+DARK = 0.5
+"""Exposure of the dark images."""
 
 Item = tuple[str, str, int]
 """(split, kind, number)"""
 
 
-def write_kind_images(world: World, folder: Path) -> None:
-    """Write the images of every kind, and a split file in the format of CoOp, into ``folder``."""
+def write_kind_images(world: World, folder: Path, exposure: float = 1.0) -> None:
+    """Write the images of every kind, and a split file in the format of CoOp, into ``folder``.
+
+    Args:
+        world: its seed and side are used.
+        folder: exists and is empty.
+        exposure: factor on all pixel values, 0 to 1. Below 1 the images are those of a camera that lets too little
+            light in: a shift that a prompt added to the image can undo.
+    """
     items = [(split, kind, i) for split, count in PER_CLASS.items() for kind in KINDS for i in range(count)]
     for split in PER_CLASS:
         for kind in KINDS:
             (folder / split / kind).mkdir(parents=True)
     listed: dict[str, list[tuple[str, int, str]]] = {split: [] for split in PER_CLASS}
     numbers = {kind: number for number, kind in enumerate(KINDS)}
-    draw = partial(draw_kind, seed=world.seed, side=world.side, folder=folder)
+    draw = partial(draw_kind, seed=world.seed, side=world.side, folder=folder, exposure=exposure)
     for (split, kind, _), name in zip(items, mapped(draw, items, world.workers, "draw kinds"), strict=True):
         listed[split].append((name, numbers[kind], kind))
     write_text(folder / SPLIT_FILE, json.dumps(listed) + "\n")
 
 
-def draw_kind(item: Item, seed: int, side: int, folder: Path) -> str:
+def draw_kind(item: Item, seed: int, side: int, folder: Path, exposure: float = 1.0) -> str:
     """Write the image of an item to ``split/kind/NUMBER.jpg`` below ``folder``; that name.
 
     Args:
@@ -55,6 +64,7 @@ def draw_kind(item: Item, seed: int, side: int, folder: Path) -> str:
         seed: of the world.
         side: width and height in pixels.
         folder: where.
+        exposure: factor on all pixel values, 0 to 1.
     """
     split, kind, number = item
     name = f"{split}/{kind}/{number + 1:04d}.jpg"
@@ -62,6 +72,8 @@ def draw_kind(item: Item, seed: int, side: int, folder: Path) -> str:
     image = Image.fromarray(kind_image(kind, dice))
     if image.size != (side, side):
         image = image.resize((side, side), Image.Resampling.BICUBIC)
+    if exposure != 1:
+        image = image.point(lambda value: round(value * exposure))
     image.save(folder / name, quality=JPEG_QUALITY, subsampling=0)
     return name
 

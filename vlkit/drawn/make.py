@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vlkit.drawn.coco import write_coco, write_scenes
 from vlkit.drawn.folder import whole_folder
-from vlkit.drawn.kind_images import write_kind_images
+from vlkit.drawn.kind_images import DARK, write_kind_images
 from vlkit.drawn.moments import write_moments
 from vlkit.drawn.msrvtt import write_msrvtt
 from vlkit.drawn.refcoco import write_refcoco
@@ -32,6 +33,7 @@ PARTS: dict[str, Writer] = {
     "refcoco": write_refcoco,
     "msrvtt": write_msrvtt,
     "kinds": write_kind_images,
+    "dark_kinds": partial(write_kind_images, exposure=DARK),
     "moments": write_moments,
 }
 """Writers of optional parts: a part is a sub-folder of that name, called with (world, sub-folder)."""

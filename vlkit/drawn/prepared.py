@@ -55,8 +55,9 @@ RECIPES: dict[str, Recipe] = {
     "grounding": Recipe(("refcoco",), lambda world: refcoco.read_refs(world / "refcoco")),
     "text": Recipe(write=partial(text_pairs.source_of, "inference")),
     "paraphrase": Recipe(write=partial(text_pairs.source_of, "paraphrase"), task="text"),
-    "classification": Recipe(
-        ("kinds",), lambda world: class_splits.read_split_file(world / "kinds" / SPLIT_FILE).source(TEMPLATES), "kinds"
+    "classification": Recipe(("kinds",), lambda world: _read_kinds(world / "kinds"), "kinds"),
+    "dark": Recipe(
+        ("dark_kinds",), lambda world: _read_kinds(world / "dark_kinds"), "dark_kinds", task="classification"
     ),
 }
 """Task -> recipe."""
@@ -82,6 +83,7 @@ def demo_dataset(task: str, size: WorldSize = "medium", seed: int = 0, style: St
     """
     recipe = RECIPES[task]
     suffix = "" if style == "drawn" else f"-{style}"
+    variant = f"-{task}" if recipe.task else ""
     home = cache_folder().absolute() / "demo" / f"v{VERSION}-{size}-seed{seed}{suffix}"
     world, output = home / "world", home / task
     name = recipe.task or task
@@ -95,7 +97,7 @@ def demo_dataset(task: str, size: WorldSize = "medium", seed: int = 0, style: St
             if folder is not None:
                 source = recipe.write(seed, size, style) if recipe.write else cast(Any, recipe.read)(world)
                 media = folder if recipe.write else world / recipe.media
-                prepare(dataclasses.replace(source, name="demo" + suffix), folder, media)
+                prepare(dataclasses.replace(source, name=f"demo{suffix}{variant}"), folder, media)
                 shutil.rmtree(output, ignore_errors=True)  # an earlier one that lost its media
     except OSError as error:
         reason = error.strerror or error
@@ -110,6 +112,10 @@ def _is_ready(output: Path, task: str) -> bool:
     except UserError:
         return False
     return True
+
+
+def _read_kinds(folder: Path) -> Source:
+    return class_splits.read_split_file(folder / SPLIT_FILE).source(TEMPLATES)
 
 
 def _read_vqa(folder: Path) -> Source:
