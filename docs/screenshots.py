@@ -25,7 +25,7 @@ from vlkit.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 README_IMAGE = ROOT / "docs" / "results" / "demo_search.png"
-TABS = ("Search", "Video search", "Ask", "Caption", "Ground", "Moments", "Classify", "Compare", "Memory")
+TABS = ("Search", "Video search", "Ask", "Caption", "Ground", "Moments", "Classify", "Compare", "Memory", "Train")
 SIZES = {"desk": (1280, 900), "phone": (390, 844)}
 QUERY = "a yellow house and a black snowman"
 SETTLE = 1500
@@ -73,7 +73,7 @@ def demo() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, str(ROOT / "demos" / "app.py"), "--port", str(port)]
+    command = [sys.executable, str(ROOT / "demos" / "app.py"), "--port", str(port), "--train", "true"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

@@ -46,14 +46,16 @@ def build_page(studio: Studio) -> gr.Blocks:
 
 
 def headline(about: dict[str, Any]) -> str:
-    """What the page shows, in one sentence of HTML: the base, and how little was trained."""
+    """What the page shows, in one sentence of HTML: base, adapters, and the bytes (float32) that were trained."""
     trained = [count for found in about["trained_parameters"].values() for count in found.values()]
-    least, most = (f"{count / 1e6:.2g}" for count in (min(trained), max(trained)))
-    span = f"{least} M" if least == most else f"{least} to {most} M"
+    counts = dict.fromkeys((min(trained), max(trained)))
+    parameters, size = (" to ".join(f"{each * count / 1e6:.2g}" for count in counts) for each in (1, 4))
+    names = dict.fromkeys(name for names in about["adapters"].values() for name in names)
+    kind = as_html(next(iter(names))) + " adapter" if len(names) == 1 else "adapter"
     bases = " and ".join(name for name in about["bases"] if not name.endswith(" text"))
     return (
         f"The CLIP <code>{as_html(bases)}</code> ({about['base_parameters'] / 1e6:.3g} M parameters) stays frozen; "
-        f"an adapter per task ({span} parameters) was trained on top."
+        f"one {kind} per task ({parameters} M parameters, {size} MB) was trained on top."
     )
 
 

@@ -65,6 +65,8 @@ CSS = """
 .status { font-size: 0.85rem; } .status p { margin: 0; color: var(--body-text-color-subdued); }
 button:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:focus-visible {
   outline: 2px solid var(--primary-500) !important; outline-offset: 2px; }
+input[type=range]::-webkit-slider-thumb { border: 2px solid var(--primary-600) !important; }
+input[type=range]::-moz-range-thumb { border: 2px solid var(--primary-600) !important; }
 .wrap:has(> .error) { display: none !important; }
 footer .show-api { color: var(--body-text-color-subdued) !important; opacity: 1; } footer .divider { display: none; }
 @media (max-width: 640px) {

@@ -31,7 +31,7 @@ from vlkit.serving.limits import UPLOAD_BYTES
 
 pytestmark = pytest.mark.slow
 
-QUERY, ITS_IMAGE = "a yellow house and a black snowman", "picture71.jpg"
+QUERY, ITS_IMAGE = "a yellow house and a black snowman", "image71.jpg"
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_uploads_have_a_size_limit(server: DemoServer, client: Client):
     "path",
     [
         *("../../etc/passwd", "/etc/passwd", "..%2f..%2f..%2f..%2f..%2fetc%2fpasswd", "%2e%2e/%2e%2e/etc/passwd"),
-        *("file:///etc/passwd", "pyproject.toml", "{album}/album.json", "{album}/pictures/picture01.jpg"),
+        *("file:///etc/passwd", "pyproject.toml", "{album}/album.json", "{album}/pictures/image01.jpg"),
     ],
 )
 def test_the_file_route_shows_nothing_but_what_the_demo_made(server: DemoServer, path: str):

@@ -119,7 +119,7 @@ def drawing_ahead() -> Iterator[None]:
 
 
 def _home() -> Path:
-    return cache_folder().absolute() / "demo" / f"v{VERSION}-album2"
+    return cache_folder().absolute() / "demo" / f"v{VERSION}-album3"
 
 
 def _draw(folder: Path) -> None:
@@ -145,7 +145,7 @@ def _draw_images(folder: Path, name: str, count: int) -> list[dict[str, Any]]:
 
 
 def _name(number: int) -> str:
-    return f"picture{number + 1:02d}.jpg"
+    return f"image{number + 1:02d}.jpg"
 
 
 def _describe(number: int, image: Image, seed: int) -> AlbumImage:
