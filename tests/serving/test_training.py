@@ -115,6 +115,19 @@ def test_classes_from_a_table_from_folders_or_as_typed(tmp_path: Path):
     )
 
 
+def test_the_one_folder_around_an_archive_is_no_class_beside_typed_ones(tmp_path: Path):
+    two = images(tmp_path / "in", ["a.png", "b.png"])
+    archive = tmp_path / "mine.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for number in range(2):
+            file.write(two[0].path, f"data/mine/cat/{number}.png")
+            file.write(two[1].path, f"data/mine/dog/{number}.png")
+        file.writestr("__MACOSX/data/._mine", "")
+    typed = [Upload(each.path, each.name, "fish") for each in two]
+    own = prepare_own_images([Upload(archive, archive.name), *typed], tmp_path / "both", CLASSES)
+    assert Counter(labels_of(own).values()) == {"cat": 2, "dog": 2, "fish": 2}
+
+
 def test_images_whose_classes_cannot_be_learned_are_refused(tmp_path: Path):
     four = images(tmp_path / "in", ["a.png", "b.png", "c.png", "d.png"])
     lines = "image,label\na.png,cat\nb.png,cat\nc.png,dog\n"

@@ -15,6 +15,7 @@ from vlkit.data.sources.prepare import Source
 from vlkit.errors import UserError, some
 from vlkit.serving.limits import check_text
 from vlkit.serving.own_images import HELD_OUT, HELD_OUT_FROM, Annotations
+from vlkit.serving.uploaded import common_folder
 
 MOST_CHARACTERS = 60
 """Longest class name that names a folder."""
@@ -49,7 +50,7 @@ def read_classes(folder: Path, names: Sequence[str], table: str | None) -> Sourc
         UserError: an image has no class, all have the same, or the table is wrong.
     """
     images = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
-    top = _common_folder(images) if table is None else PurePosixPath(table).parent
+    top = common_folder(images) if table is None else PurePosixPath(table).parent
     if table is None:
         _refuse_loose(images, top)
         found = read_folder(folder / top, val=0, test=0)
@@ -86,15 +87,6 @@ def _held_out(rows: Sequence[tuple[str, str, str]], inputs: object, where: str) 
     source = labelled.source()
     source.notes = [note.partition("; see --")[0] for note in source.notes]  # a page has no flags
     return source
-
-
-def _common_folder(images: Sequence[str]) -> PurePosixPath:
-    """The folder that holds the class folders: archives often hold all of them in one more folder."""
-    folders = [PurePosixPath(name).parent.parts for name in images]
-    depth = 0
-    while len({folder[: depth + 1] for folder in folders}) == 1 and all(len(folder) > depth + 1 for folder in folders):
-        depth += 1
-    return PurePosixPath(*folders[0][:depth])
 
 
 def _refuse_loose(images: Sequence[str], top: PurePosixPath) -> None:

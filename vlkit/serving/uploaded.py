@@ -7,7 +7,7 @@ import functools
 import stat
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
@@ -54,6 +54,8 @@ class Part:
 def parts_of(uploads: Sequence[Upload], most_bytes: int) -> Iterator[list[Part]]:
     """The files of an upload, with those in zip archives one by one; hidden files and :data:`JUNK` are left out.
 
+    Folders of an archive that hold nothing but one more folder are left out of its names.
+
     Args:
         uploads: files and archives.
         most_bytes: largest total size, unpacked.
@@ -66,7 +68,7 @@ def parts_of(uploads: Sequence[Upload], most_bytes: int) -> Iterator[list[Part]]
     with contextlib.ExitStack() as archives:
         for upload in uploads:
             if upload.name.lower().endswith(".zip"):
-                parts += _members(upload, archives)
+                parts += _unwrapped([part for part in _members(upload, archives) if not _is_junk(part.name)])
             else:
                 name = _checked(str(PurePosixPath(upload.folder, PurePosixPath(upload.name).name)), upload.name)
                 size = upload.path.stat().st_size
@@ -82,6 +84,16 @@ def parts_of(uploads: Sequence[Upload], most_bytes: int) -> Iterator[list[Part]]
                 raise UserError(f"{visible(part.name)}: two uploaded files have this name; rename one.")
             seen.add(part.name.lower())
         yield parts
+
+
+def common_folder(names: Sequence[str]) -> PurePosixPath:
+    """The folder above the one that each file lies in, as deep as all have it in common: archives often hold the
+    folders that matter in one more folder."""
+    folders = [PurePosixPath(name).parent.parts for name in names]
+    depth = 0
+    while len({folder[: depth + 1] for folder in folders}) == 1 and all(len(folder) > depth + 1 for folder in folders):
+        depth += 1
+    return PurePosixPath(*folders[0][:depth]) if folders else PurePosixPath()
 
 
 def write_parts(parts: Sequence[Part], folder: Path, most_bytes: int) -> None:
@@ -129,6 +141,11 @@ def _members(upload: Upload, archives: contextlib.ExitStack) -> Iterator[Part]:
         if member.flag_bits & 1:
             raise UserError(f"{shown}: is encrypted; make the archive without a password.")
         yield Part(name, member.file_size, lambda member=member: archive.open(member))
+
+
+def _unwrapped(parts: Sequence[Part]) -> list[Part]:
+    top = common_folder([part.name for part in parts])
+    return [replace(part, name=str(PurePosixPath(part.name).relative_to(top))) for part in parts]
 
 
 def _checked(name: str, shown: str) -> str:
