@@ -78,6 +78,13 @@ def test_saved_adapter_measures_as_it_did_in_training(trained: Path, dataset: Pa
     assert {key: again[key] for key in after} == pytest.approx(after)
 
 
+def test_a_run_begins_with_another_adapter(trained: Path, dataset: Path, tmp_path: Path):
+    again = tmp_path / "again"
+    call(TRAIN, "--data.root", dataset, "--output", again, *QUICK, "--init", trained, "--lr", 0, "--data.train", "val")
+    first, second = (load_file(folder / "vlkit_adapter.safetensors") for folder in (trained, again))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_the_threshold_of_search_is_calibrated_on_the_validation_split(trained, dataset, tmp_path, capsys):
     found = json.loads((trained / "vlkit_adapter.json").read_text())["search"]
     assert (found["data"], found["split"], found["images"]) == ("drawn", "val", 6)

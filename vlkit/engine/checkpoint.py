@@ -205,13 +205,25 @@ def check_base(
     wanted = config.get("base", {})
     if set(wanted) != set(actual):
         raise UserError(f"{where}: adapts towers {some(sorted(wanted))}; the loaded base has {some(sorted(actual))}")
-    for tower, base in wanted.items():
-        if base.get("fingerprint") != actual[tower].get("fingerprint"):
-            raise UserError(
-                f"{where}: trained on {tower} base {base.get('name')} with fingerprint {base.get('fingerprint')}; "
-                f"the loaded base is {actual[tower].get('name')} with {actual[tower].get('fingerprint')}; "
-                "give the base with the original weights"
-            )
+    for tower in wanted:
+        check_fingerprint(config, actual, tower, where)
+
+
+def check_fingerprint(
+    config: Mapping[str, Any], actual: Mapping[str, Mapping[str, Any]], tower: str, where: str | Path = "adapter"
+) -> None:
+    """Refuse one tower of another base; arguments as :func:`check_base`.
+
+    Raises:
+        UserError: its fingerprint differs.
+    """
+    base = config["base"][tower]
+    if base.get("fingerprint") != actual[tower].get("fingerprint"):
+        raise UserError(
+            f"{where}: trained on {tower} base {base.get('name')} with fingerprint {base.get('fingerprint')}; "
+            f"the loaded base is {actual[tower].get('name')} with {actual[tower].get('fingerprint')}; "
+            "give the base with the original weights"
+        )
 
 
 @torch.no_grad()

@@ -22,6 +22,9 @@ class RunConfig:
 
     output: Path | None = None
     """Run folder (default: runs/<task>/<time>)."""
+    init: Path | None = None
+    """Begin with the trained weights of this adapter, of the same task or another, where the model has the same part
+    (the towers' adapters, if method, options and base are the same); default: new weights."""
     epochs: int = 5
     """Passes over the training data."""
     batch_size: int = 64
