@@ -67,11 +67,10 @@ def test_an_adapter_of_another_base_or_method_is_refused(adapter) -> None:
     base = load_base("tiny")
     model = build_model(base, SherlOptions(), HeadOptions())
     other = {tower: {**identity, "fingerprint": "other"} for tower, identity in base.identity.items()}
-    with pytest.raises(UserError, match="trained on .* base .* with fingerprint"):
+    with pytest.raises(UserError, match=r"trained on .* base .* with fingerprint"):
         begin_with(model, folder, other)
-    with pytest.raises(
-        UserError, match=r"none of its weights fit; this model trains 0, the adapter has .*image\.adapter"
-    ):
+    fit = r"none of its weights fit; this model trains 0, the adapter has .*image\.adapter"
+    with pytest.raises(UserError, match=fit):
         begin_with(nn.Sequential(nn.Linear(2, 2)), folder, base.identity)
-    with pytest.raises(UserError, match="no vlkit_adapter.json there"):
+    with pytest.raises(UserError, match=r"no vlkit_adapter\.json there"):
         begin_with(model, folder / "none", base.identity)
