@@ -31,6 +31,7 @@ from vlkit.engine.fit import fit
 from vlkit.engine.loader import EpochLoader, make_loader
 from vlkit.engine.prepare import prepare
 from vlkit.engine.run import Forward, Run, step_memory
+from vlkit.errors import UserError
 from vlkit.tap_cache.maker import CachedLoader
 from vlkit.tasks.classification.cached import cached_labels
 from vlkit.tasks.classification.data import LabelledImages, labels_of, warn_of_classes, warn_of_overlap
@@ -110,6 +111,8 @@ class Config(CachedRunConfig):
         super().__post_init__()
         if self.head.closed_form and self.adapter == ADAPTERS["sherl"]():
             self.adapter = LinearOptions()  # the default method has nothing to learn from such a head
+        if self.head.closed_form and self.init is not None:
+            raise UserError(f"--init {self.init}: a head {self.head.kind} is solved, not trained; leave it out")
         if self.data.augment != "none":
             self.refuse_cache(f"--data.augment {self.data.augment}", "each image is different")
 

@@ -391,6 +391,7 @@ def test_validation_can_be_left_out_and_an_overlap_is_said(dataset, tmp_path, ca
         (("--loss.smoothing", 1), "--loss.smoothing 1"),
         (("--data.train", "tests"), 'no split "tests"; there are: train, val, test'),
         (("--data.augment", "crop", "--cache"), "each image is different"),
+        (("--head.kind", "ridge", "--init", "runs/x"), "--init runs/x: a head ridge is solved, not trained"),
     ],
 )
 def test_wrong_flags_of_training(dataset, tmp_path, words, says):
