@@ -24,6 +24,7 @@ from vlkit.tasks.text.data import reading_of
 from vlkit.tasks.text.evaluate import Label, score
 from vlkit.tasks.text.losses import label_loss
 from vlkit.tasks.text.model import ClassifyOptions, WriteOptions, build_model
+from vlkit.tasks.text.step_bench import T5Bench
 
 TRAIN, EVALUATE, PREDICT = (f"tasks/text/{name}.py" for name in ("train", "evaluate", "predict"))
 QUICK = ("--epochs", 1, "--batch_size", 4, "--device", "cpu")
@@ -202,3 +203,12 @@ def test_classifier_on_bert(kind: str) -> None:
     assert all(p.grad is not None for name, p in model.named_parameters() if name.startswith("head"))
     with pytest.raises(UserError, match=r"has no decoder; give a T5, or --head.kind classify"):
         build_model(base, task, ADAPTERS[kind](), WriteOptions())
+
+
+def test_predicted_stacks_share_their_token_table() -> None:
+    sizes = []
+    for predicts in (True, False):
+        bench = T5Bench("tiny", predicts=predicts, source_tokens=8)
+        model = bench.model(ADAPTERS["sherl"]())
+        sizes.append(bench.memory(model, 2).parameter_bytes)
+    assert sizes[0] == sizes[1]

@@ -42,9 +42,10 @@ class _FakeTensors(FakeTensorMode):
 
 
 def fake_copy(module: M, device: torch.device) -> M:
-    """Copy ``module``, whose tensors are on the meta device, with fake tensors on ``device``.
+    """Copy ``module`` without its values: tensors that are shared stay shared.
 
-    Call it inside :func:`fake_tensors`.
+    Call it inside :func:`fake_tensors` for a module on the meta device: the copy has fake tensors on ``device``.
+    Outside, the copy may lie on the meta device itself.
     """
     memo: dict[int, Any] = {id(buffer): torch.empty_like(buffer, device=device) for buffer in module.buffers()}
     for parameter in module.parameters():

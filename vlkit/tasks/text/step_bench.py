@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from vlkit.adapters.facts import MethodOptions
@@ -96,8 +96,10 @@ def _stacks(base: str, predicts: bool) -> tuple[TextEncoder, T5Decoder]:
         loaded = load_text_base(base)
         if loaded.decoder is None:
             raise UserError(f"--text_base {base}: has no decoder; give {', '.join(SIZES)}, tiny, or another T5")
-        both = loaded.encoder, loaded.decoder
-        return both if not predicts else (both[0].to("meta"), both[1].to("meta"))
+        both = nn.ModuleList([loaded.encoder, loaded.decoder])
+        # Copied together: the stacks share the token table, which Module.to("meta") would give to each of them.
+        reader, writer = fake_copy(both, torch.device("meta")) if predicts else both
+        return cast(TextEncoder, reader), cast(T5Decoder, writer)
     config = cast(Any, T5Config)(vocab_size=VOCABULARY, decoder_start_token_id=0, **SIZES[base])
     with torch.device("meta") if predicts else contextlib.nullcontext():
         model: Any = T5ForConditionalGeneration(config).eval()
