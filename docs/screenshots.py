@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 README_IMAGE = ROOT / "docs" / "results" / "demo_search.png"
 TABS = ("Search", "Video search", "Ask", "Caption", "Ground", "Moments", "Classify", "Compare", "Memory", "Train")
 SIZES = {"desk": (1280, 900), "phone": (390, 844)}
-QUERY = "a yellow house and a black snowman"
+QUERY = "a pink star right of a cyan leaf"
 SETTLE = 1500
 """Milliseconds until images have faded in."""
 
