@@ -68,7 +68,7 @@ class Config:
     """Methods, separated by commas, with options after colons (lora:rank=16:checkpointing=true); an option with two
     dashes is a flag of the training script (full:--optimizer=mezo:--lr=1e-5); all = every method. Classification also
     has the controls zero-shot, ridge and tip-adapter, whose options are those of their head (ridge:penalty=0.1), and
-    blackvip (4 epochs), whose options are flags of tasks/classification/black_box.py (blackvip:eps=0.1:epochs=20);
+    blackvip (10 epochs), whose options are flags of tasks/classification/black_box.py (blackvip:eps=0.1:epochs=20);
     text has bag-of-words, captioning has nearest."""
     seeds: int = 3
     """Number of seeds: 0, 1, …"""

@@ -131,7 +131,11 @@ def test_controls_are_flags_of_the_training_script(tmp_path, monkeypatch):
     lora, blackvip = seen["lora-rank-2---lr-1e-5-seed0"], seen["blackvip-eps-2-seed0"]
     assert {"--adapter.kind=lora", "--adapter.rank=2", "--head.kind=linear"} <= set(lora)
     assert lora[-1] == "--lr=1e-5"  # a later flag overrides an earlier one
-    assert blackvip[1].endswith("black_box.py") and blackvip[-2:] == ["--epochs=4", "--eps=2"]
+    assert (
+        blackvip[1].endswith("black_box.py")
+        and {"--epochs=10", "--spsa.a=0.001"} < set(blackvip)
+        and blackvip[-2:] == ["--eps=0.3", "--eps=2"]
+    )
     assert not any("--cache=true" in words for words in seen.values())
 
 
