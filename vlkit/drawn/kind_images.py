@@ -73,7 +73,7 @@ def draw_kind(item: Item, seed: int, side: int, folder: Path, exposure: float = 
     if image.size != (side, side):
         image = image.resize((side, side), Image.Resampling.BICUBIC)
     if exposure != 1:
-        image = image.point(lambda value: round(value * exposure))
+        image = image.point([round(value * exposure) for value in range(256)] * 3)
     image.save(folder / name, quality=JPEG_QUALITY, subsampling=0)
     return name
 
