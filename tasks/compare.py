@@ -295,7 +295,8 @@ def markdown(task: str, methods: Sequence[str], metrics: Mapping[Cell, Metrics])
         cells = []
         for key in TASKS[task].scores.values():
             values = [float(m["after"][key]) for m in runs]
-            cells.append(f"{statistics.fmean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}")
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.fmean(values):.1f}{spread}")
         for name, read in COSTS.items():
             values = [read(m) for m in runs if read(m) is not None]
             digits = 2 if "/" in name else 0
