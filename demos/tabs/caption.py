@@ -20,26 +20,23 @@ MOST_CAPTIONS = 5
 
 def build(studio: Studio) -> None:
     """Lay out the tab; call it within a ``gr.Tab``."""
-    models = studio.models.by_task.get("captioning", {})
-    if models:
+    written = studio.models.by_task.get("captioning", {})
+    models: dict[str, Any] = written or dict(list(studio.models.retrieval.items())[:1])
+    rows = [[str(studio.album.images / entry.name)] for entry in studio.album.about_images]
+    known = [entry.captions[0] for entry in studio.album.about_images]
+    if written:
         lead("Describe an image in a sentence. Each bar is the probability that the model gives to the whole sentence.")
-        _build_written(studio, models)
-        return
-    lead("Describe an image: the best of the captions of the demo images, by cosine similarity.")
-    _build_ranked(studio)
-    no_model("captioning", "new sentences")
+    else:
+        lead("Describe an image: the best of the captions of the demo images, by cosine similarity.")
 
-
-def _build_written(studio: Studio, models: dict[str, Any]) -> None:
-    """Captions that a captioner writes."""
-    rows = _examples(studio)
-
-    def captions(image: Image.Image | None, count: int, model: str | None) -> list[tuple[str, float]]:
+    def captions(image: Image.Image | None, count: float, model: str | None) -> list[tuple[str, float]]:
         k = check_count(count, "number of captions", MOST_CAPTIONS)
-        return chosen(models, model).captions(given(image), k)
+        pipeline = chosen(models, model)
+        return pipeline.captions(given(image), k) if written else rank_texts(pipeline, given(image), known)[:k]
 
-    def show(image: Image.Image | None, count: int, model: str | None) -> str:
-        return bars(captions(image, count, model), lambda share: f"{share:.1%}", label="Captions, best first")
+    def show(image: Image.Image | None, count: float, model: str | None) -> str:
+        form = "{:.1%}" if written else "{:.3f}"
+        return bars(captions(image, count, model), form.format, label="Captions, best first")
 
     with gr.Row():
         image = image_input("Image", value=rows[0][0], height=320, elem_id="caption-image")
@@ -56,29 +53,7 @@ def _build_written(studio: Studio, models: dict[str, Any]) -> None:
 
     inputs = [image, count, model]
     on_asking(show, inputs, [result], by=[button.click], after=[examples.load_input_event])
-    endpoint("caption", caption, inputs)
-
-
-def _build_ranked(studio: Studio) -> None:
-    """Captions that people wrote, ranked by the first retrieval model."""
-    rows = _examples(studio)
-    known = [entry.captions[0] for entry in studio.album.about_images]
-    model = next(iter(studio.models.retrieval.values()))
-
-    def show(image: Image.Image | None, count: float) -> str:
-        k = check_count(count, "number of captions", MOST_CAPTIONS)
-        best = rank_texts(model, given(image), known)[:k]
-        return bars(best, lambda score: f"{score:.3f}", label="Captions, best first")
-
-    with gr.Row():
-        image = image_input("Image", value=rows[0][0], height=320, elem_id="caption-image")
-        with gr.Column():
-            count = gr.Slider(1, MOST_CAPTIONS, value=3, step=1, label="Captions", elem_id="caption-count")
-            button = gr.Button("Describe", variant="primary", elem_id="caption-button")
-            result = gr.HTML(worked(studio, "caption", show, Path(rows[0][0]), 3), elem_id="caption-result")
-    examples = gr.Examples(rows[:5], [image], api_visibility="private", label="Try")
-    on_asking(show, [image, count], [result], by=[button.click], after=[examples.load_input_event])
-
-
-def _examples(studio: Studio) -> list[list[str]]:
-    return [[str(studio.album.images / entry.name)] for entry in studio.album.about_images]
+    if written:
+        endpoint("caption", caption, inputs)
+    else:
+        no_model("captioning", "new sentences")

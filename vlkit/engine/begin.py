@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,5 +63,5 @@ def _parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return parts
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> Iterable[tuple[str, torch.Size]]:
+def _shapes(tensors: Mapping[str, Tensor]) -> set[tuple[str, torch.Size]]:
     return {(name, tensor.shape) for name, tensor in tensors.items()}
