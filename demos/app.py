@@ -137,7 +137,7 @@ def let_visitors_add(studio: Studio, config: Config) -> None:
 
 def build(config: Config) -> tuple[Studio, gradio.Blocks]:
     """The models and the page with them."""
-    from tabs.start import no_stub_files
+    from tabs.start import no_early_app, no_stub_files
 
     with needs("demo", "the web demo"), no_stub_files():
         import gradio  # noqa: F401
@@ -148,7 +148,8 @@ def build(config: Config) -> tuple[Studio, gradio.Blocks]:
         studio = prepare(config)
     from tabs.page import build_page
 
-    return studio, build_page(studio)
+    with no_early_app():
+        return studio, build_page(studio)
 
 
 def serve(config: Config) -> None:

@@ -32,3 +32,15 @@ def no_stub_files() -> Iterator[None]:
     """
     with mock.patch("inspect.getfile", side_effect=OSError("stub files are not wanted")):
         yield
+
+
+@contextlib.contextmanager
+def no_early_app() -> Iterator[None]:
+    """A page that is laid out meanwhile gets its web app when it is launched.
+
+    Gradio makes one at each of three steps before that, with all its routes, and throws it away.
+    """
+    from gradio.routes import App
+
+    with mock.patch.object(App, "create_app"):
+        yield

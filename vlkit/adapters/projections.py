@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from vlkit.encoders.shapes_only import shapes_only
 from vlkit.encoders.stored_layers import StoredAttention, StoredLinear
 from vlkit.encoders.stored_weights import StoredWeight
 from vlkit.errors import UserError
@@ -117,7 +118,7 @@ def _constant(bias: Tensor | None) -> nn.Parameter | None:
 
 def _linear_on(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A linear layer on these very tensors."""
-    with torch.device("meta"):
+    with shapes_only():
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
     if bias is not None:

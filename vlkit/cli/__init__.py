@@ -1,1 +1,8 @@
 """Command lines from dataclasses: flags, YAML, help and exit codes."""
+
+from vlkit.cli.compiler import defer_compiler, runs_a_script
+
+# Only in vlkit's own commands: whoever imports vlkit into a program of their own finds PyTorch as it is. Each script
+# imports this package first.
+if runs_a_script():
+    defer_compiler()

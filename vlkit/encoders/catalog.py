@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import open_clip
-import torch
 import transformers
 from open_clip.model import _build_text_tower, _build_vision_tower
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from vlkit.encoders.contrastive_families import CONTRASTIVE, Contrastive
 from vlkit.encoders.families import Family, family_of_kind, known_config, known_names
 from vlkit.encoders.hub import offline_text_cfg, quiet
 from vlkit.encoders.load_contrastive import SCHEME, stage_pair
+from vlkit.encoders.shapes_only import shapes_only
 from vlkit.encoders.stage import stage_t5_decoder, stage_text, stage_vision
 from vlkit.errors import UserError
 
@@ -99,7 +98,7 @@ def judge_contrastive(family: Contrastive) -> str:
 
 def _verdict(build: Callable[[], object]) -> str:
     try:
-        with quiet(), torch.device("meta"), _NoFilling():
+        with quiet(), shapes_only():
             build()
     except UserError as error:
         return str(error)
@@ -108,18 +107,3 @@ def _verdict(build: Callable[[], object]) -> str:
             f"its library cannot build it ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
         )
     return STAGED
-
-
-class _NoFilling(TorchFunctionMode):
-    """Skip weight initialisation: meta tensors have no values, and the calls alone take long."""
-
-    NAMES = frozenset(("uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "zero_", "fill_", "copy_"))
-
-    def __torch_function__(
-        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        filled = args[0] if args else kwargs.get("tensor")
-        if getattr(func, "__name__", "") in self.NAMES and isinstance(filled, torch.Tensor) and filled.is_meta:
-            return filled
-        return func(*args, **kwargs)

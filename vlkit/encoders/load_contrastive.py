@@ -14,6 +14,7 @@ from vlkit.encoders import naflex
 from vlkit.encoders.bases import ClipBase, Preprocess, fingerprint
 from vlkit.encoders.contrastive_families import CLIP, CONTRASTIVE, SIGLIP, Contrastive, contrastive_of_kind
 from vlkit.encoders.hub import hub_access, quiet
+from vlkit.encoders.shapes_only import shapes_only
 from vlkit.encoders.staged import StagedEncoder
 from vlkit.encoders.tokenizer import HfTokenizer, has_tokenizer
 from vlkit.encoders.towers.hf_contrastive import HfClipText, HfClipVision, SiglipText, SiglipVision
@@ -229,7 +230,7 @@ def _vision_half(model: Any) -> nn.Module:
     """The vision half of a ``CLIPModel`` as transformers' own class, which shares its weights."""
     from transformers import CLIPVisionModelWithProjection
 
-    with torch.device("meta"):
+    with shapes_only():
         half = CLIPVisionModelWithProjection(model.config.vision_config)
     half.vision_model, half.visual_projection = model.vision_model, model.visual_projection
     return half.eval()
@@ -239,7 +240,7 @@ def _text_half(model: Any) -> nn.Module:
     """The text half of a ``CLIPModel`` as transformers' own class, which shares its weights."""
     from transformers import CLIPTextModelWithProjection
 
-    with torch.device("meta"):
+    with shapes_only():
         half = CLIPTextModelWithProjection(model.config.text_config)
     half.text_model, half.text_projection = model.text_model, model.text_projection
     return half.eval()

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlkit.encoders.shapes_only import shapes_only
+
 KIND, MODEL = "siglip2", "Siglip2Model"  # SigLIP 2 for images of one size has model_type siglip
 
 
@@ -36,7 +38,7 @@ def square_siglip(model: Any, side: int | None = None) -> Any:
     cells = own if side is None else side // patch
     text = {**model.config.text_config.to_dict(), "model_type": "siglip_text_model"}
     sized = {**vision.to_dict(), "model_type": "siglip_vision_model", "image_size": cells * patch}
-    with torch.device("meta"):
+    with shapes_only():
         square = SiglipModel(SiglipConfig(text_config=text, vision_config=sized))
     state = model.state_dict()
     weight: Tensor = parts.patch_embedding.weight.detach()  # over the rows of a patch, its columns, and the channels

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import open_clip
-import torch
 
 from vlkit.encoders.bases import ClipBase, Preprocess, named_resize
 from vlkit.encoders.hub import offline_text_cfg, quiet
 from vlkit.encoders.load import load_base
+from vlkit.encoders.shapes_only import shapes_only
 from vlkit.encoders.stage import stage_text, stage_vision
 from vlkit.encoders.stored_layers import store_towers
 from vlkit.encoders.stored_weights import named_format
@@ -55,7 +55,7 @@ def _shape_base(name: str, image_size: int | None) -> ClipBase:
         options["quick_gelu"] = bool(open_clip.get_pretrained_cfg(arch, weights).get("quick_gelu", False))
     elif weights and read_weights(Path(weights), arch).quick_gelu:
         options["quick_gelu"] = True
-    with offline_text_cfg(config["text_cfg"]) as text_cfg, quiet(), torch.device("meta"):
+    with offline_text_cfg(config["text_cfg"]) as text_cfg, quiet(), shapes_only():
         model = open_clip.create_model(arch, pretrained_text=False, text_cfg=text_cfg, device="meta", **options).eval()
     return ClipBase(
         name=name,

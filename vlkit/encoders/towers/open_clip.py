@@ -16,6 +16,7 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock, TextTransfo
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+from vlkit.encoders.shapes_only import shapes_only
 from vlkit.encoders.staged import StagedEncoder, Stream
 from vlkit.encoders.stored_layers import StoredAttention
 from vlkit.encoders.towers.text import TextEncoder, up_to
@@ -204,7 +205,7 @@ def text_half(model: CLIP) -> TextTransformer:
     module that open_clip uses for text, so that the text tower does not need the vision tower.
     """
     whole: Any = model  # its parts are attributes of a module: to a type checker they may be anything
-    with torch.device("meta"):
+    with shapes_only():
         text: Any = TextTransformer(
             context_length=whole.context_length,
             vocab_size=whole.vocab_size,

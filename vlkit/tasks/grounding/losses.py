@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert
 
@@ -133,6 +132,8 @@ def match_queries(found: BoxPrediction, target: Tensor, valid: Tensor, weights: 
         # With a single query there is no choice: the first box gets it.
         first = valid & (valid.cumsum(1) == 1)
         return torch.zeros_like(valid, dtype=torch.int64), first.to(found.boxes.dtype)
+    from scipy.optimize import linear_sum_assignment  # half a second that only training with several queries needs
+
     corners = box_convert(found.boxes, "cxcywh", "xyxy")
     distance = torch.cdist(found.boxes, box_convert(target, "xyxy", "cxcywh"), p=1)  # [B, Q, G]
     giou = pairwise_giou(corners.unsqueeze(2), target.unsqueeze(1))

@@ -7,7 +7,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor
 
 from vlkit.adapters.linear import LinearOptions
@@ -77,6 +76,8 @@ def box_around(similar: Tensor) -> Tensor:
     Returns:
         float32 [4]: x1, y1, x2, y2 as shares of the image.
     """
+    from scipy import ndimage  # takes long to import, and few who import this module locate without training
+
     values = similar.double().numpy()
     parts, _ = cast(Any, ndimage).label(values >= (values.max() + values.min()) / 2)
     mine = np.argwhere(parts == parts[np.unravel_index(values.argmax(), values.shape)])
