@@ -8,6 +8,7 @@ from open_clip import factory
 from torch import Tensor
 
 from helpers import tiny
+from vlkit.adapters import ADAPTERS
 from vlkit.adapters.base import Encoded
 from vlkit.adapters.linear import LinearOptions
 from vlkit.adapters.sherl.options import SherlOptions
@@ -158,6 +159,41 @@ def test_checkpointing_changes_no_gradient():
         gradients.append([p.grad for p in fusion.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("match", [False, True])
+def test_compressed_activations_change_no_output_and_the_gradient_little(match: bool):
+    base, options = load_base("tiny"), LinearOptions()
+    image, text = options.build(base.image, "tokens"), options.build(base.text, "tokens")
+    encoded = encode(image, text, tiny.images(8, 96), base.tokenize(["a red house", "two stars near a tree"] * 4))
+    states, gradients, kept = {}, {}, {}
+    for saved in ("fp32", "int8", "int4"):
+        fusion = fusion_of(image, text, width=64, match=match, saved=saved, neck=1).train()
+
+        def step(fusion: Fusion = fusion) -> Tensor:
+            torch.manual_seed(1)  # of the dropout
+            with fusion.compressed():
+                return fusion(*encoded)[-1]
+
+        kept[saved] = saved_bytes(fusion, lambda: step().sum())
+        states[saved] = step()
+        states[saved].mul(torch.randn(64, generator=torch.Generator().manual_seed(2))).sum().backward()
+        gradients[saved] = torch.cat([p.grad.flatten() for p in fusion.parameters() if p.grad is not None])
+    assert torch.equal(states["int4"], states["fp32"]) and torch.equal(states["int8"], states["fp32"])
+    size = gradients["fp32"].norm()
+    errors = {saved: float((gradients[saved] - gradients["fp32"]).norm() / size) for saved in ("int8", "int4")}
+    assert errors["int8"] < 0.01 and 0 < errors["int4"] < 0.1, errors
+    assert kept["int4"] < 0.3 * kept["fp32"] and kept["int4"] < kept["int8"], kept
+
+
+def test_format_of_saved_activations_follows_the_adapter():
+    lora = ADAPTERS["lora"](saved="int4")
+    assert FusionOptions().beside(lora).saved == "int4" and FusionOptions(saved="fp32").beside(lora).saved == "fp32"
+    assert FusionOptions().beside(LinearOptions()).saved == "fp32"
+    assert FusionOptions(saved="int8").beside(LinearOptions()).saved == "int8"
+    assert FusionOptions(checkpointing=True).beside(lora).saved == "fp32"
+    with pytest.raises(UserError, match=r"--fusion\.saved int4: --fusion\.checkpointing saves no activations"):
+        FusionOptions(checkpointing=True, saved="int4")
 
 
 def test_options_that_do_not_fit_are_named():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlkit.adapters.base import Encoded
+from vlkit.adapters.facts import MethodOptions
+from vlkit.adapters.saved.mode import compressed
 from vlkit.errors import UserError
 
 
@@ -60,6 +63,9 @@ class FusionOptions:
     they bias the attention to the cells, and the share of the image that matches a token is added to it."""
     checkpointing: bool = False
     """Recompute layers in backward instead of saving their activations."""
+    saved: Literal["adapter", "fp32", "int8", "int4"] = "adapter"
+    """Format of the activations that fusion and head save for backward; adapter: as --adapter.saved, fp32 for a method
+    without that option and with --fusion.checkpointing."""
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads"):
@@ -71,6 +77,16 @@ class FusionOptions:
             raise UserError(f"--fusion.heads {self.heads}: does not divide --fusion.width {self.width}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"--fusion.dropout {self.dropout}: must be at least 0 and less than 1")
+        if self.checkpointing and self.saved in ("int8", "int4"):
+            raise UserError(
+                f"--fusion.saved {self.saved}: --fusion.checkpointing saves no activations that could be compressed; "
+                "leave one of the two out"
+            )
+
+    def beside(self, adapter: MethodOptions) -> FusionOptions:
+        """The options beside an adapter: ``saved`` is a format."""
+        saved = "fp32" if self.checkpointing else getattr(adapter, "saved", "fp32")
+        return replace(self, saved=saved) if self.saved == "adapter" else self
 
 
 class Fusion(nn.Module):
@@ -92,6 +108,7 @@ class Fusion(nn.Module):
         super().__init__()
         self.width = width = options.width
         self.update_image, self.checkpointing = options.update_image, options.checkpointing
+        self.saved = options.saved
         self.image_in = nn.Sequential(nn.LayerNorm(image.token_dim), nn.Linear(image.token_dim, width))
         self.text_in = nn.Sequential(nn.LayerNorm(text.token_dim), nn.Linear(text.token_dim, width))
         self.positions = nn.Linear(4 * FREQUENCIES + 2, width)
@@ -105,6 +122,10 @@ class Fusion(nn.Module):
         spaces = {getattr(tower, "joint_dim", None) for tower in (image, text)}
         matches = options.match and len(spaces) == 1 and None not in spaces and not options.update_image
         self.match = Match(width, options.layers, options.heads) if matches else None
+
+    def compressed(self) -> contextlib.AbstractContextManager[Any]:
+        """Inside the context, a head saves activations in the format of the fusion."""
+        return contextlib.nullcontext() if self.saved == "adapter" else compressed(self.saved)
 
     def forward(self, image: HasCells | None, text: Encoded, owner: Tensor | None = None) -> list[Tensor]:
         """Query states after each layer.

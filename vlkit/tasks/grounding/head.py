@@ -238,5 +238,7 @@ class Grounder(nn.Module):
         Returns:
             A prediction for each fusion layer; the last one is the answer, the others are for auxiliary losses.
         """
-        cells, text = self.neck(self.image(pixels)), self.text(ids)
-        return self.head(self.fusion(cells, text, owner), cells, text, owner)
+        image, text = self.image(pixels), self.text(ids)
+        with self.fusion.compressed():
+            cells = self.neck(image)
+            return self.head(self.fusion(cells, text, owner), cells, text, owner)

@@ -25,7 +25,7 @@ def build_model(
         adapter: options of one of :data:`vlkit.adapters.ADAPTERS`.
         fusion, head: their options.
     """
-    adapter = adapter.for_cells()
+    adapter, fusion = adapter.for_cells(), fusion.beside(adapter)
     neck = Neck(base.image, fusion.width, fusion.neck, fusion.match)
     return Grounder(
         adapter.build(base.image, "tokens"),

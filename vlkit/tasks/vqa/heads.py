@@ -94,11 +94,12 @@ class AnswerClassifier(nn.Module):
         """
         image = None if self.image is None else self.image(pixels)
         text = self.text(ids)
-        whole = self.whole_text(text.pooled)
-        found = [self.fusion(image, text, owner)[-1][:, 0], whole]
-        if image is not None and self.whole_image is not None:
-            found.append(whole * self.whole_image(image.pooled)[owner])
-        return self.classifier(torch.cat(found, dim=-1)).float()
+        with self.fusion.compressed():
+            whole = self.whole_text(text.pooled)
+            found = [self.fusion(image, text, owner)[-1][:, 0], whole]
+            if image is not None and self.whole_image is not None:
+                found.append(whole * self.whole_image(image.pooled)[owner])
+            return self.classifier(torch.cat(found, dim=-1)).float()
 
 
 def _projection(width_in: int, width: int) -> nn.Sequential:
@@ -142,8 +143,9 @@ class AnswerGenerator(nn.Module):
         """The decoder's memory: ``side`` is [B, L + Q, D], the question's tokens and the fused states."""
         text = self.text.read(ids)
         image = None if self.image is None else self.image(pixels)
-        fused = self.fusion(image, Words(text.side, text.mask), owner)[-1]
-        return text.with_tokens(self.memory_norm(self.to_memory(fused)))
+        with self.fusion.compressed():
+            fused = self.fusion(image, Words(text.side, text.mask), owner)[-1]
+            return text.with_tokens(self.memory_norm(self.to_memory(fused)))
 
     def decode(self, memory: Memory, start: Tensor, past: Past | None = None) -> Tensor:
         """Logits [B, T, V] float32; see :class:`vlkit.tasks.generation.Decodes`."""

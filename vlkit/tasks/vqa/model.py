@@ -35,7 +35,7 @@ def build_model(
     Raises:
         UserError: the method does not fit a tower or the head.
     """
-    image = None if head.blind else adapter.build(base.image, "tokens")
+    image, fusion = None if head.blind else adapter.build(base.image, "tokens"), fusion.beside(adapter)
     if isinstance(head, ClassifyOptions):
         encoder = adapter.build(text.encoder, "tokens")
         return AnswerClassifier(image, encoder, Fusion(base.image, text.encoder, fusion), answers, head.dropout)
