@@ -8,10 +8,10 @@ from open_clip import factory
 from torch import Tensor
 
 from helpers import tiny
-from vlkit.adapters import ADAPTERS
 from vlkit.adapters.base import Encoded
 from vlkit.adapters.linear import LinearOptions
 from vlkit.adapters.sherl.options import SherlOptions
+from vlkit.adapters.tuning import LoraOptions
 from vlkit.encoders.load import load_base
 from vlkit.encoders.stage import stage_hf, stage_vision
 from vlkit.errors import UserError
@@ -187,7 +187,7 @@ def test_compressed_activations_change_no_output_and_the_gradient_little(match: 
 
 
 def test_format_of_saved_activations_follows_the_adapter():
-    lora = ADAPTERS["lora"](saved="int4")
+    lora = LoraOptions(saved="int4")
     assert FusionOptions().beside(lora).saved == "int4" and FusionOptions(saved="fp32").beside(lora).saved == "fp32"
     assert FusionOptions().beside(LinearOptions()).saved == "fp32"
     assert FusionOptions(saved="int8").beside(LinearOptions()).saved == "int8"

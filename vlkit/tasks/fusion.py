@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlkit.adapters.base import Encoded
 from vlkit.adapters.facts import MethodOptions
-from vlkit.adapters.saved.mode import compressed
+from vlkit.adapters.saved.mode import Saved, compressed
 from vlkit.errors import UserError
 
 
@@ -108,7 +108,7 @@ class Fusion(nn.Module):
         super().__init__()
         self.width = width = options.width
         self.update_image, self.checkpointing = options.update_image, options.checkpointing
-        self.saved = options.saved
+        self.saved: Saved = "fp32" if options.saved == "adapter" else options.saved
         self.image_in = nn.Sequential(nn.LayerNorm(image.token_dim), nn.Linear(image.token_dim, width))
         self.text_in = nn.Sequential(nn.LayerNorm(text.token_dim), nn.Linear(text.token_dim, width))
         self.positions = nn.Linear(4 * FREQUENCIES + 2, width)
@@ -125,7 +125,7 @@ class Fusion(nn.Module):
 
     def compressed(self) -> contextlib.AbstractContextManager[Any]:
         """Inside the context, a head saves activations in the format of the fusion."""
-        return contextlib.nullcontext() if self.saved == "adapter" else compressed(self.saved)
+        return compressed(self.saved)
 
     def forward(self, image: HasCells | None, text: Encoded, owner: Tensor | None = None) -> list[Tensor]:
         """Query states after each layer.
