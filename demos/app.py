@@ -8,11 +8,13 @@ It listens on this machine only; --host 0.0.0.0 opens it to the network, --auth 
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import os
 import tempfile
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -87,14 +89,20 @@ def is_loopback(host: str) -> bool:
 def main(config: Config) -> None:
     for talkative in ("httpx", "faiss"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
-    # Uploads and displayed files are stored only here and deleted when the demo ends.
+    with folder_for_files():
+        serve(config)
+
+
+@contextlib.contextmanager
+def folder_for_files() -> Iterator[None]:
+    """Uploads and displayed files are stored in a folder that is deleted when the demo ends; also sets up Gradio."""
     with tempfile.TemporaryDirectory(prefix="vlkit-demo-") as folder:
         os.environ |= {
             **{"GRADIO_TEMP_DIR": folder, "GRADIO_EXAMPLES_CACHE": f"{folder}/examples"},
             **{"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"},
             "MPLBACKEND": "agg",  # else the first request waits while Gradio tries Matplotlib's GUI backends
         }
-        serve(config)
+        yield
 
 
 def prepare(config: Config) -> Studio:
@@ -139,12 +147,11 @@ def build(config: Config) -> tuple[Studio, gradio.Blocks]:
     """The models and the page with them."""
     from tabs.start import no_early_app, no_stub_files
 
-    with needs("demo", "the web demo"), no_stub_files():
-        import gradio  # noqa: F401
-
     from vlkit.drawn.album import drawing_ahead
 
     with drawing_ahead():
+        with needs("demo", "the web demo"), no_stub_files():
+            import gradio  # noqa: F401
         studio = prepare(config)
     from tabs.page import build_page
 

@@ -55,7 +55,7 @@ def build(studio: Studio) -> None:
         found = answer(video, text, None)
         return timeline(found, best_windows(found, 3)), parts_of(found, 10)
 
-    moments, parts = worked(studio, "moments", example, *rows[0]) or (None, None)
+    moments, parts = worked(studio, "moments", example, Path(rows[0][0]), rows[0][1], read=str) or (None, None)
     summary = parts and str(clip_of(rows[0][0], [(start, end) for start, end in parts]))
     with gr.Row():
         with gr.Column():

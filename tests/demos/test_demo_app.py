@@ -23,6 +23,7 @@ from helpers.demo_server import DemoServer, demo_server
 from helpers.scripts import command, load_script
 from vlkit.cli.config import parse
 from vlkit.drawn import album as album_module
+from vlkit.drawn import album_drawing
 from vlkit.drawn.album import demo_album, drawing_ahead
 from vlkit.errors import UserError
 from vlkit.files import cache_folder
@@ -278,7 +279,7 @@ def test_the_album_is_drawn_ahead_by_another_process(tmp_path: Path, monkeypatch
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob("demo/*-album*/album.json")) and time.monotonic() < deadline:
             time.sleep(0.1)
-        monkeypatch.setattr(album_module, "_draw", lambda folder: pytest.fail("drawn twice"))
+        monkeypatch.setattr(album_drawing, "draw", lambda folder: pytest.fail("drawn twice"))
         album = demo_album()
     assert all((album.images / entry.name).is_file() for entry in album.about_images)
 

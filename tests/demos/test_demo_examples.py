@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +29,8 @@ def worked(monkeypatch, tmp_path: Path):
 def studio(fingerprint: str) -> SimpleNamespace:
     """Models with one adapter."""
     models = SimpleNamespace(fingerprints={"vqa": {"SHERL": fingerprint}})
-    return SimpleNamespace(models=models, about={"device": "cpu"})
+    album = SimpleNamespace(images=Path("/cache/demo/v0/pictures"))
+    return SimpleNamespace(models=models, about={"device": "cpu"}, album=album)
 
 
 def test_an_answer_is_stored_until_adapter_or_example_change(worked, tmp_path: Path):
@@ -55,3 +61,36 @@ def test_a_failure_is_not_stored_and_a_damaged_file_is_replaced(worked, tmp_path
     (stored,) = (tmp_path / "cache").rglob("ask.json")
     stored.write_text("[1")
     assert worked(studio("a"), "ask", lambda: "again") == "again"
+
+
+def test_the_shipped_answers_are_those_of_the_program():
+    pytest.importorskip("gradio")
+    script = "import json, tabs.examples; print(json.dumps(tabs.examples.answers()))"
+    places = os.pathsep.join(map(str, (ROOT, ROOT / "demos")))
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": places}
+    )
+    assert run.returncode == 0, run.stderr
+    shipped = json.loads((ROOT / "vlkit/assets/demo_answers.json").read_text())
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert (
+        list(found)
+        == list(shipped)
+        == ["ask", "caption", "ground", "moments", "classify", "compare_ask", "compare_ground"]
+    )
+    for tab, entry in found.items():
+        assert entry["key"] == shipped[tab]["key"], f"{tab}: other adapters or another example; {REMAKE}"
+        words, numbers = apart(entry["answer"])
+        others, expected = apart(shipped[tab]["answer"])
+        assert words == others, f"{tab}: another answer; {REMAKE}"
+        assert numbers == pytest.approx(expected, abs=0.2, rel=1e-3), f"{tab}: another answer; {REMAKE}"
+
+
+REMAKE = "to store the new answers: PYTHONPATH=.:demos python -m tabs.examples"
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
+
+
+def apart(answer: object) -> tuple[str, list[float]]:
+    """An answer without its numbers, and these."""
+    text = json.dumps(answer)
+    return NUMBER.sub("#", text), [float(number) for number in NUMBER.findall(text)]

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vlkit.drawn import VERSION
 from vlkit.drawn.coco import write_coco, write_scenes
 from vlkit.drawn.folder import whole_folder
 from vlkit.drawn.kind_images import DARK, write_kind_images
@@ -21,8 +22,6 @@ from vlkit.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
-"""Incremented when the same seed gives other files."""
 MARKER = "world.json"
 
 Writer = Callable[[World, Path], None]

@@ -14,10 +14,10 @@ from typing import Any, cast
 from vlkit.data.manifest import Dataset
 from vlkit.data.sources import class_splits, coco, msrvtt, qvhighlights, refcoco, vqav2
 from vlkit.data.sources.prepare import Source, prepare
-from vlkit.drawn import text_pairs
+from vlkit.drawn import VERSION, text_pairs
 from vlkit.drawn.folder import whole_folder
 from vlkit.drawn.kind_images import SPLIT_FILE, TEMPLATES
-from vlkit.drawn.make import VERSION, make_world
+from vlkit.drawn.make import make_world
 from vlkit.drawn.world import Style, WorldSize
 from vlkit.errors import UserError
 from vlkit.files import cache_folder
