@@ -13,7 +13,7 @@ import ipaddress
 import logging
 import os
 import tempfile
-import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,7 +170,10 @@ def serve(config: Config) -> None:
         each.start()
     try:
         open_port(page, config)
-        threading.Event().wait()
+        # In short waits: Python runs signal handlers between two of them, so one that arrives just before a wait for good
+        # would never run.
+        while True:
+            time.sleep(0.5)
     except KeyboardInterrupt:
         log.info("stopping")
     finally:
