@@ -170,8 +170,8 @@ def serve(config: Config) -> None:
         each.start()
     try:
         open_port(page, config)
-        # In short waits: Python runs signal handlers between two of them, so one that arrives just before a wait for good
-        # would never run.
+        # In short waits: Python runs signal handlers between two of them, and that of a signal that arrives just before
+        # a wait for good would never run.
         while True:
             time.sleep(0.5)
     except KeyboardInterrupt:
