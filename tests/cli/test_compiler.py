@@ -68,6 +68,32 @@ assert torch._dynamo.testing.CompileCounter().frame_count == 0
     )
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import torch._dynamo.config",
+        "from torch._dynamo import config",
+        "import torch._dynamo.utils as utils; utils.counters",
+        "from torch._dynamo.eval_frame import OptimizedModule",
+        "from torch._subclasses.fake_tensor import FakeTensorMode; FakeTensorMode()",
+        "import torch; torch._dynamo.reset()",
+    ],
+)
+def test_whatever_asks_first_gets_it(first: str) -> None:
+    python(
+        f"""
+import sys
+from vlkit.cli.compiler import defer_compiler
+defer_compiler()
+{first}
+import torch._dynamo
+assert torch._dynamo.config is sys.modules["torch._dynamo.config"]
+assert torch._dynamo.config.__spec__.origin == torch._dynamo.config.__file__
+assert torch._dynamo.utils is sys.modules["torch._dynamo.utils"] and torch._dynamo.__spec__.origin
+"""
+    )
+
+
 @pytest.mark.parametrize(("script", "defers"), [("tasks/memory.py", True), ("elsewhere/memory.py", False)])
 def test_only_own_scripts_defer_it(script: str, defers: bool) -> None:
     python(

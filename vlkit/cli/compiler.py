@@ -62,8 +62,9 @@ class _PartFinder(MetaPathFinder):
         package = _real(PACKAGE)
         part = sys.modules.get(fullname)
         if part is not None:  # the import system takes the module's own spec for the found one
-            part.__spec__ = ModuleSpec(fullname, _Imported(part))
-            return part.__spec__
+            spec = ModuleSpec(fullname, _Imported(part))
+            vars(part)["__spec__"] = spec  # not by assignment: modules of settings accept only their settings
+            return spec
         return PathFinder.find_spec(fullname, package.__path__)
 
 
@@ -77,7 +78,7 @@ class _Imported(Loader):
         return self.module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self.spec
+        vars(module)["__spec__"] = self.spec
 
 
 def _loaded() -> bool:
