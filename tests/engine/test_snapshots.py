@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import time
@@ -79,6 +80,20 @@ def test_slots_hold_the_last_two_and_ignore_what_was_cut_off(tmp_path):
     assert {found.step for found in slots.read() if not found.node} == {10, 20}
     memory.remove()
     assert not memory.path.exists()
+
+
+def test_processes_of_one_machine_end_together(tmp_path, monkeypatch):
+    memory, listed = FolderMemory(tmp_path / "memory"), os.listdir
+    Slots(memory).write(snapshot(5))
+
+    def just_removed(path: Path) -> list[str]:
+        shutil.rmtree(path, ignore_errors=True)
+        return listed(path)
+
+    monkeypatch.setattr(os, "listdir", just_removed)
+    assert memory.names() == [] and memory.free() > 0
+    memory.remove()
+    assert Slots(memory).read() == []
 
 
 def state_at(step: int) -> checkpoint.State:

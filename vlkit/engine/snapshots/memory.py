@@ -60,7 +60,10 @@ class FolderMemory:
 
     def names(self) -> list[str]:
         """See :class:`Memory`."""
-        return sorted(name for name in os.listdir(self.path) if _NAME.fullmatch(name)) if self.path.is_dir() else []
+        try:
+            return sorted(name for name in os.listdir(self.path) if _NAME.fullmatch(name))
+        except FileNotFoundError:  # nothing was written yet, or another process of the run has just removed it
+            return []
 
     def open(self, name: str) -> int:
         """See :class:`Memory`."""
@@ -69,7 +72,10 @@ class FolderMemory:
 
     def free(self) -> int:
         """See :class:`Memory`."""
-        disk = os.statvfs(self.path if self.path.is_dir() else self.path.parent)
+        try:
+            disk = os.statvfs(self.path)
+        except FileNotFoundError:
+            disk = os.statvfs(self.path.parent)
         return disk.f_bavail * disk.f_frsize
 
     def remove(self) -> None:
