@@ -7,11 +7,10 @@ A test compares them with what the program answers.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ log = logging.getLogger(__name__)
 
 SHIPPED = Path(vlkit.__file__).parent / "assets" / "demo_answers.json"
 _anew: list[dict[str, Any]] = []
-"""The innermost :func:`answered_anew`, last."""
+"""Where :func:`answers` collects while it runs; empty otherwise."""
 
 
 def worked(
@@ -62,16 +61,6 @@ def worked(
         return None
 
 
-@contextlib.contextmanager
-def answered_anew() -> Iterator[dict[str, Any]]:
-    """Answer every example of a page that is laid out meanwhile, stored or not; yields what :data:`SHIPPED` holds."""
-    _anew.append({})
-    try:
-        yield _anew[-1]
-    finally:
-        _anew.pop()
-
-
 def key_of(studio: Studio, values: tuple[Any, ...]) -> str:
     """Hash of the adapters with their bases, their device, and the example."""
     given = [_identity(value, studio.album.images.parent) if isinstance(value, Path) else value for value in values]
@@ -102,7 +91,7 @@ def _program() -> list[tuple[str, int, int]]:
 
 def _stored(tab: str, key: str) -> Any:
     """The answer with this key, shipped or in the cache folder."""
-    shipped = read_json(SHIPPED).get(tab, {})
+    shipped = _shipped().get(tab, {})
     if shipped.get("key") == key:
         return shipped["answer"]
     try:
@@ -110,6 +99,11 @@ def _stored(tab: str, key: str) -> Any:
         return known["answer"] if known["key"] == _with_program(key) else None
     except (UserError, KeyError, TypeError):
         return None  # there is none yet, or something else
+
+
+@cache
+def _shipped() -> dict[str, Any]:
+    return read_json(SHIPPED)
 
 
 def _file(tab: str) -> Path:
@@ -120,8 +114,12 @@ def answers() -> dict[str, Any]:
     """What :data:`SHIPPED` has to hold: tab -> {"key", "answer"}, from the shipped adapters."""
     from app import Config, build, folder_for_files
 
-    with folder_for_files(), answered_anew() as found:
-        build(Config(device="cpu"))
+    _anew.append({})
+    try:
+        with folder_for_files():
+            build(Config(device="cpu"))
+    finally:
+        found = _anew.pop()
     return found
 
 
