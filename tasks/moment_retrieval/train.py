@@ -82,9 +82,12 @@ class Config(CachedRunConfig):
     cache: bool | Path = True
     """Store the states of the frozen towers for each video on disk, in this folder or (true) in vlkit's cache folder;
     its size is logged first. Methods that train inside the base run without."""
-    epochs: int = 3
-    batch_size: int = 8
+    epochs: int = 4
+    batch_size: int = 16
     """Queries per step, all processes together."""
+    queries_per_video: int = 4
+    """Queries about one video that follow each other, if it has as many: a step reads and adapts its frames once for all
+    of them (published: 1)."""
     lr: float = 2e-3
     weight_decay: float = 1e-4
     clip: float = 35.0
@@ -93,6 +96,8 @@ class Config(CachedRunConfig):
         super().__post_init__()
         if self.fps is not None and not 0 < self.fps <= 60:
             raise UserError(f"--fps {self.fps}: must be above 0 and at most 60 clips a second")
+        if self.queries_per_video < 1:
+            raise UserError(f"--queries_per_video {self.queries_per_video}: must be at least 1")
 
     @property
     def uses_cache(self) -> bool:
@@ -124,9 +129,9 @@ def main(config: Config) -> None:
     finder = MomentFinder(finder_model, text, run.fabric, post)
 
     def loss_of(forward: Forward, batch: MomentBatch, epoch: float) -> dict[str, Tensor]:
-        predicted = forward(batch.frames, batch.ids)
+        predicted = forward(batch.frames, batch.ids, batch.videos)
         windows = batch.windows if has_moments else None
-        return moment_losses(predicted, windows, batch.saliency, batch.positive, config.loss)
+        return moment_losses(predicted, windows, batch.saliency, batch.positive, config.loss, batch.videos)
 
     def evaluate(split: str = config.data.validation) -> dict[str, float]:
         return evaluate_split(finder, splits[split], caches[split])
@@ -192,10 +197,15 @@ def training_batches(
 ) -> EpochLoader | CachedLoader:
     """Batches of frames and queries, or of their cached states."""
     cached = open_cache(run, config, examples, model, base, text)
-    lengths = [line.clips for line in examples.timelines]  # videos of similar length: less padding
+    order: dict[str, Any] = {
+        "lengths": [line.clips for line in examples.timelines],  # videos of similar length: less padding
+        "groups": examples.videos,
+        "together": config.queries_per_video,
+    }
     if cached is None:
-        return make_loader(examples, config, run.fabric, MomentCollate(text.tokenize), lengths)
-    return cached.loader(make_loader(cached, config, run.fabric, MomentCollate(cached.read, cached.stack), lengths))
+        return make_loader(examples, config, run.fabric, MomentCollate(text.tokenize), **order)
+    collate = MomentCollate(cached.read, cached.stack)
+    return cached.loader(make_loader(cached, config, run.fabric, collate, **order))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vlkit.data.manifest import write_dataset
-from vlkit.engine.loader import WINDOW, EpochLoader, bucketed, sample_draw
+from vlkit.engine.loader import WINDOW, EpochLoader, bucketed, gathered, sample_draw
 from vlkit.tasks.retrieval.data import ImageTextPairs
 
 LENGTHS = np.random.default_rng(0).integers(3, 40, size=1003).tolist()
@@ -134,3 +134,21 @@ def test_captions_of_pairs(every_caption, tmp_path):
     for batch in loader.batches(0, len(loader)):
         sizes = [len(text.split()) for text in batch]
         assert sizes == sorted(sizes)
+
+
+def test_examples_of_a_group_follow_each_other_up_to_a_number() -> None:
+    groups = ["a", "b", "a", "c", "a", "b", "a"]
+    numbers = [ord(name) for name in groups]
+    assert gathered([6, 1, 3, 4, 2, 5, 0], numbers, 3) == [6, 4, 2, 1, 5, 3, 0]
+    assert gathered([6, 1, 3, 4, 2, 5, 0], numbers, 1) == [6, 1, 3, 4, 2, 5, 0]
+
+
+def test_a_batch_of_groups_still_sees_every_example_once() -> None:
+    groups = [number // 4 for number in range(64)]
+    loader = EpochLoader(
+        list(range(64)), 8, seed=0, lengths=[30 + group % 3 for group in groups], groups=groups, together=4
+    )
+    order = loader.order(1)
+    assert sorted(order) == list(range(64)) and order != loader.order(2)
+    batches = [order[start : start + 8] for start in range(0, 64, 8)]
+    assert all(len({groups[index] for index in batch}) == 2 for batch in batches)

@@ -16,10 +16,17 @@ from vlkit.encoders.text_side import text_side
 from vlkit.errors import UserError
 from vlkit.memory.live import LiveBytes
 from vlkit.metrics.moment import list_precision, tvsum_metrics, youtube_metrics
-from vlkit.tasks.moment_retrieval.data import Timeline
+from vlkit.tasks.moment_retrieval.data import MomentCollate, MomentExample, Timeline
 from vlkit.tasks.moment_retrieval.evaluate import Found, MomentFinder, parts_of
 from vlkit.tasks.moment_retrieval.head import MomentHeads, MomentOptions, points_of
-from vlkit.tasks.moment_retrieval.losses import MomentLoss, boundary_loss, moment_losses, saliency_loss
+from vlkit.tasks.moment_retrieval.losses import (
+    MomentLoss,
+    boundary_loss,
+    info_nce,
+    moment_losses,
+    saliency_loss,
+    same_moment,
+)
 from vlkit.tasks.moment_retrieval.match import QueryMatch
 from vlkit.tasks.moment_retrieval.model import METHODS, MomentModel, build_model
 from vlkit.tasks.moment_retrieval.summary import summary_of
@@ -195,6 +202,30 @@ def test_saliency_loss_has_a_gradient_where_columns_are_empty() -> None:
     assert loss.isfinite() and scores.grad is not None and scores.grad.isfinite().all()
 
 
+def test_queries_about_one_moment_are_no_negatives_of_each_other() -> None:
+    inf = math.inf
+    windows = torch.tensor([[[1, 4], [9, 9.5]], [[3, 6], [inf, inf]], [[4, 5], [9, 10]], [[1, 4], [inf, inf]]])
+    same = same_moment(windows, torch.tensor([0, 0, 0, 1]))
+    assert same.int().tolist() == [[0, 1, 1, 0], [1, 0, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
+    apart = same_moment(windows[:, :1], torch.tensor([0, 0, 0, 1]))  # touching is not overlapping
+    assert apart.int().tolist() == [[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+
+    clips, queries = torch.eye(3)[None, :2], torch.tensor([[[1.0, 0, 0], [0.8, 0.6, 0]]])
+    by_hand = math.log(1 + math.exp((0.8 - 1) / 0.07))  # row and column of the first pair; those of the second: 0 - 0.6
+    other = math.log(1 + math.exp((0 - 0.6) / 0.07))
+    rows = (by_hand + other) / 2
+    columns = (math.log(1 + math.exp(-1 / 0.07)) + math.log(1 + math.exp((0.8 - 0.6) / 0.07))) / 2
+    assert info_nce(clips, queries).item() == pytest.approx((rows + columns) / 2, rel=1e-4)
+    assert info_nce(clips, queries, torch.tensor([[False, True], [True, False]])).item() == 0
+
+    scores = torch.tensor([[2.0, 1.0, 0.0], [1.0, 3.0, 0.0]])
+    saliency, positive = torch.tensor([[1.0, 0.5, 0.0], [0.5, 1.0, 0.0]]), torch.tensor([0, 1])
+    without = saliency_loss(scores, saliency, positive, columns=False)
+    all_same = torch.tensor([[False, True], [True, False]])
+    assert saliency_loss(scores, saliency, positive, same=all_same).item() == pytest.approx(without.item())
+    assert saliency_loss(scores, saliency, positive).item() > without.item() + 0.1
+
+
 def heads_of(batch: int = 3, clips: int = 9, moments: bool = True) -> tuple:
     torch.manual_seed(0)
     module = R2Block(12, 10, 8, 3, dropout=0.0, drop_path=0.0, endpoints=moments)
@@ -297,6 +328,32 @@ def test_every_method_trains_its_own_weights(kind: str) -> None:
     missing = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None}
     assert not {name for name in missing if not name.startswith("heads.pyramid.levels.3")}  # level 8 is too long here
     assert frozen and all(p.grad is None for name, p in model.named_parameters() if name in frozen)
+
+
+@pytest.mark.parametrize("kind", ["r2", "sherl"])
+def test_queries_about_one_video_share_its_frames(kind: str) -> None:
+    base = load_base("tiny")
+    torch.manual_seed(0)
+    model = build_model(base, METHODS[kind](), MomentOptions(16, match=True)).eval()
+    frames, ids = tiny_batch(base)
+    videos, three = torch.tensor([1, 0, 1]), ids[[0, 1, 1]]
+    shared = model(frames, three, videos)
+    repeated = model(Frames.of([frames.pixels[5:], frames.pixels[:5], frames.pixels[5:]]), three)
+    torch.testing.assert_close(shared.logits, repeated.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(shared.frames, repeated.frames, rtol=1e-4, atol=1e-5)
+    assert torch.equal(shared.mask, repeated.mask) and shared.mask.sum(1).tolist() == [3, 5, 3]
+
+
+def test_a_batch_holds_each_video_once() -> None:
+    def example(name: str, video: int) -> MomentExample:
+        pixels = torch.full((video + 2, 3, 4, 4), video, dtype=torch.uint8)
+        return MomentExample(pixels, name, torch.zeros(1, 2), torch.zeros(video + 2), 0, video)
+
+    lengths = lambda texts: torch.tensor([len(text) for text in texts])  # noqa: E731
+    batch = MomentCollate(lengths)([example("a", 7), example("bb", 3), example("ccc", 7)])
+    assert batch.videos.tolist() == [0, 1, 0] and batch.ids.tolist() == [1, 2, 3]
+    assert isinstance(batch.frames, Frames) and batch.frames.mask.sum(1).tolist() == [9, 5]
+    assert batch.frames.pixels[:, 0, 0, 0].tolist() == [7] * 9 + [3] * 5 and batch.saliency.shape == (3, 9)
 
 
 def test_parts_of_a_long_video_find_what_the_whole_finds() -> None:

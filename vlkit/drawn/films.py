@@ -2,7 +2,8 @@
 
 One camera looks at one place. Actors come one at a time, act and are gone; sentences describe some of them. Others are
 distractors: of the same kind in another colour, or of the same colour and another kind. Times are multiples of two
-seconds, the clips of QVHighlights.
+seconds, the clips of QVHighlights. As in its moments, whose evaluation has groups up to 10, up to 30 and above 30 seconds,
+no single length is typical: windows of one length miss most of the others by more than half.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ RATE = 6
 """Frames per second."""
 SHORTEST, LONGEST = 15, 45
 """Length of a film in clips of two seconds."""
-EVENT = (2, 8)
-"""Least and most clips of an event."""
+EVENT = (1, 16)
+"""Least and most clips of an event; every doubling of the length is equally likely."""
+LARGEST_PART = 1 / 3
+"""Largest share of a film that one event fills."""
 BUSY = 0.7
 """Largest share of a film in which something happens."""
 ACTIONS = ("move", "grow", "shrink", "spin", "hop", "shake")
@@ -185,7 +188,7 @@ def _acts(
     for number, (thing, asked) in enumerate(actors):
         action, way = choose(rng, ACTIONS, (0.4, 0.12, 0.12, 0.12, 0.12, 0.12)), None
         for _ in range(2 if asked and rng.random() < 0.3 else 1):
-            length = int(rng.integers(EVENT[0], EVENT[1] + 1))
+            length = _length(rng, min(EVENT[1], int(LARGEST_PART * clips)))
             seconds = float(length * CLIP_SECONDS)
             story = perform(rng, scene, thing, [(action, (0.0, seconds))], list(scene.things))
             if story is None or length > room or way not in (None, story[1][0].way):
@@ -193,6 +196,12 @@ def _acts(
             room, way = room - length, story[1][0].way
             found.append((number, length, _in_scene(scene, *story, seconds)))
     return [found[int(k)] for k in rng.permutation(len(found))]
+
+
+def _length(rng: np.random.Generator, most: int) -> int:
+    """Clips of an event, ``EVENT[0]..most``, log-uniform."""
+    low, high = np.log(EVENT[0]), np.log(max(most, EVENT[0]) + 1)
+    return int(np.exp(rng.uniform(low, high)))
 
 
 def _in_scene(scene: Scene, things: list[Thing], events: list[Event], seconds: float) -> Clip:

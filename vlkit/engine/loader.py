@@ -66,6 +66,27 @@ def sample_draw(seed: int, epoch: int, index: int) -> random.Random:
     return random.Random(_three_seeds(sample_rng(seed, epoch, index))[0])
 
 
+def gathered(order: list[int], groups: Sequence[int], together: int) -> list[int]:
+    """Rearrange a shuffled epoch so that up to ``together`` examples of a group follow each other.
+
+    They stand where the first of them stood.
+
+    Args:
+        order: indices.
+        groups: group of each example.
+        together: most examples of a group that follow each other.
+    """
+    runs: list[list[int]] = []
+    latest: dict[int, list[int]] = {}
+    for index in order:
+        run = latest.get(groups[index])
+        if run is None or len(run) == together:
+            run = latest[groups[index]] = []
+            runs.append(run)
+        run.append(index)
+    return [index for run in runs for index in run]
+
+
 def bucketed(order: list[int], lengths: Sequence[int], batch_size: int, generator: np.random.Generator) -> list[int]:
     """Rearrange a shuffled epoch so that each batch holds examples of similar length.
 
@@ -128,6 +149,9 @@ class EpochLoader:
         workers: background processes that make examples; 0 = none. Does not change results.
         collate: list of examples -> batch; None = torch's default.
         pin_memory: put batches into page-locked memory, for CUDA.
+        groups: the group of each example, such as its video. If given, up to ``together`` examples of a group follow each
+            other, so that a batch reads what they share once.
+        together: see ``groups``.
         lengths: length of each example. If given, each batch holds examples of similar length (:func:`bucketed`), which
             reduces padding. In contrastive training the negatives are then about as long as the positive, which makes
             them slightly harder, and pairs of very different length are never compared. Only the order within an epoch
@@ -149,6 +173,8 @@ class EpochLoader:
         collate: Callable[[list[Any]], Any] | None = None,
         pin_memory: bool = False,
         lengths: Lengths | None = None,
+        groups: Sequence[int] | None = None,
+        together: int = 1,
     ) -> None:
         if batch_size % world:
             raise UserError(f"--batch_size {batch_size} does not split evenly between {world} processes")
@@ -157,6 +183,7 @@ class EpochLoader:
         if self.batch_size < 1:
             raise UserError(f"{self.count} training examples are too few for {world} process(es)")
         self.seed, self.rank, self.world, self.lengths = seed, rank, world, lengths
+        self.groups, self.together = groups, together
         self._examples = _SeededExamples(dataset, seed)
         self._options = {"num_workers": workers, "collate_fn": collate, "pin_memory": pin_memory}
 
@@ -167,6 +194,8 @@ class EpochLoader:
     def order(self, epoch: int) -> list[int]:
         """The examples of an epoch in batch order: a pure function of the seed and the epoch."""
         order = epoch_order(self.count, self.seed, epoch)[: len(self) * self.batch_size]
+        if self.groups is not None:
+            order = gathered(order, self.groups, self.together)
         if self.lengths is None:
             return order
         if callable(self.lengths):
@@ -208,10 +237,13 @@ def make_loader(
     fabric: Fabric,
     collate: Callable[[list[Any]], Any] | None = None,
     lengths: Lengths | None = None,
+    groups: Sequence[int] | None = None,
+    together: int = 1,
 ) -> EpochLoader:
     """The training batches of this process, with the config's batch size, seed and workers.
 
-    With ``lengths`` each batch holds examples of similar length; see :class:`EpochLoader`.
+    With ``lengths`` each batch holds examples of similar length, with ``groups`` up to ``together`` examples of a group
+    follow each other; see :class:`EpochLoader`.
     """
     loader = EpochLoader(
         dataset,
@@ -223,6 +255,8 @@ def make_loader(
         collate=collate,
         pin_memory=fabric.device.type == "cuda",
         lengths=lengths,
+        groups=groups,
+        together=together,
     )
     left_out = loader.count - len(loader) * loader.batch_size
     note = f", {left_out} left out in each epoch (different ones each time)" if left_out else ""

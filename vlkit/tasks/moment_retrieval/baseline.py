@@ -23,7 +23,7 @@ from vlkit.tasks.moment_retrieval.data import MomentExamples
 from vlkit.tasks.moment_retrieval.evaluate import Found, metrics_of
 from vlkit.tasks.moment_retrieval.windows import KEPT, post_process
 
-LENGTHS = (4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 24.0, 32.0, 60.0)
+LENGTHS = (2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 24.0, 32.0, 60.0)
 """Lengths of windows to choose from, in seconds."""
 FRAMES_AT_ONCE = 64
 

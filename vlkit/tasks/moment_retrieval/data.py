@@ -99,6 +99,8 @@ class MomentExample(NamedTuple):
     """[T] float32."""
     positive: int
     """A clip with high saliency, or -1."""
+    video: int
+    """Number of the video; queries about one video have the same."""
 
 
 class MomentExamples:
@@ -114,6 +116,7 @@ class MomentExamples:
         records: the records in use.
         annotation: their kind.
         timelines: for each record.
+        videos: for each record the number of its video; records about one video have the same.
     """
 
     def __init__(self, dataset: Dataset, split: str, reader: ClipsReader, training: bool = False) -> None:
@@ -127,6 +130,9 @@ class MomentExamples:
             self._timeline(record)
         self.records = self._usable(records) if training else records
         self.timelines = [self._timeline(record) for record in self.records]
+        numbers: dict[Any, int] = {}
+        self.videos = [numbers.setdefault(self._key(record), len(numbers)) for record in self.records]
+        self._latest: tuple[int, Tensor] | None = None
         if training:
             self._report_repairs()
 
@@ -135,7 +141,10 @@ class MomentExamples:
 
     def __getitem__(self, index: int) -> MomentExample:
         """Example ``index`` with its frames; the positive clip is drawn on each access."""
-        return self.unopened(index)._replace(frames=self.load([index])[0])
+        video = self.videos[index]
+        if self._latest is None or self._latest[0] != video:  # queries about one video often follow each other
+            self._latest = video, self.load([index])[0]
+        return self.unopened(index)._replace(frames=self._latest[1])
 
     @property
     def texts(self) -> list[str]:
@@ -148,7 +157,8 @@ class MomentExamples:
         saliency, annotation = saliency_of(record, line.clips, line.fps)
         windows = repaired(record.get("windows") or [], line.clips, line.fps)[0]
         in_clips = torch.tensor(windows, dtype=torch.float32).view(-1, 2) * line.fps
-        return MomentExample(index, record["text"], in_clips, saliency, draw_positive(saliency, annotation))
+        positive = draw_positive(saliency, annotation)
+        return MomentExample(index, record["text"], in_clips, saliency, positive, self.videos[index])
 
     def identify(self, index: int) -> list[Any]:
         """A value that changes when the example's clips do; queries about one video share it."""
@@ -169,12 +179,16 @@ class MomentExamples:
         with _names_record(record, self.dataset):
             return self.reader.read(self.dataset.path(record), self.timelines[index], start, stop)
 
+    @staticmethod
+    def _key(record: Record) -> tuple[str, int | None]:
+        """The video, and the number of clips that its annotation cuts it into."""
+        return record["video"], len(record.get("scores") or record.get("match") or ()) or None
+
     def _timeline(self, record: Record) -> Timeline:
-        clips = len(record.get("scores") or record.get("match") or ()) or None
-        key = record["video"], clips
+        key = self._key(record)
         if key not in self._known:
             with _names_record(record, self.dataset):
-                self._known[key] = self.reader.timeline(self.dataset.path(record), clips)
+                self._known[key] = self.reader.timeline(self.dataset.path(record), key[1])
         return self._known[key]
 
     def _usable(self, records: Sequence[Record]) -> list[Record]:
@@ -251,10 +265,10 @@ def default_fps(dataset: Dataset) -> float:
 
 
 class MomentBatch(NamedTuple):
-    """B queries, each about one video."""
+    """B queries about V <= B videos."""
 
     frames: Frames | TapBatch
-    """Frames of the videos, or the rows of the cache."""
+    """Frames of the V videos, or the rows of the cache."""
     ids: Tensor | TapBatch
     """[B, L] int64, or the rows of the cache."""
     windows: Tensor
@@ -263,6 +277,8 @@ class MomentBatch(NamedTuple):
     """[B, T] float32, padded with 0."""
     positive: Tensor
     """[B] int64, -1 = none."""
+    videos: Tensor
+    """[B] int64 < V, the video that each query is about."""
 
 
 class MomentCollate:
@@ -270,7 +286,7 @@ class MomentCollate:
 
     Args:
         tokenize: texts -> ids [B, L], or rows of a cache.
-        stack: frames of the examples (or their indices) -> the batch's ``frames``.
+        stack: frames of different videos (or an example's index for each) -> the batch's ``frames``.
     """
 
     def __init__(
@@ -281,12 +297,20 @@ class MomentCollate:
         self.tokenize, self.stack = tokenize, stack
 
     def __call__(self, examples: list[MomentExample]) -> MomentBatch:
-        frames, texts, windows, saliency, positive = (list(column) for column in zip(*examples, strict=True))
+        frames, texts, windows, saliency, positive, names = (list(column) for column in zip(*examples, strict=True))
+        places = {name: place for place, name in reversed(list(enumerate(names)))}  # of each video's first query
+        distinct = sorted(places.values())
+        videos = torch.tensor([distinct.index(places[name]) for name in names])
         pad = torch.nn.utils.rnn.pad_sequence
         most = max(1, *(len(own) for own in windows))
         padded = torch.full((len(windows), most, 2), torch.inf)
         for row, own in zip(padded, windows, strict=True):
             row[: len(own)] = own
         return MomentBatch(
-            self.stack(frames), self.tokenize(texts), padded, pad(saliency, batch_first=True), torch.tensor(positive)
+            self.stack([frames[place] for place in distinct]),
+            self.tokenize(texts),
+            padded,
+            pad(saliency, batch_first=True),
+            torch.tensor(positive),
+            videos,
         )

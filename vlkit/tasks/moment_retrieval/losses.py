@@ -39,9 +39,16 @@ class MomentLoss:
 
 
 def moment_losses(
-    predicted: Predictions, windows: Tensor | None, saliency: Tensor, positive: Tensor, options: MomentLoss
+    predicted: Predictions,
+    windows: Tensor | None,
+    saliency: Tensor,
+    positive: Tensor,
+    options: MomentLoss,
+    videos: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The weighted terms and their sum ``loss``, scalars.
+
+    Queries about one moment of one video are no negatives of each other.
 
     Args:
         predicted: what the model says.
@@ -51,6 +58,7 @@ def moment_losses(
         positive: int64 [B], a clip with high saliency; -1 = the video has none, and then only the first two terms
             count it.
         options: the weights.
+        videos: int64 [B], the video of each query; None = all different.
     """
     has = positive >= 0
     terms = {}
@@ -63,9 +71,12 @@ def moment_losses(
     rows = torch.arange(len(positive), device=positive.device)[has]
     chosen = positive[has]
     scores = saliency_logits(predicted.frames[rows], predicted.pooled[rows], predicted.mask[rows])
-    terms["saliency"] = options.saliency * saliency_loss(scores, saliency[rows], chosen, columns=windows is not None)
+    same = None if windows is None or videos is None else same_moment(windows[rows], videos[rows])
+    terms["saliency"] = options.saliency * saliency_loss(
+        scores, saliency[rows], chosen, columns=windows is not None, same=same
+    )
     clips, queries = predicted.clips[:, rows, chosen], predicted.queries[:, rows]  # [k, b, C]
-    terms["video"] = options.video * info_nce(clips, queries)
+    terms["video"] = options.video * info_nce(clips, queries, same)
     terms["layer"] = options.layer * info_nce(clips.transpose(0, 1), queries.transpose(0, 1))
     return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
@@ -96,7 +107,23 @@ def saliency_logits(frames: Tensor, pooled: Tensor, mask: Tensor) -> Tensor:
     return (cosine / TEMPERATURE).masked_fill(~mask, -torch.inf)
 
 
-def saliency_loss(scores: Tensor, saliency: Tensor, positive: Tensor, columns: bool = True) -> Tensor:
+def same_moment(windows: Tensor, videos: Tensor) -> Tensor:
+    """Whether two queries are about one video and their windows overlap, bool [B, B]; False on the diagonal.
+
+    Args:
+        windows: [B, W, 2], padded with infinity.
+        videos: int64 [B].
+    """
+    start, end = windows.unbind(2)
+    one, other = (slice(None), None, slice(None), None), (None, slice(None), None, slice(None))
+    overlap = ((start[one] < end[other]) & (start[other] < end[one])).flatten(2).any(2)
+    own = torch.eye(len(videos), dtype=torch.bool, device=videos.device)
+    return overlap & (videos.unsqueeze(1) == videos) & ~own
+
+
+def saliency_loss(
+    scores: Tensor, saliency: Tensor, positive: Tensor, columns: bool = True, same: Tensor | None = None
+) -> Tensor:
     """Contrast the positive clip with clips of lower saliency, and with the same clip of the other videos.
 
     Args:
@@ -104,6 +131,7 @@ def saliency_loss(scores: Tensor, saliency: Tensor, positive: Tensor, columns: b
         saliency: [b, T]; clips above the positive one are left out of the contrast.
         positive: int64 [b].
         columns: add the term across videos.
+        same: bool [b, b], pairs that are left out of the term across videos.
 
     Returns:
         Scalar; 0 without any video.
@@ -116,14 +144,22 @@ def saliency_loss(scores: Tensor, saliency: Tensor, positive: Tensor, columns: b
     if columns:
         # The columns are selected first: others may hold -inf alone, and their softmax would have a gradient of NaN.
         own = torch.arange(len(positive), device=positive.device)
-        loss = loss + F.cross_entropy(scores[:, positive].T, own)
+        loss = loss + F.cross_entropy(without(scores[:, positive].T, same), own)
     return loss
 
 
-def info_nce(left: Tensor, right: Tensor) -> Tensor:
-    """Symmetric contrastive loss within each of G groups: [G, n, C] twice -> scalar; 0 for empty groups."""
+def info_nce(left: Tensor, right: Tensor, same: Tensor | None = None) -> Tensor:
+    """Symmetric contrastive loss within each of G groups: [G, n, C] twice -> scalar; 0 for empty groups.
+
+    ``same``: bool [n, n], pairs that are left out, symmetric.
+    """
     if not left.shape[0] * left.shape[1]:
         return (left.sum() + right.sum()) * 0
-    logits = F.normalize(left, dim=-1) @ F.normalize(right, dim=-1).transpose(1, 2) / TEMPERATURE
+    logits = without(F.normalize(left, dim=-1) @ F.normalize(right, dim=-1).transpose(1, 2) / TEMPERATURE, same)
     own = torch.arange(logits.shape[1], device=logits.device).expand(len(logits), -1)
     return (F.cross_entropy(logits.transpose(1, 2), own) + F.cross_entropy(logits, own)) / 2
+
+
+def without(logits: Tensor, pairs: Tensor | None) -> Tensor:
+    """Logits [..., n, n] with -inf at ``pairs`` (bool [n, n])."""
+    return logits if pairs is None else logits.masked_fill(pairs, -torch.inf)

@@ -61,10 +61,13 @@ class MomentModel(nn.Module):
             values = torch.tensor(getattr(preprocess, name), dtype=torch.float32).view(3, 1, 1)
             self.register_buffer(name, values, persistent=False)
 
-    def forward(self, frames: Frames, ids: Tensor | TapBatch) -> Predictions:
-        """Predictions for B videos, each with its query: frames or cached taps, ids [B, L] or cached taps."""
-        mask = frames.mask.to(self.mean.device)
-        rows = frames.rows.to(self.mean.device)
+    def forward(self, frames: Frames, ids: Tensor | TapBatch, videos: Tensor | None = None) -> Predictions:
+        """Predictions for B queries: frames of V videos or their cached taps, ids [B, L] or cached taps, and int64 [B],
+        the video of each query (None: V = B, each query has its own).
+        """
+        mask, rows = (tensor.to(self.mean.device) for tensor in (frames.mask, frames.rows))
+        if videos is not None:
+            mask, rows = mask[videos], rows[videos]
         if isinstance(self.block, R2Block):
             whole, query, query_mask = self._query_layers(ids)
             embeddings, layers = self._video_layers(frames, rows, mask)
