@@ -86,8 +86,8 @@ class Config(CachedRunConfig):
     batch_size: int = 16
     """Queries per step, all processes together."""
     queries_per_video: int = 4
-    """Queries about one video that follow each other, if it has as many: a step reads and adapts its frames once for all
-    of them (published: 1)."""
+    """Queries about one video that follow each other, if it has as many: a step reads and adapts its frames once for
+    all of them (published: 1)."""
     lr: float = 2e-3
     weight_decay: float = 1e-4
     clip: float = 35.0

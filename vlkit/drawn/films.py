@@ -2,8 +2,8 @@
 
 One camera looks at one place. Actors come one at a time, act and are gone; sentences describe some of them. Others are
 distractors: of the same kind in another colour, or of the same colour and another kind. Times are multiples of two
-seconds, the clips of QVHighlights. As in its moments, whose evaluation has groups up to 10, up to 30 and above 30 seconds,
-no single length is typical: windows of one length miss most of the others by more than half.
+seconds, the clips of QVHighlights. As there, whose evaluation has groups up to 10, up to 30 and above 30 seconds, no
+length is typical: windows of one length miss many moments by more than half.
 """
 
 from __future__ import annotations

@@ -149,8 +149,8 @@ class EpochLoader:
         workers: background processes that make examples; 0 = none. Does not change results.
         collate: list of examples -> batch; None = torch's default.
         pin_memory: put batches into page-locked memory, for CUDA.
-        groups: the group of each example, such as its video. If given, up to ``together`` examples of a group follow each
-            other, so that a batch reads what they share once.
+        groups: the group of each example, such as its video. If given, up to ``together`` examples of a group follow
+            each other, so that a batch reads what they share once.
         together: see ``groups``.
         lengths: length of each example. If given, each batch holds examples of similar length (:func:`bucketed`), which
             reduces padding. In contrastive training the negatives are then about as long as the positive, which makes
