@@ -107,7 +107,12 @@ def _shipped() -> dict[str, Any]:
 
 
 def _file(tab: str) -> Path:
-    return cache_folder().absolute() / "demo" / "examples" / f"{tab}.json"
+    return stored_examples() / f"{tab}.json"
+
+
+def stored_examples() -> Path:
+    """The folder of answers that later starts use again."""
+    return cache_folder().absolute() / "demo" / "examples"
 
 
 def answers() -> dict[str, Any]:

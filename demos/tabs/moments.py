@@ -12,7 +12,7 @@ import gradio as gr
 from tabs.arrivals import picker
 from tabs.asking import on_asking, on_page
 from tabs.common import Studio, as_html, chosen, endpoint, lead, no_model
-from tabs.examples import worked
+from tabs.examples import stored_examples, worked
 from vlkit.errors import UserError
 from vlkit.serving import check_count, check_text
 from vlkit.tasks.moment_retrieval.evaluate import Found
@@ -42,10 +42,10 @@ def build(studio: Studio) -> None:
         """The parts of a summary."""
         return summary_of(found, float(check_count(seconds, "number of seconds", LONGEST_SUMMARY)))
 
-    def clip_of(video: str, parts: list[tuple[float, float]]) -> Path:
-        """The file with the parts of a summary one after the other."""
+    def clip_of(video: str, parts: list[tuple[float, float]], folder: Path | None = None) -> Path:
+        """The file with the parts of a summary one after the other, in ``folder`` or one that ends with the demo."""
         name = hashlib.sha256(os.fsencode(f"{video}|{parts}")).hexdigest()[:24]
-        path = Path(os.environ["GRADIO_TEMP_DIR"]) / "summaries" / f"{name}.mp4"
+        path = (folder or Path(os.environ["GRADIO_TEMP_DIR"]) / "summaries") / f"{name}.mp4"
         if not path.exists():
             write_summary(video, parts, path)
         return path
@@ -56,7 +56,8 @@ def build(studio: Studio) -> None:
         return timeline(found, best_windows(found, 3)), parts_of(found, 10)
 
     moments, parts = worked(studio, "moments", example, Path(rows[0][0]), rows[0][1], read=str) or (None, None)
-    summary = parts and str(clip_of(rows[0][0], [(start, end) for start, end in parts]))
+    # Its clip takes half a second, at every start if it were not kept.
+    summary = parts and str(clip_of(rows[0][0], [(start, end) for start, end in parts], stored_examples()))
     with gr.Row():
         with gr.Column():
             video = gr.Video(rows[0][0], label="Video", sources=["upload"], height=320, elem_id="moments-video")
