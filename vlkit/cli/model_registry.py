@@ -1,8 +1,8 @@
 """Put off the import of transformers' registry of models until something asks for it.
 
 When open_clip is imported it names three automatic classes, for text towers of transformers. That imports the package
-of all models, which reads the source of each, and costs every command a tenth of its start. Here open_clip gets stand-ins
-that import the real class when they are used.
+of all models, which reads the source of each and costs every command a tenth of its start. Here open_clip gets
+stand-ins that import the real class when they are used.
 """
 
 from __future__ import annotations
