@@ -30,7 +30,7 @@ TOKENS_AT_ONCE = {"cpu": 8_192, "cuda": 131_072}
 """Frame tokens in one part of the map and the pooling, by device."""
 
 ReadTokens = Callable[[int, int], Tensor]
-"""(first clip, end) -> tokens of these clips in one layer, [B, t, P, Dv]; padded clips are 0."""
+"""(first clip, end) -> tokens of these clips in one layer, [V, t, P, Dv]; padded clips are 0."""
 
 
 class Refined(NamedTuple):
@@ -97,41 +97,46 @@ class R2Block(nn.Module):
         video_mask: Tensor,
         query_mask: Tensor,
         hint: Tensor | None = None,
+        videos: Tensor | None = None,
     ) -> Refined:
-        """Refine the clips of B videos for one query each.
+        """Refine the clips of V videos for B queries.
 
         Args:
-            video: k layers, shallow to deep: tokens [B, T, P, Dv] with the summary token first, or a function that
+            video: k layers, shallow to deep: tokens [V, T, P, Dv] with the summary token first, or a function that
                 reads those of a part (:data:`ReadTokens`).
             query: k layers [B, L, Dq], shallow to deep; padding is 0.
-            video_mask: bool [B, T], True = real clip.
+            video_mask: bool [V, T], True = real clip.
             query_mask: bool [B, L], True = real token.
             hint: [B, T, C], added to what enters each step (ours; published: None).
+            videos: int64 [B], the video of each query, whose tokens are mapped once for all its queries (ours); None:
+                V = B, each query has its own (published).
         """
         if not len(video) == len(query) == self.steps:
             raise ValueError(f"{len(video)} video and {len(query)} query layers; this block reads {self.steps}")
         state: Tensor | None = None
         clips, queries = [], []
+        clip_mask = of_queries(video_mask, videos)
         for i in reversed(range(self.steps)):
             read, mapped = _reader(video[i]), self.query_map(query[i])
-            summary, pooled = self._pool(read, mapped, video_mask, query_mask)
+            summary, pooled = self._pool(read, mapped, video_mask, query_mask, videos)
             entered = summary + self.scale[i].tanh() * pooled
             if hint is not None:
                 entered = entered + hint.to(entered.dtype)
             if state is not None and self.gate is not None:
                 gate = self.gate[i].sigmoid()
                 entered = gate * entered + (1 - gate) * state
-            state = self.temporal(entered, mapped, video_mask, query_mask)
+            state = self.temporal(entered, mapped, clip_mask, query_mask)
             clips.append(summary)
             queries.append(mapped)
         return Refined(cast(Tensor, state), queries[-1], torch.stack(clips), torch.stack(queries))
 
-    def _pool(self, read: ReadTokens, query: Tensor, video_mask: Tensor, query_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _pool(
+        self, read: ReadTokens, query: Tensor, video_mask: Tensor, query_mask: Tensor, videos: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Mapped summary tokens and query-modulated pooling of all clips, [B, T, C] each, part by part."""
-        count, clips = video_mask.shape
-        tokens = read(0, 1).shape[2]
+        clips, tokens = video_mask.shape[1], read(0, 1).shape[2]
         most = TOKENS_AT_ONCE.get(query.device.type, TOKENS_AT_ONCE["cuda"])
-        size = max(1, most // (count * tokens)) if self.lean else clips
+        size = max(1, most // (len(query) * tokens)) if self.lean else clips
         ends = endpoints_of(video_mask, self.positions) if self.endpoints else None
 
         def part(start: int, stop: int, query: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,7 +145,7 @@ class R2Block(nn.Module):
                 own = ends[:, start:stop, None].to(found.dtype).expand(-1, -1, found.shape[2], -1)
                 found = torch.cat([found, own], dim=-1)
             mapped = self.video_map(found)
-            return mapped[:, :, 0].clone(), self._ask(mapped, query, query_mask)
+            return of_queries(mapped[:, :, 0], videos).clone(), self._ask(mapped, query, query_mask, videos)
 
         parts = []
         for start in range(0, clips, size):
@@ -151,17 +156,23 @@ class R2Block(nn.Module):
         summaries, pooled = zip(*parts, strict=True)
         return torch.cat(summaries, dim=1), torch.cat(pooled, dim=1)
 
-    def _ask(self, video: Tensor, query: Tensor, query_mask: Tensor) -> Tensor:
-        """Tokens [B, t, P, C] pooled for each query token, and the maximum over the query tokens: [B, t, C].
+    def _ask(self, video: Tensor, query: Tensor, query_mask: Tensor, videos: Tensor | None) -> Tensor:
+        """Tokens [V, t, P, C] pooled for each query token, and the maximum over the query tokens: [B, t, C].
 
         As published, the pooling itself has no mask.
         """
-        asked, keys = self.query_key(query), self.video_key(video)
+        asked, keys = self.query_key(query), of_queries(self.video_key(video), videos)
+        video = of_queries(video, videos)
         scores = torch.einsum("blc,btpc->btlp", asked, keys) / math.sqrt(query.shape[-1])
         found = torch.einsum("btlp,btpc->btlc", scores.softmax(-1), video) + query.unsqueeze(1)
         if self.pads == "masked":
             found = found.masked_fill(~query_mask[:, None, :, None], -torch.inf)
         return found.max(dim=2).values
+
+
+def of_queries(values: Tensor, videos: Tensor | None) -> Tensor:
+    """Values of V videos -> those of the video ``videos`` [B] of each query; None: each query has its own."""
+    return values if videos is None else values.index_select(0, videos)
 
 
 def token_map(width: int, hidden: int, dropout: float) -> nn.Sequential:

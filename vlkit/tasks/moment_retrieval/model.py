@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vlkit.adapters.base import Encoded
 from vlkit.adapters.facts import MethodOptions
 from vlkit.adapters.options import ADAPTERS, adapter_options
-from vlkit.adapters.r2.block import R2Block, ReadTokens, Refined, endpoints_of, token_map
+from vlkit.adapters.r2.block import R2Block, ReadTokens, Refined, endpoints_of, of_queries, token_map
 from vlkit.adapters.r2.options import R2Options
 from vlkit.adapters.r2.temporal import TemporalLayer
 from vlkit.data.video.frame_batch import Frames
@@ -65,14 +65,13 @@ class MomentModel(nn.Module):
         """Predictions for B queries: frames of V videos or their cached taps, ids [B, L] or cached taps, and int64 [B],
         the video of each query (None: V = B, each query has its own).
         """
-        mask, rows = (tensor.to(self.mean.device) for tensor in (frames.mask, frames.rows))
-        if videos is not None:
-            mask, rows = mask[videos], rows[videos]
+        own_mask, own_rows = (tensor.to(self.mean.device) for tensor in (frames.mask, frames.rows))
+        mask, rows = of_queries(own_mask, videos), of_queries(own_rows, videos)
         if isinstance(self.block, R2Block):
             whole, query, query_mask = self._query_layers(ids)
-            embeddings, layers = self._video_layers(frames, rows, mask)
+            embeddings, layers = self._video_layers(frames, own_rows, own_mask)
             hint, start = self._matched(embeddings, whole, rows, mask)
-            refined = self.block(layers, query, mask, query_mask, hint)
+            refined = self.block(layers, query, own_mask, query_mask, hint, videos)
         else:
             flat = self._frame_features(frames)
             whole, tokens, query_mask = self._query_tokens(ids)
