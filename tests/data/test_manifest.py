@@ -254,3 +254,16 @@ def test_hundred_thousand_records_load_in_seconds(tmp_path):
     start = time.perf_counter()
     assert len(dataset.records("train")) == 113_287
     assert time.perf_counter() - start < 15  # about one second on an idle core
+
+
+def test_records_that_were_read_ahead_are_not_read_twice(tmp_path, monkeypatch):
+    dataset = write(tmp_path / "set", [RETRIEVAL])
+    reads = []
+    scan = Dataset.scan
+    monkeypatch.setattr(Dataset, "scan", lambda self, split: reads.append(split) or scan(self, split))
+    dataset.read_ahead("train")
+    assert dataset.records("train") == [RETRIEVAL] and reads == ["train"]
+    assert dataset.records("train") == [RETRIEVAL] and reads == ["train", "train"]  # nothing is held after the first
+    (tmp_path / "set/train.jsonl").write_text("{}\n")
+    with pytest.raises(UserError):
+        dataset.read_ahead("train")

@@ -57,9 +57,27 @@ def test_a_text_is_cut_from_one_token_more_than_fits(tokenizer: Any) -> None:
     full, cut, longer = (read([text])[0].tolist() for text in (texts[fits - 1], texts[fits], texts[-1]))
     assert len(full) == tokenizer.limit and cut == full == longer  # the end that they lose makes them the same
     assert read([texts[fits - 2]])[0].tolist() != full
-    assert cut_texts(tokenizer, texts) == (len(texts) - fits, len(texts), tokenizer.limit)
+    assert cut_texts(tokenizer, texts) == (len(texts) - fits, len(texts), tokenizer.limit, 0)
     assert cut_texts(tokenizer, ["dog", ""]).count == cut_texts(tokenizer, []).count == 0
     assert cut_texts(tokenizer, ["\U0001f415" * 300, "\ud800"]).count == 1
+
+
+def test_of_very_many_texts_a_sample_is_counted(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_base("tiny").tokenize
+    asked = []
+    lengths = tokenizer.lengths
+    monkeypatch.setattr(type(tokenizer), "lengths", lambda self, texts: asked.append(len(texts)) or lengths(texts))
+    monkeypatch.setattr("vlkit.encoders.tokenizer.MOST_COUNTED", 100)
+    long_but_whole = "extraordinarily " * 5  # more bytes than the limit, fewer tokens
+    texts = [LONG, long_but_whole, "dog", long_but_whole] * 300
+    assert cut_texts(tokenizer, texts[:100]) == (25, 100, 48, 0)
+    found = cut_texts(tokenizer, texts)
+    assert (found.total, found.limit, found.sampled) == (1200, 48, 100) and found.count == pytest.approx(300, abs=60)
+    assert asked == [75, 100]
+    warn_of_cut_texts(tokenizer, texts, "captions")
+    assert f"about {found.count} of 1,200 captions (estimated from 100) are cut at 48 tokens" in caplog.text
 
 
 def test_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -126,4 +144,4 @@ def test_grounding_says_it(image: Path, caplog: pytest.LogCaptureFixture) -> Non
 def test_a_text_base_counts_whole_texts() -> None:
     base = load_text_base("tiny")
     assert base.lengths(["dog", "dog dog"]) == [2, 3]
-    assert cut_texts(Shorter(base.lengths, 2), ["dog", "dog dog", "dog"]) == (1, 3, 2)
+    assert cut_texts(Shorter(base.lengths, 2), ["dog", "dog dog", "dog"]) == (1, 3, 2, 0)

@@ -49,6 +49,7 @@ class Dataset:
     source: Any = None
     extra: dict[str, Any] = field(default_factory=dict)
     min_side: int | None = None
+    _ahead: dict[str, list[Record]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, root: str | Path, task: str | None = None) -> Dataset:
@@ -87,6 +88,9 @@ class Dataset:
         Raises:
             UserError: a record is wrong; the message names file, line and field.
         """
+        ahead = self._ahead.pop(split, None)
+        if ahead is not None:
+            return ahead
         records = []
         for line, record, problem in self.scan(split):
             if problem:
@@ -94,6 +98,10 @@ class Dataset:
                 raise UserError(f"{where}: {problem}")
             records.append(record)
         return records
+
+    def read_ahead(self, split: str) -> None:
+        """Read the records of a split now, for the next call of :meth:`records`. Errors as there."""
+        self._ahead[split] = self.records(split)
 
     def scan(self, split: str) -> Iterator[tuple[int, Record | None, str | None]]:
         """Yield ``(line number, record, problem)`` for every record; nothing is raised for a wrong record.

@@ -39,7 +39,7 @@ def reported_split(dataset: Dataset, data: Splits, held_out: bool = False) -> st
     if held_out and data.validation == VALIDATION and VALIDATION not in dataset.splits:
         needed = [data.train, test]
     for split in dict.fromkeys(needed):
-        dataset.records(split)
+        dataset.read_ahead(split)
     return test
 
 
