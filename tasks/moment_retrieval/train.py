@@ -82,6 +82,8 @@ class Config(CachedRunConfig):
     cache: bool | Path = True
     """Store the states of the frozen towers for each video on disk, in this folder or (true) in vlkit's cache folder;
     its size is logged first. Methods that train inside the base run without."""
+    before: bool = True
+    """Measure fixed windows, ranked by the base alone, on the test split before training, too; false starts sooner."""
     epochs: int = 4
     batch_size: int = 16
     """Queries per step, all processes together."""
@@ -119,12 +121,15 @@ def main(config: Config) -> None:
     post = resolved(config.windows, dataset.source)
     measured = (base, run.fabric, splits[config.data.validation], splits[test], post)
     # A method without cache may change the base's own modules: then the base is measured before it is built.
-    control = None if config.uses_cache else baseline_metrics(*measured)
+    control = baseline_metrics(*measured) if config.before and not config.uses_cache else None
 
     finder_model = build_model(base, config.adapter, config.head, has_moments)
     model = run.fabric.setup_module(finder_model)
     caches = {name: open_cache(run, config, own, finder_model, base, text) for name, own in splits.items()}
-    before, length = control or baseline_metrics(*measured, caches)
+    if config.before and control is None:
+        control = baseline_metrics(*measured, caches)
+    before, length = control or ({}, 0.0)
+    before_is = f"fixed windows of {length:g} s, ranked by the base alone"
     loader = training_batches(run, config, examples, finder_model, base, text)
     finder = MomentFinder(finder_model, text, run.fabric, post)
 
@@ -151,7 +156,7 @@ def main(config: Config) -> None:
         data={"name": dataset.name, "train queries": len(examples), "train videos": videos_of(examples)},
         columns={name: key for name, key in COLUMNS.items() if key in after},
         first_row=f"windows of {length:g} s",
-        more={"before_is": f"fixed windows of {length:g} s, ranked by the base alone", "fps": reader.fps, **post},
+        more={**({"before_is": before_is} if before else {}), "fps": reader.fps, **post},
     )
 
 

@@ -164,3 +164,9 @@ def test_wrong_input_is_named(script: str, words: tuple, named: str, dataset: Pa
 def test_missing_image_is_named(trained: Path, dataset: Path) -> None:
     line = refuse(PREDICT, "--model", trained, "--image", dataset / "nothing.png")
     assert "nothing.png: missing" in line
+
+
+def test_training_may_start_without_measuring_before(dataset: Path, tmp_path: Path):
+    call(TRAIN, "--data.root", dataset, "--output", tmp_path / "run", *QUICK, "--before", "false")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["before"] == {} and "before_is" not in metrics and metrics["after"]["cider"] >= 0

@@ -449,3 +449,9 @@ def test_other_data_is_measured_without_and_with_the_adapter(trained: Path, data
     call(EVALUATE, *options, "--mix", 0)
     assert json.loads((tmp_path / "m.json").read_text())["top1"] == pytest.approx(own["before"]["top1"])
     assert "--mix: a base alone" in refuse(EVALUATE, "--base", "tiny", "--data.root", dataset, "--mix", 0.5)
+
+
+def test_training_may_start_without_measuring_before(dataset, tmp_path):
+    call(TRAIN, "--data.root", dataset, "--output", tmp_path / "run", *QUICK, "--before", "false")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["before"] == {} and "before_is" not in metrics and metrics["after"]["top1"] >= 0

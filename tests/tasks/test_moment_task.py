@@ -247,3 +247,18 @@ def test_other_data_is_measured_without_and_with_the_adapter(run: Path, dataset:
     found = read_json(out)
     (other,) = found["also"].values()
     assert other["after"]["hl_map"] == pytest.approx(found["hl_map"]) and set(other["before"]) == set(other["after"])
+
+
+def test_training_may_start_without_measuring_before(dataset: Path, tmp_path: Path):
+    call(
+        "tasks/moment_retrieval/train.py",
+        "--data.root",
+        dataset,
+        "--output",
+        tmp_path / "run",
+        *SMALL,
+        "--before",
+        "false",
+    )
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["before"] == {} and "before_is" not in metrics and metrics["after"]["map"] >= 0

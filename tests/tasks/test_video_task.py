@@ -315,3 +315,9 @@ def test_other_data_is_measured_without_and_with_the_adapter(trained: Path, data
     assert other["before"]["rsum"] == pytest.approx(without["rsum"])
     with pytest.raises(UserError, match=r"dataset\.json"):
         call(EVALUATE, *options, "--also", tmp_path)
+
+
+def test_training_may_start_without_measuring_before(dataset: Path, tmp_path: Path):
+    call(TRAIN, "--data.root", dataset, "--output", tmp_path / "run", *QUICK, "--before", "false")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["before"] == {} and "before_is" not in metrics and metrics["after"]["rsum"] >= 0

@@ -50,15 +50,16 @@ class _WithStandIns(Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        import transformers
+        import transformers  # noqa: F401
 
-        own = [name for name in NAMES if name not in vars(transformers)]
-        vars(transformers).update({name: _Automatic(name, (), {}) for name in own})
+        names = sys.modules["transformers"].__dict__
+        own = [name for name in NAMES if name not in names]
+        names.update({name: _Automatic(name, (), {}) for name in own})
         try:
             self.loader.exec_module(module)
         finally:
             for name in own:
-                del vars(transformers)[name]
+                del names[name]
 
 
 class _Automatic(type):

@@ -169,12 +169,13 @@ def print_report(report: Report, folder: Path, columns: Mapping[str, str], befor
         report: the numbers.
         folder: the run folder.
         columns: heading -> metric; a cell is blank where a row lacks the metric.
-        before: name of the first row, which shows ``report.before``.
+        before: name of the first row, which shows ``report.before``; there is none if that is empty.
         note: text after the title of the table.
     """
     title = f"{report.split} split, percent" + (f", {note}" if note else "")
     table = Table("", *columns, title=title)
-    for name, metrics in ((before, report.before), (report.adapter["kind"], report.after)):
+    rows = [(before, report.before)] if report.before else []
+    for name, metrics in (*rows, (report.adapter["kind"], report.after)):
         table.add_row(name, *(f"{metrics[key]:.1f}" if key in metrics else "" for key in columns.values()))
     console = Console()
     console.print(table)
