@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-import vlkit
+from helpers.fresh_python import ROOT, python
 
-ROOT = Path(vlkit.__file__).parent.parent
 SCRIPT = """
 import inspect, sys
 from vlkit.cli.compiler import defer_compiler
@@ -25,11 +20,6 @@ optimizer.step()
 assert not isinstance(model, lightning_fabric.wrappers.OptimizedModule) and marked(3) == 6
 assert not {"torch._dynamo.eval_frame", "torch._inductor", "sympy"} & set(sys.modules)
 """
-
-
-def python(script: str) -> None:
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_libraries_are_imported_and_train_without_it() -> None:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
+from helpers.fresh_python import python
 
-import vlkit
-
-ROOT = Path(vlkit.__file__).parent.parent
 SCRIPT = """
 import sys
 from vlkit.cli.compiler import defer_compiler
@@ -20,11 +15,6 @@ base = load_base("tiny")
 assert base.text(base.tokenize(["a red ball"])).shape == (1, 192)
 assert "open_clip.hf_model" in sys.modules and "transformers.models" not in sys.modules
 """
-
-
-def python(script: str) -> None:
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_base_of_open_clip_is_loaded_without_it() -> None:
