@@ -30,7 +30,6 @@ from vlkit.errors import UserError
 from vlkit.files import write_json
 
 ROOT = Path(__file__).parents[1]
-MIB = 2**20
 HELD_OUT = 5_000
 """Images of the validation and of the test split of COCO."""
 WORDS = [*COLOURS, "a", "the", "with", "on", "of", "next", "to", "standing", "sitting", "street", "man", "table", "dog"]
