@@ -361,7 +361,7 @@ def test_moments_open_with_an_answer_whose_peak_is_in_the_true_interval(page, sh
     if "moment_retrieval" not in SHIPPED:
         assert_tells_how_to_train(page, "moment_retrieval")
         return
-    (sentence, windows), *_ = demo_album().about_films[0].queries
+    (_, sentence, windows), *_ = demo_album().longest_moments()
     assert page.locator("#moments-text textarea").input_value() == sentence
     line = page.locator("#moments-line svg")
     peak, length = float(line.get_attribute("data-peak")), float(line.get_attribute("data-seconds"))
@@ -370,6 +370,7 @@ def test_moments_open_with_an_answer_whose_peak_is_in_the_true_interval(page, sh
     points = [point.split(",") for point in line.locator("polyline").get_attribute("points").split()]
     top = min(points, key=lambda point: float(point[1]))
     assert float(top[0]) / 600 * length == pytest.approx(peak, abs=0.2)
+    wait_until(page, "document.querySelector('#moments-line img').naturalWidth == 8 * 98 - 2")  # eight square frames
     wait_until(page, "Math.abs(document.querySelector('#moments-summary video')?.duration - 10) < 1")
     page.locator("#moments-line button").first.click()
     start, _ = (read_clock(text) for text in page.locator("#moments-line button").first.inner_text().split(" to "))

@@ -67,6 +67,16 @@ class Album:
     about_clips: list[AlbumClip] = field(default_factory=list)
     about_films: list[AlbumFilm] = field(default_factory=list)
 
+    def longest_moments(self) -> list[tuple[str, str, list[tuple[int, int]]]]:
+        """(file, sentence, where it is true) of each film: its longest moment; the longest of all films comes first."""
+        asked = [(film.name, *max(film.queries, key=lambda query: _seconds(query[1]))) for film in self.about_films]
+        return sorted(asked, key=lambda row: -_seconds(row[2]))
+
+
+def _seconds(windows: list[tuple[int, int]]) -> int:
+    """Length of all windows together."""
+    return sum(end - start for start, end in windows)
+
 
 def demo_album() -> Album:
     """The album, in the cache folder; drawn on first use (a few seconds).
