@@ -85,7 +85,7 @@ def make(folder: Path, photographs: list[Path], count: int) -> None:
             sentences = [{"raw": f"{text} {number}", "sentid": 5 * number + k} for k, text in enumerate(texts)]
             about = {"filepath": split, "filename": name, "split": split, "cocoid": number, "imgid": number}
             images.append({**about, "sentences": sentences})
-    (folder / "dataset_coco.json").write_text(json.dumps({"dataset": "coco", "images": images}))
+    write_json(folder / "dataset_coco.json", {"dataset": "coco", "images": images})
 
 
 def prepared(folder: Path) -> dict[str, float]:
@@ -128,7 +128,7 @@ def quiet(script: Path, *words: Any) -> subprocess.Popen[bytes]:
 def reported(log: Path, count: int, process: subprocess.Popen[bytes]) -> dict[str, Any]:
     """Line ``count`` of a log, once it is there."""
     while process.poll() is None:
-        lines = log.read_text().splitlines() if log.exists() else []
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
         if len(lines) >= count and lines[count - 1].endswith("}"):
             return json.loads(lines[count - 1])
         time.sleep(0.05)
@@ -137,7 +137,11 @@ def reported(log: Path, count: int, process: subprocess.Popen[bytes]) -> dict[st
 
 def peak_of(pid: int) -> float:
     """Largest resident memory of a process so far, MiB; 0 once it has ended."""
-    lines = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM")]
+    lines = [
+        line
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+        if line.startswith("VmHWM")
+    ]
     return int(lines[0].split()[1]) / 1024 if lines else 0.0
 
 
