@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -129,4 +130,6 @@ def _home() -> Path:
 
 
 if __name__ == "__main__":
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(10)  # the imports of the process that waits for it are the longer part of the start
     demo_album()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from vlkit.cli.show import visible
 from vlkit.data.batches_ahead import THREADS, batches_ahead
@@ -17,6 +15,9 @@ from vlkit.data.manifest import Dataset
 from vlkit.data.records import Record
 from vlkit.data.tar_region import FIELD, read_region
 from vlkit.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def read_image(dataset: Dataset, record: Record) -> Image.Image:
@@ -74,6 +75,8 @@ def image_batches(
     sources: list[Any], open_one: Callable[[Any], Tensor], size: int, threads: int = THREADS
 ) -> Iterator[Tensor]:
     """Load images with a few threads, one batch ahead; yields [b, 3, H, W] in the order of ``sources``."""
+    import torch  # here, because scripts that only open or write images and videos do not need its seconds
+
     for _, images in batches_ahead(sources, open_one, size, threads):
         yield torch.stack(images)
 
