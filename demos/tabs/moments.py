@@ -103,7 +103,7 @@ def build(studio: Studio) -> None:
 
 def clip_of(video: str, parts: list[tuple[float, float]], folder: Path | None = None) -> Path:
     """The file with parts of a video one after the other, in ``folder`` or one that ends with the demo."""
-    path = _path(folder, video, parts, ".mp4")
+    path = _path(folder, ".mp4", video, parts)
     if not path.exists():
         write_summary(video, parts, path)
     return path
@@ -111,16 +111,16 @@ def clip_of(video: str, parts: list[tuple[float, float]], folder: Path | None = 
 
 def strip_of(video: str, seconds: float, folder: Path | None = None) -> str:
     """HTML of a video's film strip, whose file is in ``folder`` or one that ends with the demo."""
-    path = _path(folder, video, seconds, ".jpg")
+    path = _path(folder, ".jpg", video, seconds)
     if not path.exists():
         write_strip(video, seconds, path)
     return strip(path.read_bytes(), seconds)
 
 
-def _path(folder: Path | None, *about: Any) -> Path:
-    """A file that depends on a video and more; the last part is its suffix."""
+def _path(folder: Path | None, suffix: str, *about: Any) -> Path:
+    """A file that depends on a video and more."""
     name = hashlib.sha256(os.fsencode("|".join(map(str, about)))).hexdigest()[:24]
-    return (folder or Path(os.environ["GRADIO_TEMP_DIR"]) / "moments") / f"{name}{about[-1]}"
+    return (folder or Path(os.environ["GRADIO_TEMP_DIR"]) / "moments") / f"{name}{suffix}"
 
 
 def _named(rows: list[tuple[float, float, float]]) -> list[dict[str, float]]:

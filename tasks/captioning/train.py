@@ -103,10 +103,7 @@ def main(config: Config) -> None:
         columns=TASK.scores,
         first_row=before_is,
         note="blind" if config.head.blind else "",
-        more={
-            **({"before_is": f"consensus caption of the {before_is}"} if before else {}),
-            "head": asdict(config.head),
-        },
+        more={"before_is": f"consensus caption of the {before_is}", "head": asdict(config.head)},
     )
 
 

@@ -176,7 +176,7 @@ def main(config: Config) -> None:
         columns=TASK.scores,
         first_row=note,
         note=config.head.kind,
-        more={**({"before_is": note} if before else {}), "head": asdict(config.head), "shots": config.data.shots},
+        more={"before_is": note, "head": asdict(config.head), "shots": config.data.shots},
     )
 
 
@@ -185,7 +185,7 @@ def tested_split(dataset: Dataset, data: Data) -> str:
     if data.validation != NO_VALIDATION:
         return reported_split(dataset, data, held_out=True)
     for split in (data.train, data.test):
-        dataset.records(split)
+        dataset.read_ahead(split)
     return data.test
 
 

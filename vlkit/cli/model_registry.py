@@ -50,9 +50,9 @@ class _WithStandIns(Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        import transformers  # noqa: F401
+        import transformers
 
-        names = sys.modules["transformers"].__dict__
+        names = transformers.__dict__
         own = [name for name in NAMES if name not in names]
         names.update({name: _Automatic(name, (), {}) for name in own})
         try:

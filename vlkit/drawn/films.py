@@ -27,10 +27,10 @@ RATE = 6
 """Frames per second."""
 SHORTEST, LONGEST = 15, 45
 """Length of a film in clips of two seconds."""
-EVENT = (1, 16)
+EVENT = (1, 15)
 """Least and most clips of an event; every doubling of the length is equally likely."""
-LARGEST_PART = 1 / 3
-"""Largest share of a film that one event fills."""
+LEAST_PARTS = 3
+"""An event fills at most one of so many equal parts of a film."""
 BUSY = 0.7
 """Largest share of a film in which something happens."""
 ACTIONS = ("move", "grow", "shrink", "spin", "hop", "shake")
@@ -188,7 +188,7 @@ def _acts(
     for number, (thing, asked) in enumerate(actors):
         action, way = choose(rng, ACTIONS, (0.4, 0.12, 0.12, 0.12, 0.12, 0.12)), None
         for _ in range(2 if asked and rng.random() < 0.3 else 1):
-            length = _length(rng, min(EVENT[1], int(LARGEST_PART * clips)))
+            length = _length(rng, min(EVENT[1], clips // LEAST_PARTS))
             seconds = float(length * CLIP_SECONDS)
             story = perform(rng, scene, thing, [(action, (0.0, seconds))], list(scene.things))
             if story is None or length > room or way not in (None, story[1][0].way):

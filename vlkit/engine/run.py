@@ -95,16 +95,17 @@ class Run:
             model: the model with the best weights.
             adapter_config: content of ``vlkit_adapter.json``; its ``metrics`` are those of the adapted model.
             split: the split that ``before`` and the metrics were measured on.
-            before: metrics without the adapter.
+            before: metrics without the adapter; empty where they were not measured.
             memory: memory of one step (:func:`step_memory`).
             data: what the adapter was trained on, for the model card.
             columns, first_row, note: see :func:`vlkit.engine.report.print_report`.
-            more: further keys of ``metrics.json``.
+            more: further keys of ``metrics.json``; ``before_is`` says what ``before`` is, and is left out with it.
         """
         if not self.fabric.is_global_zero:
             return
         mix = side_mix(model)
         save_adapter(self.folder.path, model, {**adapter_config, **({} if mix == 1.0 else {"mix": mix})})
+        further = {name: value for name, value in (more or {}).items() if before or name != "before_is"}
         report = Report(
             task=self.task,
             base=adapter_config["base"],
@@ -114,7 +115,7 @@ class Run:
             after=adapter_config["metrics"],
             **costs(result, memory, self.fabric.device),
             seed=self.config.seed,
-            more={**(more or {}), **({} if result.mix == 1.0 else {"mix": result.mix})},
+            more={**further, **({} if result.mix == 1.0 else {"mix": result.mix})},
         )
         self.folder.write_report(report, data)
         for logger in self.loggers:

@@ -298,19 +298,17 @@ class MomentCollate:
 
     def __call__(self, examples: list[MomentExample]) -> MomentBatch:
         frames, texts, windows, saliency, positive, names = (list(column) for column in zip(*examples, strict=True))
-        places = {name: place for place, name in reversed(list(enumerate(names)))}  # of each video's first query
-        distinct = sorted(places.values())
-        videos = torch.tensor([distinct.index(places[name]) for name in names])
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}  # of the videos of this batch
         pad = torch.nn.utils.rnn.pad_sequence
         most = max(1, *(len(own) for own in windows))
         padded = torch.full((len(windows), most, 2), torch.inf)
         for row, own in zip(padded, windows, strict=True):
             row[: len(own)] = own
         return MomentBatch(
-            self.stack([frames[place] for place in distinct]),
+            self.stack([frames[names.index(name)] for name in numbers]),
             self.tokenize(texts),
             padded,
             pad(saliency, batch_first=True),
             torch.tensor(positive),
-            videos,
+            torch.tensor([numbers[name] for name in names]),
         )

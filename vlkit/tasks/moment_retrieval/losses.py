@@ -115,8 +115,8 @@ def same_moment(windows: Tensor, videos: Tensor) -> Tensor:
         videos: int64 [B].
     """
     start, end = windows.unbind(2)
-    one, other = (slice(None), None, slice(None), None), (None, slice(None), None, slice(None))
-    overlap = ((start[one] < end[other]) & (start[other] < end[one])).flatten(2).any(2)
+    before = start[:, None, :, None] < end[None, :, None, :]  # [B, B, W, W]: the first begins before the second ends
+    overlap = (before & before.permute(1, 0, 3, 2)).flatten(2).any(2)
     own = torch.eye(len(videos), dtype=torch.bool, device=videos.device)
     return overlap & (videos.unsqueeze(1) == videos) & ~own
 
