@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import parity
 from helpers import parity_joint, parity_sherl
 from helpers.sherl_pairs import PAIRS, assert_same, build, pair, run
 from helpers.towers import TOWERS
 from vlkit.adapters.base import AdaptedEncoder, Plain, busy_samples, even
+from vlkit.adapters.lean.opened import saved_packed
 from vlkit.adapters.lean.recompute import Lean
 from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.adapters.sherl.pooled import PooledSherlAdapter
 from vlkit.adapters.sherl.pooled_lean import LeanPooledSherlAdapter
 from vlkit.errors import UserError
 from vlkit.memory import saved_bytes
+from vlkit.number_formats import Packed
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 POOLED = [(tower, flavour) for tower, flavour in PAIRS if flavour.startswith("pooled")]
@@ -40,8 +43,31 @@ def test_lean_equals_plain_in_double_precision(tower: str, flavour: str, chunk: 
 
 @every_pair
 def test_lean_equals_plain_in_single_precision(tower: str, flavour: str) -> None:
-    plain, model, x = pair(tower, flavour, torch.float32)
+    plain, model, x = pair(tower, flavour, torch.float32, tap_dtype="fp32")
     assert_same(run(model, lambda: model(x).pooled), run(plain, lambda: plain(x).pooled), 1e-4)
+
+
+@pytest.mark.parametrize(("tower", "flavour", "rounds"), [("vit", "text", True), ("vit", "pooled", False)])
+def test_by_default_taps_on_tokens_are_saved_in_bf16(tower: str, flavour: str, rounds: bool) -> None:
+    chosen, exact, bf16 = (
+        run(model, lambda model=model, x=x: model(x).pooled)
+        for _, model, x in (pair(tower, flavour, torch.float32, tap_dtype=name) for name in ("auto", "fp32", "bf16"))
+    )
+    assert torch.equal(chosen[0], exact[0])
+    assert distance(chosen, bf16 if rounds else exact) == 0 < distance(exact, bf16) < 0.05
+
+
+def test_a_second_run_holds_no_opened_tap() -> None:
+    """Else all taps of a chunk would be held twice, and the wider copy in full."""
+    packed = Packed(torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)), "int8")
+    linear, opened = nn.Linear(8, 3), packed.open()
+    with saved_packed(opened, packed):
+        output = linear(opened).square()
+    gone = weakref.ref(opened)
+    expected = torch.autograd.grad(linear(opened).square().sum(), linear.weight)[0]
+    del opened
+    assert gone() is None
+    assert torch.equal(torch.autograd.grad(output.sum(), linear.weight)[0], expected)
 
 
 @pytest.mark.parametrize(("tower", "flavour"), POOLED)
@@ -153,7 +179,7 @@ def test_nothing_is_kept_without_gradient(flavour: str) -> None:
 @pytest.mark.parametrize(("tower", "flavour"), [("vit", "pooled"), ("vit", "text"), ("resnet", "conv")])
 def test_taps_of_another_number_format_can_be_finished(tower: str, flavour: str) -> None:
     """As a cache of taps keeps them."""
-    plain, model, x = pair(tower, flavour, torch.float32)
+    plain, model, x = pair(tower, flavour, torch.float32, tap_dtype="fp32")
     stream, taps = model.read(x)
     stored = [tap.replace(hidden=tap.hidden.bfloat16()) for tap in taps]
     rounded = [tap.replace(hidden=tap.hidden.float()) for tap in stored]

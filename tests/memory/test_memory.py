@@ -272,8 +272,8 @@ def test_steps_of_vit_b_32_stay_near_the_memory_of_inference():
     limits = [
         (SherlOptions(), 1.4, 0.03),
         (SherlOptions(tap_dtype="int8", early_chunk=8), 0.8, 0.008),
-        (SherlOptions(handoff="tokens"), 3.0, 0.07),
-        (SherlOptions(handoff="tokens", tap_dtype="int8", early_chunk=8), 1.4, 0.02),
+        (SherlOptions(handoff="tokens"), 1.5, 0.035),
+        (SherlOptions(handoff="tokens", tap_dtype="int8", early_chunk=8), 1.1, 0.02),
     ]
     for options, peak_limit, kept_limit in limits:
         memory = bench.memory(bench.model(options), 32)

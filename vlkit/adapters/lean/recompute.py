@@ -12,17 +12,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from vlkit.adapters.lean.opened import saved_packed
 from vlkit.encoders.staged import Stream
 from vlkit.number_formats import NumberFormat, Packed
 
 Route = Iterable[tuple[int | None, Stream]]
 """The early route of a chunk, yielded block by block: (tap number or None, stream); the last one is the hand-off."""
+
+
+TapFormat = NumberFormat | Literal["auto"]
+"""Number format of saved taps; auto: bf16, and in double precision the taps as they are."""
 
 
 class Reducer(Protocol):
@@ -80,9 +86,9 @@ class Lean:
     busy: ClassVar[Mapping[str, int]] = {"cpu": 320_000, "cuda": 3_000_000}
 
     chunk: int | Literal["auto"]
-    tap_dtype: NumberFormat
+    tap_dtype: TapFormat
 
-    def __init__(self, chunk: int | Literal["auto"] = "auto", tap_dtype: NumberFormat = "fp32") -> None:
+    def __init__(self, chunk: int | Literal["auto"] = "auto", tap_dtype: TapFormat = "fp32") -> None:
         if chunk != "auto" and chunk < 0:
             raise ValueError(f"chunks of {chunk} samples: give 1 or more, 0 for the whole batch, or 'auto'")
         self.chunk, self.tap_dtype = chunk, tap_dtype
@@ -103,18 +109,19 @@ class Lean:
             ends.append(end.replace(hidden=None, pooled=None))
             del end
 
+        dtype = _dtype(adapter)
+
         def second_run(piece: Piece) -> Tensor:
-            *taps, stream = (stream.to(_dtype(adapter, stream)) for stream in piece.open())
             with lent(buffers):
-                reduced = [adapter.reduce(i, tap) for i, tap in enumerate(taps)]
-                return getattr(model.rest(reduced, stream), field)
+                reduced = [piece.read(i, partial(adapter.reduce, i), dtype) for i in range(len(piece) - 1)]
+                return getattr(model.rest(reduced, piece.open(-1, dtype)), field)
 
         outputs = attach(second_run, pieces, outputs, owner=adapter)
         return [end.replace(**{field: output}) for end, output in zip(ends, outputs, strict=True)]
 
     def _first_run(self, route: Route, model: Behind) -> tuple[Piece | None, Stream]:
         """Run a chunk from start to end without a graph; returns what to save and the final stream."""
-        adapter, piece, reduced = model.adapter, None, []
+        adapter, piece, reduced, dtype = model.adapter, None, [], _dtype(model.adapter)
         trains = torch.is_grad_enabled()
         with torch.no_grad():
             for number, stream in route:
@@ -123,23 +130,24 @@ class Lean:
                 if number is not None:
                     if piece is not None:
                         piece.add(stream)
-                    reduced.append(adapter.reduce(number, stream.to(_dtype(adapter, stream))))
+                    reduced.append(adapter.reduce(number, _cast(stream, dtype)))
             if piece is not None:
                 piece.add(stream)
                 piece.close()
-            return piece, model.rest(reduced, stream.to(_dtype(adapter, stream)))
+            return piece, model.rest(reduced, _cast(stream, dtype))
 
     # --- adapters that mix samples ---
 
     def _coupled(self, routes: Iterable[Route], model: Behind) -> list[Stream]:
         """Early route in chunks, adapter on the whole batch, late route in chunks."""
         adapter: Any = model.adapter
+        dtype = _dtype(adapter)
         gathered, streams, states = [], [], []
         with torch.no_grad():
             for route in routes:
                 taps: list[Tensor] = []
                 for number, state in route:
-                    stream = state.to(_dtype(adapter, state))
+                    stream = _cast(state, dtype)
                     if number is not None:
                         taps.append(stream.hidden)
                 gathered.append(adapter.gather(taps, stream.hidden))
@@ -176,7 +184,7 @@ class Lean:
             piece.close()
 
         def second_run(piece: Piece) -> Tensor:
-            *maps, last = (stream.hidden for stream in piece.open())
+            *maps, last = (piece.open(i).hidden for i in range(len(piece)))
             with lent(buffers):  # batch norm has already counted this batch
                 return adapter.merge_gathered(maps, last)
 
@@ -194,9 +202,9 @@ class Piece:
         conditions: conditions of the first run.
     """
 
-    _tap_dtype: NumberFormat
+    _tap_dtype: TapFormat
 
-    def __init__(self, tap_dtype: NumberFormat, conditions: Conditions) -> None:
+    def __init__(self, tap_dtype: TapFormat, conditions: Conditions) -> None:
         self._tap_dtype, self.conditions = tap_dtype, conditions
         self._streams: list[tuple[Stream, Tensor | Packed]] = []
         self._newest: Tensor | None = None
@@ -207,7 +215,10 @@ class Piece:
         if hidden is self._newest:
             packed = self._streams[-1][1]
         else:
-            packed = hidden if self._tap_dtype == "fp32" else Packed(hidden, self._tap_dtype)
+            chosen = self._tap_dtype
+            if chosen == "auto":
+                chosen = "fp32" if hidden.dtype == torch.float64 else "bf16"
+            packed = hidden if chosen == "fp32" else Packed(hidden, chosen)
         self._newest = hidden
         self._streams.append((stream.replace(hidden=None), packed))
 
@@ -215,10 +226,22 @@ class Piece:
         """Drop the reference to the newest unpacked state."""
         self._newest = None
 
-    def open(self) -> list[Stream]:
-        """The streams in the order they were added."""
-        opened = ((stream, packed.open() if isinstance(packed, Packed) else packed) for stream, packed in self._streams)
-        return [stream.replace(hidden=hidden) for stream, hidden in opened]
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def open(self, place: int, dtype: torch.dtype | None = None) -> Stream:
+        """The stream that was added at ``place``, in ``dtype`` (default: its own)."""
+        stream, packed = self._streams[place]
+        return _cast(stream.replace(hidden=packed.open() if isinstance(packed, Packed) else packed), dtype)
+
+    def read(self, place: int, function: Callable[[Stream], Any], dtype: torch.dtype | None = None) -> Any:
+        """``function`` of a stream; where it would save the opened state for backward, it saves the packed one."""
+        stream, packed = self._streams[place]
+        if not isinstance(packed, Packed):
+            return function(self.open(place, dtype))
+        opened = packed.open(dtype)
+        with saved_packed(opened, packed):
+            return function(stream.replace(hidden=opened))
 
 
 class LatePiece(NamedTuple):
@@ -289,9 +312,13 @@ def lent(saved: Buffers) -> Iterator[None]:
             owner._buffers.update(buffers)
 
 
-def _dtype(adapter: Reducer, stream: Stream) -> torch.dtype:
-    """The dtype of adapter and late route; a cache may store taps in a different one."""
-    return next((p.dtype for p in adapter.parameters()), stream.hidden.dtype)
+def _dtype(adapter: Reducer) -> torch.dtype | None:
+    """The dtype of adapter and late route; a cache may store taps in a different one. None: without parameters."""
+    return next((p.dtype for p in adapter.parameters()), None)
+
+
+def _cast(stream: Stream, dtype: torch.dtype | None) -> Stream:
+    return stream if dtype is None else stream.to(dtype)
 
 
 # --- a graph whose backward recomputes its outputs ---
@@ -318,7 +345,7 @@ def attach(
     if not torch.is_grad_enabled():
         return tuple(outputs)
     parameters = [p for p in owner.parameters() if p.requires_grad] if owner is not None else []
-    return _Again.apply(second_run, pieces, outputs, len(inputs or ()), *(inputs or ()), *parameters)
+    return _Again.apply(second_run, owner, pieces, outputs, len(inputs or ()), *(inputs or ()), *parameters)
 
 
 class _Again(torch.autograd.Function):
@@ -326,12 +353,13 @@ class _Again(torch.autograd.Function):
     def forward(
         ctx: Any,
         second_run: Callable[..., Tensor],
+        owner: nn.Module | None,
         pieces: list[Any],
         outputs: list[Tensor],
         inputs: int,
         *leaves: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.second_run, ctx.pieces, ctx.inputs = second_run, pieces, inputs
+        ctx.second_run, ctx.owner, ctx.pieces, ctx.inputs = second_run, owner, pieces, inputs
         ctx.save_for_backward(*leaves)  # includes parameters, so that autograd detects changes before backward
         ctx.set_materialize_grads(False)
         return tuple(outputs)
@@ -342,25 +370,42 @@ class _Again(torch.autograd.Function):
         if ctx.pieces is None:
             raise RuntimeError("the lean route frees its saved tensors during backward: backward can run only once")
         saved = ctx.saved_tensors  # read once: inside torch's checkpoint a second access is an error
-        inputs, parameters = saved[: ctx.inputs], saved[ctx.inputs :]
         pieces, ctx.pieces = ctx.pieces, None
-        found: list[Tensor | None] = [None] * (len(inputs) + len(parameters))
-        for i, gradient in enumerate(gradients):
-            piece, pieces[i] = pieces[i], None
-            if gradient is None:
-                continue
-            own = [inputs[i].detach().requires_grad_()] if inputs else []
-            with torch.enable_grad(), piece.conditions.again():
-                output = ctx.second_run(piece, *own)
-            del piece
-            news = list(torch.autograd.grad(output, [*own, *parameters], gradient, allow_unused=True))
-            del output
-            if own:
-                found[i] = news.pop(0)
-            for place, new in enumerate(news, start=len(inputs)):
-                if new is not None:
-                    old = found[place]
-                    found[place] = new if old is None else old.add_(new)
-                    del old
-            del news
-        return None, None, None, None, *found
+        found: list[Tensor | None] = [None] * ctx.inputs
+        with lent_leaves(ctx.owner) as leaves:
+            for i, gradient in enumerate(gradients):
+                piece, pieces[i] = pieces[i], None
+                if gradient is None:
+                    continue
+                own = [saved[i].detach().requires_grad_()] if ctx.inputs else []
+                with torch.enable_grad(), piece.conditions.again():
+                    output = ctx.second_run(piece, *own)
+                del piece
+                # Adds to each leaf's gradient as soon as it is known: there are never two for every weight.
+                torch.autograd.backward(output, gradient, inputs=[*own, *leaves])
+                del output
+                if own:
+                    found[i] = own[0].grad
+        return None, None, None, None, None, *found, *(leaf.grad for leaf in leaves)
+
+
+@contextlib.contextmanager
+def lent_leaves(owner: nn.Module | None) -> Iterator[list[Tensor]]:
+    """Inside the context, the trained parameters of ``owner`` are leaves of their own that share the values.
+
+    Their ``grad`` adds up without touching that of the parameters, and without their hooks (data-parallel training
+    starts to reduce a gradient when a parameter gets one).
+    """
+    trained = [] if owner is None else [p for p in owner.parameters() if p.requires_grad]
+    leaves = [p.detach().requires_grad_() for p in trained]
+    leaf_of = {id(p): leaf for p, leaf in zip(trained, leaves, strict=True)}
+    modules = [] if owner is None else list(owner.modules())
+    places = [(m._parameters, name, p) for m in modules for name, p in m._parameters.items() if id(p) in leaf_of]
+    entries: dict[str, Any]
+    try:
+        for entries, name, p in places:
+            entries[name] = leaf_of[id(p)]
+        yield leaves
+    finally:
+        for entries, name, p in places:
+            entries[name] = p

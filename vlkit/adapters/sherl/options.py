@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from vlkit.adapters.base import AdaptedEncoder, Chunk, Plain, Runner
 from vlkit.adapters.facts import Reads
 from vlkit.adapters.handoff import Handoff, TwoHandoffs
-from vlkit.adapters.lean.recompute import Lean
+from vlkit.adapters.lean.recompute import Lean, TapFormat
 from vlkit.adapters.saved.mode import Saved, saved_option
 from vlkit.adapters.sherl.conv import ConvSherlAdapter
 from vlkit.adapters.sherl.pooled import PooledSherlAdapter
@@ -19,7 +19,6 @@ from vlkit.encoders.staged import StagedEncoder
 from vlkit.encoders.towers.hf_text import HfText
 from vlkit.encoders.towers.t5 import T5Decoder
 from vlkit.errors import UserError
-from vlkit.number_formats import NumberFormat
 
 
 @dataclass
@@ -58,8 +57,10 @@ class SherlOptions(TwoHandoffs):
     early_chunk: Chunk = "auto"
     """Samples that run through the frozen part at once; 0 = the whole batch, auto = the smallest chunk that uses the
     device fully."""
-    tap_dtype: NumberFormat = "fp32"
-    """Number format of the taps saved for backward. The forward is always exact; bf16 and int8 round the gradient."""
+    tap_dtype: TapFormat = "auto"
+    """Number format of the taps saved for backward. The forward is always exact; bf16 and int8 round the gradient.
+    auto: bf16 on tokens, where taps are most of what a step saves (not in double precision); fp32 for the pooled
+    embedding."""
     keep: Keep = "auto"
     """Which values of a tap are saved (pooled only): active = values with a gradient; all = every value, which avoids
     a device synchronisation on a GPU; auto = active on the CPU, all on CUDA."""
@@ -122,7 +123,8 @@ class SherlOptions(TwoHandoffs):
         what = widths, encoder.out_dim, hidden, layers, self.base_gate, self.init
         if not self.lean:
             return PooledSherlAdapter(*what)
-        return LeanPooledSherlAdapter(*what, tap_dtype=self.tap_dtype, keep=self.keep)
+        taps = "fp32" if self.tap_dtype == "auto" else self.tap_dtype
+        return LeanPooledSherlAdapter(*what, tap_dtype=taps, keep=self.keep)
 
     def _tokens(self, encoder: StagedEncoder) -> SherlAdapter | ConvSherlAdapter:
         late = 1 if self.late is None else self.late
