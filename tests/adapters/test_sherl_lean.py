@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import parity
 from helpers import parity_joint, parity_sherl
 from helpers.sherl_pairs import PAIRS, assert_same, build, pair, run
-from helpers.towers import TOWERS
+from helpers.towers import SPATIAL, TOWERS
 from vlkit.adapters.base import AdaptedEncoder, Plain, busy_samples, even
 from vlkit.adapters.lean.opened import saved_packed
 from vlkit.adapters.lean.recompute import Lean
@@ -273,3 +273,16 @@ def test_parts_that_do_not_train_get_no_gradient(flavour: str) -> None:
     assert all(p.grad is None for p in frozen.parameters()) and found
     model.adapter.requires_grad_(False)
     assert not model(x).pooled.requires_grad
+
+
+@pytest.mark.parametrize("tower", sorted(SPATIAL))
+def test_a_cache_stores_grids_in_the_size_of_the_deepest(tower: str) -> None:
+    """Half of a pooled map, which pooling gives back in full: bit for bit what the raw map gives."""
+    _, model, x = pair(tower, "conv")
+    stream, stored = model.read(x)
+    size = stream.hidden.shape[-2:]
+    with torch.no_grad():
+        raw = [tap for number, tap in model._early(x) if number is not None]
+    for reducer, tap, other in zip(model.adapter.reducers, raw, stored, strict=True):
+        assert other.hidden.shape[-2:] == size
+        assert torch.equal(reducer.pool(other.hidden, size), reducer.pool(tap.hidden, size))

@@ -183,12 +183,13 @@ class AdaptedEncoder(nn.Module):
         return self._run(self._early(chunk) for chunk in self._chunks(x))
 
     def read(self, x: Any) -> tuple[Stream, list[Stream]]:
-        """Run only the early route, without gradient: the stream at the hand-off and the raw taps (cacheable)."""
+        """Run only the early route, without gradient: the stream at the hand-off and the taps, as a cache stores
+        them (:meth:`Adapter.compact`)."""
         taps = []
         for number, stream in self._early(x):
             if number is not None:
                 taps.append(stream)
-        return stream, taps
+        return stream, self.adapter.compact(taps, stream)
 
     def finish(self, stream: Stream, taps: Sequence[Stream]) -> Encoded:
         """Run adapter and late route on the result of :meth:`read` in one chunk; ``forward(x) == finish(*read(x))``."""

@@ -32,6 +32,18 @@ class Adapter(nn.Module):
         """Reduce tap number ``index`` (a position in ``layers``) to the tensor that :meth:`merge` needs."""
         return tap
 
+    def compact(self, taps: list[Stream], stream: Stream) -> list[Stream]:
+        """The taps as a cache stores them: whatever the weights do not change may already be done, or left out.
+
+        Args:
+            taps: K raw taps, shallow to deep.
+            stream: the stream at the hand-off.
+
+        Returns:
+            K streams from which :meth:`reduce` and :meth:`merge` compute exactly what they compute from the raw taps.
+        """
+        return taps
+
     def merge(self, reduced: list[Any], last: Tensor, stream: Stream) -> Tensor | Stream:
         """Fold the reduced taps into ``last``.
 

@@ -57,6 +57,14 @@ class ConvSherlAdapter(Adapter):
         """Return the grid [B, C, h, w] unchanged: only :meth:`merge` knows the deepest size."""
         return tap.hidden
 
+    def compact(self, taps: list[Stream], stream: Stream) -> list[Stream]:
+        """Maps of the deepest size, up to 256 times smaller than the first map of a tower.
+
+        Half of a pooled map stands for the map: pooling a map of the deepest size doubles it.
+        """
+        pooled = self.gather([tap.hidden for tap in taps], stream.hidden)
+        return [tap.replace(hidden=x / 2) for tap, x in zip(taps, pooled, strict=True)]
+
     def merge(self, reduced: list[Tensor], last: Tensor, stream: Stream) -> Tensor:
         """[B, C, n, n], the shape of ``last``; ``reduced`` are K grids."""
         return self.merge_gathered(self.gather(reduced, last), last)
