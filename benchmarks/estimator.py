@@ -37,6 +37,7 @@ METHODS = {
     "SHERL, all values kept, int8 taps, chunks of 2": SherlOptions(keep="all", tap_dtype="int8", early_chunk=2),
     "SHERL, plain autograd": SherlOptions(lean=False),
     "SHERL on tokens": SherlOptions(handoff="tokens"),
+    "SHERL on tokens, fp32 taps": SherlOptions(handoff="tokens", tap_dtype="fp32"),
     "SHERL on tokens, int8 taps, chunks of 2": SherlOptions(handoff="tokens", tap_dtype="int8", early_chunk=2),
     "UniPT": UniptOptions(),
     "LST": LstOptions(),

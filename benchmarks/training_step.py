@@ -60,6 +60,8 @@ VARIANTS = {
     "SHERL, batch at once": SherlOptions(early_chunk=0),
     **{f"SHERL, chunks of {count}": SherlOptions(early_chunk=count) for count in (16, 32, 64, 128)},
     "SHERL, int8 taps, batch at once": SherlOptions(tap_dtype="int8", early_chunk=0),
+    "SHERL on tokens, fp32 taps": SherlOptions(handoff="tokens", tap_dtype="fp32"),
+    "SHERL on tokens, int8 taps": SherlOptions(handoff="tokens", tap_dtype="int8"),
     "SHERL on tokens, batch at once": SherlOptions(handoff="tokens", early_chunk=0),
     **{
         f"SHERL on tokens, chunks of {count}": SherlOptions(handoff="tokens", early_chunk=count)
@@ -196,7 +198,7 @@ def draw(path: Path, table: dict[str, Any]) -> None:
             x, y = row["peak_bytes"] / row["inference_peak_bytes"], row["time_over_inference"]
             ours, place = row["method"].startswith("SHERL"), list(METHODS | VARIANTS).index(row["method"])
             color = "#0072B2" if ours else "#D55E00"
-            axes.scatter(x, y, color=color, marker=MARKERS[place], s=50, alpha=0.8, label=row["method"])
+            axes.scatter(x, y, color=color, marker=MARKERS[place % len(MARKERS)], s=50, alpha=0.8, label=row["method"])
         axes.axvline(1, color="grey", linestyle="--", linewidth=1)
         axes.set(xscale="log", xlabel="peak memory of a step / inference (log)", ylabel="time of a step / inference")
         axes.set_title(f"{key[0]}, {key[1]} pairs of {key[2]} tokens\n{table['machine']}", fontsize=10)

@@ -53,7 +53,7 @@ from vlkit.tasks.vqa.data import (
 from vlkit.tasks.vqa.evaluate import Answerer, columns_of, evaluate_split, prior_metrics
 from vlkit.tasks.vqa.heads import VQA_HEADS
 from vlkit.tasks.vqa.losses import answer_bce, answer_softmax
-from vlkit.tasks.vqa.model import HeadOptions, Model, adapter_config, build_model, identity_of
+from vlkit.tasks.vqa.model import HeadOptions, Model, adapter_config, build_model, identity_of, with_defaults_of
 from vlkit.tasks.vqa.task import TASK
 
 
@@ -103,7 +103,7 @@ class Config(CachedRunConfig):
     adapter: Any = kinds(ADAPTERS, "sherl")
     head: Any = kinds(VQA_HEADS, "classify")
     fusion: FusionOptions = field(default_factory=lambda: FusionOptions(layers=2, dropout=0.0, match=True))
-    epochs: int = 3
+    epochs: int = 4
     batch_size: int = 32
     """Images per step with their questions, all processes together."""
     lr: float = 2e-3
@@ -134,7 +134,8 @@ def main(config: Config) -> None:
     examples = ImageQuestions(dataset, config.data.train, transform, config.data.per_picture)
     warn_of_cut_texts(text, examples.texts, "training questions")
 
-    answer_model = build_model(base, text, config.adapter, config.head, config.fusion, len(vocabulary))
+    adapter = with_defaults_of(config.head, config.adapter)
+    answer_model = build_model(base, text, adapter, config.head, config.fusion, len(vocabulary))
     model = run.fabric.setup_module(answer_model)
     collate = QuestionCollate(text.tokenize, targets_of(dataset, config.head, text, vocabulary))
     warn_of_answers(dataset, config, test, text, vocabulary)
@@ -151,7 +152,7 @@ def main(config: Config) -> None:
         return evaluate_split(Answerer(answer_model, base, text, config.head, vocabulary, run.fabric), dataset, split)
 
     single = partial(ImageQuestions, dataset, config.data.train, transform, per_picture=1)
-    prepare(run, config.adapter, answer_model, single, collate, loss_of)
+    prepare(run, adapter, answer_model, single, collate, loss_of)
     towers = identity_of(base, text, config.head)
     identity = {"base": towers, **data_identity(dataset, config.data.train, config.data.validation, answers=vocabulary)}
     result = fit(run, model, loader, loss_of, evaluate, primary="accuracy", identity=identity)
@@ -161,7 +162,7 @@ def main(config: Config) -> None:
     run.finish(
         result,
         answer_model,
-        adapter_config(base, text, config.adapter, config.head, config.fusion, vocabulary, after),
+        adapter_config(base, text, adapter, config.head, config.fusion, vocabulary, after),
         split=test,
         before=before,
         memory=step_memory(run, answer_model, loader, loss_of),

@@ -19,6 +19,14 @@ Model = AnswerClassifier | AnswerGenerator | ImageWriter
 HeadOptions = ClassifyOptions | GenerateOptions
 
 
+def with_defaults_of(head: HeadOptions, adapter: MethodOptions) -> MethodOptions:
+    """The options of a new model's method: a classifier reads the cells of the image, a writer has stacks of its own.
+
+    An adapter folder records them, so that a folder from before keeps the options that it was trained with.
+    """
+    return adapter.for_cells() if isinstance(head, ClassifyOptions) else adapter
+
+
 def build_model(
     base: ClipBase, text: TextSide, adapter: MethodOptions, head: HeadOptions, fusion: FusionOptions, answers: int
 ) -> Model:
