@@ -21,13 +21,13 @@ from torch.autograd.function import once_differentiable
 
 from vlkit.adapters.lean.opened import saved_packed
 from vlkit.encoders.staged import Stream
-from vlkit.number_formats import NumberFormat, Packed
+from vlkit.number_formats import Packed
 
 Route = Iterable[tuple[int | None, Stream]]
 """The early route of a chunk, yielded block by block: (tap number or None, stream); the last one is the hand-off."""
 
 
-TapFormat = NumberFormat | Literal["auto"]
+TapFormat = Literal["auto", "fp32", "bf16", "int8"]
 """Number format of saved taps; auto: bf16, and in double precision the taps as they are."""
 
 
