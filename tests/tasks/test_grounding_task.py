@@ -136,7 +136,8 @@ def test_boxes_start_at_the_cells_and_everything_trains():
         grounding_loss(found, target, torch.ones(2, 1, dtype=torch.bool), BoxLoss())["loss"].backward()
         optimizer.step()
     idle = {name for name, p in model.named_parameters() if p.requires_grad and not (p.grad.abs().sum() > 0)}
-    assert {name for name in idle if "adapter.aggregator" not in name} == set()
+    # A bias that every cell gets cancels in the softmax of the heat map: its gradient is zero but for rounding.
+    assert {name for name in idle if "adapter.aggregator" not in name} - {"head.thing.bias"} == set()
     assert all(p.grad is None for p in model.image.base.parameters())
 
 
