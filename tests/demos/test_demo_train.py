@@ -75,7 +75,7 @@ def test_two_models_answer_one_question_and_find_one_phrase(browser, server, sho
     # It opens answered, by the adapter and by the base alone.
     base = wait_for_sides(page, client, image, asked, "zero-shot tiny")
     page.locator("#compare-ask-left-facts", has_text="MiB of saved activations (predicted)").wait_for()
-    assert "781,025 parameters trained" in page.locator("#compare-ask-left-facts").inner_text()
+    assert "818,465 parameters trained" in page.locator("#compare-ask-left-facts").inner_text()
     page.locator("#compare-ask-right-facts", has_text="nothing was trained").wait_for()
     page.screenshot(path=shots / f"compare_ask_{size['width']}.png", full_page=True)
     page.locator("#compare-ask-right input").click()
