@@ -16,6 +16,7 @@ from test_demo_browser import DESK, PATIENCE, PHONE, browser, grounded, iou, ope
 from helpers.browser import choose_file
 from helpers.demo_server import DemoServer, demo_server
 from helpers.scripts import load_script
+from helpers.shipped import trained_parameters
 from vlkit.cli.config import parse
 from vlkit.drawn.album import demo_album
 from vlkit.drawn.dice import Dice
@@ -75,7 +76,7 @@ def test_two_models_answer_one_question_and_find_one_phrase(browser, server, sho
     # It opens answered, by the adapter and by the base alone.
     base = wait_for_sides(page, client, image, asked, "zero-shot tiny")
     page.locator("#compare-ask-left-facts", has_text="MiB of saved activations (predicted)").wait_for()
-    assert "818,465 parameters trained" in page.locator("#compare-ask-left-facts").inner_text()
+    assert f"{trained_parameters('vqa'):,} parameters trained" in page.locator("#compare-ask-left-facts").inner_text()
     page.locator("#compare-ask-right-facts", has_text="nothing was trained").wait_for()
     page.screenshot(path=shots / f"compare_ask_{size['width']}.png", full_page=True)
     page.locator("#compare-ask-right input").click()
