@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import nn
+from timm.layers import Conv2dSame, ScaledStdConv2dSame
+from torch import Tensor, nn
+from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
+from transformers.models.m2m_100.modeling_m2m_100 import M2M100ScaledWordEmbedding
 
 import vlkit
 from helpers import tiny
 from helpers.scripts import call, refuse
+from helpers.towers import TOWERS
 from vlkit.adapters import ADAPTERS
 from vlkit.data.manifest import write_dataset
+from vlkit.encoders import stored_layers
+from vlkit.encoders.families import FAMILIES
 from vlkit.encoders.load import load_base, load_text_base
-from vlkit.encoders.stored_layers import StoredEmbedding, StoredLinear, store_weights
+from vlkit.encoders.stage import stage_hf, stage_vision
+from vlkit.encoders.staged import StagedEncoder
+from vlkit.encoders.stored_layers import StoredLinear, store_weights, stored_layer, with_open_weights
 from vlkit.encoders.stored_weights import NF4, StoredWeight, count_values, named_format, stored_format, with_format
+from vlkit.encoders.towers.timm_vision import BareTimm
 from vlkit.errors import UserError
 from vlkit.memory import saved_bytes, shape_base
 from vlkit.tasks.retrieval.model import build_model
@@ -72,8 +84,83 @@ def test_a_table_opens_only_the_rows_that_are_looked_up():
     torch.manual_seed(0)
     plain, ids = nn.Embedding(500, 64), torch.tensor([[3, 499], [0, 3]])
     for form in ERRORS:
-        table = StoredEmbedding(plain, form)
+        table = stored_layer(plain, form)
         torch.testing.assert_close(table(ids), table.weight[ids], rtol=0, atol=0)
+
+
+class Doubled(nn.Linear):
+    """A layer with a forward and a buffer of its own, as those of libraries have."""
+
+    def __init__(self) -> None:
+        super().__init__(64, 80)
+        self.register_buffer("factor", torch.tensor(2.0), persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * self.factor
+
+
+OWN_FORWARD = {
+    "padding of TensorFlow": (lambda: Conv2dSame(8, 80, 3, stride=2, bias=False), lambda: torch.randn(2, 8, 16, 16)),
+    "standardised": (
+        lambda: ScaledStdConv2dSame(8, 80, 3, stride=2, padding="same"),
+        lambda: torch.randn(2, 8, 16, 16),
+    ),
+    "scaled": (lambda: M2M100ScaledWordEmbedding(90, 64, 1, 8.0), lambda: torch.tensor([[3, 89, 1]])),
+    "scaled by a buffer": (lambda: Gemma3TextScaledWordEmbedding(90, 64, 1, 8.0), lambda: torch.tensor([[3, 89, 1]])),
+    "linear": (Doubled, lambda: torch.randn(2, 5, 64)),
+}
+
+
+@pytest.mark.parametrize("form", ["bf16", "int8", "nf4"])
+@pytest.mark.parametrize("name", OWN_FORWARD)
+def test_a_subclass_keeps_its_own_forward(name: str, form):
+    torch.manual_seed(0)
+    make, inputs = OWN_FORWARD[name]
+    layer, x = make().requires_grad_(False), inputs()
+    owner = nn.Sequential(layer)
+    store_weights(owner, form)
+    assert owner[0] is not layer and stored_format(owner) == form
+    found, copied = owner(x), copy.deepcopy(owner)(x)
+    opened = with_open_weights(owner)
+    assert type(opened[0]) is type(layer)
+    layer.weight.copy_(owner[0].weight)
+    for same in (copied, opened(x)):
+        torch.testing.assert_close(same, found, rtol=0, atol=0)
+    torch.testing.assert_close(found, layer(x))
+
+
+def convolutional(name: str) -> StagedEncoder:
+    return stage_vision(BareTimm(timm.create_model(name, num_classes=0)))
+
+
+def whole_towers() -> dict[str, tuple[Callable[[], StagedEncoder], Callable[[], Tensor]]]:
+    """Towers of every family, each with a batch for it; two pad as TensorFlow does, which trained their weights."""
+    padded = ("tf_efficientnet_lite0", "tf_mobilenetv3_small_minimal_100")
+    texts = {family.name: (lambda family=family: stage_hf(tiny.tiny_text(family))) for family in FAMILIES}
+    images = {name: (lambda name=name: convolutional(name)) for name in padded}
+    return {
+        **TOWERS,
+        **{name: (make, lambda: tiny.images(2, 96)) for name, make in images.items()},
+        **{name: (make, lambda: tiny.padded_ids((5, 9))) for name, make in texts.items()},
+    }
+
+
+@pytest.mark.parametrize("name", whole_towers())
+def test_a_tower_computes_what_its_library_does_on_the_rounded_weights(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stored_layers, "SMALLEST", 64)
+    make, batch = whole_towers()[name]
+    tower, x = make().eval().requires_grad_(False), batch()
+    rounded = copy.deepcopy(tower)
+    store_weights(tower, "int8")
+    count = 0
+    for path, layer in tower.named_modules(remove_duplicate=False):
+        if isinstance(getattr(layer, "stored", None), StoredWeight):
+            leaf = "in_proj_weight" if isinstance(layer, nn.MultiheadAttention) else "weight"
+            getattr(rounded.get_submodule(path), leaf).copy_(layer.stored.open())
+            count += 1
+    assert count > 2
+    with torch.no_grad():
+        torch.testing.assert_close(tower(x), rounded(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["int8", "nf4"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import torch
@@ -62,13 +63,9 @@ class StoredLinear(nn.Linear):
 
 
 class StoredConv2d(nn.Conv2d):
-    """A frozen convolution whose weight is stored; ``weight`` opens it."""
+    """A frozen convolution whose weight is stored; ``weight`` opens it. See :func:`stored_layer`."""
 
-    def __init__(self, whole: nn.Conv2d, number_format: WeightFormat) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update({k: v for k, v in whole.__dict__.items() if k not in nn.Module().__dict__})
-        self.stored = StoredWeight(whole.weight, number_format)
-        self.register_parameter("bias", cast("nn.Parameter | None", whole.bias))
+    stored: StoredWeight
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -77,12 +74,9 @@ class StoredConv2d(nn.Conv2d):
 
 
 class StoredEmbedding(nn.Embedding):
-    """A frozen table whose rows are stored; only the rows that are looked up are opened."""
+    """A frozen table whose rows are stored; only the rows that are looked up are opened. See :func:`stored_layer`."""
 
-    def __init__(self, whole: nn.Embedding, number_format: WeightFormat) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update({k: v for k, v in whole.__dict__.items() if k not in nn.Module().__dict__})
-        self.stored = StoredWeight(whole.weight, number_format)
+    stored: StoredWeight
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -97,22 +91,39 @@ class StoredEmbedding(nn.Embedding):
 
 
 class StoredAttention(nn.MultiheadAttention):
-    """torch's attention with stored projections; ``in_proj_weight`` opens the fused one."""
+    """torch's attention with stored projections; ``in_proj_weight`` opens the fused one. See :func:`stored_layer`."""
 
-    def __init__(self, whole: nn.MultiheadAttention, number_format: WeightFormat) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update({k: v for k, v in whole.__dict__.items() if k not in nn.Module().__dict__})
-        self.stored = StoredWeight(cast(Tensor, whole.in_proj_weight), number_format)
-        self.register_parameter("in_proj_bias", whole.in_proj_bias)
-        self.bias_k, self.bias_v = whole.bias_k, whole.bias_v
-        for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
-            self.register_parameter(name, None)
-        self.out_proj = cast(Any, StoredLinear(StoredWeight(whole.out_proj.weight, number_format), whole.out_proj.bias))
+    stored: StoredWeight
 
     @property
     def in_proj_weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
         """[3 D, D] as floats, opened on every access."""
         return self.stored.open()
+
+
+STORED: Mapping[type[nn.Module], Any] = {
+    nn.Linear: StoredLinear,
+    nn.Conv2d: StoredConv2d,
+    nn.Embedding: StoredEmbedding,
+    nn.MultiheadAttention: StoredAttention,
+}
+"""torch's layers with a matrix -> their stored version."""
+
+
+@cache
+def _stored_class(kind: type[nn.Module]) -> Any:
+    """The stored version of a layer's class; None if it is none of :data:`STORED`.
+
+    A subclass keeps its own forward (padding as TensorFlow computes it, standardised weights, scaled embeddings): its
+    stored version inherits from both, so that ``super().forward`` of the subclass meets the stored layer.
+    """
+    plain = next((plain for plain in STORED if issubclass(kind, plain)), None)
+    if plain is None:
+        return None
+    # torch's own subclass, the output of its attention, computes what the plain layer does.
+    if kind.__module__.startswith("torch.nn."):
+        return STORED[plain]
+    return type(f"Stored{kind.__name__}", (kind, STORED[plain]), {})
 
 
 def store_weights(module: nn.Module, number_format: WeightFormat) -> None:
@@ -128,26 +139,34 @@ def store_weights(module: nn.Module, number_format: WeightFormat) -> None:
     for owner in list(module.modules()):
         for name, child in list(owner.named_children()):
             if id(child) not in seen:
-                seen[id(child)] = _stored(child, number_format).train(child.training)
+                seen[id(child)] = stored_layer(child, number_format)
             if seen[id(child)] is not child:
                 setattr(owner, name, seen[id(child)])
 
 
-def _stored(layer: nn.Module, number_format: WeightFormat) -> nn.Module:
-    """The stored version of a layer; the layer itself if it has none or is small."""
-    if isinstance(layer, nn.MultiheadAttention):
-        whole = layer.in_proj_weight is not None and layer.in_proj_weight.numel() >= SMALLEST
-        return StoredAttention(layer, number_format) if whole else layer
-    weight = getattr(layer, "weight", None)
-    if not isinstance(weight, Tensor) or weight.numel() < SMALLEST or hasattr(layer, "stored"):
+def stored_layer(layer: nn.Module, number_format: WeightFormat) -> nn.Module:
+    """The stored version of a frozen layer; the layer itself if it has none or is small."""
+    kind = None if hasattr(layer, "stored") else _stored_class(type(layer))
+    name = "in_proj_weight" if isinstance(layer, nn.MultiheadAttention) else "weight"
+    weight = getattr(layer, name, None)
+    if kind is None or not isinstance(weight, Tensor) or weight.numel() < SMALLEST:
         return layer
-    if isinstance(layer, nn.Linear):
-        return StoredLinear(StoredWeight(weight, number_format), layer.bias)
-    if isinstance(layer, nn.Conv2d):
-        return StoredConv2d(layer, number_format)
-    if isinstance(layer, nn.Embedding):
-        return StoredEmbedding(layer, number_format)
-    return layer
+    stored = _twin(layer, kind, without=name)
+    stored.stored = StoredWeight(weight, number_format)
+    if isinstance(layer, nn.MultiheadAttention):
+        stored.out_proj = StoredLinear(StoredWeight(layer.out_proj.weight, number_format), layer.out_proj.bias)
+    return stored
+
+
+def _twin(layer: nn.Module, kind: Any, without: str) -> Any:
+    """A module of another class with the settings, parameters, buffers and parts of ``layer``, except one."""
+    twin, common = kind.__new__(kind), nn.Module().__dict__
+    nn.Module.__init__(twin)
+    twin.__dict__.update({name: value for name, value in layer.__dict__.items() if name not in common})
+    for own, others in ((twin._parameters, layer._parameters), (twin._buffers, layer._buffers)):
+        cast(Any, own).update({name: value for name, value in others.items() if name != without})
+    twin._modules.update({name: part for name, part in layer._modules.items() if name != without})
+    return twin.train(layer.training)
 
 
 def store_towers(
@@ -179,15 +198,10 @@ def with_open_weights(module: M) -> M:
 
 def _opened(layer: StoredLinear | StoredConv2d | StoredEmbedding | StoredAttention) -> nn.Module:
     """The library's own layer on the opened weight."""
-    kind: Any = type(layer).__mro__[1]
-    plain: Any = kind.__new__(kind)
-    nn.Module.__init__(plain)
-    plain.__dict__.update({k: v for k, v in layer.__dict__.items() if k not in nn.Module().__dict__})
-    plain._parameters.update(layer._parameters)
-    plain._modules.update({name: part for name, part in layer._modules.items() if name != "stored"})
+    plain = _twin(layer, type(layer).__mro__[1], without="stored")
     if isinstance(layer, StoredAttention):
         plain.in_proj_weight = nn.Parameter(layer.in_proj_weight, requires_grad=False)
         plain.out_proj = _opened(cast(StoredLinear, layer.out_proj))
     else:
         plain.weight = nn.Parameter(layer.weight, requires_grad=False)
-    return plain.train(layer.training)
+    return plain
