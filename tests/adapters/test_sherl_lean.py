@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import parity
 from helpers import parity_joint, parity_sherl
-from helpers.sherl_pairs import PAIRS, assert_same, build, pair, run
-from helpers.towers import SPATIAL, TOWERS
+from helpers.sherl_pairs import PAIRS, Read, assert_same, build, pair, run
+from helpers.towers import SPATIAL, TEXT, TOWERS
 from vlkit.adapters.base import AdaptedEncoder, Plain, busy_samples, even
 from vlkit.adapters.lean.opened import saved_packed
 from vlkit.adapters.lean.recompute import Lean
@@ -68,6 +68,33 @@ def test_a_second_run_holds_no_opened_tap() -> None:
     del opened
     assert gone() is None
     assert torch.equal(torch.autograd.grad(output.sum(), linear.weight)[0], expected)
+
+
+@every_pair
+@pytest.mark.parametrize("chunk", [0, 2])
+def test_cached_taps_give_the_plain_numbers_in_double_precision(tower: str, flavour: str, chunk: int) -> None:
+    plain, model, x = pair(tower, flavour, early_chunk=chunk)
+    read = Read.of(model, x)
+    if tower in TEXT:  # their masks are extras, which a real cache computes for each chunk
+        model.runner.chunk = 0
+    assert_same(run(model, lambda: model(read).pooled), run(plain, lambda: plain(x).pooled), 1e-9)
+
+
+@pytest.mark.parametrize(("tap_dtype", "limit"), [("fp32", 1e-5), ("auto", 0.01), ("int8", 0.03)])
+@pytest.mark.parametrize("flavour", ["text", "gated"])
+def test_cached_taps_are_projected_once_and_not_saved(flavour: str, tap_dtype: str, limit: float) -> None:
+    plain, model, x = pair("vit", flavour, torch.float32, tap_dtype=tap_dtype)
+    read = Read.of(model, x)
+    expected = run(plain, lambda: plain(x).pooled)
+    calls = []
+    for reducer in model.adapter.reducers:
+        reducer.proj.register_forward_hook(lambda *_: calls.append(1))
+    found = run(model, lambda: model(read).pooled)
+    assert len(calls) == len(model.adapter.reducers)
+    assert torch.equal(found[0], run(model, lambda: model(x).pooled)[0])
+    assert distance(found, expected) < limit
+    saved = [saved_bytes(model, lambda given=given: model(given).pooled.sum()) for given in (read, x)]
+    assert saved[0] < 0.75 * saved[1]  # projections of half the width, the hand-off not at all
 
 
 @pytest.mark.parametrize(("tower", "flavour"), POOLED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from helpers.towers import SPATIAL, TOWERS, prepared
 from vlkit.adapters.base import AdaptedEncoder
 from vlkit.adapters.sherl.options import SherlOptions
+from vlkit.encoders.staged import ReadAhead, StagedEncoder, Stream
 
 OPTIONS = {
     "text": SherlOptions(handoff="tokens", flavour="text"),
@@ -63,6 +64,40 @@ def pair(
     model.adapter.load_state_dict(plain.adapter.state_dict())
     x = TOWERS[tower][1]()
     return plain, model, x.to(dtype) if x.is_floating_point() else x
+
+
+class Read(ReadAhead):
+    """The output of a model's early route, in place of its input."""
+
+    def __init__(self, streams: list[Stream]) -> None:
+        self._streams = streams
+
+    @classmethod
+    def of(cls, model: AdaptedEncoder, x: Tensor) -> Read:
+        stream, taps = model.read(x)
+        return cls([*taps, stream])
+
+    @property
+    def values(self) -> int:
+        return self._streams[-1].hidden[0].numel()
+
+    @property
+    def device(self) -> torch.device:
+        return self._streams[-1].hidden.device
+
+    def __len__(self) -> int:
+        return len(self._streams[-1].hidden)
+
+    def split(self, size: int) -> list[ReadAhead]:
+        def part(stream: Stream, start: int) -> Stream:
+            names = ("hidden", "mask", "summary")
+            tensors = {name: getattr(stream, name) for name in names}
+            return stream.replace(**{n: None if t is None else t[start : start + size] for n, t in tensors.items()})
+
+        return [Read([part(s, start) for s in self._streams]) for start in range(0, len(self), size)]
+
+    def streams(self, base: StagedEncoder) -> Sequence[Stream]:
+        return self._streams
 
 
 def run(model: AdaptedEncoder, forward: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vlkit.adapters.facts import MethodOptions, Reads
 from vlkit.adapters.hooks import Adapter, Joins, WritesLate
+from vlkit.adapters.lean.replay import Replay
 from vlkit.adapters.saved.mode import Saved, compressed, name_operations
 from vlkit.encoders.staged import ReadAhead, StagedEncoder, Stream, freeze, in_weights_format, run_early
 
@@ -193,7 +194,7 @@ class AdaptedEncoder(nn.Module):
 
     def finish(self, stream: Stream, taps: Sequence[Stream]) -> Encoded:
         """Run adapter and late route on the result of :meth:`read` in one chunk; ``forward(x) == finish(*read(x))``."""
-        return self._run([self._again(stream, taps)])
+        return self._run([iter(self._replay([*taps, stream]))])  # an iterator: the caller may change its streams
 
     # --- what runners call ---
 
@@ -265,19 +266,17 @@ class AdaptedEncoder(nn.Module):
             ends = [Stream(cast(Tensor, None), pooled=pooled)]
         return Encoded(self.base, ends)
 
-    def _early(self, x: Any) -> Iterator[tuple[int | None, Stream]]:
-        if isinstance(x, ReadAhead):
-            yield from self._again(*x.streams(self.base))
-            return
+    def _early(self, x: Any) -> Route:
+        return self._replay(x.streams(self.base)) if isinstance(x, ReadAhead) else self._layer_by_layer(x)
+
+    def _layer_by_layer(self, x: Any) -> Iterator[tuple[int | None, Stream]]:
         number = {k: i for i, k in enumerate(self.adapter.layers)}
         for k, stream in run_early(self.base, x, self.adapter.layers, self.stop):
             yield number.get(k), stream
 
-    def _again(self, stream: Stream, taps: Sequence[Stream]) -> Iterator[tuple[int | None, Stream]]:
-        """Replay the route of :meth:`read`; a tap at the hand-off is the stream itself."""
-        shallower = [i for i, k in enumerate(self.adapter.layers) if k < self.stop]
-        yield from ((i, taps[i]) for i in shallower)
-        yield len(shallower) if len(shallower) < len(self.adapter.layers) else None, stream
+    def _replay(self, streams: Sequence[Stream]) -> Replay:
+        """The route of :meth:`read` once more; ``streams`` are the taps and the hand-off."""
+        return Replay(streams, self.adapter.layers, self.stop)
 
     def _chunks(self, x: Any) -> list[Any]:
         """Cut ``x`` [B, ...] into chunks of nearly equal size; other inputs than tensors stay whole."""

@@ -227,8 +227,8 @@ class ReadAhead:
         """Parts of ``size`` samples, like :meth:`torch.Tensor.split`."""
         raise TypeError(f"{type(self).__name__} has no split")
 
-    def streams(self, base: StagedEncoder) -> tuple[Stream, Sequence[Stream]]:
-        """The stream at the hand-off and the taps, as the early route of the input would give them."""
+    def streams(self, base: StagedEncoder) -> Sequence[Stream]:
+        """The taps, then the stream at the hand-off, as the early route of the input would give them."""
         raise TypeError(f"{type(self).__name__} has no streams")
 
 

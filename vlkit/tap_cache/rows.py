@@ -208,32 +208,29 @@ class TapBatch(ReadAhead):
             parts.append(part)
         return parts
 
-    def streams(self, base: StagedEncoder) -> tuple[Stream, Sequence[Stream]]:
-        """The output of the early route, in the tower's own precision."""
+    def streams(self, base: StagedEncoder) -> Sequence[Stream]:
+        """The output of the early route, in the tower's own precision: the taps, then the stream at the hand-off."""
         extras = dict(self.extras or {}) if self.ids is None else late_extras(base, self.ids)
         mask = None
         if self.layout.masked:
             mask = self.layout.parts[-1].decode(self.data)
             mask = mask.squeeze(2) if self.layout.variable else mask.squeeze(1)
-        taps = _Taps(self, Stream(torch.empty(0), mask, self.summary, extras))
-        return taps.state(self.layout.last), taps
+        return _Streams(self, Stream(torch.empty(0), mask, self.summary, extras))
 
 
-class _Taps(Sequence[Stream]):
-    """The taps of a batch, each decoded on access, so that not all of them are in memory at once."""
+class _Streams(Sequence[Stream]):
+    """The taps of a batch and the hand-off, each decoded on access, so that not all of them are in memory at once."""
 
     def __init__(self, batch: TapBatch, frame: Stream) -> None:
         self.batch, self.frame = batch, frame
-
-    def state(self, number: int) -> Stream:
-        hidden = self.batch.layout.parts[number].decode(self.batch.data)
-        return self.frame.replace(hidden=hidden if self.batch.layout.variable else hidden.squeeze(1))
+        self.numbers = (*batch.layout.taps, batch.layout.last)
 
     def __len__(self) -> int:
-        return len(self.batch.layout.taps)
+        return len(self.numbers)
 
     def __getitem__(self, index: int) -> Stream:
-        return self.state(self.batch.layout.taps[index])
+        hidden = self.batch.layout.parts[self.numbers[index]].decode(self.batch.data)
+        return self.frame.replace(hidden=hidden if self.batch.layout.variable else hidden.squeeze(1))
 
 
 @torch.no_grad()

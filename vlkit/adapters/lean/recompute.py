@@ -12,23 +12,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from vlkit.adapters.lean.opened import saved_packed
+from vlkit.adapters.lean.pieces import Conditions, LatePiece, Piece, Route, TapFormat, cast_to, dtype_of, piece_for
 from vlkit.encoders.staged import Stream
-from vlkit.number_formats import Packed
-
-Route = Iterable[tuple[int | None, Stream]]
-"""The early route of a chunk, yielded block by block: (tap number or None, stream); the last one is the hand-off."""
-
-
-TapFormat = Literal["auto", "fp32", "bf16", "int8"]
-"""Number format of saved taps; auto: bf16, and in double precision the taps as they are."""
 
 
 class Reducer(Protocol):
@@ -109,11 +100,11 @@ class Lean:
             ends.append(end.replace(hidden=None, pooled=None))
             del end
 
-        dtype = _dtype(adapter)
+        dtype = dtype_of(adapter)
 
         def second_run(piece: Piece) -> Tensor:
             with lent(buffers):
-                reduced = [piece.read(i, partial(adapter.reduce, i), dtype) for i in range(len(piece) - 1)]
+                reduced = [piece.reduce_again(i, adapter, dtype) for i in range(len(piece) - 1)]
                 return getattr(model.rest(reduced, piece.open(-1, dtype)), field)
 
         outputs = attach(second_run, pieces, outputs, owner=adapter)
@@ -121,33 +112,34 @@ class Lean:
 
     def _first_run(self, route: Route, model: Behind) -> tuple[Piece | None, Stream]:
         """Run a chunk from start to end without a graph; returns what to save and the final stream."""
-        adapter, piece, reduced, dtype = model.adapter, None, [], _dtype(model.adapter)
+        adapter, piece, reduced, dtype = model.adapter, None, [], dtype_of(model.adapter)
         trains = torch.is_grad_enabled()
         with torch.no_grad():
             for number, stream in route:
                 if trains and piece is None:
-                    piece = Piece(self.tap_dtype, Conditions(stream.hidden.device, adapter.training))
+                    piece = piece_for(route, self.tap_dtype, Conditions(stream.hidden.device, adapter.training))
                 if number is not None:
-                    if piece is not None:
-                        piece.add(stream)
-                    reduced.append(adapter.reduce(number, _cast(stream, dtype)))
+                    if piece is None:
+                        reduced.append(adapter.reduce(number, cast_to(stream, dtype)))
+                    else:
+                        reduced.append(piece.reduce(number, stream, adapter, dtype))
             if piece is not None:
                 piece.add(stream)
                 piece.close()
-            return piece, model.rest(reduced, _cast(stream, dtype))
+            return piece, model.rest(reduced, cast_to(stream, dtype))
 
     # --- adapters that mix samples ---
 
     def _coupled(self, routes: Iterable[Route], model: Behind) -> list[Stream]:
         """Early route in chunks, adapter on the whole batch, late route in chunks."""
         adapter: Any = model.adapter
-        dtype = _dtype(adapter)
+        dtype = dtype_of(adapter)
         gathered, streams, states = [], [], []
         with torch.no_grad():
             for route in routes:
                 taps: list[Tensor] = []
                 for number, state in route:
-                    stream = _cast(state, dtype)
+                    stream = cast_to(state, dtype)
                     if number is not None:
                         taps.append(stream.hidden)
                 gathered.append(adapter.gather(taps, stream.hidden))
@@ -191,95 +183,7 @@ class Lean:
         return attach(second_run, [piece], [merged], owner=adapter)[0]
 
 
-# --- inputs of a second run ---
-
-
-class Piece:
-    """The states of a chunk, packed when they are added.
-
-    Args:
-        tap_dtype: number format of the saved states.
-        conditions: conditions of the first run.
-    """
-
-    _tap_dtype: TapFormat
-
-    def __init__(self, tap_dtype: TapFormat, conditions: Conditions) -> None:
-        self._tap_dtype, self.conditions = tap_dtype, conditions
-        self._streams: list[tuple[Stream, Tensor | Packed]] = []
-        self._newest: Tensor | None = None
-
-    def add(self, stream: Stream) -> None:
-        """Save ``stream``; a state that is the same tensor as the last one is not saved twice."""
-        hidden = stream.hidden
-        if hidden is self._newest:
-            packed = self._streams[-1][1]
-        else:
-            chosen = self._tap_dtype
-            if chosen == "auto":
-                chosen = "fp32" if hidden.dtype == torch.float64 else "bf16"
-            packed = hidden if chosen == "fp32" else Packed(hidden, chosen)
-        self._newest = hidden
-        self._streams.append((stream.replace(hidden=None), packed))
-
-    def close(self) -> None:
-        """Drop the reference to the newest unpacked state."""
-        self._newest = None
-
-    def __len__(self) -> int:
-        return len(self._streams)
-
-    def open(self, place: int, dtype: torch.dtype | None = None) -> Stream:
-        """The stream that was added at ``place``, in ``dtype`` (default: its own)."""
-        stream, packed = self._streams[place]
-        return _cast(stream.replace(hidden=packed.open() if isinstance(packed, Packed) else packed), dtype)
-
-    def read(self, place: int, function: Callable[[Stream], Any], dtype: torch.dtype | None = None) -> Any:
-        """``function`` of a stream; where it would save the opened state for backward, it saves the packed one."""
-        stream, packed = self._streams[place]
-        if not isinstance(packed, Packed):
-            return function(self.open(place, dtype))
-        opened = packed.open(dtype)
-        with saved_packed(opened, packed):
-            return function(stream.replace(hidden=opened))
-
-
-class LatePiece(NamedTuple):
-    """Inputs of a second run of the late route, besides the merged state."""
-
-    stream: Stream
-    conditions: Conditions
-
-
-class Conditions:
-    """A snapshot of random state and autocast settings that can be restored later.
-
-    Args:
-        device: device of the computation.
-        random: whether the computation draws random numbers.
-    """
-
-    def __init__(self, device: torch.device, random: bool) -> None:
-        self._device, self._states = device, None
-        self._autocast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
-        if random:
-            on_cuda = device.type == "cuda"
-            self._states = torch.get_rng_state(), torch.cuda.get_rng_state(device) if on_cuda else None
-
-    @contextlib.contextmanager
-    def again(self) -> Iterator[None]:
-        """Restore the snapshot inside the context; on exit, the random state is what it was before."""
-        enabled, dtype = self._autocast
-        devices = [self._device] if self._device.type == "cuda" else []
-        with torch.autocast(self._device.type, dtype=dtype, enabled=enabled):
-            if self._states is None:
-                yield
-                return
-            with torch.random.fork_rng(devices=devices):
-                torch.set_rng_state(self._states[0])
-                if self._states[1] is not None:
-                    torch.cuda.set_rng_state(self._states[1], self._device)
-                yield
+# --- buffers ---
 
 
 Buffers = list[tuple[nn.Module, dict[str, Tensor]]]
@@ -310,15 +214,6 @@ def lent(saved: Buffers) -> Iterator[None]:
     finally:
         for owner, buffers in own:
             owner._buffers.update(buffers)
-
-
-def _dtype(adapter: Reducer) -> torch.dtype | None:
-    """The dtype of adapter and late route; a cache may store taps in a different one. None: without parameters."""
-    return next((p.dtype for p in adapter.parameters()), None)
-
-
-def _cast(stream: Stream, dtype: torch.dtype | None) -> Stream:
-    return stream if dtype is None else stream.to(dtype)
 
 
 # --- a graph whose backward recomputes its outputs ---

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vlkit.adapters.lean.recompute import Conditions
+from vlkit.adapters.lean.pieces import Conditions
 from vlkit.adapters.saved.kept import EXACT, Bits, Kept, keep, kept_of, opened, save, whole
 
 

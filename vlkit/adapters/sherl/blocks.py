@@ -19,7 +19,11 @@ class LinearNormReducer(nn.Module):
         self.norm = nn.LayerNorm(hidden, eps=norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.proj(x))
+        return self.rest(self.proj(x))
+
+    def rest(self, projected: Tensor) -> Tensor:
+        """Everything after the first linear map."""
+        return self.norm(projected)
 
 
 class GatedReducer(nn.Module):
@@ -32,7 +36,11 @@ class GatedReducer(nn.Module):
         self.gate = nn.Linear(hidden, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.proj(x))
+        return self.rest(self.proj(x))
+
+    def rest(self, projected: Tensor) -> Tensor:
+        """Everything after the first linear map."""
+        h = F.relu(projected)
         return (self.up(h) + h) * torch.sigmoid(self.gate(h))
 
 

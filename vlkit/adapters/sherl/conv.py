@@ -62,8 +62,9 @@ class ConvSherlAdapter(Adapter):
 
         Half of a pooled map stands for the map: pooling a map of the deepest size doubles it.
         """
-        pooled = self.gather([tap.hidden for tap in taps], stream.hidden)
-        return [tap.replace(hidden=x / 2) for tap, x in zip(taps, pooled, strict=True)]
+        pooled = self.gather([tap.hidden for tap in taps[:-1]], stream.hidden)
+        # The deepest tap is the hand-off itself, which is stored once.
+        return [*(tap.replace(hidden=x / 2) for tap, x in zip(taps, pooled, strict=False)), taps[-1]]
 
     def merge(self, reduced: list[Tensor], last: Tensor, stream: Stream) -> Tensor:
         """[B, C, n, n], the shape of ``last``; ``reduced`` are K grids."""
@@ -73,7 +74,7 @@ class ConvSherlAdapter(Adapter):
         """Grids [B, C, h, w] -> grids of the deepest size."""
         reducers = cast("Iterable[ConvReducer]", self.reducers)
         size = (last.shape[-2], last.shape[-1])
-        return [r.pool(x, size) for r, x in zip(reducers, taps, strict=True)]
+        return [r.pool(x, size) for r, x in zip(reducers, taps, strict=False)]
 
     def merge_gathered(self, gathered: list[Tensor], last: Tensor) -> Tensor:
         """Grids [B, C, n, n] of the deepest size -> ``last`` merged with them."""

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 from vlkit.adapters.base import AdaptedEncoder, Chunk, Plain, Runner
 from vlkit.adapters.facts import Reads
 from vlkit.adapters.handoff import Handoff, TwoHandoffs
-from vlkit.adapters.lean.recompute import Lean, TapFormat
+from vlkit.adapters.lean.pieces import TapFormat
+from vlkit.adapters.lean.recompute import Lean
 from vlkit.adapters.saved.mode import Saved, saved_option
 from vlkit.adapters.sherl.conv import ConvSherlAdapter
 from vlkit.adapters.sherl.pooled import PooledSherlAdapter

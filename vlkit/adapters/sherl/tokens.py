@@ -17,7 +17,7 @@ This module has the first three, :mod:`vlkit.adapters.sherl.conv` and :mod:`vlki
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +98,18 @@ class SherlAdapter(Adapter):
 
     def reduce(self, index: int, tap: Stream) -> Tensor:
         """[B, L, D] -> [B, L, H]."""
-        return self.reducers[index](tap.hidden)
+        return self.reduce_projected(index, self.projection(index)(tap.hidden))
+
+    def projection(self, index: int) -> nn.Linear:
+        """See :class:`vlkit.adapters.lean.pieces.Projects`."""
+        return self._reducer(index).proj
+
+    def reduce_projected(self, index: int, projected: Tensor) -> Tensor:
+        """See :class:`vlkit.adapters.lean.pieces.Projects`."""
+        return self._reducer(index).rest(projected)
+
+    def _reducer(self, index: int) -> LinearNormReducer | GatedReducer:
+        return cast("LinearNormReducer | GatedReducer", self.reducers[index])
 
     def merge(self, reduced: list[Tensor], last: Tensor, stream: Stream) -> Tensor:
         """[B, L, D], the shape of ``last``; ``reduced`` are K tensors [B, L, H]."""

@@ -74,7 +74,7 @@ class FixedWindows:
         images = None if self.cached is None else self.cached.images
         if images is not None and images.encoder.stop == self.base.image.depth:
             taps = cast(Any, images.complete(images.look_up([index]))).pixels.to(self.fabric.device)
-            state = taps.streams(self.base.image)[0]
+            state = taps.streams(self.base.image)[-1]
             return F.normalize(self.base.image.pool(state).float(), dim=-1).cpu()
         clips, parts = self.examples.timelines[index].clips, []
         for start in range(0, clips, FRAMES_AT_ONCE):

@@ -105,7 +105,7 @@ class MomentModel(nn.Module):
     def _cached_embeddings(self, batch: TapBatch) -> Tensor | None:
         """:meth:`_pooled` of cached frames, of which only a part is decoded at once."""
         parts = [] if self.match is None else batch.split(FRAMES_AT_ONCE)
-        found = [self._pooled(self.image.base, part.streams(self.image.base)[0]) for part in parts]
+        found = [self._pooled(self.image.base, part.streams(self.image.base)[-1]) for part in parts]
         return torch.cat(cast("list[Tensor]", found)) if found else None
 
     def _video_layers(
@@ -119,7 +119,7 @@ class MomentModel(nn.Module):
             def cached(number: int, start: int, stop: int) -> Tensor:
                 places = rows[:, start:stop].flatten()
                 part = batch.pick(places)
-                return _grid(part.streams(self.image.base)[1][number], mask[:, start:stop])
+                return _grid(part.streams(self.image.base)[number], mask[:, start:stop])
 
             return self._cached_embeddings(batch), [partial(cached, number) for number in range(count)]
         layers = self._read_frames(frames)
