@@ -13,7 +13,7 @@ from tabs.arrivals import picker
 from tabs.asking import on_asking, on_page
 from tabs.common import Studio, chosen, endpoint, lead, no_model
 from tabs.examples import stored_examples, worked
-from tabs.timeline import strip, timeline, write_strip
+from tabs.timeline import LAYOUT, strip, timeline, write_strip
 from vlkit.data.video.clip_frames import duration_of
 from vlkit.errors import UserError
 from vlkit.serving import check_count, check_text
@@ -111,7 +111,7 @@ def clip_of(video: str, parts: list[tuple[float, float]], folder: Path | None = 
 
 def strip_of(video: str, seconds: float, folder: Path | None = None) -> str:
     """HTML of a video's film strip, whose file is in ``folder`` or one that ends with the demo."""
-    path = _path(folder, ".jpg", video, seconds)
+    path = _path(folder, ".jpg", video, seconds, *LAYOUT)
     if not path.exists():
         write_strip(video, seconds, path)
     return strip(path.read_bytes(), seconds)

@@ -16,6 +16,8 @@ from vlkit.tasks.moment_retrieval.pipeline import clip_scores
 WIDTH, HEIGHT = 600, 90
 FRAMES, SIDE, GAP = 8, 96, 2
 """Frames of a strip, pixels of their short side, and pixels between them."""
+LAYOUT = (FRAMES, SIDE, GAP)
+"""What a stored strip depends on besides its video."""
 
 
 def timeline(found: Found, moments: list[tuple[float, float, float]], title: str = "Moments, best first") -> str:
