@@ -62,9 +62,10 @@ class ConvSherlAdapter(Adapter):
 
         Half of a pooled map stands for the map: pooling a map of the deepest size doubles it.
         """
-        pooled = self.gather([tap.hidden for tap in taps[:-1]], stream.hidden)
-        # The deepest tap is the hand-off itself, which is stored once.
-        return [*(tap.replace(hidden=x / 2) for tap, x in zip(taps, pooled, strict=False)), taps[-1]]
+        pooled = self.gather([tap.hidden for tap in taps], stream.hidden)
+        # The hand-off's own state is stored once, in its finer format.
+        own = [tap.hidden is stream.hidden for tap in taps]
+        return [tap if kept else tap.replace(hidden=x / 2) for tap, x, kept in zip(taps, pooled, own, strict=True)]
 
     def merge(self, reduced: list[Tensor], last: Tensor, stream: Stream) -> Tensor:
         """[B, C, n, n], the shape of ``last``; ``reduced`` are K grids."""
@@ -74,7 +75,7 @@ class ConvSherlAdapter(Adapter):
         """Grids [B, C, h, w] -> grids of the deepest size."""
         reducers = cast("Iterable[ConvReducer]", self.reducers)
         size = (last.shape[-2], last.shape[-1])
-        return [r.pool(x, size) for r, x in zip(reducers, taps, strict=False)]
+        return [r.pool(x, size) for r, x in zip(reducers, taps, strict=True)]
 
     def merge_gathered(self, gathered: list[Tensor], last: Tensor) -> Tensor:
         """Grids [B, C, n, n] of the deepest size -> ``last`` merged with them."""
