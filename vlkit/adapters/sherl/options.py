@@ -61,7 +61,7 @@ class SherlOptions(TwoHandoffs):
     tap_dtype: TapFormat = "auto"
     """Number format of the taps saved for backward. The forward is always exact; bf16 and int8 round the gradient.
     auto: bf16 on tokens, where taps are most of what a step saves (not in double precision); fp32 for the pooled
-    embedding."""
+    embedding. Cached taps are read again; on tokens their projections are saved instead."""
     keep: Keep = "auto"
     """Which values of a tap are saved (pooled only): active = values with a gradient; all = every value, which avoids
     a device synchronisation on a GPU; auto = active on the CPU, all on CUDA."""
