@@ -22,20 +22,10 @@ from vlkit.adapters.lean.pieces import Conditions, LatePiece, Piece, Route, TapF
 from vlkit.encoders.staged import Stream
 
 
-class Reducer(Protocol):
-    """The part of an adapter's interface that this module uses: a module with ``reduce``."""
-
-    late: int
-    training: bool
-    reduce: Callable[[int, Stream], Any]
-    parameters: Callable[[], Iterator[nn.Parameter]]
-    modules: Callable[[], Iterator[nn.Module]]
-
-
 class Behind(Protocol):
     """The computation after the early route; see :class:`vlkit.adapters.base.AdaptedEncoder`."""
 
-    adapter: Any  # a Reducer that is a module
+    adapter: Any  # an Adapter; methods have more on theirs
 
     def rest(self, reduced: list[Any], stream: Stream) -> Stream:
         """Run from the reduced taps and the stream at the hand-off to the end."""

@@ -64,8 +64,10 @@ class ConvSherlAdapter(Adapter):
         """
         pooled = self.gather([tap.hidden for tap in taps], stream.hidden)
         # The hand-off's own state is stored once, in its finer format.
-        own = [tap.hidden is stream.hidden for tap in taps]
-        return [tap if kept else tap.replace(hidden=x / 2) for tap, x, kept in zip(taps, pooled, own, strict=True)]
+        return [
+            tap if tap.hidden is stream.hidden else tap.replace(hidden=x / 2)
+            for tap, x in zip(taps, pooled, strict=True)
+        ]
 
     def merge(self, reduced: list[Tensor], last: Tensor, stream: Stream) -> Tensor:
         """[B, C, n, n], the shape of ``last``; ``reduced`` are K grids."""
