@@ -119,7 +119,8 @@ def main(config: Config) -> None:
     warn_of_cut_texts(text, examples.texts, "training texts")
     before = before_training(dataset, config.data.train, test)
 
-    grounder = build_model(base, text, config.adapter, config.fusion, config.head)
+    adapter = config.adapter.for_fusion()
+    grounder = build_model(base, text, adapter, config.fusion, config.head)
     model = run.fabric.setup_module(grounder)
     loader = training_batches(run, config, examples, grounder, base, text)
 
@@ -131,7 +132,7 @@ def main(config: Config) -> None:
     def evaluate(split: str = config.data.validation) -> dict[str, float]:
         return evaluate_split(Locator(grounder, base, text, run.fabric, config.data.shape), dataset, split)
 
-    prepare(run, config.adapter, grounder, lambda: examples_of(1), BoxCollate(text.tokenize), loss_of)
+    prepare(run, adapter, grounder, lambda: examples_of(1), BoxCollate(text.tokenize), loss_of)
     towers = identities(base, text)
     identity = {"base": towers, **data_identity(dataset, config.data.train, config.data.validation)}
     with attention_for(run.fabric.device):
@@ -140,9 +141,7 @@ def main(config: Config) -> None:
     run.finish(
         result,
         grounder,
-        adapter_config(
-            base, text, config.adapter, config.fusion, config.head, config.data.shape, config.image_size, after
-        ),
+        adapter_config(base, text, adapter, config.fusion, config.head, config.data.shape, config.image_size, after),
         split=test,
         before=before,
         memory=step_memory(run, grounder, loader, loss_of),

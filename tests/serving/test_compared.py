@@ -14,11 +14,10 @@ from vlkit.errors import UserError
 from vlkit.serving import Models, load_models
 from vlkit.serving.compared import Compared
 from vlkit.serving.costs import predicted_step, predicted_step_of
-from vlkit.tasks.fusion import FusionOptions
-from vlkit.tasks.grounding.head import GroundingOptions
+from vlkit.tasks.grounding import model as grounding
 from vlkit.tasks.grounding.step_bench import GroundingBench
 from vlkit.tasks.grounding.zero_shot import box_around
-from vlkit.tasks.vqa.model import head_options
+from vlkit.tasks.vqa import model as vqa
 from vlkit.tasks.vqa.step_bench import VqaBench
 
 pytestmark = pytest.mark.slow
@@ -82,11 +81,11 @@ def test_a_predicted_step_is_that_of_the_adapters_own_model(models: Models):
         config = models.configs[task]["SHERL"]
         predicted = predicted_step_of(config, BATCH)
         if task == "vqa":
-            head, fusion, answers = head_options(config["head"])
+            head, fusion, answers = vqa.head_options(config["head"])
             bench = VqaBench("tiny", head=head, fusion=fusion, answers=len(answers), **real)
         else:
-            fusion = FusionOptions(**config["head"]["fusion"])
-            bench = GroundingBench("tiny", fusion=fusion, head=GroundingOptions(config["head"]["queries"]), **real)
+            head, fusion = grounding.head_options(config["head"])
+            bench = GroundingBench("tiny", fusion=fusion, head=head, **real)
         measured = bench.memory(bench.model(adapter_options(config["adapters"]["image"])), BATCH)
         assert predicted.trainable_parameters == models.trained[task]["SHERL"] == measured.trainable_parameters
         np.testing.assert_allclose(predicted.saved_bytes, measured.saved_bytes, rtol=0.01)

@@ -30,7 +30,7 @@ from vlkit.errors import UserError
 from vlkit.metrics.grounding import grounding_metrics
 from vlkit.tasks.fusion import Fusion, FusionOptions
 from vlkit.tasks.grounding.evaluate import Found, metrics_of
-from vlkit.tasks.grounding.head import BoxHead, Grounder, Neck, agreed_boxes
+from vlkit.tasks.grounding.head import BoxHead, Grounder, Neck, Places, agreed_boxes
 from vlkit.tasks.grounding.losses import BoxLoss, grounding_loss
 from vlkit.tasks.grounding.overlap import pairwise_iou
 
@@ -85,7 +85,8 @@ def small_model(queries: int = 1, vision=None, text=None, options=None) -> Groun
     options = options or LinearOptions()
     neck = Neck(vision, 32, 1)
     fusion = Fusion(neck, text, FusionOptions(width=32, layers=2, heads=2, dropout=0.0), queries)
-    return Grounder(options.build(vision, "tokens"), options.build(text, "tokens"), neck, fusion, BoxHead(text, 32))
+    towers = options.build(vision, "tokens"), options.build(text, "tokens")
+    return Grounder(*towers, neck, fusion, BoxHead(text, 32, places=True))
 
 
 TOWERS = {
@@ -118,6 +119,7 @@ def test_texts_are_read_by_any_tower_without_their_padding(tower: str):
         tower, lambda: stage_text(clip)
     )()
     model = small_model(vision=stage_vision(clip), text=text).eval()
+    torch.nn.init.normal_(model.head.places.words.weight)  # zero at first
     ids = tiny.clip_ids((5, 9)) if tower == "clip" else tiny.padded_ids((5, 9))
     both = model(tiny.images(2), ids, torch.tensor([0, 1]))[-1]
     alone = model(tiny.images(2)[:1], ids[:1, :5], torch.tensor([0]))[-1]
@@ -139,6 +141,17 @@ def test_boxes_start_at_the_cells_and_everything_trains():
     # A bias that every cell gets cancels in the softmax of the heat map: its gradient is zero but for rounding.
     assert {name for name in idle if "adapter.aggregator" not in name} - {"head.thing.bias"} == set()
     assert all(p.grad is None for p in model.image.base.parameters())
+
+
+def test_words_and_queries_vote_for_positions():
+    """What is voted for is the first two codes, x and y in -1..1, and votes add up over words that are not padding."""
+    places = Places(4, 3)
+    words, mask = torch.randn(1, 3, 4), torch.tensor([[True, True, False]])
+    assert places.named(words, mask, (2, 2)).abs().max() == places.meant(torch.randn(1, 2, 3), (2, 2)).abs().max() == 0
+    with torch.no_grad():
+        places.words.bias[0], places.point.bias[1] = -1.5, 2.0
+    torch.testing.assert_close(places.named(words, mask, (2, 2)), torch.tensor([[[1.5, -1.5, 1.5, -1.5]]]))
+    torch.testing.assert_close(places.meant(torch.randn(1, 1, 3), (2, 2)), torch.tensor([[[-1.0, -1.0, 1.0, 1.0]]]))
 
 
 def test_the_box_is_that_of_one_thing_where_two_are_likely():
@@ -261,6 +274,24 @@ def test_options_train_save_and_load(options: tuple, dataset: Path, tmp_path: Pa
     assert ("p@5" in after) == (queries > 1)
     several = model.ground(dataset / "val0.png", "red block", candidates=5)
     assert len(several) == queries if queries > 1 else 1 <= len(several) <= 5
+
+
+def test_a_folder_from_before_positions_and_narrow_adapters_is_what_it_was(dataset: Path, tmp_path: Path):
+    """Such folders record neither votes for positions nor where SHERL merges, nor its width, which was half."""
+    old = ("--head.places", "false", "--adapter.late", 0, "--adapter.reduction", 2)
+    call(TRAIN, "--data.root", dataset, "--output", tmp_path / "run", *QUICK, *old)
+    boxes = [vlkit.load(tmp_path / "run").ground(dataset / "val0.png", "red block").box]
+    file = tmp_path / "run" / "vlkit_adapter.json"
+    config = json.loads(file.read_text())
+    assert config["adapters"]["image"]["reduction"] == 2 and config["head"].pop("places") is False
+    for adapter in config["adapters"].values():
+        adapter["reduction"] = adapter["late"] = None
+    file.write_text(json.dumps(config))
+    boxes.append(vlkit.load(tmp_path / "run").ground(dataset / "val0.png", "red block").box)
+    assert boxes[0] == boxes[1]
+    file.write_text(json.dumps({**config, "head": {**config["head"], "shape": 3}}))
+    with pytest.raises(UserError, match=r"options of 'head' do not fit .*shape"):
+        vlkit.load(tmp_path / "run")
 
 
 def test_pipeline_gives_a_box_in_the_image(trained: Path, dataset: Path):

@@ -330,13 +330,14 @@ def test_other_data_is_measured_without_and_with_the_adapter(trained: Path, data
         call(EVALUATE, *options, "--also", tmp_path)
 
 
-def test_a_new_classifier_merges_behind_the_last_block_and_an_old_folder_keeps_its_late_block():
+def test_a_new_classifier_is_narrow_and_merges_behind_the_last_block_and_an_old_folder_keeps_what_it_has():
     from vlkit.adapters.sherl.options import SherlOptions
     from vlkit.encoders.load import load_base
     from vlkit.tasks.vqa.heads import ClassifyOptions, GenerateOptions
     from vlkit.tasks.vqa.model import with_defaults_of
 
-    assert with_defaults_of(ClassifyOptions(), SherlOptions()) == SherlOptions(late=0)
-    assert with_defaults_of(ClassifyOptions(), SherlOptions(late=2)) == SherlOptions(late=2)
+    assert with_defaults_of(ClassifyOptions(), SherlOptions()) == SherlOptions(late=0, reduction=8)
+    assert with_defaults_of(ClassifyOptions(), SherlOptions(late=2, reduction=4)) == SherlOptions(late=2, reduction=4)
     assert with_defaults_of(GenerateOptions(), SherlOptions()) == SherlOptions()
-    assert SherlOptions()._tokens(load_base("tiny").image).late == 1  # what a folder says that records no late
+    old = SherlOptions()._tokens(load_base("tiny").image)  # what a folder means that records neither
+    assert old.late == 1 and 2 * old.reducers[0].proj.out_features == old.reducers[0].proj.in_features

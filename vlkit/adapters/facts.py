@@ -84,6 +84,10 @@ class MethodOptions:
         """These options with defaults for a head that reads image patches; values the user set are kept."""
         return self
 
+    def for_fusion(self) -> MethodOptions:
+        """The same for a head with a transformer of its own over the patches and words of two towers."""
+        return self.for_cells()
+
     @property
     def examples_wanted(self) -> int:
         """Number of training examples that :meth:`prepare` reads before the first step; 0 = nothing to prepare."""

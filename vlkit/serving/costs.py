@@ -14,11 +14,10 @@ from vlkit.errors import UserError
 from vlkit.memory.step import StepMemory
 from vlkit.serving.kept_predictions import ACTIVE_SHARE, kept_prediction, predicting
 from vlkit.tasks.classification.step_bench import ClassifierBench
-from vlkit.tasks.fusion import FusionOptions
-from vlkit.tasks.grounding.head import GroundingOptions
+from vlkit.tasks.grounding import model as grounding
 from vlkit.tasks.grounding.step_bench import GroundingBench
 from vlkit.tasks.retrieval.step_bench import ContrastiveBench
-from vlkit.tasks.vqa.model import head_options
+from vlkit.tasks.vqa import model as vqa
 from vlkit.tasks.vqa.step_bench import VqaBench
 
 
@@ -82,11 +81,11 @@ def _new_bench(given: dict[str, Any]) -> ContrastiveBench:
         return ClassifierBench(base, **cpu)
     cpu |= {"text_base": given["text_base"], "image_size": given["image_size"]}
     if task == "vqa":
-        head, fusion, _ = head_options({**given["head"], "answers": []})
+        head, fusion, _ = vqa.head_options({**given["head"], "answers": []})
         return VqaBench(base, head=head, fusion=fusion, answers=given["answers"], **cpu)
     if task == "grounding":
-        fusion = FusionOptions(**given["head"].pop("fusion"))
-        return GroundingBench(base, fusion=fusion, head=GroundingOptions(**given["head"]), **cpu)
+        head, fusion = grounding.head_options(given["head"])
+        return GroundingBench(base, fusion=fusion, head=head, **cpu)
     raise UserError(f"task {task}: no step of it can be predicted")
 
 

@@ -40,6 +40,8 @@ class HasCells(Protocol):
 
 FREQUENCIES = 6
 """Number of frequencies in the position codes of image cells: pi, 2 pi, 4 pi ... per image side."""
+CODES = 4 * FREQUENCIES + 2
+"""Width of the position codes."""
 
 
 @dataclass
@@ -111,7 +113,7 @@ class Fusion(nn.Module):
         self.saved: Saved = "fp32" if options.saved == "adapter" else options.saved
         self.image_in = nn.Sequential(nn.LayerNorm(image.token_dim), nn.Linear(image.token_dim, width))
         self.text_in = nn.Sequential(nn.LayerNorm(text.token_dim), nn.Linear(text.token_dim, width))
-        self.positions = nn.Linear(4 * FREQUENCIES + 2, width)
+        self.positions = nn.Linear(CODES, width)
         self.neck = nn.ModuleList(NeckBlock(width) for _ in range(options.neck))
         self.queries = nn.Parameter(torch.randn(queries, width) * 0.02)
         # Token type: cell, other image token (class, registers), text.
@@ -284,7 +286,7 @@ class FusionLayer(nn.Module):
 
 
 def cell_codes(rows: int, columns: int, device: torch.device | None = None) -> Tensor:
-    """Position codes of the cells of a grid, [rows * columns, 4 * FREQUENCIES + 2] float32, row by row.
+    """Position codes of the cells of a grid, [rows * columns, CODES] float32, row by row.
 
     The centre of each cell as (x, y) in -1..1, then sines and cosines of both at frequencies pi, 2 pi, 4 pi ...
     """

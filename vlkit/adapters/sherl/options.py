@@ -46,7 +46,8 @@ class SherlOptions(TwoHandoffs):
     flavour: Literal["auto", "text", "gated", "mdetr"] = "auto"
     """Published variant for token towers (auto: text); convolutional towers always use the convolutional one."""
     reduction: int | None = None
-    """Divisor of the width D (tokens) or E (pooled) inside the adapter; default 2 for tokens, 1 for pooled."""
+    """Divisor of the width D (tokens) or E (pooled) inside the adapter; default 2 for tokens, 1 for pooled, 8 for
+    grounding and for classified answers."""
     init: Literal["published", "identity"] = "identity"
     """identity: start exactly at the base's zero-shot output; published: gate 0, side feature only."""
     base_gate: bool = False
@@ -114,6 +115,13 @@ class SherlOptions(TwoHandoffs):
         if self.late is not None or self.handoff_asked_for() == "pooled":
             return self
         return replace(self, late=0)
+
+    def for_fusion(self) -> SherlOptions:
+        """No late blocks, and a narrow adapter: what it leaves out is learned by the fusion, and a step on cached taps
+        takes half the time (docs/results)."""
+        if self.handoff_asked_for() == "pooled":
+            return self
+        return replace(self.for_cells(), reduction=8 if self.reduction is None else self.reduction)
 
     def _pooled(self, encoder: StagedEncoder) -> PooledSherlAdapter:
         layers = self._layers(encoder, encoder.depth)

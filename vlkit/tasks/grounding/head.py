@@ -30,7 +30,7 @@ from torchvision.ops import box_convert
 from vlkit.adapters.base import Encoded
 from vlkit.encoders.staged import StagedEncoder
 from vlkit.errors import UserError
-from vlkit.tasks.fusion import FREQUENCIES, Fusion, NeckBlock, cell_codes
+from vlkit.tasks.fusion import CODES, Fusion, NeckBlock, cell_codes
 from vlkit.tasks.grounding.overlap import pairwise_iou
 
 _REACH = 0.2
@@ -46,6 +46,8 @@ class GroundingOptions:
     queries: int = 1
     """Boxes predicted per text; several queries are matched one to one with the annotated boxes (for texts that name
     several objects)."""
+    places: bool = True
+    """Words and queries also vote for positions in the image, whatever is there; false: through the cells alone."""
 
     def __post_init__(self) -> None:
         if self.queries < 1:
@@ -88,7 +90,7 @@ class Neck(nn.Module):
         self.token_dim = width
         self.joint_dim = image.joint_dim if match else None
         self.enter = nn.Sequential(nn.LayerNorm(image.token_dim), nn.Linear(image.token_dim, width))
-        self.positions = nn.Linear(4 * FREQUENCIES + 2, width)
+        self.positions = nn.Linear(CODES, width)
         self.blocks = nn.ModuleList(NeckBlock(width) for _ in range(blocks))
 
     def forward(self, image: Encoded) -> Cells:
@@ -132,15 +134,17 @@ class BoxHead(nn.Module):
     Args:
         text: the text tower (for the width of its tokens).
         width: width of the query states and of the cells.
+        places: words and queries also vote for positions.
     """
 
-    def __init__(self, text: StagedEncoder, width: int) -> None:
+    def __init__(self, text: StagedEncoder, width: int, places: bool) -> None:
         super().__init__()
         self.key = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
         self.thing = nn.Linear(width, 1)
         self.cell_box = _two_layers(width, width, 4)
         self.words = nn.Sequential(nn.LayerNorm(text.token_dim), nn.Linear(text.token_dim, width))
         self.point = nn.Linear(width, width)
+        self.places = Places(text.token_dim, width) if places else None
         self.refine = _two_layers(2 * width + 4, width, 4)
         self.score = nn.Linear(width, 1)
         # The refinement starts at zero.
@@ -161,7 +165,13 @@ class BoxHead(nn.Module):
         cells = self._cell_boxes(keys, image.grid)[owner]
         things = self.thing(keys).transpose(1, 2)[owner]
         keys, votes = keys[owner], self._votes(text)
-        return [self._predict(state, votes, keys, things, cells, image.grid) for state in states]
+        if self.places is None:
+            return [self._predict(state, votes, keys, things, cells, image.grid) for state in states]
+        named = things + self.places.named(text.tokens, text.mask, image.grid)
+        return [
+            self._predict(state, votes, keys, named + self.places.meant(state, image.grid), cells, image.grid)
+            for state in states
+        ]
 
     def _cell_boxes(self, keys: Tensor, grid: tuple[int, int]) -> Tensor:
         """[P, cells, 4]: sides are predicted as distances from the cell's centre, the same way for every cell."""
@@ -171,10 +181,7 @@ class BoxHead(nn.Module):
 
     def _votes(self, text: Encoded) -> Tensor:
         """[B, 1, width]: the votes of all words."""
-        votes = self.words(text.tokens)
-        if text.mask is not None:
-            votes = votes * text.mask.unsqueeze(-1)
-        return votes.sum(1, keepdim=True)
+        return _sum_of_words(self.words(text.tokens), text.mask)
 
     def _predict(
         self, states: Tensor, votes: Tensor, keys: Tensor, things: Tensor, cells: Tensor, grid: tuple[int, int]
@@ -188,6 +195,43 @@ class BoxHead(nn.Module):
         middle, sides = first.split(2, dim=-1)
         boxes = torch.cat([middle + shift * sides, sides * stretch.exp()], dim=-1)
         return BoxPrediction(boxes, self.score(states).squeeze(-1).float(), heat, cells, grid)
+
+
+class Places(nn.Module):
+    """Votes for positions in the image: logits of cells that depend on where a cell is, and not on what it shows.
+
+    The keys of the cells hold their positions too, but beside everything else and normed together; with votes through
+    the keys alone, some seeds never learn "left" or "above". The votes start at zero.
+
+    Args:
+        words: width of the text's tokens.
+        width: width of the query states.
+    """
+
+    def __init__(self, words: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(words)
+        self.words, self.point = nn.Linear(words, CODES), nn.Linear(width, CODES)
+        for linear in (self.words, self.point):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def named(self, words: Tensor, mask: Tensor | None, grid: tuple[int, int]) -> Tensor:
+        """[B, 1, cells]: the votes of all words [B, L, channels]; those that ``mask`` leaves out have none."""
+        return self._at(_sum_of_words(self.words(self.norm(words)), mask), grid)
+
+    def meant(self, states: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[B, Q, cells]: the votes of the query states."""
+        return self._at(self.point(states), grid)
+
+    @staticmethod
+    def _at(votes: Tensor, grid: tuple[int, int]) -> Tensor:
+        return votes @ cell_codes(*grid, votes.device).to(votes.dtype).T
+
+
+def _sum_of_words(votes: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, L, ...] -> [B, 1, ...]; a masked word has no vote."""
+    return (votes if mask is None else votes * mask.unsqueeze(-1)).sum(1, keepdim=True)
 
 
 def agreed_boxes(heat: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:

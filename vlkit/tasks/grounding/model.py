@@ -25,6 +25,7 @@ def build_model(
         adapter: options of one of :data:`vlkit.adapters.ADAPTERS`.
         fusion, head: their options.
     """
+    # A folder from before records no place for the merge, which has always been behind the last block.
     adapter, fusion = adapter.for_cells(), fusion.beside(adapter)
     neck = Neck(base.image, fusion.width, fusion.neck, fusion.match)
     return Grounder(
@@ -32,7 +33,7 @@ def build_model(
         adapter.build(text.encoder, "tokens"),
         neck,
         Fusion(neck, text.encoder, replace(fusion, neck=0), head.queries),
-        BoxHead(text.encoder, fusion.width),
+        BoxHead(text.encoder, fusion.width, head.places),
     )
 
 
@@ -60,6 +61,20 @@ def adapter_config(
         "preprocess": {**base.preprocess.to_dict(), "shape": shape, "image_size": image_size},
         "metrics": metrics,
     }
+
+
+def head_options(values: dict[str, Any]) -> tuple[GroundingOptions, FusionOptions]:
+    """Options of head and fusion from the ``head`` of an adapter's config; without ``places``, its head has none.
+
+    Raises:
+        UserError: an option that this vlkit does not know.
+    """
+    given = {"places": False, **values}
+    try:
+        fusion = FusionOptions(**given.pop("fusion"))
+        return GroundingOptions(**given), fusion
+    except (KeyError, TypeError) as error:
+        raise UserError(f"vlkit_adapter.json: the options of 'head' do not fit ({error}); update vlkit") from None
 
 
 def load_shape(preprocess: dict[str, Any]) -> Shape:

@@ -20,10 +20,8 @@ from vlkit.engine.checkpoint import check_base, load_trained
 from vlkit.engine.foreign import built_for
 from vlkit.errors import UserError
 from vlkit.tasks.batching import Batching
-from vlkit.tasks.fusion import FusionOptions
 from vlkit.tasks.grounding.evaluate import Found, Locator
-from vlkit.tasks.grounding.head import GroundingOptions
-from vlkit.tasks.grounding.model import build_model, identities, load_shape
+from vlkit.tasks.grounding.model import build_model, head_options, identities, load_shape
 
 IMAGES_AT_ONCE = 32
 """Most images, from several callers, in one batch."""
@@ -108,10 +106,8 @@ def open_adapter(
     text = text_side(config["base"]["text"]["load"], base, text_base)
     check_base(config, identities(base, text), folder)
     with built_for(tensors, folder, base.image.model, text.encoder.model):
-        options = dict(config["head"])
-        fusion = FusionOptions(**options.pop("fusion"))
-        adapter = adapter_options(config["adapters"]["image"])
-        model = build_model(base, text, adapter, fusion, GroundingOptions(**options))
+        head, fusion = head_options(config["head"])
+        model = build_model(base, text, adapter_options(config["adapters"]["image"]), fusion, head)
     load_trained(model, tensors, folder)
     fabric.setup_module(model.requires_grad_(False)).eval()
     locator = Locator(model, base, text, fabric, load_shape(config.get("preprocess", {})))

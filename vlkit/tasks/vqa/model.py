@@ -20,11 +20,11 @@ HeadOptions = ClassifyOptions | GenerateOptions
 
 
 def with_defaults_of(head: HeadOptions, adapter: MethodOptions) -> MethodOptions:
-    """The options of a new model's method: a classifier reads the cells of the image, a writer has stacks of its own.
+    """The options of a new model's method: a classifier fuses cells and words, a writer has stacks of its own.
 
     An adapter folder records them, so that a folder from before keeps the options that it was trained with.
     """
-    return adapter.for_cells() if isinstance(head, ClassifyOptions) else adapter
+    return adapter.for_fusion() if isinstance(head, ClassifyOptions) else adapter
 
 
 def build_model(
