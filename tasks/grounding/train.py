@@ -87,7 +87,7 @@ class Config(CachedRunConfig):
     """Side of the input in pixels; default: that of the base."""
     data: Data = field(default_factory=Data)
     adapter: Any = kinds(ADAPTERS, "sherl")
-    fusion: FusionOptions = field(default_factory=lambda: FusionOptions(layers=2, neck=2, match=True))
+    fusion: FusionOptions = field(default_factory=lambda: FusionOptions(layers=2, neck=2, dropout=0.0, match=True))
     head: GroundingOptions = field(default_factory=GroundingOptions)
     loss: BoxLoss = field(default_factory=BoxLoss)
     epochs: int = 12

@@ -271,6 +271,8 @@ def test_cells_are_read_without_late_blocks_unless_asked_for() -> None:
     assert SherlOptions().for_cells() == SherlOptions(late=0)
     for asked in (SherlOptions(late=2), SherlOptions(handoff="pooled"), SherlOptions(base_gate=True)):
         assert asked.for_cells() is asked
+    assert SherlOptions(flavour="gated").for_fusion() == SherlOptions(flavour="gated", late=0, reduction=8)
+    assert SherlOptions(handoff="pooled").for_fusion() == SherlOptions(handoff="pooled")
 
 
 @pytest.mark.parametrize("changes", [{"handoff": "pooled"}, {"base_gate": True}])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from open_clip import factory
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from helpers import tiny
 from vlkit.adapters.base import Encoded
@@ -17,6 +18,7 @@ from vlkit.encoders.stage import stage_hf, stage_vision
 from vlkit.errors import UserError
 from vlkit.memory import saved_bytes
 from vlkit.tasks.fusion import Fusion, FusionOptions, cell_codes
+from vlkit.tasks.shared_cells import products
 
 SMALL = {"width": 24, "layers": 2, "heads": 2}
 
@@ -218,3 +220,17 @@ def test_open_clip_base_at_another_resolution(monkeypatch):
     assert base.image.grid(base.image.embed(tiny.images(1, 24))) == (3, 3)
     with pytest.raises(UserError, match="image size 0"):
         load_base("tiny", image_size=0)
+
+
+def test_products_with_shared_cells_are_those_with_copies_of_them():
+    torch.manual_seed(0)
+    owner = torch.tensor([2, 0, 2, 0, 0])  # the second image has no text
+    words, cells = torch.randn(5, 3, 4, dtype=torch.float64), torch.randn(3, 6, 4, dtype=torch.float64)
+    words.requires_grad_(), cells.requires_grad_()
+    torch.testing.assert_close(products(words, cells, owner), words @ cells[owner].transpose(1, 2))
+    torch.testing.assert_close(products(words[:3], cells, None), words[:3] @ cells.transpose(1, 2))
+    assert torch.autograd.gradcheck(lambda w, c: products(w, c, owner), (words, cells))
+    values = words.detach(), cells.detach(), owner
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(x) for x in values]
+        assert products(*fakes).shape == (5, 3, 6)

@@ -336,8 +336,10 @@ def test_a_new_classifier_is_narrow_and_merges_behind_the_last_block_and_an_old_
     from vlkit.tasks.vqa.heads import ClassifyOptions, GenerateOptions
     from vlkit.tasks.vqa.model import with_defaults_of
 
-    assert with_defaults_of(ClassifyOptions(), SherlOptions()) == SherlOptions(late=0, reduction=8)
-    assert with_defaults_of(ClassifyOptions(), SherlOptions(late=2, reduction=4)) == SherlOptions(late=2, reduction=4)
+    assert with_defaults_of(ClassifyOptions(), SherlOptions()) == SherlOptions(late=0, reduction=8, dropout=0)
+    assert with_defaults_of(ClassifyOptions(), SherlOptions(late=2, reduction=4, dropout=0.2)) == SherlOptions(
+        late=2, reduction=4, dropout=0.2
+    )
     assert with_defaults_of(GenerateOptions(), SherlOptions()) == SherlOptions()
     old = SherlOptions()._tokens(load_base("tiny").image)  # what a folder means that records neither
     assert old.late == 1 and 2 * old.reducers[0].proj.out_features == old.reducers[0].proj.in_features

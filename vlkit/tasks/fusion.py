@@ -16,6 +16,7 @@ from vlkit.adapters.base import Encoded
 from vlkit.adapters.facts import MethodOptions
 from vlkit.adapters.saved.mode import Saved, compressed
 from vlkit.errors import UserError
+from vlkit.tasks.shared_cells import products
 
 
 class HasTokens(Protocol):
@@ -209,7 +210,7 @@ class Match(nn.Module):
         cells = F.normalize(image.joint.float(), dim=-1)
         whole = text.pooled.unsqueeze(1).expand(-1, queries, -1)
         words = F.normalize(torch.cat([whole, text.joint], dim=1).float(), dim=-1)
-        return words @ (cells if owner is None else cells[owner]).transpose(1, 2)
+        return products(words, cells, owner)
 
     def areas(self, similar: Tensor) -> Tensor:
         """[B, S, width]: for each token the share of the image above each level of similarity, as a state."""

@@ -53,7 +53,7 @@ class SherlOptions(TwoHandoffs):
     base_gate: bool = False
     """Learn a gate on each layer's base token (pooled only)."""
     dropout: float | None = None
-    """Dropout on the output (tokens of flavour text only; default 0.1)."""
+    """Dropout on the output (tokens of flavour text only; default 0.1, for grounding and for classified answers 0)."""
     lean: bool = True
     """Save only the taps and recompute the rest in backward (memory-efficient); false: plain autograd, to compare."""
     early_chunk: Chunk = "auto"
@@ -117,11 +117,13 @@ class SherlOptions(TwoHandoffs):
         return replace(self, late=0)
 
     def for_fusion(self) -> SherlOptions:
-        """No late blocks, and a narrow adapter: what it leaves out is learned by the fusion, and a step on cached taps
-        takes half the time (docs/results)."""
+        """No late blocks, and a narrow adapter without dropout: what it leaves out is learned by the fusion, and a step
+        on cached taps takes half the time (docs/results)."""
         if self.handoff_asked_for() == "pooled":
             return self
-        return replace(self.for_cells(), reduction=8 if self.reduction is None else self.reduction)
+        dropout = 0.0 if self.dropout is None and self.flavour in ("auto", "text") else self.dropout
+        reduction = 8 if self.reduction is None else self.reduction
+        return replace(self.for_cells(), reduction=reduction, dropout=dropout)
 
     def _pooled(self, encoder: StagedEncoder) -> PooledSherlAdapter:
         layers = self._layers(encoder, encoder.depth)
