@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.scripts import ROOT, call, load_script
+from helpers.scripts import ROOT, call, load_script, refuse
 
 
 @pytest.mark.slow
@@ -49,6 +49,15 @@ def test_rows_that_failed_are_measured_again(tmp_path: Path, capsys: pytest.Capt
     words = ("--bases", "tiny", "--json", tmp_path / "step.json", "--seconds", "0", "--methods", *errors)
     call("benchmarks/training_step.py", *words)
     assert "1 rows were not measured" in capsys.readouterr().err
+
+
+def test_compiled_blocks_are_compared_with_their_own_forward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.compile", lambda function, dynamic: lambda *inputs: 1.5 * function(*inputs))
+    call("benchmarks/compiled_blocks.py", "--base", "tiny", "--repeats", 3, "--json", tmp_path / "blocks.json")
+    found = json.loads((tmp_path / "blocks.json").read_text())
+    assert found["compiled over eager"] > 0 and found["eager ms"] > 0
+    assert found["largest difference over largest value"] > 0.4  # a wrong compiler is seen
+    assert "has no blocks of open_clip" in refuse("benchmarks/compiled_blocks.py", "--base", "RN50")
 
 
 @pytest.mark.parametrize(
