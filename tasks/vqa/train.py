@@ -103,7 +103,7 @@ class Config(CachedRunConfig):
     adapter: Any = kinds(ADAPTERS, "sherl")
     head: Any = kinds(VQA_HEADS, "classify")
     fusion: FusionOptions = field(default_factory=lambda: FusionOptions(layers=2, dropout=0.0, match=True))
-    epochs: int = 4
+    epochs: int = 5
     batch_size: int = 32
     """Images per step with their questions, all processes together."""
     lr: float = 2e-3
