@@ -227,8 +227,9 @@ class BoxedImages:
             self._sizes[name] = record_image_size(self.dataset, records[0])
         size = self._sizes[name]
         records = [in_file_pixels(record, size) for record in records]
-        boxes = [self.transform.boxes_alone(size, boxes_of(record, self.several)) for record in records]
-        return BoxedImage(index, [record["text"] for record in records], boxes)
+        boxes = [boxes_of(record, self.several) for record in records]
+        moved = self.transform.boxes_alone(size, torch.cat(boxes)).split([len(own) for own in boxes])
+        return BoxedImage(index, [record["text"] for record in records], list(moved))
 
     @property
     def texts(self) -> list[str]:
