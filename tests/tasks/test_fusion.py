@@ -230,6 +230,14 @@ def test_products_with_shared_cells_are_those_with_copies_of_them():
     torch.testing.assert_close(products(words, cells, owner), words @ cells[owner].transpose(1, 2))
     torch.testing.assert_close(products(words[:3], cells, None), words[:3] @ cells.transpose(1, 2))
     assert torch.autograd.gradcheck(lambda w, c: products(w, c, owner), (words, cells))
+    single = words.float(), cells.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = products(*single, owner)
+    mixed.sum().backward()
+    torch.testing.assert_close(mixed, single[0] @ single[1][owner].transpose(1, 2))  # of float32, as without autocast
+    torch.testing.assert_close(
+        words.grad, cells.detach()[owner].sum(1, keepdim=True).expand_as(words), atol=1e-5, rtol=0
+    )
     values = words.detach(), cells.detach(), owner
     with FakeTensorMode() as mode:
         fakes = [mode.from_tensor(x) for x in values]

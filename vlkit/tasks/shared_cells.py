@@ -34,8 +34,10 @@ class _Products(torch.autograd.Function):
     def forward(ctx: Any, words: Tensor, cells: Tensor, owner: Tensor) -> Tensor:
         ctx.save_for_backward(words, cells, owner)
         found = words.new_empty(*words.shape[:2], cells.shape[1])
-        for image, texts in zip(cells, _texts_of(owner, len(cells)), strict=True):
-            found[texts] = words[texts] @ image.T
+        # In mixed precision the products would be of another dtype than the texts and cells, which are float32.
+        with torch.autocast("cpu", enabled=False):
+            for image, texts in zip(cells, _texts_of(owner, len(cells)), strict=True):
+                found[texts] = words[texts] @ image.T
         return found
 
     @staticmethod
