@@ -32,20 +32,21 @@ def products(words: Tensor, cells: Tensor, owner: Tensor | None) -> Tensor:
 class _Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, words: Tensor, cells: Tensor, owner: Tensor) -> Tensor:
-        ctx.save_for_backward(words, cells, owner)
+        ctx.save_for_backward(words, cells)
+        ctx.texts = _texts_of(owner, len(cells))
         found = words.new_empty(*words.shape[:2], cells.shape[1])
         # In mixed precision the products would be of another dtype than the texts and cells, which are float32.
         with torch.autocast("cpu", enabled=False):
-            for image, texts in zip(cells, _texts_of(owner, len(cells)), strict=True):
+            for image, texts in zip(cells, ctx.texts, strict=True):
                 found[texts] = words[texts] @ image.T
         return found
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        words, cells, owner = ctx.saved_tensors
+        words, cells = ctx.saved_tensors
         of_words, of_cells = torch.empty_like(words), torch.empty_like(cells)
-        for number, texts in enumerate(_texts_of(owner, len(cells))):
+        for number, texts in enumerate(ctx.texts):
             mine = gradient[texts]
             of_words[texts] = mine @ cells[number]
             of_cells[number] = mine.flatten(0, 1).T @ words[texts].flatten(0, 1)
