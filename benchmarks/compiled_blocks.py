@@ -8,7 +8,6 @@ One block is compiled and serves all of them: their weights are inputs of the co
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from vlkit.encoders.towers.open_clip import ClipVision, batch_first, run_resbloc
 from vlkit.engine.distributed import make_fabric
 from vlkit.errors import UserError
 from vlkit.files import write_json
+from vlkit.memory.step import times_in_turns
 
 
 @dataclass
@@ -62,37 +62,23 @@ def main(config: Config) -> None:
     compiled = torch.compile(run_resblock, dynamic=False)
     with torch.no_grad(), fabric.autocast():
         hidden = tower.embed(pixels).hidden
-        eager = blocks(run_resblock, hidden)
-        compiling = seconds(lambda: blocks(compiled, hidden), fabric.device)
-        again = blocks(compiled, hidden)
-        pairs = [
-            (
-                seconds(lambda: blocks(run_resblock, hidden), fabric.device),
-                seconds(lambda: blocks(compiled, hidden), fabric.device),
-            )
-            for _ in range(config.repeats)
-        ]
+        eager = blocks(run_resblock, hidden).cpu()
+        began = time.perf_counter()
+        again = blocks(compiled, hidden).cpu()  # waits for the device
+        compiling = time.perf_counter() - began
+        times = times_in_turns(lambda: blocks(compiled, hidden), lambda: blocks(run_resblock, hidden), config.repeats)
     found: dict[str, Any] = {
         "base": config.base,
         "images": config.batch_size,
         "device": torch.cuda.get_device_name() if fabric.device.type == "cuda" else "cpu",
         "first run s": round(compiling, 1),
-        "eager ms": round(1e3 * statistics.median(eager for eager, _ in pairs), 1),
-        "compiled over eager": round(statistics.median(compiled / eager for eager, compiled in pairs), 2),
+        "eager ms": round(1e3 * times.reference_seconds, 1),
+        "compiled over eager": round(times.ratio, 2),
         "largest difference over largest value": float(f"{(again - eager).abs().max() / eager.abs().max():.1e}"),
     }
     print(", ".join(f"{name}: {value}" for name, value in found.items()))
     if config.json:
         write_json(config.json, found)
-
-
-def seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Time of ``call``, with what it started on the device."""
-    start = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":
