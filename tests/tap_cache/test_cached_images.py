@@ -30,6 +30,7 @@ QUICK = ("--epochs", 3, "--batch_size", 3, "--device", "cpu", "--log_every", 1)
 QUICK += ("--fusion.width", 32, "--fusion.layers", 1, "--fusion.heads", 2, "--fusion.dropout", 0)
 OWN = {VQA: ("--data.min_questions", 1, "--data.per_picture", 2), GROUNDING: ("--data.texts", 2)}
 AN_EPOCH = {VQA: 2, GROUNDING: 4}  # steps
+SMALL = Preprocess((32, 48), (0.5,) * 3, (0.5,) * 3)
 
 
 @pytest.fixture(scope="module")
@@ -174,13 +175,22 @@ def test_stopped_run_goes_on(script, datasets, tmp_path, monkeypatch):
 def test_boxes_need_no_image(shape, datasets):
     """They are the very numbers that come with the pixels, whether the record states the image's size or not."""
     dataset = Dataset.open(datasets[GROUNDING], "grounding")
-    transform = BoxTransform(Preprocess((32, 48), (0.5,) * 3, (0.5,) * 3), shape)
+    transform = BoxTransform(SMALL, shape)
     examples = BoxedImages(dataset, "train", transform, texts=2)
     for index in range(len(examples)):
         with_pixels, without = examples[index], examples.unopened(index)
         assert without.pixels == index and without.texts == with_pixels.texts
         assert all(torch.equal(*pair) for pair in zip(without.boxes, with_pixels.boxes, strict=True))
         assert torch.equal(examples.load([index])[0], with_pixels.pixels)
+
+
+def test_headers_of_image_files_are_read_once(datasets, monkeypatch):
+    examples = BoxedImages(Dataset.open(datasets[GROUNDING], "grounding"), "train", BoxTransform(SMALL), texts=2)
+    first, read = [examples.unopened(index).boxes for index in range(len(examples))], []
+    monkeypatch.setattr(boxes_module, "record_image_size", lambda *_: read.append(1))
+    again = [examples.unopened(index).boxes for index in range(len(examples))]
+    assert not read
+    assert all(torch.equal(*pair) for own in zip(first, again, strict=True) for pair in zip(*own, strict=True))
 
 
 @pytest.mark.parametrize("script", [VQA, GROUNDING])

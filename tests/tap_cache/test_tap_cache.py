@@ -103,6 +103,9 @@ def test_cached_rows_give_what_the_input_gives(tower, method, tmp_path):
     assert batch.missing == [3, 0, 6] and len(cache.store) == 5
     again = cache_of(encoder, inputs, tmp_path).look_up(rows)
     assert again.missing == [] and torch.equal(again.data, batch.data)
+    assert not any(row[units:].any() for row, units in zip(again.data, again.units.tolist(), strict=True))
+    # Texts are tokenized again only where blocks behind the cache need masks that follow from their ids.
+    assert (again.ids is not None) == (method == "tokens" and hasattr(base, "trim"))
     for found in (batch, cache.complete(again)):
         encoder.zero_grad()
         x = base.trim(inputs[rows]) if hasattr(base, "trim") else inputs[rows]

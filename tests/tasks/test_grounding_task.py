@@ -28,7 +28,7 @@ from vlkit.data.sources import flickr30k_entities
 from vlkit.encoders.stage import stage_hf, stage_text, stage_vision
 from vlkit.errors import UserError
 from vlkit.metrics.grounding import grounding_metrics
-from vlkit.tasks.fusion import Fusion, FusionOptions
+from vlkit.tasks.fusion import Fusion, FusionOptions, cell_codes
 from vlkit.tasks.grounding.evaluate import Found, metrics_of
 from vlkit.tasks.grounding.head import BoxHead, Grounder, Neck, Places, agreed_boxes
 from vlkit.tasks.grounding.losses import BoxLoss, grounding_loss
@@ -146,12 +146,12 @@ def test_boxes_start_at_the_cells_and_everything_trains():
 def test_words_and_queries_vote_for_positions():
     """What is voted for is the first two codes, x and y in -1..1, and votes add up over words that are not padding."""
     places = Places(4, 3)
-    words, mask = torch.randn(1, 3, 4), torch.tensor([[True, True, False]])
-    assert places.named(words, mask, (2, 2)).abs().max() == places.meant(torch.randn(1, 2, 3), (2, 2)).abs().max() == 0
+    words, mask, codes = torch.randn(1, 3, 4), torch.tensor([[True, True, False]]), cell_codes(2, 2)
+    assert places.named(words, mask, codes).abs().max() == places.meant(torch.randn(1, 2, 3), codes).abs().max() == 0
     with torch.no_grad():
         places.words.bias[0], places.point.bias[1] = -1.5, 2.0
-    torch.testing.assert_close(places.named(words, mask, (2, 2)), torch.tensor([[[1.5, -1.5, 1.5, -1.5]]]))
-    torch.testing.assert_close(places.meant(torch.randn(1, 1, 3), (2, 2)), torch.tensor([[[-1.0, -1.0, 1.0, 1.0]]]))
+    torch.testing.assert_close(places.named(words, mask, codes), torch.tensor([[[1.5, -1.5, 1.5, -1.5]]]))
+    torch.testing.assert_close(places.meant(torch.randn(1, 1, 3), codes), torch.tensor([[[-1.0, -1.0, 1.0, 1.0]]]))
 
 
 def test_the_box_is_that_of_one_thing_where_two_are_likely():

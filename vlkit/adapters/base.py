@@ -50,6 +50,7 @@ class Encoded:
     def __init__(self, base: StagedEncoder, streams: Stream | Sequence[Stream]) -> None:
         self._base, self.streams = base, [streams] if isinstance(streams, Stream) else list(streams)
         self._pooled: Tensor | None = None
+        self._tokens: Tensor | None = None
 
     @property
     def pooled(self) -> Tensor:
@@ -65,7 +66,9 @@ class Encoded:
         Raises:
             RuntimeError: the encoder was built for a head that reads the pooled embedding and computed nothing else.
         """
-        return _joined([self._base.tokens(self._whole(stream)) for stream in self.streams])
+        if self._tokens is None:
+            self._tokens = _joined([self._base.tokens(self._whole(stream)) for stream in self.streams])
+        return self._tokens
 
     @property
     def joint(self) -> Tensor:

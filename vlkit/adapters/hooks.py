@@ -22,11 +22,14 @@ class Adapter(nn.Module):
         late: number of last blocks that read the adapter's output and carry gradient.
         handoff: ``"tokens"``: :meth:`merge` changes the hidden state that enters the late blocks;
             ``"pooled"``: it changes the base's pooled embedding and ``late`` is 0.
+        side_blocks: the adapter runs blocks of its own with the tower's masks and position biases
+            (:attr:`vlkit.encoders.staged.Stream.extras`); False lets a cache leave these out if ``late`` is 0.
     """
 
     layers: tuple[int, ...]
     late: int
     handoff: Literal["tokens", "pooled"]
+    side_blocks: bool = True
 
     def reduce(self, index: int, tap: Stream) -> Any:
         """Reduce tap number ``index`` (a position in ``layers``) to the tensor that :meth:`merge` needs."""

@@ -75,17 +75,18 @@ class TapCache:
         self.name, self.encoder, self.keys, self.load, self.fabric = name, encoder, keys, load, fabric
         self.key = key
         self._is_text = hasattr(encoder.base, "trim")
-        # Late blocks, and adapters with side networks, need the masks and position biases of the tower.
-        self._needs_extras = encoder.adapter.handoff == "tokens"
+        # Blocks behind the cached state need the masks and position biases of the tower.
+        adapter = encoder.adapter
+        self._needs_extras = adapter.handoff == "tokens" and (adapter.late > 0 or adapter.side_blocks)
         probe = self._input(self._first(load([0])))
         stream, taps = self._read(probe)
         variable = bool(getattr(encoder.base, "trimmable", False)) and stream.mask is not None
-        even = getattr(encoder.adapter, "even", False)
+        even = getattr(adapter, "even", False)
         self.layout = RowLayout.of(stream, taps, stored, variable, even)
         self.extras = _shared_extras(encoder, probe[:1]) if self._needs_extras and not self._is_text else None
         about = {
             **key,
-            "layers": list(encoder.adapter.layers),
+            "layers": list(adapter.layers),
             "stop": encoder.stop,
             "dtype": stored,
             "precision": str(fabric.strategy.precision.precision),

@@ -147,12 +147,13 @@ class TapStore:
         if any(key not in self._entries for key in keys):
             return None
         entries = [self._entries[key] for key in keys]
-        data = np.zeros((len(keys), max(entry.units for entry in entries), self.unit), dtype=np.uint8)
+        data = np.empty((len(keys), max(entry.units for entry in entries), self.unit), dtype=np.uint8)
         for row, key, entry in zip(data, keys, entries, strict=True):
             source = self._shards[entry.shard].bytes(entry.offset, entry.units * self.unit)
             if key not in self._checked and not self._is_good(key, entry, source):
                 return self.read(keys)
             row[: entry.units] = source.reshape(entry.units, self.unit)
+            row[entry.units :] = 0
         units, summary = (torch.tensor([getattr(e, name) for e in entries]) for name in ("units", "summary"))
         return torch.from_numpy(data), units, summary
 

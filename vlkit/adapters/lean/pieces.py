@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from vlkit.adapters.lean.opened import saved_packed
 from vlkit.adapters.lean.replay import Replay
+from vlkit.adapters.lean.reused import Reused
 from vlkit.encoders.staged import Stream
 from vlkit.number_formats import Packed
 
@@ -84,6 +85,10 @@ class Piece:
         """Reduce tap number ``index`` with a graph."""
         return self.read(index, partial(adapter.reduce, index), dtype)
 
+    def merging(self) -> contextlib.AbstractContextManager[None]:
+        """Context of what follows the reducers, in the first run and in the second."""
+        return contextlib.nullcontext()
+
     def close(self) -> None:
         """Drop the reference to the newest unpacked state."""
         self._newest = None
@@ -110,7 +115,8 @@ class CachedPiece(Piece):
     """A chunk of cached taps. They are opened again from their rows instead of being saved.
 
     What is saved is what would take time: the output of each reducer's linear map, if the adapter tells it apart
-    (:class:`Projects`). Without the early route, computing these maps again would be a quarter of the step.
+    (:class:`Projects`), and small results (:func:`vlkit.adapters.lean.reused.reused`). Without the early route,
+    computing these maps again would be a quarter of the step.
 
     Args:
         replay: the chunk's route.
@@ -122,6 +128,7 @@ class CachedPiece(Piece):
         super().__init__(tap_dtype, conditions)
         self._replay = replay
         self._projected: list[Tensor | Packed] = []
+        self._reused = Reused()
 
     def add(self, stream: Stream) -> None:
         """Save nothing: the rows are still there."""
@@ -143,6 +150,10 @@ class CachedPiece(Piece):
         projected = saved.open() if isinstance(saved, Packed) else saved
         known = _Known.apply(projected, lambda: self.open(index, dtype).hidden, linear.weight, linear.bias)
         return adapter.reduce_projected(index, known)
+
+    def merging(self) -> contextlib.AbstractContextManager[None]:
+        """See :meth:`Piece.merging`; the second run reuses the small results of the first."""
+        return self._reused.run()
 
     def __len__(self) -> int:
         return len(self._replay)

@@ -95,7 +95,8 @@ class Lean:
         def second_run(piece: Piece) -> Tensor:
             with lent(buffers):
                 reduced = [piece.reduce_again(i, adapter, dtype) for i in range(len(piece) - 1)]
-                return getattr(model.rest(reduced, piece.open(-1, dtype)), field)
+                with piece.merging():
+                    return getattr(model.rest(reduced, piece.open(-1, dtype)), field)
 
         outputs = attach(second_run, pieces, outputs, owner=adapter)
         return [end.replace(**{field: output}) for end, output in zip(ends, outputs, strict=True)]
@@ -113,10 +114,12 @@ class Lean:
                         reduced.append(adapter.reduce(number, cast_to(stream, dtype)))
                     else:
                         reduced.append(piece.reduce(number, stream, adapter, dtype))
-            if piece is not None:
-                piece.add(stream)
-                piece.close()
-            return piece, model.rest(reduced, cast_to(stream, dtype))
+            if piece is None:
+                return None, model.rest(reduced, cast_to(stream, dtype))
+            piece.add(stream)
+            piece.close()
+            with piece.merging():
+                return piece, model.rest(reduced, cast_to(stream, dtype))
 
     # --- adapters that mix samples ---
 

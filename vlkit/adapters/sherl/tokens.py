@@ -59,6 +59,7 @@ class SherlAdapter(Adapter):
     """
 
     handoff = "tokens"
+    side_blocks = False
 
     def __init__(
         self,

@@ -57,6 +57,7 @@ class UniptAdapter(Adapter):
 
     handoff = "tokens"
     late = 0
+    side_blocks = False
 
     def __init__(
         self,

@@ -199,7 +199,7 @@ class BoxedImages:
             groups.setdefault(record["image"], []).append(record)
         self.examples = [own[i : i + texts] for own in groups.values() for i in range(0, len(own), texts)]
         self.count = sum(map(len, self.examples))
-        self._sizes: dict[str, tuple[int, int]] = {}
+        self._moved: dict[int, list[Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -221,15 +221,15 @@ class BoxedImages:
 
     def unopened(self, index: int) -> BoxedImage:
         """The example with its index in place of pixels; not augmented, not mirrored."""
-        records = self.examples[index]
-        name = records[0]["image"]
-        if name not in self._sizes:
-            self._sizes[name] = record_image_size(self.dataset, records[0])
-        size = self._sizes[name]
-        records = [in_file_pixels(record, size) for record in records]
-        boxes = [boxes_of(record, self.several) for record in records]
-        moved = self.transform.boxes_alone(size, torch.cat(boxes)).split([len(own) for own in boxes])
-        return BoxedImage(index, [record["text"] for record in records], list(moved))
+        if index not in self._moved:
+            self._moved[index] = self._moved_boxes(index)
+        return BoxedImage(index, [record["text"] for record in self.examples[index]], list(self._moved[index]))
+
+    def _moved_boxes(self, index: int) -> list[Tensor]:
+        """For each text of an example the transformed boxes; reads the header of the image's file."""
+        size = record_image_size(self.dataset, self.examples[index][0])
+        boxes = [boxes_of(in_file_pixels(record, size), self.several) for record in self.examples[index]]
+        return list(self.transform.boxes_alone(size, torch.cat(boxes)).split([len(own) for own in boxes]))
 
     @property
     def texts(self) -> list[str]:

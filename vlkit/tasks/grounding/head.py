@@ -61,11 +61,13 @@ class Cells:
     Attributes:
         tokens: [P, rows * columns, width], row by row.
         grid: rows and columns.
+        codes: [rows * columns, CODES] float32, where each cell is (:func:`vlkit.tasks.fusion.cell_codes`).
         joint: [P, rows * columns, joint_dim], the tower's cells in its joint space; None if nothing reads them.
     """
 
     tokens: Tensor
     grid: tuple[int, int]
+    codes: Tensor
     joint: Tensor | None = None
 
 
@@ -103,11 +105,12 @@ class Neck(nn.Module):
             raise UserError("this base outputs no image cells, so grounding is not possible; choose another --base")
         rows, columns = image.grid
         tokens = image.tokens[:, -rows * columns :]
-        codes = cell_codes(rows, columns, tokens.device).to(self.positions.weight.dtype)
-        cells = self.enter(tokens) + self.positions(codes)
+        codes = cell_codes(rows, columns, tokens.device)
+        cells = self.enter(tokens) + self.positions(codes.to(self.positions.weight.dtype))
         for block in self.blocks:
             cells = block(cells, image.grid)
-        return Cells(cells, image.grid, None if self.joint_dim is None else image.joint[:, -rows * columns :])
+        joint = None if self.joint_dim is None else image.joint[:, -rows * columns :]
+        return Cells(cells, image.grid, codes, joint)
 
 
 class BoxPrediction(NamedTuple):
@@ -162,20 +165,20 @@ class BoxHead(nn.Module):
             owner: [B] int64, the image of each text.
         """
         keys = self.key(image.tokens)
-        cells = self._cell_boxes(keys, image.grid)[owner]
+        cells = self._cell_boxes(keys, image.codes)[owner]
         things = self.thing(keys).transpose(1, 2)[owner]
         keys, votes = keys[owner], self._votes(text)
         logits = [things] * len(states)
         if self.places is not None:
-            named = things + self.places.named(text.tokens, text.mask, image.grid)
-            logits = [named + self.places.meant(state, image.grid) for state in states]
+            named = things + self.places.named(text.tokens, text.mask, image.codes)
+            logits = [named + self.places.meant(state, image.codes) for state in states]
         return [
             self._predict(state, votes, keys, own, cells, image.grid) for state, own in zip(states, logits, strict=True)
         ]
 
-    def _cell_boxes(self, keys: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _cell_boxes(self, keys: Tensor, codes: Tensor) -> Tensor:
         """[P, cells, 4]: sides are predicted as distances from the cell's centre, the same way for every cell."""
-        centres = cell_codes(*grid, keys.device)[:, :2] / 2 + 0.5
+        centres = codes[:, :2] / 2 + 0.5
         left_top, right_bottom = (_REACH * F.softplus(self.cell_box(keys).float())).split(2, dim=-1)
         return torch.cat([centres + (right_bottom - left_top) / 2, left_top + right_bottom], dim=-1)
 
@@ -216,17 +219,17 @@ class Places(nn.Module):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def named(self, words: Tensor, mask: Tensor | None, grid: tuple[int, int]) -> Tensor:
+    def named(self, words: Tensor, mask: Tensor | None, codes: Tensor) -> Tensor:
         """[B, 1, cells]: the votes of all words [B, L, channels]; those that ``mask`` leaves out have none."""
-        return self._at(_sum_of_words(self.words(self.norm(words)), mask), grid)
+        return self._at(_sum_of_words(self.words(self.norm(words)), mask), codes)
 
-    def meant(self, states: Tensor, grid: tuple[int, int]) -> Tensor:
+    def meant(self, states: Tensor, codes: Tensor) -> Tensor:
         """[B, Q, cells]: the votes of the query states."""
-        return self._at(self.point(states), grid)
+        return self._at(self.point(states), codes)
 
     @staticmethod
-    def _at(votes: Tensor, grid: tuple[int, int]) -> Tensor:
-        return votes @ cell_codes(*grid, votes.device).to(votes.dtype).T
+    def _at(votes: Tensor, codes: Tensor) -> Tensor:
+        return votes @ codes.to(votes.dtype).T
 
 
 def _sum_of_words(votes: Tensor, mask: Tensor | None) -> Tensor:
