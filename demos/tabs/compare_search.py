@@ -40,7 +40,10 @@ def build(studio: Studio, compared: Compared, opened: list[Any]) -> None:
         return [gr.Gallery(_shots(hits), label=name) for name, hits in rows]
 
     def compare(text: str, left: str, right: str) -> list[dict[str, Any]]:
-        """Two models on one query: [{"model", "results", "trained_parameters", "saved_bytes"}], left and right."""
+        """Two models on one query: [{"model", "results", "trained_parameters", "saved_bytes"}], left and right.
+
+        Results are those of search.
+        """
         return [
             {
                 "model": name,

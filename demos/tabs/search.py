@@ -130,7 +130,7 @@ def build(studio: Studio) -> None:
     model = gr.Textbox(visible=False, label="Model")
 
     def search(text: str, count: int = 6, model: str | None = None) -> dict[str, Any]:
-        """Images for a text: {"model", "results": [{"image", "score"}]}, best first."""
+        """Images for a text: {"model", "results": [{"picture": its file name, "score"}]}, best first."""
         return _answer(find(studio, check_text(text, "query"), count, _one(studio, model)))
 
     def search_by_picture(image: Image.Image | None, count: int = 6, model: str | None = None) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def pair(
     """The plain model and the lean one with the same weights, and a batch."""
     # Without dropout unless asked for: in chunks it draws other numbers than for the whole batch.
     changes = {"dropout": lean.pop("dropout", 0.0)} if flavour == "text" else {}
+    changes |= {name: lean.pop(name) for name in ("late",) if name in lean}
     plain, model = (
         build(tower, flavour, reads=reads, **changes, **how).to(dtype).train()
         for how in ({"lean": False}, {"lean": True, **lean})
@@ -94,10 +95,23 @@ class Read(ReadAhead):
             tensors = {name: getattr(stream, name) for name in names}
             return stream.replace(**{n: None if t is None else t[start : start + size] for n, t in tensors.items()})
 
-        return [Read([part(s, start) for s in self._streams]) for start in range(0, len(self), size)]
+        return [type(self)([part(s, start) for s in self._streams]) for start in range(0, len(self), size)]
 
     def streams(self, base: StagedEncoder) -> Sequence[Stream]:
         return self._streams
+
+
+class Decoded(Read):
+    """Taps that are decoded on each access, as a cache does."""
+
+    def streams(self, base: StagedEncoder) -> Sequence[Stream]:
+        return _OnAccess(self._streams)
+
+
+class _OnAccess(list[Stream]):
+    def __getitem__(self, place: int) -> Stream:  # type: ignore[override]
+        stream = super().__getitem__(place)
+        return stream.replace(hidden=stream.hidden.clone())
 
 
 def run(model: AdaptedEncoder, forward: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -13,7 +13,6 @@ from torch.autograd.function import once_differentiable
 
 from vlkit.adapters.lean.opened import saved_packed
 from vlkit.adapters.lean.replay import Replay
-from vlkit.adapters.lean.reused import Reused
 from vlkit.encoders.staged import Stream
 from vlkit.number_formats import Packed
 
@@ -85,10 +84,6 @@ class Piece:
         """Reduce tap number ``index`` with a graph."""
         return self.read(index, partial(adapter.reduce, index), dtype)
 
-    def merging(self) -> contextlib.AbstractContextManager[None]:
-        """Context of what follows the reducers, in the first run and in the second."""
-        return contextlib.nullcontext()
-
     def close(self) -> None:
         """Drop the reference to the newest unpacked state."""
         self._newest = None
@@ -115,8 +110,7 @@ class CachedPiece(Piece):
     """A chunk of cached taps. They are opened again from their rows instead of being saved.
 
     What is saved is what would take time: the output of each reducer's linear map, if the adapter tells it apart
-    (:class:`Projects`), and small results (:func:`vlkit.adapters.lean.reused.reused`). Without the early route,
-    computing these maps again would be a quarter of the step.
+    (:class:`Projects`). Without the early route, computing these maps again would be a quarter of the step.
 
     Args:
         replay: the chunk's route.
@@ -128,7 +122,6 @@ class CachedPiece(Piece):
         super().__init__(tap_dtype, conditions)
         self._replay = replay
         self._projected: list[Tensor | Packed] = []
-        self._reused = Reused()
 
     def add(self, stream: Stream) -> None:
         """Save nothing: the rows are still there."""
@@ -146,14 +139,9 @@ class CachedPiece(Piece):
         """Reduce tap number ``index`` with a graph that begins at its projection."""
         if not isinstance(adapter, Projects):
             return adapter.reduce(index, self.open(index, dtype))
-        saved, linear = self._projected[index], adapter.projection(index)
+        saved = self._projected[index]
         projected = saved.open() if isinstance(saved, Packed) else saved
-        known = _Known.apply(projected, lambda: self.open(index, dtype).hidden, linear.weight, linear.bias)
-        return adapter.reduce_projected(index, known)
-
-    def merging(self) -> contextlib.AbstractContextManager[None]:
-        """See :meth:`Piece.merging`; the second run reuses the small results of the first."""
-        return self._reused.run()
+        return _reduce_projected(index, projected, adapter, lambda: self.open(index, dtype).hidden)
 
     def __len__(self) -> int:
         return len(self._replay)
@@ -161,6 +149,18 @@ class CachedPiece(Piece):
     def open(self, place: int, dtype: torch.dtype | None = None) -> Stream:
         """The stream at ``place``, read again from its row."""
         return cast_to(self._replay.open(place), dtype)
+
+
+def reduce_opened(index: int, stream: Stream, adapter: Projects, replay: Replay, dtype: torch.dtype | None) -> Any:
+    """Reduce tap number ``index`` of cached taps with a graph that saves no tap: backward opens it again."""
+    with torch.no_grad():
+        projected = adapter.projection(index)(cast_to(stream, dtype).hidden)
+    return _reduce_projected(index, projected, adapter, lambda: cast_to(replay.open(index), dtype).hidden)
+
+
+def _reduce_projected(index: int, projected: Tensor, adapter: Projects, tap: Callable[[], Tensor]) -> Any:
+    linear = adapter.projection(index)
+    return adapter.reduce_projected(index, _Known.apply(projected, tap, linear.weight, linear.bias))
 
 
 def piece_for(route: Route, tap_dtype: TapFormat, conditions: Conditions) -> Piece:

@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from vlkit.adapters.lean.reused import reused
-
 
 class LinearNormReducer(nn.Module):
     """[..., D] -> [..., H]: linear, then layer norm (published flavours ``text`` and ``mdetr``)."""
@@ -147,7 +145,7 @@ class _Merge(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, candidates: Tensor, query: Tensor, bias: Tensor, eps: float) -> Tensor:
-        score, gram = reused(lambda: _products(candidates, query))
+        score, gram = _products(candidates, query)
         ctx.save_for_backward(candidates, query, bias, score, gram)
         ctx.eps = eps
         return (_shares(score, gram, bias, eps).unsqueeze(-2) @ candidates).squeeze(-2)
