@@ -99,15 +99,46 @@ def test_fewer_maps_and_frozen_factors_save_fewer_bytes() -> None:
     assert frozen["all"] < 0.8 * every
 
 
+@pytest.mark.parametrize("targets", ["all", "attention"])
+@pytest.mark.parametrize("tower", TRANSFORMERS)
+def test_only_the_last_blocks_are_updated(tower: str, targets: str) -> None:
+    model, x = build(LoraOptions(targets=targets, last_blocks=1, rank=2), tower), TOWERS[tower][1]()
+    inside = {id(p) for p in model.base.transformer_block(model.base.depth - 1).parameters()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert trained and all(id(p) in inside for p in trained)
+    assert train(model, x, "pooled") == set()
+    every = build(LoraOptions(targets=targets, last_blocks=99, rank=2), tower)  # more than there are
+    assert len(trained_state(every)) == len(trained) * every.base.depth
+
+
+@pytest.mark.parametrize("saved", ["fp32", "int4"])
+def test_saved_bytes_fall_with_the_number_of_updated_blocks(saved: str) -> None:
+    tower = stage_vision(tiny.tiny_clip(vision={"width": 64, "head_width": 16, "layers": 4}))
+    x = tiny.images(2)
+
+    def kept(count: int) -> int:
+        model = LoraOptions(last_blocks=count, saved=saved).build(deepcopy(tower))
+        return saved_bytes(model, lambda: model(x).pooled.sum())
+
+    one, two, four = (kept(count) for count in (1, 2, 4))
+    assert two - one == pytest.approx((four - two) / 2, rel=0.01) and one < 0.4 * four
+
+
+@pytest.mark.parametrize("tower", SPATIAL)
+def test_last_blocks_need_transformer_blocks(tower: str) -> None:
+    with pytest.raises(UserError, match=r"--adapter\.last_blocks 1: .* has no transformer blocks.*; leave it out"):
+        build(LoraOptions(last_blocks=1), tower)
+
+
 @pytest.mark.parametrize("tower", SPATIAL)
 def test_a_tower_without_attention_says_what_to_use(tower: str) -> None:
     with pytest.raises(UserError, match=r"has no attention that peft can update; use --adapter\.targets all"):
         build(LoraOptions(targets="qv"), tower)
 
 
-@pytest.mark.parametrize(("option", "value"), [("rank", 0), ("alpha", 0), ("dropout", 1.0)])
+@pytest.mark.parametrize(("option", "value"), [("rank", 0), ("alpha", 0), ("dropout", 1.0), ("last_blocks", -1)])
 def test_wrong_values_are_refused(option: str, value: float) -> None:
-    with pytest.raises(UserError, match=f"--adapter.{option} {value}: must be at least"):
+    with pytest.raises(UserError, match=f"--adapter.{option} {value}: must be "):
         LoraOptions(**{option: value})
 
 

@@ -15,6 +15,7 @@ from vlkit.adapters.facts import MethodOptions, Reads
 from vlkit.adapters.projections import Which, attention_maps, check_reachable, split_projections
 from vlkit.adapters.saved.mode import Saved, compressed, name_operations, saved_option
 from vlkit.adapters.stacks import Memory, Past
+from vlkit.encoders.blocks.anatomy import Opaque
 from vlkit.encoders.staged import StagedEncoder, Stream, freeze, in_weights_format, run_blocks, unfreeze
 from vlkit.encoders.stored_weights import stored_format
 from vlkit.encoders.towers.t5 import DecoderInput, T5Decoder
@@ -221,6 +222,9 @@ class LoraOptions(TunedOptions):
     freeze_a: bool = False
     """Train only the second factor of each update (LoRA-FA, arXiv:2308.03303): backward then needs rank values per
     token instead of the layer's whole input."""
+    last_blocks: int = 0
+    """Update only this many last blocks of each tower; 0 = all maps of the tower. Backward ends at the first of them,
+    so saved activations and time fall with their number."""
     checkpointing: bool = False
     """Run blocks again in backward instead of saving their activations."""
     saved: Saved = saved_option()
@@ -229,6 +233,8 @@ class LoraOptions(TunedOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.last_blocks < 0:
+            raise UserError(f"--adapter.last_blocks {self.last_blocks}: must be 0 (every block) or more")
         if self.rank < 1:
             raise UserError(f"--adapter.rank {self.rank}: must be at least 1")
         if self.alpha < 1:
@@ -240,7 +246,8 @@ class LoraOptions(TunedOptions):
         """Freeze ``encoder`` and insert trainable low-rank updates.
 
         Raises:
-            UserError: the tower has no layer that LoRA can update, or an attention that peft cannot reach.
+            UserError: the tower has no layer that LoRA can update, or an attention that peft cannot reach, or
+                ``last_blocks`` is given and the tower has no transformer blocks.
         """
         freeze(encoder)
         encoder._frozen = False
@@ -250,6 +257,9 @@ class LoraOptions(TunedOptions):
         if self.freeze_a or self.targets != "all" or stored_format(encoder) != "fp32":
             split_projections(encoder)
         targets = _all_maps(encoder) if self.targets == "all" else attention_maps(encoder, self.targets)
+        if self.last_blocks:
+            inside = _last_blocks(encoder, self.last_blocks)
+            targets = [name for name in targets if name.startswith(inside)]
         if not targets:
             what = "layer" if self.targets == "all" else "attention"
             fix = "choose another kind" if self.targets == "all" else "use --adapter.targets all"
@@ -264,6 +274,16 @@ class LoraOptions(TunedOptions):
         for name in first:
             encoder.get_parameter(name).requires_grad_(False)
         return TunedEncoder(encoder, self.checkpointing, self.saved, kept=first)
+
+
+def _last_blocks(encoder: StagedEncoder, count: int) -> tuple[str, ...]:
+    """Prefixes of the names of everything in the last ``count`` blocks; a tower with fewer blocks: in all of them."""
+    try:
+        blocks = [encoder.transformer_block(i) for i in range(max(0, encoder.depth - count), encoder.depth)]
+    except Opaque as error:
+        raise UserError(f"--adapter.last_blocks {count}: {error}; leave it out") from None
+    wanted = set(map(id, blocks))
+    return tuple(f"{name}." for name, module in encoder.named_modules() if id(module) in wanted)
 
 
 def _all_maps(encoder: StagedEncoder) -> list[str]:
