@@ -111,6 +111,19 @@ def test_only_the_last_blocks_are_updated(tower: str, targets: str) -> None:
     assert len(trained_state(every)) == len(trained) * every.base.depth
 
 
+@pytest.mark.parametrize("towers", ["both", "image", "text"])
+@pytest.mark.parametrize("tower", ["vit", "clip_text"])
+def test_a_frozen_tower_saves_nothing_and_trains_nothing(tower: str, towers: str) -> None:
+    model, x = build(LoraOptions(towers=towers, rank=2), tower), TOWERS[tower][1]()
+    updated = towers in ("both", {"vit": "image", "clip_text": "text"}[tower])
+    assert any(p.requires_grad for p in model.parameters()) == bool(trained_state(model)) == updated
+    torch.testing.assert_close(model(x).pooled, prepared(tower)(x), rtol=0, atol=3e-6)
+    if updated:
+        assert train(model, x, "pooled") == set()
+    else:
+        assert not model(x).pooled.requires_grad
+
+
 @pytest.mark.parametrize("saved", ["fp32", "int4"])
 def test_saved_bytes_fall_with_the_number_of_updated_blocks(saved: str) -> None:
     tower = stage_vision(tiny.tiny_clip(vision={"width": 64, "head_width": 16, "layers": 4}))

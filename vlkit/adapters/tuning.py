@@ -19,6 +19,7 @@ from vlkit.encoders.blocks.anatomy import Opaque
 from vlkit.encoders.staged import StagedEncoder, Stream, freeze, in_weights_format, run_blocks, unfreeze
 from vlkit.encoders.stored_weights import stored_format
 from vlkit.encoders.towers.t5 import DecoderInput, T5Decoder
+from vlkit.encoders.towers.text import TextEncoder
 from vlkit.errors import UserError
 
 
@@ -222,6 +223,9 @@ class LoraOptions(TunedOptions):
     freeze_a: bool = False
     """Train only the second factor of each update (LoRA-FA, arXiv:2308.03303): backward then needs rank values per
     token instead of the layer's whole input."""
+    towers: Literal["both", "image", "text"] = "both"
+    """Which towers are updated. text: the image tower stays frozen, as in locked-image tuning (LiT, Zhai et al., CVPR
+    2022); image: the other way round."""
     last_blocks: int = 0
     """Update only this many last blocks of each tower; 0 = all maps of the tower. Backward ends at the first of them,
     so saved activations and time fall with their number."""
@@ -250,6 +254,8 @@ class LoraOptions(TunedOptions):
                 ``last_blocks`` is given and the tower has no transformer blocks.
         """
         freeze(encoder)
+        if self.towers == ("image" if isinstance(encoder, TextEncoder) else "text"):
+            return TunedEncoder(encoder)
         encoder._frozen = False
         check_reachable(encoder)
         # peft's own layer for torch's attention adds its update to the weights, so backward needs the whole input, and
