@@ -96,10 +96,11 @@ class Lean:
         adapter: Any = model.adapter
         buffers = buffers_of(adapter)
         pieces, ends, outputs, field = [], [], [], "hidden"
-        once = torch.is_grad_enabled() and adapter.handoff == "tokens" and not adapter.late
+        trains = torch.is_grad_enabled()
+        runs_once = trains and adapter.handoff == "tokens" and not adapter.late and isinstance(model.adapter, Projects)
         for route in routes:
             restore_(buffers)  # counters advance once per batch, not once per chunk
-            if once and isinstance(route, Replay) and isinstance(adapter, Projects):
+            if runs_once and isinstance(route, Replay):
                 ends.append(self._run_once(route, model))
                 continue
             piece, end = self._first_run(route, model)
