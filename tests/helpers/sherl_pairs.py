@@ -52,7 +52,8 @@ def pair(
     """The plain model and the lean one with the same weights, and a batch."""
     # Without dropout unless asked for: in chunks it draws other numbers than for the whole batch.
     changes = {"dropout": lean.pop("dropout", 0.0)} if flavour == "text" else {}
-    changes |= {name: lean.pop(name) for name in ("late",) if name in lean}
+    if "late" in lean:
+        changes["late"] = lean.pop("late")
     plain, model = (
         build(tower, flavour, reads=reads, **changes, **how).to(dtype).train()
         for how in ({"lean": False}, {"lean": True, **lean})

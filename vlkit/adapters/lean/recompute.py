@@ -8,7 +8,7 @@ dropout draws the same mask.
 An adapter that mixes samples (batch norm) is merged on the whole batch at once; early and late route stay chunked.
 
 Cached taps without late blocks run once: the taps are opened again from their rows, what the adapter saves is small,
-and without an early route a second run would be 7 % of a step.
+and without an early route a second run would be a large part of a step.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ class Lean:
         adapter: Any = model.adapter
         buffers = buffers_of(adapter)
         pieces, ends, outputs, field = [], [], [], "hidden"
-        trains = torch.is_grad_enabled()
-        runs_once = trains and adapter.handoff == "tokens" and not adapter.late and isinstance(model.adapter, Projects)
+        runs_once = adapter.handoff == "tokens" and not adapter.late and isinstance(model.adapter, Projects)
+        runs_once = runs_once and torch.is_grad_enabled()
         for route in routes:
             restore_(buffers)  # counters advance once per batch, not once per chunk
             if runs_once and isinstance(route, Replay):
