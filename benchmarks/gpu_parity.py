@@ -42,6 +42,7 @@ PAIRS = {name: options(**CALM.get(name, {})) for name, options in ADAPTERS.items
     "sherl, int8 taps, active values": SherlOptions(tap_dtype="int8", keep="active"),
     "sherl, bf16 taps": SherlOptions(tap_dtype="bf16"),
     "sherl, base gate": SherlOptions(base_gate=True),
+    "sherl, without fused kernels": SherlOptions(fused=False),
     "sherl, plain autograd": SherlOptions(lean=False),
     "sherl on tokens": SherlOptions(handoff="tokens"),
     "sherl on tokens, int8 taps, chunks of 2": SherlOptions(handoff="tokens", tap_dtype="int8", early_chunk=2),

@@ -24,6 +24,7 @@ from vlkit.adapters.sherl import pooled_lean, tokens
 STEP = "one step"
 REST = "base, loss, optimizer"
 KINDS = {
+    "fused pooling": r"^_pool",
     "attention": r"flash|fmha|attention|sdpa",
     "matrix product": r"gemm|nvjet|xmma|cutlass|gemv|splitk|dot_kernel|conv\w*(2d|fprop|dgrad|wgrad)|::\w*mm$",
     "optimizer": r"multi_tensor_apply|adam",

@@ -16,6 +16,7 @@ import gc
 import itertools
 import logging
 import math
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -57,6 +58,7 @@ VARIANTS = {
     "SHERL, whole taps": SherlOptions(keep="all"),
     "SHERL, active values": SherlOptions(keep="active"),
     "SHERL, int8 taps, active values": SherlOptions(tap_dtype="int8", keep="active"),
+    "SHERL, without fused kernels": SherlOptions(fused=False),
     "SHERL, batch at once": SherlOptions(early_chunk=0),
     **{f"SHERL, chunks of {count}": SherlOptions(early_chunk=count) for count in (16, 32, 64, 128)},
     "SHERL, int8 taps, batch at once": SherlOptions(tap_dtype="int8", early_chunk=0),
@@ -80,7 +82,7 @@ class Config:
     json: Path
     """Output JSON file; rows that it already holds are not measured again."""
     bases: list[str] = field(default_factory=lambda: ["ViT-B-32"])
-    """Names of bases; random weights are sufficient."""
+    """Names of bases; random weights are sufficient. NAME:32,128 sets the batch sizes of one base."""
     batch_sizes: list[int] = field(default_factory=lambda: [32])
     """Pairs per step."""
     text_lengths: list[int] = field(default_factory=lambda: [77])
@@ -130,8 +132,12 @@ def main(config: Config) -> None:
 def missing(config: Config, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The requested measurements that are not in ``rows``, as the keys that identify a row."""
     names = ("base", "text_length", "batch_size", "method")
-    values = itertools.product(config.bases, config.text_lengths, config.batch_sizes, config.methods)
-    places = [dict(zip(names, each, strict=True)) for each in values]
+    places = []
+    for base in config.bases:
+        base, _, sizes = base.partition(":") if re.search(r":[\d,]+$", base) else (base, "", "")
+        of_base = [int(size) for size in sizes.split(",")] if sizes else config.batch_sizes
+        values = itertools.product([base], config.text_lengths, of_base, config.methods)
+        places += [dict(zip(names, each, strict=True)) for each in values]
     return [place for place in places if not any(place.items() <= row.items() for row in rows)]
 
 

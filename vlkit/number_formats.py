@@ -209,6 +209,10 @@ class Packed:
             return x.view(self._shape).to(dtype)
         return dequantise(x.view(self._flat), self._scale, dtype).view(self._shape)
 
+    def stored(self) -> Tensor:
+        """The tensor as it is stored if that is floating point without gaps, otherwise unpacked."""
+        return self._values.view(self._shape) if self._scale is None and self._bits is None else self.open()
+
 
 def _group(width: int) -> int:
     """Values per scale: the common divisor of the width and 64, or the whole row if that is below 16."""

@@ -30,9 +30,9 @@ class SherlOptions(TwoHandoffs):
     feeds_decoder: ClassVar[bool] = True
     couples_samples: ClassVar[bool] = True
     gradient_in_base: ClassVar[bool] = True
-    running: ClassVar[tuple[str, ...]] = ("lean", "early_chunk", "tap_dtype", "keep", "saved")
+    running: ClassVar[tuple[str, ...]] = ("lean", "early_chunk", "tap_dtype", "keep", "fused", "saved")
     belonging: ClassVar[Any] = dict.fromkeys(("late", "flavour", "dropout", "saved"), "tokens") | dict.fromkeys(
-        ("base_gate", "keep"), "pooled"
+        ("base_gate", "keep", "fused"), "pooled"
     )
     choosing: ClassVar = ("late", "flavour", "base_gate")
 
@@ -66,6 +66,8 @@ class SherlOptions(TwoHandoffs):
     keep: Keep = "auto"
     """Which values of a tap are saved (pooled only): active = values with a gradient; all = every value, which avoids
     a device synchronisation on a GPU; auto = active on the CPU, all on CUDA."""
+    fused: bool = True
+    """On CUDA with whole taps, pool each tap by one kernel that reads it once (Triton; pooled only)."""
     saved: Saved = saved_option()
     """Format of the activations that the late blocks save (tokens only): fp32 (unchanged), int8 or int4. With
     --adapter.lean true they exist only during backward, one chunk at a time."""
@@ -79,7 +81,7 @@ class SherlOptions(TwoHandoffs):
         if self.early_chunk != "auto" and self.early_chunk < 0:
             raise UserError(f"--adapter.early_chunk {self.early_chunk}: give 1 or more, 0 (whole batch) or auto")
         if not self.lean:
-            for name in self.given(("early_chunk", "tap_dtype", "keep")):
+            for name in self.given(("early_chunk", "tap_dtype", "keep", "fused")):
                 raise UserError(f"--adapter.{name}: belongs to --adapter.lean true; leave one of the two out")
 
     def build(self, encoder: StagedEncoder, reads: Reads = "pooled") -> AdaptedEncoder:
@@ -135,7 +137,7 @@ class SherlOptions(TwoHandoffs):
         if not self.lean:
             return PooledSherlAdapter(*what)
         taps = "fp32" if self.tap_dtype == "auto" else self.tap_dtype
-        return LeanPooledSherlAdapter(*what, tap_dtype=taps, keep=self.keep)
+        return LeanPooledSherlAdapter(*what, tap_dtype=taps, keep=self.keep, fused=self.fused)
 
     def _tokens(self, encoder: StagedEncoder) -> SherlAdapter | ConvSherlAdapter:
         late = 1 if self.late is None else self.late

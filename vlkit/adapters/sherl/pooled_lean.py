@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from vlkit.adapters.sherl import fused
 from vlkit.adapters.sherl.blocks import LinearHead, RedundancyAggregator, refine
 from vlkit.adapters.sherl.pooled import EPS, PooledSherlAdapter
 from vlkit.encoders.staged import Stream
@@ -48,15 +49,21 @@ class LeanPooledSherlAdapter(PooledSherlAdapter):
         arguments: those of :class:`PooledSherlAdapter`.
         tap_dtype: number format of the saved taps. The forward is always exact.
         keep: which values of the taps are saved.
+        fused: pool with the kernels of :mod:`vlkit.adapters.sherl.fused` where they can run and whole taps are saved.
     """
 
     tap_dtype: NumberFormat
 
     def __init__(
-        self, *arguments: Any, tap_dtype: NumberFormat = "fp32", keep: Keep = "auto", **more_arguments: Any
+        self,
+        *arguments: Any,
+        tap_dtype: NumberFormat = "fp32",
+        keep: Keep = "auto",
+        fused: bool = True,
+        **more_arguments: Any,
     ) -> None:
         super().__init__(*arguments, **more_arguments)
-        self.tap_dtype, self.keep = tap_dtype, keep
+        self.tap_dtype, self.keep, self.fused = tap_dtype, keep, fused
 
     @property
     def weights(self) -> Weights:
@@ -73,7 +80,8 @@ class LeanPooledSherlAdapter(PooledSherlAdapter):
     def merge(self, reduced: list[Tensor], last: Tensor, stream: Stream) -> list[Part]:
         """Pool a chunk of samples for :meth:`join`; empties ``reduced``."""
         active = self.keep == "active" or (self.keep == "auto" and last.device.type != "cuda")
-        return collect(self.weights, reduced, last, stream.mask, stream.summary, self.tap_dtype, active)
+        saving = Saving(self.tap_dtype, active, self.fused and not active)
+        return collect(self.weights, reduced, Part(last, [], stream.mask, stream.summary), saving)
 
     def join(self, parts: list[list[Part]]) -> Tensor:
         """[B, E] of all chunks together, in the dtype of the parameters."""
@@ -119,7 +127,39 @@ class Weights(NamedTuple):
 # --- saved tensors ----------------------------------------------------------------------------------------------------
 
 
-class Rows:
+class Saving(NamedTuple):
+    """How a layer's tokens are pooled and saved: number format, only values with a gradient, by fused kernels."""
+
+    tap_dtype: NumberFormat
+    active: bool
+    fused: bool
+
+
+class Tokens:
+    """The tokens of one layer, as saved for backward."""
+
+    def open(self, dtype: torch.dtype) -> None:
+        """Unpack ``x``."""
+        raise NotImplementedError
+
+    def along(self, u: Tensor) -> Tensor:
+        """``x u`` for one vector per sample: [B, D] -> [B, L]."""
+        raise NotImplementedError
+
+    def sum(self, weights: Tensor) -> Tensor:
+        """``sum_l weights x``: [B, L] -> [B, D]."""
+        raise NotImplementedError
+
+    def gradients(self, u: Tensor, t: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
+        """Gradients of the scores before their ReLU [B, L] and of the query [B, D], from those of the mean, ``u``
+        [B, D], and of the total weight, ``t`` [B]."""
+        self.open(u.dtype)
+        through, attention = self.along(u) + t.unsqueeze(1), layer.attention  # gradient of the attention
+        through = (through - (attention * through).sum(1, keepdim=True)) / layer.total * (layer.scores > 0)
+        return through, self.sum(through)
+
+
+class Rows(Tokens):
     """The tokens of one layer with a non-zero weight, [R, D], from B samples.
 
     Args:
@@ -141,20 +181,18 @@ class Rows:
         self._x = self._rows.open(dtype)
         self._owner = torch.div(self._index, self._shape[1], rounding_mode="floor")  # [R], the sample of each row
 
-    def along(self, u: Tensor) -> Tensor:
-        """``x u`` for one vector per sample: [B, D] -> [B, L]; 0 for tokens without a saved row."""
+    def along(self, u: Tensor) -> Tensor:  # 0 for tokens without a saved row
         products = (u @ self._x.T).gather(0, self._owner.unsqueeze(0)).squeeze(0)
         return u.new_zeros(self._shape).view(-1).index_copy_(0, self._index, products).view(self._shape)
 
     def sum(self, weights: Tensor) -> Tensor:
-        """``sum_l weights x`` over the saved rows: [B, L] -> [B, D]."""
         chosen = weights.reshape(-1).index_select(0, self._index).unsqueeze(0)
         spread = weights.new_zeros(self._shape[0], len(self._index)).scatter_(0, self._owner.unsqueeze(0), chosen)
         return spread @ self._x
 
 
-class Whole:
-    """All tokens of one layer, [B, L, D]; same interface as :class:`Rows`."""
+class Whole(Tokens):
+    """All tokens of one layer, [B, L, D]."""
 
     def __init__(self, tap: Tensor, tap_dtype: NumberFormat) -> None:
         # Only int8 needs the ReLU before packing; the other formats save the tap without a copy.
@@ -170,6 +208,13 @@ class Whole:
         return torch.bmm(weights.unsqueeze(1), self._x).squeeze(1)
 
 
+class Fused(Whole):
+    """:class:`Whole`, read by a kernel as it was saved."""
+
+    def gradients(self, u: Tensor, t: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
+        return fused.pool_backward(self._tap.stored(), u, t, layer.scores, layer.total)
+
+
 @dataclass
 class Layer:
     """Results of one layer of a chunk: ``m`` [B, D], ``s`` [B, L], ``S`` [B, 1]; for backward also the tokens, the
@@ -178,7 +223,7 @@ class Layer:
     mean: Tensor
     scores: Tensor
     total: Tensor
-    tokens: Rows | Whole | None = None
+    tokens: Tokens | None = None
     base: Tensor | None = None
     tap: Tensor | None = None
 
@@ -200,66 +245,69 @@ class Part(NamedTuple):
 # --- forward ----------------------------------------------------------------------------------------------------------
 
 
-def collect(
-    weights: Weights,
-    taps: list[Tensor],
-    last: Tensor,
-    mask: Tensor | None,
-    summary: Tensor | None,
-    tap_dtype: NumberFormat,
-    active: bool,
-) -> list[Part]:
+def collect(weights: Weights, taps: list[Tensor], part: Part, saving: Saving) -> list[Part]:
     """Pool the taps of a chunk and save what backward needs.
 
     Args:
         weights: weights of the adapter.
         taps: K raw taps [B, L, D_k]; the list is emptied, so that each tap can be freed after use.
-        last: [B, E], the tower's pooled embedding.
-        mask, summary: of the stream, [B, L] bool and [B] int64.
-        tap_dtype: number format of the saved values.
-        active: save only the values with a gradient.
+        part: the chunk without its layers.
+        saving: how to save the taps.
 
     Returns:
         One or more parts, in order.
     """
-    trains = torch.is_grad_enabled()
+    last, trains = part.last, torch.is_grad_enabled()
     wants_tap_gradient = trains and any(tap.requires_grad for tap in taps)
-    if trains and active and len(last) > TOGETHER and not wants_tap_gradient:
+    if trains and saving.active and len(last) > TOGETHER and not wants_tap_gradient:
         parts = []
         for start in range(0, len(last), TOGETHER):
             at = slice(start, start + TOGETHER)
-            few, ends = [tap[at] for tap in taps], None if summary is None else summary[at]
-            seen = None if mask is None else mask[at]
-            parts += collect(weights, few, last[at], seen, ends, tap_dtype, active)
+            few, ends = [tap[at] for tap in taps], None if part.summary is None else part.summary[at]
+            seen = None if part.mask is None else part.mask[at]
+            parts += collect(weights, few, Part(last[at], [], seen, ends), saving)
         taps.clear()
         return parts
-    part = Part(last, [], mask, summary)
     dtype = weights.guide.weight.dtype
+    bases: dict[int, Tensor] = {}
     with torch.no_grad(), torch.autocast(last.device.type, enabled=False):
         guide = weights.guide_of(last)
         taps.reverse()
         for i, factor in enumerate(weights.factors().unbind()):
             tap = taps.pop()
-            x = F.relu(tap).to(dtype)
-            layer = _pool(weights, i, x, guide, factor, part)
+            length = tap.shape[1]
+            if length not in bases:
+                bases[length] = _base_weights(guide, length, part)
+            by_kernel = saving.fused and dtype == torch.float32 and fused.usable(tap)
+            x = tap if by_kernel else F.relu(tap).to(dtype)
+            pooled = _pool_fused if by_kernel else _pool
+            layer = pooled(weights, i, x, guide, factor, bases[length], part.mask)
             if trains:
-                layer.tokens = Rows(x, layer.scores, tap_dtype) if active else Whole(tap.detach(), tap_dtype)
+                if saving.active:
+                    layer.tokens = Rows(x, layer.scores, saving.tap_dtype)
+                else:
+                    layer.tokens = (Fused if by_kernel else Whole)(tap.detach(), saving.tap_dtype)
                 layer.tap = tap if wants_tap_gradient else None
             part.layers.append(layer)
             del tap, x
     return [part]
 
 
-def _pool(weights: Weights, i: int, x: Tensor, guide: Tensor, factor: Tensor, part: Part) -> Layer:
-    reducer, score = weights.reducers[i], weights.scores[i]
-    weighted = guide * score.weight[0]
-    query, constant = weighted @ reducer.weight, weighted @ reducer.bias + score.bias
+def _query(weights: Weights, i: int, guide: Tensor) -> tuple[Tensor, Tensor]:
+    """``q`` [B, D] and the part of the score that no token changes [B]."""
+    weighted = guide * weights.scores[i].weight[0]
+    return weighted @ weights.reducers[i].weight, weighted @ weights.reducers[i].bias + weights.scores[i].bias
+
+
+def _pool(
+    weights: Weights, i: int, x: Tensor, guide: Tensor, factor: Tensor, base: Tensor, mask: Tensor | None
+) -> Layer:
+    query, constant = _query(weights, i, guide)
     scores = torch.baddbmm(constant.view(-1, 1, 1), query.unsqueeze(1), x.transpose(1, 2)).squeeze(1)  # [B, L]
-    if part.mask is not None and x.shape[1] == part.mask.shape[1]:
-        scores = scores * part.mask
+    if mask is not None and x.shape[1] == mask.shape[1]:
+        scores = scores * mask
     scores = F.relu(scores)
     total = scores.sum(1, keepdim=True) + EPS
-    base = _base_weights(x, part)
     mean = torch.bmm(torch.addcmul(scores / total, factor, base).unsqueeze(1), x).squeeze(1)
     layer = Layer(mean, scores, total)
     if weights.base_gate is not None:
@@ -267,14 +315,26 @@ def _pool(weights: Weights, i: int, x: Tensor, guide: Tensor, factor: Tensor, pa
     return layer
 
 
-def _base_weights(x: Tensor, part: Part) -> Tensor:
-    """``P`` [B, L]: 1 at the tower's summary position, or equal weights over the real tokens."""
-    size = x.shape[:2]
+def _pool_fused(
+    weights: Weights, i: int, tap: Tensor, guide: Tensor, factor: Tensor, base: Tensor, mask: Tensor | None
+) -> Layer:
+    """:func:`_pool` of the raw tap, by one kernel."""
+    mask = None if mask is None or tap.shape[1] != mask.shape[1] else mask
+    scores, scored, anchor = fused.pool(tap, *_query(weights, i, guide), base, mask)
+    total = scores.sum(1, keepdim=True) + EPS
+    mean = torch.addcmul(scored / total, factor, anchor)
+    return Layer(mean, scores, total, base=None if weights.base_gate is None else anchor)
+
+
+def _base_weights(like: Tensor, length: int, part: Part) -> Tensor:
+    """``P`` [B, L] in the dtype of ``like``: 1 at the tower's summary position, or equal weights over the real
+    tokens."""
+    size = len(part.last), length
     if part.summary is not None:
-        return x.new_zeros(size).scatter_(1, part.summary.unsqueeze(1), 1.0)
+        return like.new_zeros(size).scatter_(1, part.summary.unsqueeze(1), 1.0)
     if part.mask is None:
-        return x.new_full(size, 1 / size[1])
-    mask = part.mask.to(x.dtype)
+        return like.new_full(size, 1 / length)
+    mask = part.mask.to(like.dtype)
     return mask / mask.sum(1, keepdim=True).clamp_min(1)
 
 
@@ -379,13 +439,10 @@ class _Backward:
         query_gradients, constants, start, gate = [], [], 0, u.new_zeros(())
         for number, part in enumerate(self.parts):
             layer, at = part.layers[i], slice(start, start + len(part.last))
-            layer.tokens.open(u.dtype)
-            attention = layer.attention
-            through = layer.tokens.along(u[at]) + t[at].unsqueeze(1)  # gradient of the attention
-            through = (through - (attention * through).sum(1, keepdim=True)) / layer.total * (layer.scores > 0)
-            query_gradients.append(layer.tokens.sum(through))
+            through, query_gradient = layer.tokens.gradients(u[at], t[at], layer)
+            query_gradients.append(query_gradient)
             constants.append(through.sum(1))
-            share.append(attention.sum(1) + factor)
+            share.append(layer.attention.sum(1) + factor)
             if layer.base is not None:
                 gate = gate + (u[at] * layer.base).sum() + t[at].sum()
             if query is not None and layer.tap is not None:
@@ -408,6 +465,6 @@ class _Backward:
 
 def _tap_gradient(layer: Any, part: Part, factor: Tensor, through: Tensor, query: Tensor, u: Tensor) -> Tensor:
     """[B, L, D]: gradient through the scores and through the weighted mean with its base token."""
-    weights = torch.addcmul(layer.attention, factor, _base_weights(layer.tap.to(u.dtype), part))
+    weights = torch.addcmul(layer.attention, factor, _base_weights(u, layer.tap.shape[1], part))
     found = through.unsqueeze(2) * query.unsqueeze(1) + weights.unsqueeze(2) * u.unsqueeze(1)
     return (found * (layer.tap > 0)).to(layer.tap.dtype)
