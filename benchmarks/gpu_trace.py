@@ -19,12 +19,12 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from vlkit.adapters.lean import recompute
-from vlkit.adapters.sherl import pooled_lean, tokens
+from vlkit.adapters.sherl import pooled_lean, pooled_parts, tokens
 
 STEP = "one step"
 REST = "base, loss, optimizer"
 KINDS = {
-    "fused pooling": r"^_pool",
+    "fused pooling": r"^pool(_end|_backward|_backward_end)?$",
     "attention": r"flash|fmha|attention|sdpa",
     "matrix product": r"gemm|nvjet|xmma|cutlass|gemv|splitk|dot_kernel|conv\w*(2d|fprop|dgrad|wgrad)|::\w*mm$",
     "optimizer": r"multi_tensor_apply|adam",
@@ -35,9 +35,9 @@ KINDS = {
 }
 """Kind of kernel -> pattern of its name; the first match counts."""
 PARTS: dict[str, tuple[Any, str]] = {
-    "pool the taps": (pooled_lean, "collect"),
+    "pool the taps": (pooled_lean.LeanPooledSherlAdapter, "merge"),
     "merge the layers": (pooled_lean, "attach"),
-    "backward of the adapter": (pooled_lean._Backward, "run"),
+    "backward of the adapter": (pooled_parts.Backward, "run"),
     "reduce a tap": (tokens.SherlAdapter, "reduce"),
     "merge the taps": (tokens.SherlAdapter, "merge"),
     "second run": (recompute._Again, "backward"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlkit.adapters.sherl import fused
+from vlkit.adapters.sherl import pooled_kernels as kernels
 from vlkit.adapters.sherl.pooled_lean import LeanPooledSherlAdapter
 from vlkit.encoders.staged import Stream
 
@@ -58,12 +58,12 @@ def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
 @pytest.mark.parametrize("mask, summary", [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("tap_dtype", ["fp32", "bf16", "int8"])
 def test_equal_to_the_operations(monkeypatch, mask, summary, tap_dtype):
-    monkeypatch.setattr(fused, "TILE", 64)  # two tokens at once: several tiles, and a last one that is not full
-    monkeypatch.setattr(fused, "PROGRAMS", 12)
+    monkeypatch.setattr(kernels, "TILE", 64)  # two tokens at once: several tiles, and a last one that is not full
+    monkeypatch.setattr(kernels, "PROGRAMS", 12)
     batch = inputs(5, mask, summary, torch.float32)
-    assert fused.usable(batch[0][0])
+    assert kernels.usable(batch[0][0])
     calls = []
-    monkeypatch.setattr(fused, "pool", lambda *given, run=fused.pool: calls.append(1) or run(*given))
+    monkeypatch.setattr(kernels, "pool", lambda *given, run=kernels.pool: calls.append(1) or run(*given))
     expected = step(adapter(tap_dtype=tap_dtype, fused=False), *batch)
     assert not calls
     found = step(adapter(tap_dtype=tap_dtype), *batch)
@@ -77,6 +77,21 @@ def test_gradients_of_taps():
     assert_same(step(adapter(), taps, last, stream), step(adapter(fused=False), taps, last, stream))
 
 
+def test_several_chunks():
+    whole, last, stream = inputs(5, True, True, torch.float32)
+
+    def both(made: LeanPooledSherlAdapter) -> list[Tensor]:
+        ends = [(slice(0, 2), 2), (slice(2, 5), 3)]
+        parts = [
+            made.merge([tap[at] for tap in whole], last[at], Stream(None, stream.mask[at], stream.summary[at]))
+            for at, _ in ends
+        ]
+        out = made.join(parts)
+        return [out.detach(), *torch.autograd.grad(out.square().sum(), list(made.parameters()))]
+
+    assert_same(both(adapter()), both(adapter(fused=False)))
+
+
 def test_taps_in_bfloat16():
     """bf16 taps are read as they are, summed in float32."""
     taps, last, stream = inputs(4, False, True, torch.bfloat16)
@@ -84,28 +99,28 @@ def test_taps_in_bfloat16():
 
 
 def test_where_they_run():
-    assert fused.usable(torch.ones(2, 3, 4, device=DEVICE))
-    assert not fused.usable(torch.ones(2, 3, 4, dtype=torch.float64, device=DEVICE))
-    assert not fused.usable(torch.ones(2, 4, 3, device=DEVICE).transpose(1, 2))  # a grid: channels far apart
-    assert not fused.usable(torch.ones(1, 1, fused.WIDEST + 1, device=DEVICE))
+    assert kernels.usable(torch.ones(2, 3, 4, device=DEVICE))
+    assert not kernels.usable(torch.ones(2, 3, 4, dtype=torch.float64, device=DEVICE))
+    assert not kernels.usable(torch.ones(2, 4, 3, device=DEVICE).transpose(1, 2))  # a grid: channels far apart
+    assert not kernels.usable(torch.ones(1, 1, kernels.WIDEST + 1, device=DEVICE))
 
 
 def test_not_on_the_cpu(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert not fused.usable(torch.ones(2, 3, 4))
+    assert not kernels.usable(torch.ones(2, 3, 4))
 
 
 def test_a_kernel_that_cannot_be_built_is_logged_once(monkeypatch, caplog):
     def fails(*_):
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr(fused, "pool", fails)
-    fused._compiles.cache_clear()
+    monkeypatch.setattr(kernels, "pool", fails)
+    kernels._compiles.cache_clear()
     tap = torch.ones(2, 3, 4, device=DEVICE)
-    assert not fused.usable(tap) and not fused.usable(tap)
+    assert not kernels.usable(tap) and not kernels.usable(tap)
     assert [r.message for r in caplog.records].count(caplog.records[0].message) == 1
     assert "Failed to find C compiler" in caplog.text
-    fused._compiles.cache_clear()
+    kernels._compiles.cache_clear()
 
 
 @pytest.mark.parametrize("shape", [(128, 257, 1024), (3, 50, 768), (2, 77, 1664)])
@@ -118,6 +133,9 @@ def test_shapes_of_real_towers(shape):
     base = torch.full(shape[:2], 1 / shape[1], device=DEVICE)
     x, constant = tap.double().relu(), torch.zeros(shape[0], device=DEVICE)
     expected = torch.einsum("bld,bd->bl", x, query.double()).relu()
-    scores, scored, summed = fused.pool(tap, query, constant, base, None)
-    for ours, theirs in ((scores, expected), (scored, torch.einsum("bl,bld->bd", expected, x)), (summed, x.mean(1))):
+    factor = torch.full((1,), 0.5, device=DEVICE)
+    found = kernels.pool(tap, query, constant, base, None, factor, 1e-6, True)
+    total = expected.sum(1) + 1e-6
+    mean = torch.einsum("bl,bld->bd", expected, x) / total.unsqueeze(1) + 0.5 * x.mean(1)
+    for ours, theirs in zip(found, (expected, total, mean, x.mean(1)), strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))

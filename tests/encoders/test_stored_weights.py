@@ -57,6 +57,17 @@ def test_values_are_rounded_by_half_a_step_at_most(form, shape):
     torch.testing.assert_close(stored.rows(2, 5).open(), found[2:5], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("form", ERRORS)
+def test_opened_for_a_product_in_autocast_s_dtype(form):
+    """Rounded once: equal to the float32 weight that autocast would round."""
+    stored = StoredWeight(torch.randn((48, 192), generator=torch.Generator().manual_seed(0)), form)
+    assert stored.open_for_product().dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        found = stored.open_for_product()
+    assert torch.equal(found, stored.open().to(torch.bfloat16))
+    assert (found.data_ptr() == stored.codes.data_ptr()) == (form == "bf16")  # nothing to copy
+
+
 def test_nf4_has_a_scale_for_each_64_neighbours():
     row = torch.cat([torch.full((64,), 0.01), torch.full((64,), 5.0), torch.tensor([-2.0])]).view(1, -1)
     torch.testing.assert_close(StoredWeight(row, "nf4").open(), row, rtol=1e-6, atol=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ Route = Iterable[tuple[int | None, Stream]]
 # Values of a chunk's hidden state that use a device fully: 16 samples of a ViT-B-32 on a CPU, 128 of a ViT-L-14 on a
 # GPU, where half as many take 1.2 times as long and an eighth four times (docs/results/early_chunk_gpu.json).
 BUSY = {"cpu": 640_000, "cuda": 34_000_000}
+# Where taps are packed into fewer bytes at the end of a chunk: until then they are held whole.
+BUSY_PACKING = BUSY | {"cuda": 8_500_000}
 FEWEST = 4
 
 
@@ -106,7 +108,7 @@ class Runner(Protocol):
     """
 
     chunk: Chunk
-    busy: ClassVar[Mapping[str, int]]
+    busy: Mapping[str, int]
 
     def run(self, routes: Iterable[Route], model: AdaptedEncoder) -> list[Stream]:
         """Reduce the taps of each chunk and run ``model.rest``; returns the final stream of each chunk."""
@@ -118,13 +120,13 @@ class Plain:
 
     Args:
         chunk: samples that run at once (pooled adapters only); the frozen tokens of a finished chunk are freed.
+        busy: values of a chunk's hidden state by device, for ``"auto"``.
     """
 
-    busy: ClassVar[Mapping[str, int]] = BUSY
     chunk: Chunk
 
-    def __init__(self, chunk: Chunk = 0) -> None:
-        self.chunk = checked(chunk)
+    def __init__(self, chunk: Chunk = 0, busy: Mapping[str, int] = BUSY) -> None:
+        self.chunk, self.busy = checked(chunk), busy
 
     def run(self, routes: Iterable[Route], model: AdaptedEncoder) -> list[Stream]:
         """See :class:`Runner`."""

@@ -24,16 +24,15 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, stored: StoredWeight) -> Tensor:
         ctx.stored, ctx.wants_bias = stored, bias is not None and bias.requires_grad
-        weight = stored.open()
+        weight = stored.open_for_product()
         if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-            weight, x, bias = weight.to(dtype), x.to(dtype), None if bias is None else bias.to(dtype)
+            x, bias = x.to(weight.dtype), None if bias is None else bias.to(weight.dtype)
         return F.linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        into = gradient @ ctx.stored.open().to(gradient.dtype) if ctx.needs_input_grad[0] else None
+        into = gradient @ ctx.stored.open(dtype=gradient.dtype) if ctx.needs_input_grad[0] else None
         into_bias = gradient.flatten(0, -2).sum(0) if ctx.wants_bias else None
         return into, into_bias, None
 
@@ -98,7 +97,7 @@ class StoredAttention(nn.MultiheadAttention):
     @property
     def in_proj_weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
         """[3 D, D] as floats, opened on every access."""
-        return self.stored.open()
+        return self.stored.open_for_product()
 
 
 STORED: Mapping[type[nn.Module], Any] = {

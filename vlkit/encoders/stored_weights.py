@@ -92,16 +92,25 @@ class StoredWeight(nn.Module):
         """Number of values."""
         return len(self.codes) * self.tail.numel()
 
-    def open(self, codes: Tensor | None = None, scales: Tensor | None = None) -> Tensor:
-        """The weight [O, ...] in the dtype of the scales; also of chosen rows of codes and scales."""
+    def open(
+        self, codes: Tensor | None = None, scales: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """The weight [O, ...], by default in the dtype of the scales; also of chosen rows of codes and scales."""
         codes, scales = self.codes if codes is None else codes, self.scales if scales is None else scales
+        dtype = dtype or scales.dtype
         if self.number_format == "nf4":
-            rows = _from_nf4(codes, scales, self.tail.numel())
+            rows = _from_nf4(codes, scales, self.tail.numel()).to(dtype)
         elif self.number_format == "int8":
-            rows = codes.to(scales.dtype).mul_(scales)
+            # Rounded once, as it is written: the product itself has the precision of the scales.
+            rows = torch.mul(codes, scales, out=torch.empty_like(codes, dtype=dtype))
         else:
-            rows = codes.to(scales.dtype)
+            rows = codes.to(dtype)  # no copy if the step computes in bf16
         return rows.view(len(codes), *self.tail)
+
+    def open_for_product(self) -> Tensor:
+        """The weight in the dtype in which a product now computes: autocast's, if it is on."""
+        kind = self.codes.device.type
+        return self.open(dtype=torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None)
 
     def rows(self, start: int, stop: int) -> StoredWeight:
         """Output rows ``start .. stop - 1``; the codes are shared, not copied."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ class Lean:
 
     # Backward also runs adapter and late route chunk by chunk, and needs more memory there. On a GPU larger chunks are
     # faster but lose the memory savings (docs/results/early_chunk_gpu.json); set ``chunk`` to choose that.
-    busy: ClassVar[Mapping[str, int]] = {"cpu": 320_000, "cuda": 3_000_000}
+    busy: Mapping[str, int] = {"cpu": 320_000, "cuda": 3_000_000}
 
     chunk: int | Literal["auto"]
     tap_dtype: TapFormat

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
-from vlkit.adapters.base import AdaptedEncoder, Chunk, Plain, Runner
+from vlkit.adapters.base import BUSY, BUSY_PACKING, AdaptedEncoder, Chunk, Plain, Runner
 from vlkit.adapters.facts import Reads
 from vlkit.adapters.handoff import Handoff, TwoHandoffs
 from vlkit.adapters.lean.pieces import TapFormat
@@ -92,8 +92,10 @@ class SherlOptions(TwoHandoffs):
                 the message names the option and its range.
         """
         if self.handoff_for(reads) == "pooled":
-            return AdaptedEncoder(encoder, self._pooled(encoder), Plain(self.early_chunk if self.lean else 0))
-        runner: Runner = Lean(self.early_chunk, self.tap_dtype) if self.lean else Plain()
+            packs = self.tap_dtype in ("bf16", "int8") or self.keep == "active"
+            runner: Runner = Plain(self.early_chunk if self.lean else 0, BUSY_PACKING if packs else BUSY)
+            return AdaptedEncoder(encoder, self._pooled(encoder), runner)
+        runner = Lean(self.early_chunk, self.tap_dtype) if self.lean else Plain()
         return AdaptedEncoder(encoder, self._tokens(encoder), runner, self.lean and reads == "pooled", self.saved)
 
     def build_stacks(self, encoder: HfText, decoder: T5Decoder) -> tuple[SherlT5Encoder, SherlT5Decoder]:
