@@ -124,9 +124,7 @@ def account_of(scene: Scene, dice: Dice) -> Account:
     for i in dice.shuffled(range(len(scene.things))):
         if len(numbers) < most:
             numbers.setdefault(scene.things[i].kind, i)
-    pairs = [
-        (a, b) for a in numbers for b in numbers if a != b and relation(scene, numbers[a], numbers[b]) in INVERSE
-    ]
+    pairs = [(a, b) for a in numbers for b in numbers if a != b and relation(scene, numbers[a], numbers[b]) in INVERSE]
     related = None
     if pairs and dice.chance(0.65):
         first, second = pairs[dice.integer(len(pairs))]
@@ -282,9 +280,13 @@ def _pair(scene: Scene, verdict: Verdict, word: str, dice: Dice) -> str:
 
 
 def compare(scene: Scene, dice: Dice) -> tuple[str, str]:
-    """Which verdict; also where the task's word is made up, so a reader of an unknown word compares."""
+    """Which verdict, as a word or as its number; also where the task's word is made up, so a reader of an unknown word
+    compares.
+    """
     verdict = dice.weighted(VERDICTS, (0.25, 0.15, 0.15, 0.15, 0.3))
-    return _pair(scene, verdict, "compare" if dice.chance(0.4) else _made_up(dice), dice), verdict
+    word, number = "compare" if dice.chance(0.4) else _made_up(dice), dice.chance(0.35)
+    source = _pair(scene, verdict, f"{word} number" if number else word, dice)
+    return source, str(VERDICTS.index(verdict)) if number else verdict
 
 
 def follows(scene: Scene, dice: Dice) -> tuple[str, str]:
