@@ -2,8 +2,8 @@
 
 A cell is the sum of the token embeddings of the words for what it shows, with a row of the end of the token table as
 its place (as :class:`vlkit.tasks.visual_embedding.VisualEmbedding` gives it). Cells skip the encoder, as visual tokens
-do. In most examples the first decoder blocks read the prompt alone and only the last ones read the grid, because methods
-that adapt a late block feed visual tokens to it alone.
+do. In most examples the first decoder blocks read the prompt alone and only the last ones read the grid, because a
+method that adapts a late block feeds visual tokens to it alone.
 """
 
 from __future__ import annotations
