@@ -1,9 +1,9 @@
 """Supervised tasks over texts of the pre-training world: a source and the text to write, labelled by construction.
 
 A real T5 was pre-trained on a mixture of supervised tasks in text-to-text form beside span corruption (T5, section
-3.5.3). These are the tasks of this world: how two texts relate, whether the second follows, whether both say the same;
-correcting a text by another, asking for one fact of a text, writing a text from a list of facts, and the list from a
-text.
+3.5.3). These are the tasks of this world: how two texts relate and why, whether the second follows, whether both say
+the same; correcting a text by another, asking for one fact of a text, writing a text from a list of facts, and the list
+from a text.
 
 Two texts are compared by what they say alone. Things are known by their kind, and a scene may hold more than a text
 says: what is not said is open, another colour, size, pattern, place or relation of a thing that was described is false.
@@ -142,6 +142,20 @@ def account_of(scene: Scene, dice: Dice) -> Account:
     return Account(tuple(things), related, ground)
 
 
+def statements(account: Account) -> dict[tuple[str, ...], str]:
+    """What an account says, each statement alone: (kind), (kind, attribute) or (relation, kind, kind) -> value; a
+    relation from both sides.
+    """
+    found: dict[tuple[str, ...], str] = {}
+    for thing in account.things:
+        found[thing.kind,] = "there"
+        found |= {(thing.kind, name): value for name in VALUES if (value := getattr(thing, name))}
+    if account.related:
+        first, word, second = account.related
+        found |= {("relation", first, second): word, ("relation", second, first): INVERSE[word]}
+    return found | ({("background",): account.ground} if account.ground else {})
+
+
 # --- one account -> another one -------------------------------------------------------------------------------------
 
 
@@ -214,7 +228,7 @@ def more(account: Account, known: Account, dice: Dice) -> Account | None:
 
 def false(account: Account, dice: Dice) -> Account | None:
     """One thing of it is not so; exchanges keep the words. None if the try found nothing to change."""
-    way = dice.weighted((0, 1, 2, 3), (0.35, 0.3, 0.3, 0.05))
+    way = dice.weighted((0, 1, 2, 3), (0.35, 0.35, 0.25, 0.05))
     if way == 0 and account.related:
         first, word, second = account.related
         related = (second, word, first) if dice.chance(0.5) else (first, INVERSE[word], second)
@@ -289,6 +303,23 @@ def compare(scene: Scene, dice: Dice) -> tuple[str, str]:
     return source, str(VERDICTS.index(verdict)) if number else verdict
 
 
+def why(scene: Scene, dice: Dice) -> tuple[str, str]:
+    """Which verdict, and the statements that decide it: ``false car colour``, ``less car size, cat``."""
+    verdict = dice.weighted(VERDICTS, (0.1, 0.2, 0.2, 0.15, 0.35))
+    first, second = pair_of(scene, verdict, dice)
+    source = _joined("why", first.text(dice), second.text(dice), dice)
+    known, said = statements(first), statements(second)
+    if verdict == "false":
+        keys = [key for key in said if known.get(key, said[key]) != said[key]]
+    elif verdict == "less":
+        keys = [key for key in known if key not in said]
+    else:
+        keys = [key for key in said if key not in known]
+    # A relation is stated from both sides and named once.
+    named = dict.fromkeys("relation" if key[0] == "relation" else " ".join(key) for key in keys)
+    return source, f"{verdict} {', '.join(named)}".strip()
+
+
 def follows(scene: Scene, dice: Dice) -> tuple[str, str]:
     """Whether the second text follows: yes, no, or maybe."""
     verdict = dice.weighted(VERDICTS, (0.14, 0.2, 0.12, 0.2, 0.34))
@@ -361,13 +392,14 @@ def _listed(account: Account, dice: Dice | None) -> str:
 
 
 TASKS: dict[str, tuple[float, Write]] = {
-    "compare": (0.3, compare),
-    "follows": (0.2, follows),
-    "same": (0.15, same),
+    "compare": (0.26, compare),
+    "why": (0.14, why),
+    "follows": (0.18, follows),
+    "same": (0.12, same),
     "correct": (0.1, correct),
-    "ask": (0.13, ask),
-    "tell": (0.07, tell),
-    "facts": (0.05, facts),
+    "ask": (0.1, ask),
+    "tell": (0.06, tell),
+    "facts": (0.04, facts),
 }
 """Name -> its share, and what makes an example of a scene."""
 

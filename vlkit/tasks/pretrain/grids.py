@@ -51,6 +51,11 @@ class Grids(NamedTuple):
     seed: int
     """Of the noise."""
 
+    def to(self, device: torch.device) -> Grids:
+        """The same on a device."""
+        moved = {name: v.to(device, non_blocking=True) for name, v in self._asdict().items() if isinstance(v, Tensor)}
+        return self._replace(**moved)
+
 
 def collate_grids(
     scenes: list[tuple[Scene, np.random.Generator]], tokenizer: PreTrainedTokenizerFast, late: int | None = None

@@ -116,7 +116,7 @@ class Losses:
 
     def __call__(self, batch: Batch) -> Tensor:
         parts = self.parts(batch)
-        return sum(per_sample(*part).sum() for part in parts) / sum(len(target) for _, target in parts)
+        return torch.cat([per_sample(*part) for part in parts]).mean()
 
     def parts(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """(logits [B, M, V], targets [B, M]) of the texts and of the grids, where there are any."""
@@ -125,8 +125,7 @@ class Losses:
             source, mask, target = (tensor.to(self.device, non_blocking=True) for tensor in batch.texts)
             found.append((self.model(input_ids=source, attention_mask=mask, labels=target).logits, target))
         if batch.grids is not None:
-            moved = (v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for v in batch.grids)
-            grids = Grids(*moved)
+            grids = batch.grids.to(self.device)
             found.append((self.writer.logits(grids), grids.targets))
         return found
 
