@@ -97,7 +97,7 @@ class Mixture(Dataset[Batch]):
 
 def batches(dataset: Mixture, workers: int, device: torch.device) -> DataLoader:
     """Batches in order, made by ``workers`` processes (0 = by this process)."""
-    ahead = 8 if workers else None
+    ahead = 4 if workers else None
     pin = device.type == "cuda"
     return DataLoader(dataset, None, num_workers=workers, prefetch_factor=ahead, pin_memory=pin)
 
