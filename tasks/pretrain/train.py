@@ -2,6 +2,7 @@
 
     python tasks/pretrain/train.py --model clip --output runs/pretrain/clip
     python tasks/pretrain/train.py --model t5 --output runs/pretrain/t5 --steps 5000 --batch_size 64 --lr 0.003
+    python tasks/pretrain/train.py --model t5 --minutes 6 --supervised 0.55 --grids 0.3 --batch_size 512 --workers 12
     python tasks/pretrain/train.py --world styles --minutes 5 --batch_size 1024 --pool 1500000 --workers 15
 
 The same command resumes from the last checkpoint. Sample n depends only on seed and n, so an interrupted run sees the
@@ -29,7 +30,7 @@ from torch.utils.data import DataLoader
 
 from vlkit.cli.config import run
 from vlkit.cli.show import Console
-from vlkit.drawn.samples import TRAIN, VALIDATION, PretrainingPairs, PretrainingTexts
+from vlkit.drawn.samples import TRAIN, VALIDATION, PretrainingPairs
 from vlkit.encoders.stage import stage_text
 from vlkit.encoders.tiny import (
     PREPROCESS,
@@ -43,7 +44,8 @@ from vlkit.engine.hardware import attention_for, fast_bfloat16, keep_freed_memor
 from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.tasks.contrastive import require_negatives
-from vlkit.tasks.pretrain.denoising import Denoising
+from vlkit.tasks.pretrain.mixture import Batch, Losses, Measure, Shares, training
+from vlkit.tasks.pretrain.mixture import batches as text_batches
 from vlkit.tasks.pretrain.objective import Objective
 from vlkit.tasks.pretrain.pool import Pool, batches, timed_batches
 from vlkit.tasks.pretrain.state import load_resume, load_weights, save_resume, save_weights
@@ -80,7 +82,7 @@ class Config:
     world: Literal["plain", "styles"] = "plain"
     """Plain drawings or many drawing styles (as for the embedded base; clip only)."""
     minutes: float = 0
-    """Minutes to train instead of `steps`, with `world styles`; the learning rate follows the clock."""
+    """Minutes to train instead of `steps`, with `world styles` or `model t5`; the learning rate follows the clock."""
     reuse: int = 1
     """Uses of each drawn scene, each augmented, with `world styles` and `steps`; with `minutes` it depends on the
     machine.
@@ -92,13 +94,19 @@ class Config:
     region_weight: float = 1.0
     """Weight of the loss of these patch tokens."""
     prefixes: float = 0.5
-    """Share of texts of which T5 reads the beginning and writes the rest; in the others it fills in removed spans."""
+    """Share of texts of which T5 reads the beginning and writes the rest; in the others it fills in removed spans. Of
+    samples that are no tasks.
+    """
     rewrites: float = 0.0
     """Share of texts of which T5 reads one caption of a scene and writes another, shorter one."""
+    supervised: float = 0.0
+    """Share of T5's samples that are supervised tasks: how two texts relate, questions, corrections, lists of facts."""
+    grids: float = 0.0
+    """Share of T5's samples that are captions of grids, which the decoder reads like a captioner's visual tokens."""
     start: Path | None = None
     """Weights to start from (model.safetensors of a run); default: random."""
     scenes: int = 1000
-    """Held-out scenes of each style in the last evaluation."""
+    """Held-out scenes of each style in the last evaluation, and of each objective of T5 in every one."""
 
     def __post_init__(self) -> None:
         if self.model == "clip":
@@ -187,35 +195,27 @@ def styles_job(config: Config, device: torch.device) -> Job:
 
 
 def t5_job(config: Config, device: torch.device) -> Job:
-    """Denoising: the model writes the spans that were removed from a text, or the rest of a text."""
+    """Text to text: filling in removed spans, writing on, supervised tasks, and captions of grids."""
     tokenizer = tiny_t5_tokenizer()
     model = new_tiny_t5(tokenizer).to(device)
-    collate = Denoising(tokenizer, config.prefixes, config.rewrites)
+    losses = Losses(model, device)
+    shares = Shares(config.supervised, config.grids, config.prefixes, config.rewrites)
+    measure = Measure(losses, tokenizer, config.seed, config.scenes)
 
-    def loss(batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        source, mask, target = (tensor.to(device) for tensor in batch)
+    def loss(batch: Batch) -> Tensor:
         with fast_bfloat16(device):
-            return model(input_ids=source, attention_mask=mask, labels=target).loss
+            return losses(batch)
 
     def train(first: int) -> DataLoader:
-        texts = PretrainingTexts(config.seed, TRAIN, config.steps * config.batch_size, first)
-        return DataLoader(texts, config.batch_size, num_workers=config.workers, collate_fn=collate)
+        steps = 2**31 if config.minutes else config.steps
+        step = first // config.batch_size
+        return text_batches(
+            training(tokenizer, shares, config.seed, config.batch_size, steps, step), config.workers, device
+        )
 
-    @torch.no_grad()
-    def evaluate() -> dict[str, float]:
-        return {
-            "denoising_perplexity": perplexity(0.0, 0.0),
-            "prefix_perplexity": perplexity(1.0, 0.0),
-            "rewriting_perplexity": perplexity(0.0, 1.0),
-        }
-
-    def perplexity(*shares: float) -> float:
-        texts = PretrainingTexts(config.seed, VALIDATION, 2000)
-        total, tokens = 0.0, 0
-        for batch in DataLoader(texts, 200, collate_fn=Denoising(tokenizer, *shares)):
-            count = int((batch[2] != -100).sum())
-            total, tokens = total + loss(batch).item() * count, tokens + count
-        return math.exp(total / tokens)
+    def evaluate() -> dict[str, Any]:
+        with fast_bfloat16(device):
+            return measure()
 
     return Job(model, loss, train, evaluate)
 
@@ -244,8 +244,12 @@ def check(config: Config) -> None:
     styles = config.world == "styles"
     if styles and config.model == "t5":
         raise UserError("--world styles: only the clip base can be pre-trained on it; use --model clip")
-    if not styles and (config.minutes or config.reuse != 1 or config.pool):
-        raise UserError("--minutes, --reuse and --pool need --world styles")
+    if not styles and (config.reuse != 1 or config.pool):
+        raise UserError("--reuse and --pool need --world styles")
+    if not styles and config.minutes and config.model == "clip":
+        raise UserError("--minutes needs --world styles or --model t5")
+    if not 0 <= config.supervised + config.grids <= 1 or not 0 <= config.prefixes + config.rewrites <= 1:
+        raise UserError("--supervised and --grids, and --prefixes and --rewrites, are shares: each sum is at most 1")
     if config.reuse < 1 or config.batch_size % config.reuse:
         raise UserError(f"--reuse {config.reuse}: give a divisor of --batch_size {config.batch_size}")
 

@@ -151,7 +151,7 @@ def test_a_run_by_the_clock_ends_with_its_schedule_done(tmp_path: Path) -> None:
     ("words", "part"),
     [
         (("--world", "styles", "--model", "t5"), "--model clip"),
-        (("--minutes", 1), "--world styles"),
+        (("--minutes", 1), "--model t5"),
         (("--world", "styles", "--batch_size", 8, "--reuse", 3), "divisor"),
         (("--model", "t5", "--device", "cpu", "--start", ASSETS / CLIP_FILE), "another model"),
     ],

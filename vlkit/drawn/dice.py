@@ -45,6 +45,10 @@ class Dice:
                 return option
         return options[-1]
 
+    def shuffled(self, options: Sequence[Option]) -> list[Option]:
+        """The options in a random order."""
+        return sorted(options, key=lambda _: self.random())
+
     def chance(self, probability: float) -> bool:
         """True with that probability."""
         return self.random() < probability

@@ -36,21 +36,23 @@ class Denoising:
 
     def __call__(self, texts: list[tuple[str, str]]) -> tuple[Tensor, Tensor, Tensor]:
         """Ids [B, L], their mask [B, L], and targets [B, M] with -100 as padding, all int64 but the mask (bool)."""
+        return padded(self.pairs(texts))
+
+    def pairs(self, texts: list[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """The ids of each source and its target, with end tokens."""
         # The corruption is seeded by the texts, so it is the same in every process.
         joined = [" ".join(pair) for pair in texts]
         rng = np.random.default_rng(np.frombuffer("".join(joined).encode(), dtype=np.uint8)[:4096])
-        pairs = []
+        pairs: list[tuple[list[int], list[int]]] = []
         for pair, text in zip(texts, joined, strict=True):
             draw = rng.random()
             if self.prefixes <= draw < self.prefixes + self.rewrites:
-                pairs.append([self.tokenizer(one).input_ids for one in sorted(pair, key=len, reverse=True)])
+                longer, shorter = sorted(pair, key=len, reverse=True)
+                pairs.append((self.tokenizer(longer).input_ids, self.tokenizer(shorter).input_ids))
                 continue
             ids = self.tokenizer(text, add_special_tokens=False).input_ids
             pairs.append(self._cut(ids, rng) if draw < self.prefixes else self._corrupt(ids, rng))
-        source, target = (
-            nn.utils.rnn.pad_sequence([torch.tensor(p[i]) for p in pairs], True, v) for i, v in ((0, 0), (1, -100))
-        )
-        return source, source != 0, target
+        return pairs
 
     def _cut(self, ids: list[int], rng: np.random.Generator) -> tuple[list[int], list[int]]:
         end, place = cast(int, self.tokenizer.eos_token_id), int(rng.integers(len(ids)))
@@ -71,3 +73,12 @@ class Denoising:
             position = stop
         end = cast(int, self.tokenizer.eos_token_id)
         return [*source, *ids[position:], end], [*target, end]
+
+
+def padded(pairs: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Sources [B, L] int64, their mask [B, L] bool, and targets [B, M] int64 with -100 as padding."""
+    source, target = (
+        nn.utils.rnn.pad_sequence([torch.tensor(pair[i]) for pair in pairs], True, fill)
+        for i, fill in ((0, 0), (1, -100))
+    )
+    return source, source != 0, target

@@ -1,0 +1,154 @@
+"""Pre-training of T5 on the mixture: batches, captions of grids, the clock, and going on after a stop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from helpers.scripts import call, load_script, refuse
+from vlkit.cli.config import parse
+from vlkit.drawn.samples import TRAIN, PretrainingTexts, scene_and_rng
+from vlkit.encoders.tiny import new_tiny_t5, tiny_t5_tokenizer
+from vlkit.tasks.pretrain.denoising import Denoising
+from vlkit.tasks.pretrain.grids import CONTENT, SIDE, Grids, GridWriter, collate_grids
+from vlkit.tasks.pretrain.mixture import Losses, Measure, Mixture, Shares, token_losses
+from vlkit.tasks.visual_embedding import VisualEmbedding
+
+TRAINING = "tasks/pretrain/train.py"
+CPU = torch.device("cpu")
+SIZES = ("--batch_size", 8, "--workers", 0, "--scenes", 4, "--device", "cpu")
+SMALL = ("--model", "t5", "--supervised", 0.5, "--grids", 0.25, *SIZES)
+TOKENIZER = tiny_t5_tokenizer()
+MIXED = Shares(0.5, 0.25, 0.5)
+
+
+def grids(late: int, count: int = 3) -> Grids:
+    return collate_grids([scene_and_rng(1, TRAIN, i) for i in range(count)], TOKENIZER, late)
+
+
+def test_a_batch_depends_on_its_number_alone() -> None:
+    whole, rest = Mixture(TOKENIZER, MIXED, 1, TRAIN, 8, 4), Mixture(TOKENIZER, MIXED, 1, TRAIN, 8, 4, first=2)
+    assert len(whole) == 4 and len(rest) == 2
+    one, other = whole[3], rest[1]
+    assert one.texts is not None and other.texts is not None and one.grids is not None and other.grids is not None
+    assert all(torch.equal(a, b) for a, b in zip(one.texts, other.texts, strict=True))
+    assert torch.equal(one.grids.targets, other.grids.targets) and one.grids.seed == other.grids.seed
+    assert len(one.texts[0]) == 6 and len(one.grids.targets) == 2
+
+
+def test_without_tasks_the_samples_are_those_of_denoising() -> None:
+    texts = PretrainingTexts(1, TRAIN, 100)
+    expected = Denoising(TOKENIZER, 0.5)([texts[8 + i] for i in range(8)])
+    found = Mixture(TOKENIZER, Shares(prefixes=0.5), 1, TRAIN, 8, 4)[1]
+    assert found.grids is None and found.texts is not None
+    assert all(torch.equal(a, b) for a, b in zip(found.texts, expected, strict=True))
+
+
+def test_cells_name_what_they_show() -> None:
+    scene, _ = scene_and_rng(1, TRAIN, 0)
+    batch = grids(0, 1)
+    assert batch.shares.shape == (1, SIDE * SIDE, len(scene.things) + 1)
+    for number, thing in enumerate(scene.things):
+        cell = int(thing.y * SIDE) * SIDE + int(thing.x * SIDE)
+        assert batch.shares[0, cell, number] == 1
+        words = TOKENIZER.decode(batch.words[0, number], skip_special_tokens=True)
+        assert thing.kind in words and thing.colour in words
+    assert batch.shares[0, :, -1].max() == 1  # somewhere nothing stands
+
+
+def test_cells_look_like_a_captioner_s_visual_tokens() -> None:
+    """With the words' sum as content, the visual embedding gives the same rows but for its small shared terms."""
+    torch.manual_seed(0)
+    model = new_tiny_t5(TOKENIZER)
+    batch = grids(0)
+    batch = batch._replace(noise=torch.zeros(3))
+    writer, width = GridWriter(model), model.config.d_model
+    content = batch.shares @ (model.shared(batch.words) * (batch.words != 0).unsqueeze(-1)).sum(2)
+    visual = VisualEmbedding(width, width, SIDE)
+    visual.start_with_content()
+    with torch.no_grad():
+        visual.project.weight.copy_(torch.eye(width))
+        visual.project.bias.zero_()
+        visual.box_norm.weight.zero_()
+        visual.image.weight.zero_()
+        expected = model.encoder.final_layer_norm(visual(content, model.shared.weight))
+        assert visual.project_norm.weight[0] == CONTENT
+        torch.testing.assert_close(writer.memory(batch), expected)
+
+
+@pytest.mark.parametrize("late", [0, 3])
+def test_only_late_blocks_read_the_grid(late: int) -> None:
+    torch.manual_seed(0)
+    model = new_tiny_t5(TOKENIZER)
+    lengths: list[int] = []
+
+    def see(module: object, inputs: object, options: dict[str, torch.Tensor], output: object) -> None:
+        lengths.append(options["key_value_states"].shape[1])
+
+    for block in model.decoder.block:
+        block.layer[1].register_forward_hook(see, with_kwargs=True)
+    batch = grids(late)
+    logits = GridWriter(model).logits(batch)
+    assert [length > SIDE * SIDE for length in lengths] == [number >= late for number in range(4)]
+    assert logits.shape == (*batch.targets.shape, model.config.vocab_size)
+    if late == 0:  # that is the library's own forward with this memory
+        mask = batch.prompts != 0
+        read = model.encoder(input_ids=batch.prompts, attention_mask=mask.long()).last_hidden_state
+        memory = torch.cat([read, GridWriter(model).memory(batch)], 1)
+        wide = F.pad(mask, (0, SIDE * SIDE), value=True)
+        expected = model(encoder_outputs=(memory,), attention_mask=wide, labels=batch.targets)
+        torch.testing.assert_close(logits, expected.logits, rtol=1e-4, atol=1e-5)
+        loss = token_losses(logits, batch.targets).sum() / (batch.targets >= 0).sum()
+        torch.testing.assert_close(loss, expected.loss)
+
+
+def test_the_loss_falls_on_one_batch() -> None:
+    torch.manual_seed(0)
+    model = new_tiny_t5(TOKENIZER)
+    losses, batch = Losses(model, CPU), Mixture(TOKENIZER, MIXED, 1, TRAIN, 8, 1)[0]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    found = []
+    for _ in range(12):
+        loss = losses(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    assert found[-1] < 0.6 * found[0]
+    metrics = Measure(losses, TOKENIZER, 1, 2)()
+    assert {"denoising_perplexity", "grid_late_perplexity", "follows_accuracy"} <= metrics.keys()
+
+
+def test_a_run_that_was_stopped_ends_as_an_unbroken_one(tmp_path: Path) -> None:
+    words = (*SMALL, "--steps", 4, "--evaluate_every", 2)
+    call(TRAINING, *words, "--output", tmp_path / "whole")
+    module = load_script(TRAINING)
+    config = parse(module.Config, [str(word) for word in (*words, "--output", tmp_path / "cut")])
+    save = module.save
+
+    def save_and_stop(*arguments: object) -> None:
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    module.save = save_and_stop
+    with pytest.raises(KeyboardInterrupt):
+        module.main(config)
+    module.save = save
+    module.main(config)
+    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_a_run_by_the_clock_ends(tmp_path: Path) -> None:
+    call(TRAINING, *SMALL, "--minutes", 0.02, "--evaluate_every", 60, "--output", tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["steps"] >= 1 and "same_accuracy" in metrics
+
+
+def test_shares_beyond_one_are_refused(tmp_path: Path) -> None:
+    assert "at most 1" in refuse(TRAINING, *SMALL, "--grids", 0.75, "--output", tmp_path)

@@ -1,0 +1,196 @@
+"""The mixture that the T5 base learns from: denoising, supervised text tasks, and captions of grids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerFast
+
+from vlkit.drawn.captions import caption
+from vlkit.drawn.dice import Dice
+from vlkit.drawn.samples import TRAIN, VALIDATION, scene_and_rng
+from vlkit.drawn.statements import TASKS, task_of
+from vlkit.tasks.pretrain.denoising import Denoising, padded
+from vlkit.tasks.pretrain.grids import Grids, GridWriter, collate_grids
+
+Texts = tuple[Tensor, Tensor, Tensor]
+"""Sources [B, L] int64, their mask, and targets [B, M] int64 with -100 as padding."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How a batch is made up.
+
+    Attributes:
+        supervised: share of the samples that are supervised text tasks (:mod:`vlkit.drawn.statements`).
+        grids: share that are captions of grids.
+        prefixes, rewrites: see :class:`vlkit.tasks.pretrain.denoising.Denoising`, of the samples that are left.
+    """
+
+    supervised: float = 0.0
+    grids: float = 0.0
+    prefixes: float = 0.0
+    rewrites: float = 0.0
+
+
+class Batch(NamedTuple):
+    """The samples of one step; None = none of that sort."""
+
+    texts: Texts | None
+    grids: Grids | None
+
+
+class Mixture(Dataset[Batch]):
+    """Batches; batch n is a pure function of n and the arguments.
+
+    Args:
+        tokenizer: of the T5.
+        shares: how a batch is made up.
+        seed: of the world. split: part of the seed.
+        size: samples a batch.
+        count: how many batches there are.
+        first: number of the first batch.
+        task: only this supervised task; default: all.
+        late: see :func:`vlkit.tasks.pretrain.grids.collate_grids`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        shares: Shares,
+        seed: int,
+        split: int,
+        size: int,
+        count: int,
+        first: int = 0,
+        task: str | None = None,
+        late: int | None = None,
+    ) -> None:
+        self.tokenizer, self.seed, self.split, self.size = tokenizer, seed, split, size
+        self.count, self.first, self.task, self.late = count, first, task, late
+        self.denoising = Denoising(tokenizer, shares.prefixes, shares.rewrites)
+        self.supervised, self.gridded = round(size * shares.supervised), round(size * shares.grids)
+
+    def __len__(self) -> int:
+        return self.count - self.first
+
+    def __getitem__(self, index: int) -> Batch:
+        """Batch ``first + index``."""
+        start = (self.first + index) * self.size
+        # Scenes are numbered like those of a run without tasks: the denoised ones come first.
+        plain = self.size - self.supervised - self.gridded
+        scenes = [scene_and_rng(self.seed, self.split, start + i) for i in range(self.size)]
+        texts = [(caption(scene, rng), caption(scene, rng)) for scene, rng in scenes[:plain]]
+        pairs = self.denoising.pairs(texts) if texts else []
+        tasks = [task_of(scene, Dice(rng), self.task) for scene, rng in scenes[plain : plain + self.supervised]]
+        if tasks:
+            ids = self.tokenizer([text for task in tasks for text in (task.source, task.target)]).input_ids
+            pairs += list(zip(ids[::2], ids[1::2], strict=True))
+        grids = collate_grids(scenes[plain + self.supervised :], self.tokenizer, self.late) if self.gridded else None
+        return Batch(padded(pairs) if pairs else None, grids)
+
+
+def batches(dataset: Mixture, workers: int, device: torch.device) -> DataLoader:
+    """Batches in order, made by ``workers`` processes (0 = by this process)."""
+    ahead = 4 if workers else None
+    pin = device.type == "cuda"
+    return DataLoader(dataset, None, num_workers=workers, prefetch_factor=ahead, pin_memory=pin)
+
+
+class Losses:
+    """The loss of a batch: cross-entropy per token, averaged within each sample first, so a label counts as much as a
+    sentence.
+
+    Args:
+        model: a ``T5ForConditionalGeneration``.
+        device: where it is.
+    """
+
+    def __init__(self, model: Any, device: torch.device) -> None:
+        self.model, self.device, self.writer = model, device, GridWriter(model)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        parts = self.parts(batch)
+        return torch.cat([per_sample(*part) for part in parts]).mean()
+
+    def parts(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """(logits [B, M, V], targets [B, M]) of the texts and of the grids, where there are any."""
+        found = []
+        if batch.texts is not None:
+            source, mask, target = (tensor.to(self.device, non_blocking=True) for tensor in batch.texts)
+            found.append((self.model(input_ids=source, attention_mask=mask, labels=target).logits, target))
+        if batch.grids is not None:
+            grids = batch.grids.to(self.device)
+            found.append((self.writer.logits(grids), grids.targets))
+        return found
+
+
+def token_losses(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of each token [B, M] float32, 0 at padding."""
+    return F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+
+
+def per_sample(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy of each sample's tokens, [B] float32."""
+    return token_losses(logits, target).sum(1) / (target >= 0).sum(1)
+
+
+OBJECTIVES: dict[str, tuple[Shares, str | None, int | None]] = {
+    "denoising": (Shares(), None, None),
+    "prefix": (Shares(prefixes=1.0), None, None),
+    "rewriting": (Shares(rewrites=1.0), None, None),
+    "grid": (Shares(grids=1.0), None, 0),
+    "grid_late": (Shares(grids=1.0), None, 3),
+    **{name: (Shares(supervised=1.0), name, None) for name in TASKS},
+}
+"""What is measured on held-out scenes."""
+
+
+class Measure:
+    """Perplexity of every objective per token, and how many supervised targets are written without a mistake.
+
+    Args:
+        losses: of the model.
+        tokenizer: of the T5.
+        seed: of the world.
+        count: held-out scenes of each objective.
+    """
+
+    def __init__(self, losses: Losses, tokenizer: PreTrainedTokenizerFast, seed: int, count: int) -> None:
+        self.losses, size = losses, min(count, 200)
+        self.batches = {
+            name: [mixture[i] for i in range(len(mixture))]
+            for name, (shares, task, late) in OBJECTIVES.items()
+            for mixture in [Mixture(tokenizer, shares, seed, VALIDATION, size, -(-count // size), 0, task, late)]
+        }
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, float]:
+        """``*_perplexity``, and ``*_accuracy`` of supervised tasks in percent (exact, greedy)."""
+        found = {}
+        for name, batches in self.batches.items():
+            loss = tokens = right = samples = 0.0
+            for batch in batches:
+                ((logits, target),) = self.losses.parts(batch)
+                real = target >= 0
+                loss += token_losses(logits, target).sum().item()
+                tokens += real.sum().item()
+                # Where every token is the most probable one after the right ones, greedy search writes the target.
+                right += ((logits.argmax(-1) == target) | ~real).all(1).sum().item()
+                samples += len(target)
+            found[f"{name}_perplexity"] = float(torch.tensor(loss / tokens).exp())
+            if name in TASKS:
+                found[f"{name}_accuracy"] = 100 * right / samples
+        return found
+
+
+def training(
+    tokenizer: PreTrainedTokenizerFast, shares: Shares, seed: int, size: int, steps: int, first: int
+) -> Mixture:
+    """The batches of training from number ``first`` on."""
+    return Mixture(tokenizer, shares, seed, TRAIN, size, steps, first)
