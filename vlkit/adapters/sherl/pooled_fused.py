@@ -69,10 +69,13 @@ def collect(
                 bases[length] = base_weights(guide, length, mask, summary)
             seen = None if mask is None or mask.shape[1] != length else mask.contiguous()
             query, gated = weighted[i] @ reducer.weight, weights.base_gate is not None
-            found = pooled_kernels.pool(tap, query, constants[i], bases[length], seen, factors[i], EPS, gated)
-            lists: tuple[list[Any], ...] = part.scores, part.totals, part.means, part.bases
-            for values, kept in zip(found, lists, strict=True):
-                kept.append(values)
+            scores, total, mean, base = pooled_kernels.pool(
+                tap, query, constants[i], bases[length], seen, factors[i], EPS, gated
+            )
+            part.scores.append(scores)
+            part.totals.append(total)
+            part.means.append(mean)
+            part.bases.append(base)
             if trains:
                 part.taps.append(_packed(tap.detach(), tap_dtype))
             del tap
