@@ -40,7 +40,7 @@ else
     steps+=(--device cuda)
 fi
 # On CUDA "SHERL" keeps whole taps and pools them with fused kernels; "active values" is what it keeps on the CPU.
-methods=("SHERL" "SHERL, without fused kernels" "linear" "SHERL on tokens" "SHERL on tokens, batch at once"
+methods=("SHERL" "SHERL, compiled" "SHERL, without fused kernels" "linear" "SHERL on tokens, compiled" "SHERL on tokens" "SHERL on tokens, batch at once"
     "LoRA + checkpointing" "LoRA" "full" "full + checkpointing" "SHERL, int8 taps" "SHERL, active values"
     "SHERL, int8 taps, chunks of 8" "SHERL on tokens, int8 taps, chunks of 8" "SHERL, plain autograd")
 frozen=("SHERL" "SHERL on tokens" "LoRA")

@@ -12,6 +12,7 @@ after ``--seconds``.
 
 from __future__ import annotations
 
+import datetime
 import gc
 import itertools
 import logging
@@ -32,6 +33,7 @@ from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.adapters.tuning import FullOptions, LoraOptions
 from vlkit.cli.config import run
 from vlkit.cli.show import Console
+from vlkit.engine.compiled import compile_frozen
 from vlkit.engine.hardware import keep_freed_memory, machine
 from vlkit.engine.report import versions
 from vlkit.files import read_json, whole_file, write_json
@@ -71,6 +73,8 @@ VARIANTS = {
     },
 }
 """Variants that are only measured if named: values that the defaults choose on one device but not on another."""
+COMPILED = ", compiled"
+"""What the name of a method or variant ends with if frozen blocks are to run by torch.compile."""
 MARKERS = "s^>ov<D*PXh12348pdH+x|_.,"
 """Plot markers of the methods and variants, in this order."""
 
@@ -117,7 +121,7 @@ def main(config: Config) -> None:
             bench = ContrastiveBench(place["base"], False, place["text_length"], config.device)
             made_for = place["base"], place["text_length"]
         table |= {"machine": machine(bench.device), "versions": versions(), "cuda": torch.version.cuda}
-        row = place | {"precision": bench.precision}
+        row = place | {"precision": bench.precision, "measured": datetime.date.today().isoformat()}
         row |= measure(bench, place["method"], place["batch_size"], config.repeats)
         table["rows"].append(row)
         write_json(config.json, table)  # after each row, so that a crash does not lose earlier rows
@@ -143,9 +147,11 @@ def missing(config: Config, rows: Sequence[dict[str, Any]]) -> list[dict[str, An
 
 def measure(bench: ContrastiveBench, name: str, size: int, repeats: int) -> dict[str, Any]:
     """One row: bytes of a step, its time relative to inference, and both times in ms; ``error`` if it failed."""
-    options = (METHODS | VARIANTS)[name]
+    options = (METHODS | VARIANTS)[name.removesuffix(COMPILED)]
     try:
         inference, model = bench.inference_peak(size), bench.model(options)
+        if name.endswith(COMPILED):
+            compile_frozen(model)
         memory = bench.memory(model, size)
         times = bench.times(model, size, repeats)
     except torch.cuda.OutOfMemoryError:
@@ -202,7 +208,10 @@ def draw(path: Path, table: dict[str, Any]) -> None:
             if (row["base"], row["batch_size"], row["text_length"]) != key:
                 continue
             x, y = row["peak_bytes"] / row["inference_peak_bytes"], row["time_over_inference"]
-            ours, place = row["method"].startswith("SHERL"), list(METHODS | VARIANTS).index(row["method"])
+            ours, place = (
+                row["method"].startswith("SHERL"),
+                list(METHODS | VARIANTS).index(row["method"].removesuffix(COMPILED)),
+            )
             color = "#0072B2" if ours else "#D55E00"
             axes.scatter(x, y, color=color, marker=MARKERS[place % len(MARKERS)], s=50, alpha=0.8, label=row["method"])
         axes.axvline(1, color="grey", linestyle="--", linewidth=1)

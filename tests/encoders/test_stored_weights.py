@@ -8,12 +8,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from timm.layers import Conv2dSame, ScaledStdConv2dSame
 from torch import Tensor, nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
@@ -24,7 +22,6 @@ from helpers import tiny
 from helpers.scripts import call, refuse
 from helpers.towers import TOWERS
 from vlkit.adapters import ADAPTERS
-from vlkit.data.manifest import write_dataset
 from vlkit.encoders import stored_layers
 from vlkit.encoders.families import FAMILIES
 from vlkit.encoders.load import load_base, load_text_base
@@ -38,7 +35,6 @@ from vlkit.memory import saved_bytes, shape_base
 from vlkit.tasks.retrieval.model import build_model
 from vlkit.tasks.two_tower import HeadOptions
 
-COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200), "black": (0, 0, 0)}
 # Largest error of a value, as a share of the largest magnitude that shares its scale: half a step of each format.
 ERRORS = {"bf16": 2**-8, "int8": 0.5 / 127, "nf4": max(b - a for a, b in itertools.pairwise(NF4)) / 2}
 
@@ -231,22 +227,6 @@ def test_names_and_flags():
         with_format("tiny@int8", "nf4")
     with pytest.raises(UserError, match="no weight format 'int4'; the formats are fp32, bf16, int8, nf4"):
         load_base("tiny@int4")
-
-
-@pytest.fixture
-def dataset_of_squares(tmp_path: Path) -> Path:
-    """A prepared dataset of 16 squares with a caption each."""
-    root, splits = tmp_path / "squares", {}
-    root.mkdir()
-    for number, split in enumerate(["train"] * 8 + ["val"] * 4 + ["test"] * 4):
-        name, colour = list(COLOURS.items())[number % 4]
-        pixels = np.full((48, 48, 3), 255, np.uint8)
-        pixels[4 + number : 20 + number, 8:24] = colour
-        Image.fromarray(pixels).save(root / f"{number}.png")
-        record = {"id": str(number), "image": f"{number}.png", "texts": [f"a {name} square"]}
-        splits.setdefault(split, []).append(record)
-    write_dataset(root, name="squares", task="retrieval", splits=splits, media_root=root, source="made for a test")
-    return root
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ run equals the library's own forward.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ from vlkit.encoders.blocks.anatomy import Asked, Opaque, anatomy_of, ask, ask_in
 from vlkit.encoders.blocks.narrow import NarrowBlocks
 
 Tower = TypeVar("Tower", bound="StagedEncoder")
+RunsBlock = Callable[..., Any]
+"""A function that runs a block, a module, on its hidden state."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class StagedEncoder(nn.Module):
     spatial: bool = False
     stages: tuple[int, ...]
     _frozen: bool = False
+    _compiled: bool = False
 
     def embed(self, x: Any) -> Stream:
         """Turn a batch (images [B, 3, H, W] float, or token ids [B, L] int64) into the stream before block 0."""
@@ -124,6 +128,19 @@ class StagedEncoder(nn.Module):
             Opaque: the tower does not consist of transformer blocks of one width.
         """
         raise Opaque(f"{self.kind} has no transformer blocks of one width")
+
+    def compile_blocks(self) -> None:
+        """From now on, run blocks through which no gradient passes by torch.compile; one compilation serves all.
+
+        Raises:
+            Opaque: the tower does not consist of transformer blocks of one width.
+        """
+        self.transformer_block(0)
+        self._compiled = True
+
+    def runs(self, function: RunsBlock) -> RunsBlock:
+        """``function``, which runs a block; compiled after :meth:`compile_blocks` where no gradient passes."""
+        return _compiled(function) if self._compiled and not torch.is_grad_enabled() else function
 
     @property
     def kind(self) -> str:
@@ -245,6 +262,16 @@ def unfreeze(encoder: Tower) -> Tower:
     encoder.requires_grad_(True)
     encoder._frozen = False
     return encoder
+
+
+@functools.cache
+def _compiled(function: RunsBlock) -> RunsBlock:
+    return torch.compile(function)
+
+
+def call_block(block: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> Any:
+    """``block(hidden, **arguments)``, as a function that can be compiled once for all blocks."""
+    return block(hidden, **arguments)
 
 
 def run_blocks(encoder: StagedEncoder, stream: Stream, start: int, stop: int) -> Stream:

@@ -62,6 +62,9 @@ class RunConfig:
     write a checkpoint, then evaluate and save the adapter as if this were the last step."""
     workers: int | None = None
     """Worker processes that load batches; default: none on the CPU, up to 8 for CUDA."""
+    compile: bool = False
+    """Run frozen blocks through which no gradient passes by torch.compile: 0.8 times their time on a GPU, after seconds
+    to minutes at the start; nothing to gain on a CPU."""
     log_every: int = 10
     """Steps between lines of log.jsonl."""
     log_to: str = ""

@@ -13,6 +13,7 @@ from torch import Tensor
 from vlkit.engine.begin import begin_with
 from vlkit.engine.checkpoint import STATE_FILE
 from vlkit.engine.choose_mix import MixChoice
+from vlkit.engine.compiled import compile_frozen
 from vlkit.engine.distributed import average_gradients, average_numbers
 from vlkit.engine.interrupt import StopRequest
 from vlkit.engine.loader import EpochLoader, seed_batch
@@ -64,6 +65,8 @@ def fit(
     # A checkpoint holds the weights, but that of mezo only what was added to the start.
     if run.config.init and (run.config.optimizer == "mezo" or not (run.folder.checkpoint / STATE_FILE).exists()):
         begin_with(model, run.config.init, (identity or {}).get("base", {}))
+    if run.config.compile:
+        compile_frozen(model)
     choice = MixChoice(run, model) if run.config.choose_mix and evaluate else None
     training = Training(run, model, loader, primary)
     stop = StopRequest(launched=run.fabric.world_size > 1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vlkit.encoders.blocks.capture import inputs_of, watch
-from vlkit.encoders.staged import StagedEncoder, Stream
+from vlkit.encoders.staged import StagedEncoder, Stream, call_block
 from vlkit.encoders.towers.text import TextEncoder, up_to
 
 # transformers wrote this id into every CLIP configuration at first; it then pools at the largest id, as OpenAI does.
@@ -45,7 +45,7 @@ class _Blocks(StagedEncoder):
 
     def block(self, i: int, stream: Stream) -> Stream:
         """Run block ``i``; [B, L, D] in and out."""
-        output = self.transformer_block(i)(stream.hidden, **stream.extras["arguments"])
+        output = self.runs(call_block)(self.transformer_block(i), stream.hidden, stream.extras["arguments"])
         return stream.replace(hidden=output if isinstance(output, Tensor) else output[0])
 
     def transformer_block(self, i: int) -> nn.Module:

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from vlkit.encoders.blocks.capture import inputs_of, watch
 from vlkit.encoders.blocks.narrow import NarrowBlocks
 from vlkit.encoders.families import family_of_encoder, known_family
-from vlkit.encoders.staged import Stream
+from vlkit.encoders.staged import RunsBlock, Stream, call_block
 from vlkit.encoders.towers.text import TextEncoder
 
 
@@ -43,12 +43,14 @@ def start_trunk(trunk: nn.Module, **inputs: Any) -> tuple[Tensor, dict[str, Any]
     return arguments.pop("hidden_states"), arguments
 
 
-def run_block(trunk: nn.Module, i: int, hidden: Tensor, arguments: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+def run_block(
+    trunk: nn.Module, i: int, hidden: Tensor, arguments: dict[str, Any], run: RunsBlock = call_block
+) -> tuple[Tensor, dict[str, Any]]:
     """Run block ``i`` on [B, L, D]; returns the new hidden state and the arguments for the next block.
 
     T5's first block computes the relative position bias and passes it to later blocks.
     """
-    output = blocks_of(trunk)[i](hidden, **arguments)
+    output = run(blocks_of(trunk)[i], hidden, arguments)
     if isinstance(output, Tensor):
         return output, arguments
     if "position_bias" in arguments and arguments["position_bias"] is None:
@@ -100,7 +102,7 @@ class HfText(TextEncoder):
 
     def block(self, i: int, stream: Stream) -> Stream:
         """Run block ``i``; [B, L, D] in and out."""
-        hidden, arguments = run_block(self.trunk, i, stream.hidden, stream.extras["arguments"])
+        hidden, arguments = run_block(self.trunk, i, stream.hidden, stream.extras["arguments"], self.runs(call_block))
         return stream.replace(hidden=hidden, extras={"arguments": arguments})
 
     def transformer_block(self, i: int) -> nn.Module:

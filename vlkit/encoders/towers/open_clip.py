@@ -55,7 +55,8 @@ class ClipVision(StagedEncoder):
     def block(self, i: int, stream: Stream) -> Stream:
         """Run transformer block ``i``; [B, L, D] in and out."""
         transformer = self.model.transformer
-        return stream.replace(hidden=run_resblock(transformer.resblocks[i], stream.hidden, batch_first(transformer)))
+        run = self.runs(run_resblock)
+        return stream.replace(hidden=run(transformer.resblocks[i], stream.hidden, batch_first(transformer)))
 
     def transformer_block(self, i: int) -> nn.Module:
         """open_clip's residual attention block ``i``."""
@@ -139,7 +140,8 @@ class ClipText(TextEncoder):
         """Run transformer block ``i``; [B, L, D] in and out."""
         transformer = self.model.transformer
         attn_mask = stream.extras["attn_mask"]
-        hidden = run_resblock(transformer.resblocks[i], stream.hidden, batch_first(transformer), attn_mask)
+        run = self.runs(run_resblock)
+        hidden = run(transformer.resblocks[i], stream.hidden, batch_first(transformer), attn_mask)
         return stream.replace(hidden=hidden)
 
     def transformer_block(self, i: int) -> nn.Module:

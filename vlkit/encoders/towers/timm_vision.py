@@ -22,7 +22,7 @@ from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
 from vlkit.encoders.blocks.capture import inputs_of, watch
-from vlkit.encoders.staged import StagedEncoder, Stream
+from vlkit.encoders.staged import StagedEncoder, Stream, call_block
 from vlkit.encoders.towers.resnet import fast_layout, stage_taps
 from vlkit.errors import UserError
 
@@ -145,7 +145,8 @@ class TimmTransformer(StagedEncoder):
 
     def block(self, i: int, stream: Stream) -> Stream:
         """Run transformer block ``i``; [B, L, D] in and out."""
-        return stream.replace(hidden=self.model.trunk.blocks[i](stream.hidden, **stream.extras))
+        run = self.runs(call_block)
+        return stream.replace(hidden=run(self.model.trunk.blocks[i], stream.hidden, stream.extras))
 
     def transformer_block(self, i: int) -> nn.Module:
         """timm's block ``i``."""
