@@ -13,9 +13,11 @@ Everything is summed in float32, in a fixed order: the same input gives the same
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -69,17 +71,11 @@ def pool(
     anchor = query.new_empty(batch, width) if with_base else None
     scored, summed = query.new_empty(batch, grid[1], width), query.new_empty(batch, grid[1], width)
     if has_values(tap):
-        seen = scores if mask is None else mask
-        kernels().pool[grid](
-            *(tap, query, constant, base, seen, scores, scored, summed),
-            *_strides(tap),
-            **sizes,
-            MASKED=mask is not None,
-        )
-        kernels().pool_end[batch,](
-            *(scores, scored, summed, factor, total, mean, mean if anchor is None else anchor), length, width, grid[1],
-            eps, **_ends(length, width), BASE=with_base,
-        )  # fmt: skip
+        tensors = tap, query, constant, base, scores if mask is None else mask, scores, scored, summed
+        ends = scores, scored, summed, factor, total, mean, mean if anchor is None else anchor
+        with _on(tap.device):
+            kernels().pool[grid](*tensors, *_strides(tap), **sizes, MASKED=mask is not None)
+            kernels().pool_end[batch,](*ends, length, width, grid[1], eps, **_ends(length, width), BASE=with_base)
     return scores, total, mean, anchor
 
 
@@ -99,11 +95,15 @@ def pool_backward(
     along = u.new_empty(batch, length)  # x u
     along_sum, plain_sum = u.new_empty(batch, grid[1], width), u.new_empty(batch, grid[1], width)
     if has_values(tap):
-        kernels().pool_backward[grid](tap, u, scores, along, along_sum, plain_sum, *_strides(tap), **sizes)
-        kernels().pool_backward_end[batch,](
-            *(scores, along, along_sum, plain_sum, t, total, query, constant), length, width, grid[1],
-            **_ends(length, width),
-        )  # fmt: skip
+        ends = scores, along, along_sum, plain_sum, t, total, query, constant
+        with _on(tap.device):
+            kernels().pool_backward[grid](tap, u, scores, along, along_sum, plain_sum, *_strides(tap), **sizes)
+            kernels().pool_backward_end[batch,](*ends, length, width, grid[1], **_ends(length, width))
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be that of the tensors."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def _strides(tap: Tensor) -> tuple[int, ...]:
