@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.scripts import call, load_script, refuse
-from vlkit.cli.config import parse
+from helpers.scripts import call, refuse
+from helpers.stopped import assert_same_after_a_stop
 from vlkit.drawn.styled_samples import TRAIN, StyledChunks
 from vlkit.encoders.tiny import ASSETS, CLIP_FILE, TinyTokenizer, new_tiny_clip, tiny_t5_tokenizer, vocabulary
 from vlkit.tasks.pretrain.denoising import Denoising
@@ -109,23 +109,7 @@ def test_the_region_loss_is_least_where_tokens_are_their_phrases(tokenizer: Tiny
 @pytest.mark.slow
 def test_a_run_that_was_stopped_ends_as_an_unbroken_one(tmp_path: Path) -> None:
     words = (*SMALL, "--steps", 4, "--reuse", 2, "--pool", 12, "--evaluate_every", 2)
-    call(TRAINING, *words, "--output", tmp_path / "whole")
-    module = load_script(TRAINING)
-    config = parse(module.Config, [str(word) for word in (*words, "--output", tmp_path / "cut")])
-    save = module.save
-
-    def save_and_stop(*arguments: object) -> None:
-        save(*arguments)
-        raise KeyboardInterrupt
-
-    module.save = save_and_stop
-    with pytest.raises(KeyboardInterrupt):
-        module.main(config)
-    assert json.loads((tmp_path / "cut/metrics.json").read_text())["steps"] == 2
-    module.save = save
-    module.main(config)
-    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
-    assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert_same_after_a_stop(words, tmp_path, 2)
     metrics = json.loads((tmp_path / "whole/metrics.json").read_text())
     assert (
         metrics["drawn"] == 16 and metrics["samples"] == 32 and set(metrics["styles"]) >= {"plain", "hatched", "demo"}

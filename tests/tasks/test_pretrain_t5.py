@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
-from helpers.scripts import call, load_script, refuse
-from vlkit.cli.config import parse
+from helpers.scripts import call, refuse
+from helpers.stopped import assert_same_after_a_stop
 from vlkit.drawn.samples import TRAIN, PretrainingTexts, scene_and_rng
 from vlkit.encoders.tiny import new_tiny_t5, tiny_t5_tokenizer
 from vlkit.tasks.pretrain.denoising import Denoising
@@ -126,22 +125,7 @@ def test_the_loss_falls_on_one_batch() -> None:
 
 def test_a_run_that_was_stopped_ends_as_an_unbroken_one(tmp_path: Path) -> None:
     words = (*SMALL, "--steps", 4, "--evaluate_every", 2)
-    call(TRAINING, *words, "--output", tmp_path / "whole")
-    module = load_script(TRAINING)
-    config = parse(module.Config, [str(word) for word in (*words, "--output", tmp_path / "cut")])
-    save = module.save
-
-    def save_and_stop(*arguments: object) -> None:
-        save(*arguments)
-        raise KeyboardInterrupt
-
-    module.save = save_and_stop
-    with pytest.raises(KeyboardInterrupt):
-        module.main(config)
-    module.save = save
-    module.main(config)
-    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
-    assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert_same_after_a_stop(words, tmp_path, 2)
 
 
 def test_a_run_by_the_clock_ends(tmp_path: Path) -> None:

@@ -13,6 +13,13 @@ import triton.language as tl
 
 
 @triton.jit
+def tile(sample, row, column, real, exists, tap_row):
+    """``x`` of some tokens, [ROWS, COLUMNS] float32; zeros beyond the tokens and channels that there are."""
+    x = tl.load(sample + row[:, None] * tap_row + column[None, :], mask=real[:, None] & exists[None, :], other=0.0)
+    return tl.maximum(x.to(tl.float32), 0.0)
+
+
+@triton.jit
 def pool(
     tap, query, constant, base, mask, scores, scored, summed, length, width, tap_batch, tap_row,
     PART: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, MASKED: tl.constexpr,
@@ -27,9 +34,7 @@ def pool(
     for start in range(part * PART, tl.minimum(part * PART + PART, length), ROWS):
         row = start + tl.arange(0, ROWS)
         real = row < length
-        place = tap + sample * tap_batch + row[:, None] * tap_row + column[None, :]
-        x = tl.load(place, mask=real[:, None] & exists[None, :], other=0.0).to(tl.float32)
-        x = tl.maximum(x, 0.0)
+        x = tile(tap + sample * tap_batch, row, column, real, exists, tap_row)
         s = tl.sum(x * q[None, :], 1) + c
         if MASKED:
             s = tl.where(tl.load(mask + sample * length + row, mask=real, other=0) != 0, s, 0.0)
@@ -100,9 +105,7 @@ def pool_backward(
     for start in range(part * PART, tl.minimum(part * PART + PART, length), ROWS):
         row = start + tl.arange(0, ROWS)
         real = row < length
-        place = tap + sample * tap_batch + row[:, None] * tap_row + column[None, :]
-        x = tl.load(place, mask=real[:, None] & exists[None, :], other=0.0).to(tl.float32)
-        x = tl.maximum(x, 0.0)
+        x = tile(tap + sample * tap_batch, row, column, real, exists, tap_row)
         y = tl.sum(x * direction[None, :], 1)
         tl.store(along + sample * length + row, y, mask=real)
         counts = tl.load(scores + sample * length + row, mask=real, other=0.0) > 0
