@@ -27,9 +27,10 @@ def test_gpu_script_rehearses_on_the_cpu(tmp_path: Path) -> None:
     parts = {row["method"]: row["by_part"].keys() for row in checks["profile"]}
     assert {"pool the taps", "merge the layers", "backward of the adapter"} <= parts["SHERL"]
     assert {"reduce a tap", "second run / merge the taps"} <= parts["SHERL on tokens"]
-    assert [(row["batch_size"], row["method"]) for row in steps["rows"]] == [
-        *((2, "SHERL"), (2, "LoRA")),
-        *((3, "SHERL"), (3, "LoRA")),
+    assert [(row["base"], row["batch_size"], row["method"]) for row in steps["rows"]] == [
+        *(("tiny", 2, "SHERL"), ("tiny", 2, "LoRA")),
+        *(("tiny", 3, "SHERL"), ("tiny", 3, "LoRA")),
+        ("tiny@int8", 2, "SHERL"),
     ]
     assert all(row["step_ms"] > 0 and row["inference_ms"] > 0 for row in steps["rows"])
     assert "| tiny | 3 | 20 | LoRA |" in ended.stdout
