@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from helpers.scripts import call, refuse
 from helpers.stopped import assert_same_after_a_stop
-from vlkit.drawn.samples import TRAIN, PretrainingTexts, scene_and_rng
+from vlkit.drawn.captions import caption
+from vlkit.drawn.samples import TRAIN, scene_and_rng
 from vlkit.encoders.tiny import new_tiny_t5, tiny_t5_tokenizer
 from vlkit.tasks.pretrain.denoising import Denoising
 from vlkit.tasks.pretrain.grids import CONTENT, SIDE, Grids, GridWriter, collate_grids
@@ -41,8 +42,8 @@ def test_a_batch_depends_on_its_number_alone() -> None:
 
 
 def test_without_tasks_the_samples_are_those_of_denoising() -> None:
-    texts = PretrainingTexts(1, TRAIN, 100)
-    expected = Denoising(TOKENIZER, 0.5)([texts[8 + i] for i in range(8)])
+    scenes = [scene_and_rng(1, TRAIN, 8 + i) for i in range(8)]
+    expected = Denoising(TOKENIZER, 0.5)([(caption(scene, rng), caption(scene, rng)) for scene, rng in scenes])
     found = Mixture(TOKENIZER, Shares(prefixes=0.5), 1, TRAIN, 8, 4)[1]
     assert found.grids is None and found.texts is not None
     assert all(torch.equal(a, b) for a, b in zip(found.texts, expected, strict=True))

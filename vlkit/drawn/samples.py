@@ -42,17 +42,3 @@ class PretrainingPairs(Dataset[tuple[Tensor, str]]):
         scene, rng = scene_and_rng(self.seed, self.split, self.first + index)
         text = caption(scene, rng, self.detail)
         return torch.from_numpy(np.asarray(draw(scene)).copy()).permute(2, 0, 1), text
-
-
-class PretrainingTexts(Dataset[tuple[str, str]]):
-    """Only captions, two of each scene; arguments as :class:`PretrainingPairs`."""
-
-    def __init__(self, seed: int, split: int, count: int, first: int = 0) -> None:
-        self.seed, self.split, self.count, self.first = seed, split, count, first
-
-    def __len__(self) -> int:
-        return self.count - self.first
-
-    def __getitem__(self, index: int) -> tuple[str, str]:
-        scene, rng = scene_and_rng(self.seed, self.split, self.first + index)
-        return caption(scene, rng), caption(scene, rng)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from vlkit.adapters.sherl import pooled_kernels
 from vlkit.adapters.sherl.pooled import EPS
-from vlkit.adapters.sherl.pooled_parts import Backward, Weights, base_weights, joined
-from vlkit.number_formats import NumberFormat, Packed
+from vlkit.adapters.sherl.pooled_parts import Backward, Weights, base_weights, joined, packed
+from vlkit.number_formats import NumberFormat
 
 
 class FusedPart(NamedTuple):
@@ -77,14 +77,9 @@ def collect(
             part.means.append(mean)
             part.bases.append(base)
             if trains:
-                part.taps.append(_packed(tap.detach(), tap_dtype))
+                part.taps.append(packed(tap.detach(), tap_dtype))
             del tap
     return part
-
-
-def _packed(tap: Tensor, tap_dtype: NumberFormat) -> Packed:
-    # Only int8 needs the ReLU before packing; the other formats save the tap without a copy.
-    return Packed(tap.relu() if tap_dtype == "int8" else tap, tap_dtype, positive=True)
 
 
 def _score_weights(weights: Weights) -> Tensor:

@@ -106,8 +106,7 @@ class Whole(Tokens):
     """All tokens of one layer, [B, L, D]."""
 
     def __init__(self, tap: Tensor, tap_dtype: NumberFormat) -> None:
-        # Only int8 needs the ReLU before packing; the other formats save the tap without a copy.
-        self._tap = Packed(F.relu(tap) if tap_dtype == "int8" else tap, tap_dtype, positive=True)
+        self._tap = packed(tap, tap_dtype)
 
     def open(self, dtype: torch.dtype) -> None:
         self._x = F.relu(self._tap.open(dtype))
@@ -156,6 +155,12 @@ def base_weights(like: Tensor, length: int, mask: Tensor | None, summary: Tensor
         return like.new_full(size, 1 / length)
     mask = mask.to(like.dtype)
     return mask / mask.sum(1, keepdim=True).clamp_min(1)
+
+
+def packed(tap: Tensor, tap_dtype: NumberFormat) -> Packed:
+    """All tokens of a tap, to be read through a ReLU."""
+    # Only int8 needs the ReLU before packing; the other formats save the tap without a copy.
+    return Packed(F.relu(tap) if tap_dtype == "int8" else tap, tap_dtype, positive=True)
 
 
 def joined(tensors: list[Tensor]) -> Tensor:
