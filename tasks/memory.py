@@ -20,6 +20,7 @@ import torch
 from vlkit.adapters import ADAPTERS
 from vlkit.adapters.sherl.options import SherlOptions
 from vlkit.adapters.tuning import LoraOptions
+from vlkit.byte_sizes import parse_size
 from vlkit.cli.config import kinds, run
 from vlkit.cli.show import SIMPLE, Console, Table, track
 from vlkit.encoders.stored_weights import WeightFormat, with_format
@@ -84,7 +85,7 @@ class Config:
         if not 0 < self.active_share <= 1:
             raise UserError(f"--active_share {self.active_share}: give a share above 0, at most 1")
         if self.gpu_memory is not None:
-            parse_size(self.gpu_memory)
+            parse_size("--gpu_memory", self.gpu_memory)
 
 
 def main(config: Config) -> None:
@@ -155,7 +156,7 @@ def row_of(bench: ContrastiveBench, options: Any, config: Config) -> dict[str, A
         **{"peak_over_inference": memory.peak_bytes / inference, "time_over_inference": ratio},
     }
     if config.gpu_memory is not None:
-        budget = tensor_budget(parse_size(config.gpu_memory))
+        budget = tensor_budget(parse_size("--gpu_memory", config.gpu_memory))
         row["largest_batch"] = largest_batch(lambda trial: bench.memory(model, trial).total_bytes, budget)
     return row
 
@@ -228,23 +229,6 @@ def mib(size: int) -> str:
 def fitting(rows: list[dict[str, Any]], size: int, fits: bool) -> str:
     """The methods whose largest batch reaches ``size`` (``fits``), or does not."""
     return ", ".join(row["method"] for row in rows if (row["largest_batch"] >= size) == fits) or "no method"
-
-
-def parse_size(text: str) -> int:
-    """``8GB``, ``24 GiB``, ``512MB`` -> bytes; units are powers of 1024, as GPUs are sold.
-
-    Raises:
-        UserError: not a positive number with a unit.
-    """
-    units = {"M": 2**20, "G": 2**30, "T": 2**40}
-    bare = text.strip().upper().removesuffix("B").removesuffix("I")
-    try:
-        size = int(float(bare[:-1]) * units[bare[-1]])
-    except (ValueError, KeyError, IndexError, OverflowError):
-        size = 0
-    if size <= 0:
-        raise UserError(f"--gpu_memory {text}: not a size; write a number with a unit, such as 8GB or 512MB")
-    return size
 
 
 if __name__ == "__main__":

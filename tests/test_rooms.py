@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "vlkit"
 FLOORS = (
     {"errors"},
-    {"files", "number_formats"},
+    {"files", "number_formats", "byte_sizes"},
     {"cli", "metrics"},
     {"encoders"},
     {"data"},

@@ -516,8 +516,3 @@ def test_wrong_base_ends_with_code_2_and_one_line():
     done = launch(SCRIPT, "--base", "no-such-base", "--estimate")
     assert done.returncode == 2
     assert done.stderr.startswith("error: base 'no-such-base'") and done.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("text, size", [("8GB", 2**33), ("24 GiB", 24 * 2**30), ("512mb", 2**29), ("1.5G", 3 * 2**29)])
-def test_sizes(text: str, size: int):
-    assert load_script(SCRIPT).parse_size(text) == size

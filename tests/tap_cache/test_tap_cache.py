@@ -35,6 +35,7 @@ from vlkit.tap_cache.maker import TapCache, check_room
 from vlkit.tap_cache.pairs import cached_pairs
 from vlkit.tap_cache.rows import RowLayout, TapBatch
 from vlkit.tap_cache.store import TapStore, digest
+from vlkit.tap_cache.usage import Uses, read_uses
 from vlkit.tasks.contrastive import gather_pairs, info_nce
 from vlkit.tasks.retrieval.model import build_model
 from vlkit.tasks.two_tower import HeadOptions
@@ -256,6 +257,25 @@ def test_from_the_second_epoch_on_nothing_is_decoded(tmp_path):
     assert pairs.decoded == len(pairs)
 
 
+def test_hit_rate_is_logged_and_recorded(tmp_path, caplog):
+    """24 of the 26 pairs of an epoch are read; the two left over are computed at its end and were not asked for."""
+    caplog.set_level(logging.INFO)
+    _, loader, train = training(tmp_path)
+    train(0, 3)
+    folder = loader.caches["image"].store.folder
+    assert read_uses(folder) == Uses(24, 24)
+    assert "on disk when read: 0.0 % of 24 image rows" in caplog.text
+    train(3, 6)
+    assert read_uses(folder) == Uses(48, 24)
+    training(tmp_path)[2](0, 6)
+    assert read_uses(folder) == Uses(96, 24) and read_uses(folder).hit_rate == 0.75
+    assert "100.0 % of 48 image rows" in caplog.text
+    reading = loader.batches(0, 3)
+    next(reading)
+    reading.close()  # a run that is stopped within an epoch
+    assert read_uses(folder) == Uses(104, 24)
+
+
 @pytest.mark.parametrize("stored", ["fp32", "int8"])
 def test_stopped_and_resumed_run_reads_the_same_bits(stored, tmp_path):
     """The rows that a resumed run finds are those the uninterrupted one made, wherever it was killed."""
@@ -444,7 +464,7 @@ def test_another_key_is_another_folder(tmp_path, caplog):
         caplog.clear()
         check_room([other])
         assert other.store.folder != first.store.folder and len(other.store) == 0
-        assert f"{changed}" in caplog.text and "delete them if" in caplog.text
+        assert f"{changed}" in caplog.text and "`vlkit cache`" in caplog.text
     assert len(cache_of(encoder, inputs, tmp_path, frames=4).store) == 2
 
 

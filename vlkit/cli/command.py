@@ -79,6 +79,7 @@ def commands(folder: Path) -> dict[str, Command]:
         "memory": Command("measure or predict the memory of a training step", "", alone("tasks", "memory.py")),
         "export": Command("write an adapter in the format of another library", "", alone("tasks", "export.py")),
         "demo": Command("serve the web demo", "", alone("demos", "app.py")),
+        "cache": Command("list and remove cached taps", "", {"": Path()}, module="vlkit.tap_cache"),
         "bases": Command("list the bases and whether vlkit can stage them", "", {"": Path()}, module="vlkit.encoders"),
     }
     for name in sorted({path.stem for path in (folder / "tasks").glob("*/*.py")} - set(found)):

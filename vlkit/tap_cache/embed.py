@@ -36,4 +36,5 @@ def embed_rows(
         complete = cache.fabric.to_device(cache.complete(cache.look_up(batch)))
         with cache.fabric.autocast():
             found.append(embed(complete).float().cpu())
+    cache.record_uses()
     return torch.cat(found)

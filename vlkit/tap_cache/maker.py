@@ -19,13 +19,14 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from vlkit.adapters.base import AdaptedEncoder
+from vlkit.byte_sizes import size_text
 from vlkit.engine.distributed import my_share
 from vlkit.engine.loader import EpochLoader
 from vlkit.errors import UserError
-from vlkit.files import cache_folder
 from vlkit.number_formats import NumberFormat
 from vlkit.tap_cache.rows import RowLayout, TapBatch, late_extras
 from vlkit.tap_cache.store import TapStore
+from vlkit.tap_cache.usage import Uses, add_uses, tap_folder
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,8 @@ class TapCache:
             "layout": self.layout.to_dict(),
             "format": FORMAT,
         }
-        self.store = TapStore(Path(folder or cache_folder() / "taps"), name, about, self.layout.unit)
+        self.store = TapStore(Path(folder or tap_folder()), name, about, self.layout.unit)
+        self.uses = self._recorded = Uses()
 
     @staticmethod
     def _first(inputs: Any) -> Any:
@@ -146,18 +148,27 @@ class TapCache:
 
     def complete(self, batch: TapBatch) -> TapBatch:
         """Compute and store the missing rows of a batch; the result is a valid input of the adapted encoder."""
+        computed = 0
         if batch.data is None:
             # Workers build batches ahead, so some rows may be cached by now. These are not computed again, so the
             # numbers do not depend on the speed of the workers.
             self.store.refresh()
             places = [i for i, row in enumerate(batch.missing) if self.keys[row] not in self.store]
+            computed = len(places)
             if places:
                 self._make([batch.missing[i] for i in places], self._pick(batch.inputs, places))
             self.make(batch.also)
             while not self._fetch(batch):
                 self.make(self._missing(batch.rows))
         batch.inputs, batch.extras = None, self.extras
+        self.uses += Uses(len(batch.rows), computed)
         return batch
+
+    def record_uses(self) -> None:
+        """Add what was read since the last call to the folder's record."""
+        new, self._recorded = self.uses - self._recorded, self.uses
+        if new.read:
+            add_uses(self.store.folder, new)
 
     def make(self, rows: Sequence[int]) -> None:
         """Compute and store the rows among ``rows`` that are not on disk."""
@@ -237,19 +248,15 @@ def check_room(caches: Sequence[TapCache]) -> None:
         cache.store.report_others()
     missing, free = sum(need[1] for need in needs), store.free_bytes()
     parts = ", ".join(
-        f"{len(cache.keys):,} {cache.name} rows {_size(need[0])} ({_size(need[1])} missing)"
+        f"{len(cache.keys):,} {cache.name} rows {size_text(need[0])} ({size_text(need[1])} missing)"
         for cache, need in zip(caches, needs, strict=True)
     )
-    log.info("tap cache in %s: %s; %s free", store.root, parts, _size(free))
+    log.info("tap cache in %s: %s; %s free", store.root, parts, size_text(free))
     if missing and missing + RESERVE > free:
         raise UserError(
-            f"--cache {store.root}: needs {_size(missing)} more and the disk has {_size(free)} free; free some space, "
-            "give another folder, or save bytes with --cache_dtype int8 or fewer --adapter.taps"
+            f"--cache {store.root}: needs {size_text(missing)} more and the disk has {size_text(free)} free; remove "
+            "old keys (`vlkit cache`), give another folder, or save bytes: --cache_dtype int8, fewer --adapter.taps"
         )
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 class CachedLoader:
@@ -275,15 +282,28 @@ class CachedLoader:
 
     def batches(self, start: int, stop: int) -> Iterator[tuple[Any, ...]]:
         """Batches ``start .. stop - 1``, counted over all epochs; see :class:`vlkit.engine.loader.EpochLoader`."""
-        for place, batch in enumerate(self.loader.batches(start, stop), start):
-            done = [self.caches[item.cache].complete(item) if isinstance(item, TapBatch) else item for item in batch]
-            if (place + 1) % len(self) == 0:
-                self._make_the_rest()
-            yield batch._make(done) if hasattr(batch, "_make") else tuple(done)
+        try:
+            for place, batch in enumerate(self.loader.batches(start, stop), start):
+                done = [self.caches[x.cache].complete(x) if isinstance(x, TapBatch) else x for x in batch]
+                if (place + 1) % len(self) == 0:
+                    self._make_the_rest()
+                yield batch._make(done) if hasattr(batch, "_make") else tuple(done)
+        finally:
+            self._report()
+
+    def _report(self) -> None:
+        """Record the use of the caches, and log how many of this process's rows were on disk."""
+        for cache in self.caches.values():
+            cache.record_uses()
+        rates = [(cache.name, cache.uses) for cache in self.caches.values() if cache.uses.read]
+        shown = ", ".join(f"{100 * (uses.hit_rate or 0):.1f} % of {uses.read:,} {name} rows" for name, uses in rates)
+        if shown:
+            log.info("tap cache: on disk when read: %s", shown)
 
     def _make_the_rest(self) -> None:
         self.fabric.barrier()  # all processes have stored their rows and see the same rows missing
         for cache in self.caches.values():
+            cache.record_uses()
             cache.store.refresh()
             missing = cache._missing(range(len(cache.keys)))
             self.fabric.barrier()

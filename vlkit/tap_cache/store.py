@@ -1,9 +1,9 @@
 """Rows of bytes on disk, addressed by a digest: append-only shards, each written by one process and read by all.
 
-A folder holds ``key.json`` (everything the rows depend on) and, for every process that wrote, ``NAME.taps`` (the
-concatenated rows) with ``NAME.index`` (the position of each row). Rows are written first, then one group of index
-records marks them as complete. A group has checksums of itself and of each of its rows, so that a partial row left by a
-killed process or a power failure is never read as a row.
+A folder holds ``key.json`` (everything the rows depend on), ``uses.jsonl`` (how often rows were read) and, for every
+process that wrote, ``NAME.taps`` (the concatenated rows) with ``NAME.index`` (the position of each row). Rows are
+written first, then one group of index records marks them as complete. A group has checksums of itself and of each of
+its rows, so that a partial row left by a killed process or a power failure is never read as a row.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import secrets
 import shutil
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from vlkit.errors import UserError, some
 from vlkit.files import read_json, write_json
+from vlkit.tap_cache.usage import KEY_FILE, hold
 
 log = logging.getLogger(__name__)
 
@@ -85,17 +86,25 @@ class TapStore:
         self._checked: set[bytes] = set()
         self._shards: list[_Shard] = []
         self._own: tuple[int, Path] | None = None
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not (self.folder / "key.json").exists():
-                write_json(self.folder / "key.json", self.key)
-        except OSError as error:
-            raise _unwritable(root, error) from error
+        self._open()
         self.refresh()
+
+    def _open(self) -> None:
+        """Make the folder, and mark it as in use."""
+        try:
+            for _ in range(2):  # once more if it is removed at this moment
+                self.folder.mkdir(parents=True, exist_ok=True)
+                if not (self.folder / KEY_FILE).exists():
+                    write_json(self.folder / KEY_FILE, self.key)
+                self._held = hold(self.folder)
+                if self._held:
+                    break
+        except OSError as error:
+            raise _unwritable(self.root, error) from error
 
     def __getstate__(self) -> dict[str, Any]:
         maps = [_Shard(shard.index, shard.read, shard.broken) for shard in self._shards]
-        return {**self.__dict__, "_own": None, "_shards": maps}
+        return {**self.__dict__, "_own": None, "_shards": maps, "_held": None}
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._entries
@@ -119,17 +128,12 @@ class TapStore:
             file.seek(shard.read)
             text = file.read()
         size, place = (shard.data.stat().st_size if shard.data.exists() else 0), 0
-        while place + _HEADER.size <= len(text):
-            magic, count, check = _HEADER.unpack_from(text, place)
-            end = place + _HEADER.size + count * _RECORD.itemsize
-            if magic == _MAGIC and end > len(text):
-                break  # still being written, or cut off by a kill
-            body = text[place + _HEADER.size : end]
-            if magic != _MAGIC or zlib.crc32(body) != check:
+        for end, records in _groups(text):
+            if not end:
                 log.warning("%s: damaged; the rows after byte %d are ignored", shard.index, shard.read + place)
                 shard.broken = True
                 break
-            for key, *where in np.frombuffer(body, _RECORD).tolist():
+            for key, *where in records.tolist():
                 entry = _Entry(number, *where)
                 if entry.offset + entry.units * self.unit > size:
                     continue  # its data never reached the disk
@@ -216,7 +220,7 @@ class TapStore:
 
     def report_others(self) -> None:
         """Log the caches in this folder with the same name but another key."""
-        others = [path for path in sorted(self.root.glob(f"{self.name}-*/key.json")) if path.parent != self.folder]
+        others = [path for path in sorted(self.root.glob(f"{self.name}-*/{KEY_FILE}")) if path.parent != self.folder]
         if not others:
             return
         latest = max(others, key=lambda path: path.stat().st_mtime)
@@ -227,10 +231,42 @@ class TapStore:
         changed = [name for name in {**old, **self.key} if old.get(name) != self.key.get(name)]
         size = sum(file.stat().st_size for path in others for file in path.parent.iterdir())
         log.info(
-            "tap cache: %d older folder(s) %s-* in %s (%.1f MiB) belong to another key (%s differ from %s); delete "
-            "them if you no longer need them",
+            "tap cache: %d other folder(s) %s-* in %s (%.1f MiB) belong to another key (%s differ from %s); "
+            "`vlkit cache` lists and removes them",
             *(len(others), self.name, self.root, size / 2**20, some(changed, 12) or "nothing", latest.parent.name),
         )
+
+
+def stored_rows(folder: Path) -> int:
+    """Different rows that the indices of a folder list, without a look at their data.
+
+    Raises:
+        OSError: an index cannot be read.
+    """
+    found: set[bytes] = set()
+    for index in folder.glob("*.index"):
+        for _, records in _groups(index.read_bytes()):
+            found.update(records["key"].tolist())
+    return len(found)
+
+
+def _groups(text: bytes) -> Iterator[tuple[int, np.ndarray]]:
+    """The groups of an index: end of the group, its records; at the first damaged one end 0 and no records.
+
+    A group that is still being written, or was cut off by a kill, ends the iteration.
+    """
+    place = 0
+    while place + _HEADER.size <= len(text):
+        magic, count, check = _HEADER.unpack_from(text, place)
+        end = place + _HEADER.size + count * _RECORD.itemsize
+        if magic == _MAGIC and end > len(text):
+            return
+        body = text[place + _HEADER.size : end]
+        if magic != _MAGIC or zlib.crc32(body) != check:
+            yield 0, np.empty(0, _RECORD)
+            return
+        yield end, np.frombuffer(body, _RECORD)
+        place = end
 
 
 def _unwritable(folder: Path, error: OSError) -> UserError:
