@@ -289,12 +289,13 @@ class CachedLoader:
                     self._make_the_rest()
                 yield batch._make(done) if hasattr(batch, "_make") else tuple(done)
         finally:
-            self._report()
+            for cache in self.caches.values():
+                cache.record_uses()
+            if stop - start > 1:  # a single batch is a measurement
+                self._report()
 
     def _report(self) -> None:
-        """Record the use of the caches, and log how many of this process's rows were on disk."""
-        for cache in self.caches.values():
-            cache.record_uses()
+        """Log how many of the rows that this process read were on disk."""
         rates = [(cache.name, cache.uses) for cache in self.caches.values() if cache.uses.read]
         shown = ", ".join(f"{100 * (uses.hit_rate or 0):.1f} % of {uses.read:,} {name} rows" for name, uses in rates)
         if shown:
