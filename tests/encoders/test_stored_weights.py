@@ -22,7 +22,7 @@ from helpers import tiny
 from helpers.scripts import call, refuse
 from helpers.towers import TOWERS
 from vlkit.adapters import ADAPTERS
-from vlkit.encoders import stored_layers
+from vlkit.encoders import stored_layers, stored_weights
 from vlkit.encoders.families import FAMILIES
 from vlkit.encoders.load import load_base, load_text_base
 from vlkit.encoders.stage import stage_hf, stage_vision
@@ -32,6 +32,7 @@ from vlkit.encoders.stored_weights import NF4, StoredWeight, count_values, named
 from vlkit.encoders.towers.timm_vision import BareTimm
 from vlkit.errors import UserError
 from vlkit.memory import saved_bytes, shape_base
+from vlkit.number_formats import unpack_codes
 from vlkit.tasks.retrieval.model import build_model
 from vlkit.tasks.two_tower import HeadOptions
 
@@ -67,6 +68,29 @@ def test_opened_for_a_product_in_autocast_s_dtype(form):
 def test_nf4_has_a_scale_for_each_64_neighbours():
     row = torch.cat([torch.full((64,), 0.01), torch.full((64,), 5.0), torch.tensor([-2.0])]).view(1, -1)
     torch.testing.assert_close(StoredWeight(row, "nf4").open(), row, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 64), (5, 192), (4, 101), (7, 30)])
+def test_nf4_is_the_level_of_each_code_times_its_scale(dtype, shape, monkeypatch):
+    """Also where rows end within a byte or a group, and where a slice ends within a row."""
+    monkeypatch.setattr(stored_weights, "SLICE", 17)
+    torch.manual_seed(0)
+    stored = StoredWeight(torch.randn(shape, dtype=dtype), "nf4")
+    codes = unpack_codes(stored.codes, 4, shape[1])
+    expected = [[NF4[codes[i, j]] * float(stored.scales[i, j // 64]) for j in range(shape[1])] for i in range(shape[0])]
+    torch.testing.assert_close(stored.open(), torch.tensor(expected, dtype=dtype))
+
+
+def test_libraries_side_by_side(tmp_path):
+    """Backward saves no more than on float weights, at the bytes of the format."""
+    call("benchmarks/stored_weights.py", "--width", 64, "--blocks", 2, "--repeats", 1, "--json", tmp_path / "rows.json")
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    plain, biases = rows["float32"], 2 * 5 * 64 * 4
+    for form, bits in {"bf16": 16, "int8": 8 + 32 / 64, "nf4": 4 + 32 / 64}.items():
+        row = rows[f"vlkit {form}"]
+        assert row["saved_bytes"] == plain["saved_bytes"] and row["time_over_float32"] > 0
+        assert row["weight_bytes"] - biases <= (plain["weight_bytes"] - biases) * bits / 32 + 16
 
 
 @pytest.mark.parametrize("form", ERRORS)

@@ -15,11 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlkit.errors import UserError
-from vlkit.number_formats import pack_codes, unpack_codes
+from vlkit.number_formats import pack_codes
 
 WeightFormat = Literal["fp32", "bf16", "int8", "nf4"]
 BLOCK = 64
 """Neighbouring values of a row that share an NF4 scale (QLoRA, Dettmers et al., 2023)."""
+SLICE = 1 << 20
+"""Bytes of NF4 codes that are opened at once."""
+_WHOLE = {2: torch.int32, 4: torch.int64}
+"""Bytes of a number -> dtype as large as two of them."""
 # The sixteen levels of NF4: quantiles of a normal distribution, scaled to 1 and with an exact zero (QLoRA, appendix E).
 NF4 = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
@@ -134,10 +138,28 @@ def _to_nf4(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _from_nf4(codes: Tensor, scales: Tensor, count: int) -> Tensor:
-    levels = torch.tensor(NF4, dtype=scales.dtype, device=scales.device)
-    values = levels[unpack_codes(codes, 4, count).int()]
-    blocks = F.pad(values, (0, -count % BLOCK)).unflatten(1, (-1, BLOCK))
-    return (blocks * scales.unsqueeze(2)).flatten(1)[:, :count]
+    """Inverse of :func:`_to_nf4`: [O, count] in the dtype of the scales."""
+    pairs = _nf4_pairs(codes.device, scales.dtype)
+    whole = _WHOLE.get(pairs.element_size())
+    values = pairs.new_empty(codes.numel(), 2)
+    # Both levels of a byte are looked up as one number; in slices, because an index takes four bytes for each code.
+    for at in range(0, codes.numel(), SLICE):
+        part, index = values[at : at + SLICE], codes.flatten()[at : at + SLICE].int()
+        if whole:
+            torch.index_select(pairs.view(whole).flatten(), 0, index, out=part.view(whole).flatten())
+        else:
+            torch.index_select(pairs, 0, index, out=part)
+    values = values.view(len(codes), -1)
+    if values.shape[1] % BLOCK == 0:
+        values.unflatten(1, (-1, BLOCK)).mul_(scales.unsqueeze(2))
+        return values
+    return values[:, :count] * scales.repeat_interleave(BLOCK, 1)[:, :count]
+
+
+def _nf4_pairs(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The two levels that each byte stands for, [256, 2]."""
+    levels, codes = torch.tensor(NF4, dtype=dtype, device=device), torch.arange(256, device=device)
+    return levels[torch.stack([codes % 16, codes // 16], 1)]
 
 
 def stored_format(module: nn.Module) -> WeightFormat:
