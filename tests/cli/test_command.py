@@ -48,6 +48,7 @@ def test_every_task_and_data_script_is_reached() -> None:
     assert set(TASKS) <= set(FOUND["train"].scripts) and set(TASKS) <= set(FOUND["evaluate"].scripts)
     assert set(FOUND["prepare"].scripts) == {path.stem for path in (ROOT / "data_prep").glob("*.py")}
     assert script_of(FOUND, ["bases", "--json", "x"]) == ("vlkit.encoders", ["--json", "x"])
+    assert script_of(FOUND, ["cache", "--max_size", "1GB"]) == ("vlkit.tap_cache", ["--max_size", "1GB"])
 
 
 @pytest.mark.parametrize(
