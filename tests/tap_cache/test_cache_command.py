@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from vlkit.errors import UserError
 from vlkit.tap_cache.__main__ import Config, main
 from vlkit.tap_cache.keys import DAY, StoredKey, choose, remove, stored_keys
 from vlkit.tap_cache.store import TapStore, digest
-from vlkit.tap_cache.usage import Uses, add_uses, read_uses
+from vlkit.tap_cache.usage import Uses, add_uses, read_uses, take
 
 NOW = 1_800_000_000
 ABOUT = {"base": {"name": "ViT-B-32", "weights": "/models/openai"}, "layers": [0, 1, 2, 5, 7, 8], "dtype": "bf16"}
@@ -129,6 +130,30 @@ def test_store_opened_after_a_removal_begins_anew(tmp_path: Path):
     remove(stored_keys(tmp_path))
     assert not folder.exists()
     assert len(filled(tmp_path, "image", 4)) == 4 and len(stored_keys(tmp_path)) == 1
+
+
+def test_store_opened_during_a_removal_waits_and_begins_anew(tmp_path: Path):
+    filled(tmp_path, "image", 3)
+    (key,) = stored_keys(tmp_path)
+    mark = take(key.folder)
+    assert mark
+    with ThreadPoolExecutor() as pool:
+        opened = pool.submit(filled, tmp_path, "image", 4)
+        time.sleep(0.3)
+        assert not opened.done()
+        for file in key.folder.iterdir():
+            file.unlink()
+        key.folder.rmdir()
+        mark.close()
+        assert len(opened.result(timeout=20)) == 4 and stored_keys(tmp_path)[0].rows == 4
+
+
+def test_other_files_in_the_folder_stay(tmp_path: Path):
+    folder = filled(tmp_path, "image", 3).folder
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=f"{folder.name}: cannot remove"):
+        remove(stored_keys(tmp_path))
+    assert [file.name for file in folder.iterdir()] == ["notes.txt"]
 
 
 def test_broken_files_are_listed_and_removed(tmp_path: Path):

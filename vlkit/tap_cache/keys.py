@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +11,7 @@ from typing import Any
 from vlkit.errors import UserError
 from vlkit.files import read_json
 from vlkit.tap_cache.store import stored_rows
-from vlkit.tap_cache.usage import KEY_FILE, Uses, read_uses, take
-
-log = logging.getLogger(__name__)
+from vlkit.tap_cache.usage import KEY_FILE, USES_FILE, Uses, read_uses, take
 
 DAY = 24 * 3600
 
@@ -160,13 +156,13 @@ def _named(keys: Sequence[StoredKey], name: str) -> Sequence[StoredKey]:
 
 
 def remove(keys: Iterable[StoredKey]) -> tuple[list[StoredKey], list[StoredKey]]:
-    """Remove the folders of keys that no run uses.
+    """Remove the folders of keys that no run uses, and nothing but caches in them.
 
     Returns:
         The removed ones, and those in use.
 
     Raises:
-        UserError: a folder cannot be removed.
+        UserError: a folder cannot be removed, or holds other files.
     """
     removed, in_use = [], []
     for key in keys:
@@ -176,12 +172,23 @@ def remove(keys: Iterable[StoredKey]) -> tuple[list[StoredKey], list[StoredKey]]
                 in_use.append(key)
                 continue
             with mark:
-                # The key goes first: without it the rest is no cache, and a run that starts now begins a new one.
-                (key.folder / KEY_FILE).unlink()
-                shutil.rmtree(key.folder)
+                _remove(key.folder)
         except FileNotFoundError:
             pass  # somebody else removed it
         except OSError as error:
             raise UserError(f"{key.folder}: cannot remove ({error.strerror or error})") from error
         removed.append(key)
     return removed, in_use
+
+
+def _remove(folder: Path) -> None:
+    """The key goes last: a run that opens the folder meanwhile finds it marked, waits, and begins a new one."""
+    for file in folder.iterdir():
+        if file.suffix in (".taps", ".index") or file.name == USES_FILE:
+            file.unlink()
+    (folder / KEY_FILE).unlink()
+    try:
+        folder.rmdir()
+    except OSError:
+        if not (folder / KEY_FILE).exists():  # a new run's
+            raise
