@@ -79,7 +79,7 @@ def losses_of(folder: Path) -> list[float]:
 
 def contents(store: Path) -> dict[str, int]:
     """Size of every file of the caches."""
-    return {str(path): path.stat().st_size for path in store.rglob("*") if path.is_file()}
+    return {str(path): path.stat().st_size for path in store.rglob("*") if path.suffix in (".taps", ".index")}
 
 
 # By default a cached step rounds other tensors for its gradient than a whole one.
