@@ -78,7 +78,7 @@ def losses_of(folder: Path) -> list[float]:
 
 
 def contents(store: Path) -> dict[str, int]:
-    """Size of every file of the caches."""
+    """Size of every file with rows or their places."""
     return {str(path): path.stat().st_size for path in store.rglob("*") if path.suffix in (".taps", ".index")}
 
 
