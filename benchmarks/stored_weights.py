@@ -5,17 +5,16 @@
 
 A stack of frozen feed-forward blocks, through which gradient passes to the input as it does to a LoRA or a prompt:
 bytes of the weights, bytes saved for backward, peak of forward and backward beyond the weights, relative error of the
-output, and time against the same stack in float32, the median of interleaved rounds.
+output, and time against the same stack in float32, both in turns.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from vlkit.encoders.stored_layers import store_weights
 from vlkit.engine.hardware import machine
 from vlkit.engine.report import versions
 from vlkit.files import write_json
-from vlkit.memory.step import peak_bytes
+from vlkit.memory.step import peak_bytes, time_ratio
 
 MIB = 2**20
 
@@ -47,7 +46,7 @@ class Config:
     tokens: int = 200
     """Tokens of the batch."""
     repeats: int = 5
-    """Timed rounds; in each, every row takes its turn."""
+    """Timed steps of each row, each between two in float32."""
 
 
 def stack(config: Config) -> nn.Sequential:
@@ -160,16 +159,10 @@ def main(config: Config) -> None:
     x = torch.randn(1, config.tokens, config.width)
     truth = models["float32"](x)
     rows = {name: measure(model, x, truth) for name, model in models.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(config.repeats):
-        for name, model in models.items():
-            began = time.perf_counter()
-            step(model, x)
-            seconds[name].append(time.perf_counter() - began)
     table = Table("weights", "MiB", "saved MiB", "peak MiB", "error", "time / float32")
     for name, row in rows.items():
-        ratios = [own / plain for own, plain in zip(seconds[name], seconds["float32"], strict=True)]
-        row["time_over_float32"] = statistics.median(ratios)
+        run_own, run_plain = (partial(step, models[one], x) for one in (name, "float32"))
+        row["time_over_float32"] = time_ratio(run_own, run_plain, config.repeats)
         sizes = (f"{row[key] / MIB:.1f}" for key in ("weight_bytes", "saved_bytes", "peak_bytes"))
         table.add_row(name, *sizes, f"{row['error']:.4f}", f"{row['time_over_float32']:.2f}")
     Console().print(table)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlkit.byte_sizes import size_text
 from vlkit.errors import UserError, some
 from vlkit.files import read_json, write_json
 from vlkit.tap_cache.usage import KEY_FILE, hold
@@ -231,9 +232,9 @@ class TapStore:
         changed = [name for name in {**old, **self.key} if old.get(name) != self.key.get(name)]
         size = sum(file.stat().st_size for path in others for file in path.parent.iterdir())
         log.info(
-            "tap cache: %d other folder(s) %s-* in %s (%.1f MiB) belong to another key (%s differ from %s); "
+            "tap cache: %d other folder(s) %s-* in %s (%s) belong to another key (%s differ from %s); "
             "`vlkit cache` lists and removes them",
-            *(len(others), self.name, self.root, size / 2**20, some(changed, 12) or "nothing", latest.parent.name),
+            *(len(others), self.name, self.root, size_text(size), some(changed, 12) or "nothing", latest.parent.name),
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -52,7 +51,7 @@ class Uses(NamedTuple):
 
 def add_uses(folder: Path, uses: Uses) -> None:
     """Append a line to the folder's record; a folder that cannot be written to is read all the same."""
-    line = json.dumps({"time": round(time.time()), **uses._asdict()})
+    line = json.dumps(uses._asdict())
     with contextlib.suppress(OSError), open(folder / USES_FILE, "a", encoding="utf-8") as file:
         file.write(line + "\n")
 
