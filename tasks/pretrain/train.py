@@ -44,6 +44,7 @@ from vlkit.engine.hardware import attention_for, fast_bfloat16, keep_freed_memor
 from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.tasks.contrastive import require_negatives
+from vlkit.tasks.pretrain.initial import matching_heads
 from vlkit.tasks.pretrain.mixture import Batch, Losses, Measure, Shares, training
 from vlkit.tasks.pretrain.mixture import batches as text_batches
 from vlkit.tasks.pretrain.objective import Objective
@@ -101,6 +102,12 @@ class Config:
     """Share of texts of which T5 reads one caption of a scene and writes another, shorter one."""
     supervised: float = 0.0
     """Share of T5's samples that are supervised tasks: how two texts relate, questions, corrections, lists of facts."""
+    agreement: float = 0.0
+    """Share of T5's samples that are pairs of texts whose every statement the encoder marks: the other text agrees,
+    leaves it open, or denies it.
+    """
+    matching: bool = True
+    """Begin T5 with heads that find equal tokens (without `start`)."""
     grids: float = 0.0
     """Share of T5's samples that are captions of grids, which the decoder reads like a captioner's visual tokens."""
     start: Path | None = None
@@ -198,8 +205,10 @@ def t5_job(config: Config, device: torch.device) -> Job:
     """Text to text: filling in removed spans, writing on, supervised tasks, and captions of grids."""
     tokenizer = tiny_t5_tokenizer()
     model = new_tiny_t5(tokenizer).to(device)
-    losses = Losses(model, device)
-    shares = Shares(config.supervised, config.grids, config.prefixes, config.rewrites)
+    if config.matching and not config.start:
+        matching_heads(model)
+    losses = Losses(model, tokenizer, device)
+    shares = Shares(config.supervised, config.grids, config.prefixes, config.rewrites, config.agreement)
     measure = Measure(losses, tokenizer, config.seed, config.scenes)
 
     def loss(batch: Batch) -> Tensor:
@@ -248,8 +257,11 @@ def check(config: Config) -> None:
         raise UserError("--reuse and --pool need --world styles")
     if not styles and config.minutes and config.model == "clip":
         raise UserError("--minutes needs --world styles or --model t5")
-    if not 0 <= config.supervised + config.grids <= 1 or not 0 <= config.prefixes + config.rewrites <= 1:
-        raise UserError("--supervised and --grids, and --prefixes and --rewrites, are shares: each sum is at most 1")
+    kinds, texts = (config.supervised, config.agreement, config.grids), (config.prefixes, config.rewrites)
+    if any(min(shares) < 0 or sum(shares) > 1 for shares in (kinds, texts)):
+        raise UserError(
+            "--supervised, --agreement and --grids, and --prefixes and --rewrites, are shares: each sum is at most 1"
+        )
     if config.reuse < 1 or config.batch_size % config.reuse:
         raise UserError(f"--reuse {config.reuse}: give a divisor of --batch_size {config.batch_size}")
 

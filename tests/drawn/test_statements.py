@@ -7,20 +7,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from vlkit.drawn.accounts import VERDICTS, Account, Said, Verdict, false, pair_of, verdict_of
 from vlkit.drawn.captions_pretrain import OPENINGS
 from vlkit.drawn.dice import Dice
 from vlkit.drawn.samples import TRAIN, scene_and_rng
-from vlkit.drawn.statements import TASKS, VERDICTS, Account, Said, Verdict, false, pair_of, statements, task_of
+from vlkit.drawn.statements import TASKS, task_of
 from vlkit.drawn.text_pairs import TASKS as DEMO_TASKS
-
-
-def judged(first: Account, second: Account) -> Verdict:
-    """The verdict by comparing statements one by one."""
-    known, said = statements(first), statements(second)
-    if any(known.get(key, value) != value for key, value in said.items()):
-        return "false"
-    new, left = said.keys() - known.keys(), known.keys() - said.keys()
-    return "open" if new and left else "more" if new else "less" if left else "equal"
 
 
 @pytest.mark.parametrize("verdict", VERDICTS)
@@ -28,7 +20,7 @@ def test_pairs_relate_as_asked(verdict: Verdict) -> None:
     for index in range(150):
         scene, rng = scene_and_rng(3, TRAIN, index)
         first, second = pair_of(scene, verdict, Dice(rng))
-        assert judged(first, second) == verdict, (first, second)
+        assert verdict_of(first, second) == verdict, (first, second)
 
 
 def test_words_alone_do_not_decide() -> None:
@@ -49,7 +41,7 @@ def test_an_exchange_keeps_the_words() -> None:
     assert Account((Said("car", "white"), Said("cat", "red")), ("car", "above", "cat")) in found
     assert Account(account.things, ("cat", "above", "car")) in found
     assert Account(account.things, ("car", "below", "cat")) in found
-    assert all(one is not None and judged(account, one) == "false" for one in found)
+    assert all(one is not None and verdict_of(account, one) == "false" for one in found)
 
 
 def test_reasons_name_what_differs() -> None:

@@ -11,20 +11,23 @@ import torch.nn.functional as F
 
 from helpers.scripts import call, refuse
 from helpers.stopped import assert_same_after_a_stop
+from vlkit.drawn.agreement import Marked
 from vlkit.drawn.captions import caption
 from vlkit.drawn.samples import TRAIN, scene_and_rng
 from vlkit.encoders.tiny import new_tiny_t5, tiny_t5_tokenizer
+from vlkit.tasks.pretrain.agreement import Marker, collate_marked
 from vlkit.tasks.pretrain.denoising import Denoising
 from vlkit.tasks.pretrain.grids import CONTENT, SIDE, Grids, GridWriter, collate_grids
+from vlkit.tasks.pretrain.initial import matching_heads
 from vlkit.tasks.pretrain.mixture import Losses, Measure, Mixture, Shares, token_losses
 from vlkit.tasks.visual_embedding import VisualEmbedding
 
 TRAINING = "tasks/pretrain/train.py"
 CPU = torch.device("cpu")
 SIZES = ("--batch_size", 8, "--workers", 0, "--scenes", 4, "--device", "cpu")
-SMALL = ("--model", "t5", "--supervised", 0.5, "--grids", 0.25, *SIZES)
+SMALL = ("--model", "t5", "--supervised", 0.25, "--agreement", 0.25, "--grids", 0.25, *SIZES)
 TOKENIZER = tiny_t5_tokenizer()
-MIXED = Shares(0.5, 0.25, 0.5)
+MIXED = Shares(supervised=0.25, agreement=0.25, grids=0.25, prefixes=0.5)
 
 
 def grids(late: int, count: int = 3) -> Grids:
@@ -38,7 +41,9 @@ def test_a_batch_depends_on_its_number_alone() -> None:
     assert one.texts is not None and other.texts is not None and one.grids is not None and other.grids is not None
     assert all(torch.equal(a, b) for a, b in zip(one.texts, other.texts, strict=True))
     assert torch.equal(one.grids.targets, other.grids.targets) and one.grids.seed == other.grids.seed
-    assert len(one.texts[0]) == 6 and len(one.grids.targets) == 2
+    assert one.marked is not None and other.marked is not None and len(one.marked.ids) == 2
+    assert torch.equal(one.marked.ids, other.marked.ids) and torch.equal(one.marked.labels, other.marked.labels)
+    assert len(one.texts[0]) == 4 and len(one.grids.targets) == 2
 
 
 def test_without_tasks_the_samples_are_those_of_denoising() -> None:
@@ -107,10 +112,44 @@ def test_only_late_blocks_read_the_grid(late: int) -> None:
         torch.testing.assert_close(loss, expected.loss)
 
 
+def test_labels_stand_at_the_last_token_of_their_words() -> None:
+    samples = [Marked("gal first: a red car second: a car", [(16, 1), (20, 0), (34, 0)])]
+    found = collate_marked(samples, TOKENIZER)
+    at = found.labels[0] >= 0
+    assert TOKENIZER.batch_decode(found.ids[0][at].unsqueeze(1)) == [" red", " car", " car"]
+    assert found.labels[0][at].tolist() == [1, 0, 0]
+
+
+def test_losses_of_marks_weigh_labels_and_skip_padding() -> None:
+    marker = Marker(new_tiny_t5(TOKENIZER), TOKENIZER)
+    samples = [Marked("gal a: a red car b: a car", [(12, 1), (16, 0), (25, 0)]), Marked("gal a: a car b: a", [(12, 2)])]
+    together = collate_marked(samples, TOKENIZER)
+    alone = torch.cat([marker.losses(collate_marked([sample], TOKENIZER)) for sample in samples])
+    torch.testing.assert_close(marker.losses(together), alone, rtol=1e-4, atol=1e-5)
+    chances = marker.logits(together.ids)[0].log_softmax(-1)
+    (red, car, other) = (together.labels[0] >= 0).nonzero()[:, 0]
+    expected = -(1.0 * chances[red, 1] + 0.5 * chances[car, 0] + 0.5 * chances[other, 0]) / 2
+    torch.testing.assert_close(alone[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_matching_heads_attend_to_the_equal_token() -> None:
+    torch.manual_seed(0)
+    model = new_tiny_t5(TOKENIZER)
+    matching_heads(model)
+    model.set_attn_implementation("eager")
+    ids = torch.tensor([[11, 12, 13, 14, 15, 16, 13, 17, 18]])
+    attention = model.encoder(input_ids=ids, output_attentions=True).attentions[0][0]  # [heads, L, L]
+    half = len(attention) // 2
+    assert (attention[:half, 2, 6] > 0.5).all() and (attention[:half, 6, 2] > 0.5).all()
+    assert (attention[half, range(1, 9), range(8)] > 0.3).all() and (
+        attention[half + 1, range(8), range(1, 9)] > 0.3
+    ).all()
+
+
 def test_the_loss_falls_on_one_batch() -> None:
     torch.manual_seed(0)
     model = new_tiny_t5(TOKENIZER)
-    losses, batch = Losses(model, CPU), Mixture(TOKENIZER, MIXED, 1, TRAIN, 8, 1)[0]
+    losses, batch = Losses(model, TOKENIZER, CPU), Mixture(TOKENIZER, MIXED, 1, TRAIN, 8, 1)[0]
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     found = []
     for _ in range(12):
@@ -121,7 +160,7 @@ def test_the_loss_falls_on_one_batch() -> None:
         found.append(loss.item())
     assert found[-1] < 0.6 * found[0]
     metrics = Measure(losses, TOKENIZER, 1, 2)()
-    assert {"denoising_perplexity", "grid_late_perplexity", "follows_accuracy"} <= metrics.keys()
+    assert {"denoising_perplexity", "grid_late_perplexity", "follows_accuracy", "agreement_accuracy"} <= metrics.keys()
 
 
 def test_a_run_that_was_stopped_ends_as_an_unbroken_one(tmp_path: Path) -> None:

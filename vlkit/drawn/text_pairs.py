@@ -1,13 +1,14 @@
 """Pairs of sentences about scenes: natural-language inference and paraphrase, decided by the scene graph.
 
-The pairs are built so that the words alone do not decide: a hypothesis with the roles, the relation or the colours of
-its premise exchanged has the same words, and so has one that turns the sentence round and stays true.
+The words alone do not decide. Pairs of every label have the same words, or one word more or less: roles, relations,
+colours and sizes change places, and a sentence is turned round and stays true. So which words are shared, new or left
+out says next to nothing of the label.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -15,17 +16,15 @@ import numpy as np
 from vlkit.data.boxes import Record
 from vlkit.data.sources.prepare import Source
 from vlkit.data.text_task import TextTask
-from vlkit.drawn.captions_pretrain import RELATIONS
-from vlkit.drawn.graph import SIZES, Scene, Thing, relation
-from vlkit.drawn.scenes import choose
-from vlkit.drawn.words import with_article
+from vlkit.drawn.accounts import INVERSE, VALUES, Account, Said, Verdict, verdict_of
+from vlkit.drawn.dice import Dice
+from vlkit.drawn.graph import Scene, relation
 from vlkit.drawn.world import COUNTS, Style, WorldSize, generator, sample_scenes
 
 STREAM = 7
 """Stream number of these sentences among an image's generators (:func:`vlkit.drawn.world.generator`)."""
 PairKind = Literal["inference", "paraphrase"]
-INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-OPENINGS = ("", "", "", "a picture of ", "a drawing of ", "we see ")
+ATTRIBUTES = ("colour", "size")
 TASKS: dict[PairKind, TextTask] = {
     "inference": TextTask(
         "inference",
@@ -41,45 +40,24 @@ TASKS: dict[PairKind, TextTask] = {
 """Kind of pairs -> the task."""
 
 
-@dataclass(frozen=True)
-class Said:
-    """What a sentence says of a thing; None = nothing."""
-
-    kind: str
-    colour: str | None
-    size: str | None
-
-    def phrase(self) -> str:
-        return with_article(" ".join(word for word in (self.size, self.colour, self.kind) if word))
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """Two things and, if it is stated, the relation of the first to the second."""
-
-    first: Said
-    second: Said
-    relation: str | None
-
-    def text(self, rng: np.random.Generator) -> str:
-        words = RELATIONS[self.relation] if self.relation else "and"
-        return choose(rng, OPENINGS) + f"{self.first.phrase()} {words} {self.second.phrase()}"
-
-    def turned(self) -> Sentence:
-        """The same, said from the other thing."""
-        return Sentence(self.second, self.first, self.relation and INVERSE[self.relation])
-
-
-Change = Callable[[Sentence, "Facts", np.random.Generator], Sentence | None]
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is true of the two things, whether or not it is said, and a third thing of the scene, if there is one."""
-
-    relation: str
-    sizes: tuple[str, str]
-    other: Said | None
+LABELS: dict[PairKind, dict[Verdict, str]] = {
+    "inference": {
+        "equal": "entailment",
+        "less": "entailment",
+        "more": "neutral",
+        "open": "neutral",
+        "false": "contradiction",
+    },
+    "paraphrase": {
+        "equal": "same",
+        "less": "different",
+        "more": "different",
+        "open": "different",
+        "false": "different",
+    },
+}
+"""Kind of pairs -> what the second sentence says, measured by the first -> label."""
+Change = Callable[[Account, Dice], Account | None]
 
 
 def source_of(kind: PairKind, seed: int, size: WorldSize, style: Style) -> Source:
@@ -100,116 +78,172 @@ def pairs_of(scene: Scene, rng: np.random.Generator, kind: PairKind) -> list[Rec
 
     Empty if no two things differ in kind and colour and stand in a clear relation.
     """
-    found = _two_things(scene, rng)
-    if found is None:
-        return []
-    i, j, facts = found
-    labels = TASKS[kind].labels
+    dice = Dice(rng)
+    found = _two_things(scene, dice)
     records = []
-    for label in labels:
-        # Each label has a premise of its own, so its form says nothing about the label.
-        premise = _premise(scene.things[i], scene.things[j], facts, rng, kind)
-        changes = list(CHANGES[kind][label].items())
-        for number in rng.permutation(len(changes)):
-            name, change = changes[int(number)]
-            changed = change(premise, facts, rng)
-            if changed is not None:
-                if rng.random() < 0.5 and name not in ("roles", "relation"):
-                    changed = changed.turned()
-                records.append({"text": premise.text(rng), "text2": changed.text(rng), "label": label, "change": name})
-                break
+    for label in TASKS[kind].labels if found else ():
+        changes = CHANGES[kind][label]
+        while True:
+            # Each label has a premise of its own, so its form says nothing about the label.
+            premise = _premise(scene, *found, dice)
+            name = dice.weighted(tuple(changes), [share for share, _ in changes.values()])
+            second = changes[name][1](premise, dice)
+            if second is None or LABELS[kind][verdict_of(premise, second)] != label:
+                continue
+            if kind == "inference" and dice.chance(0.3):
+                shorter = _less(second, dice)
+                if shorter and LABELS[kind][verdict_of(premise, shorter)] == label:
+                    second = shorter
+            if name not in ("relation", "roles") and (kind == "paraphrase" or dice.chance(0.5)):
+                second = _turned(second)
+            records.append({"text": premise.text(dice), "text2": second.text(dice), "label": label, "change": name})
+            break
     return records
 
 
-def _two_things(scene: Scene, rng: np.random.Generator) -> tuple[int, int, Facts] | None:
-    things = scene.things
-    for i in rng.permutation(len(things)):
-        for j in rng.permutation(len(things)):
-            if things[i].kind == things[j].kind or things[i].colour == things[j].colour:
-                continue
-            found = relation(scene, int(i), int(j))
-            if found in INVERSE:
-                kinds = things[i].kind, things[j].kind
-                rest = [t for k, t in enumerate(things) if k not in (i, j) and t.kind not in kinds]
-                other = Said(rest[0].kind, rest[0].colour, None) if rest else None
-                return int(i), int(j), Facts(found, (things[i].size, things[j].size), other)
+def _two_things(scene: Scene, dice: Dice) -> tuple[int, int] | None:
+    order = dice.shuffled(range(len(scene.things)))
+    for i in order:
+        for j in order:
+            one, other = scene.things[i], scene.things[j]
+            if one.kind != other.kind and one.colour != other.colour and relation(scene, i, j) in INVERSE:
+                return i, j
     return None
 
 
-def _premise(a: Thing, b: Thing, facts: Facts, rng: np.random.Generator, kind: PairKind) -> Sentence:
-    first, second = (Said(t.kind, t.colour, t.size if rng.random() < 0.4 else None) for t in (a, b))
-    stated = kind == "paraphrase" or rng.random() < 0.75
-    return Sentence(first, second, facts.relation if stated else None)
+def _premise(scene: Scene, i: int, j: int, dice: Dice) -> Account:
+    things = tuple(
+        Said(thing.kind, thing.colour if dice.chance(0.8) else None, thing.size if dice.chance(0.5) else None)
+        for thing in (scene.things[i], scene.things[j])
+    )
+    related = (things[0].kind, str(relation(scene, i, j)), things[1].kind) if dice.chance(0.8) else None
+    return Account(things, related)
 
 
-# --- changes: a sentence -> another one of a known label, or None if it does not apply --------------------------------
+def _turned(account: Account) -> Account:
+    """The same, said from the other thing."""
+    related = account.related and (account.related[2], INVERSE[account.related[1]], account.related[0])
+    return Account(account.things[::-1], related)
 
 
-def _same(sentence: Sentence, facts: Facts, rng: np.random.Generator) -> Sentence | None:
-    return sentence.turned() if sentence.relation else Sentence(sentence.second, sentence.first, None)
+# --- changes: an account -> another one, or None if it does not apply ------------------------------------------------
 
 
-def _less(sentence: Sentence, facts: Facts, rng: np.random.Generator) -> Sentence | None:
+def _same(account: Account, dice: Dice) -> Account | None:
+    return account
+
+
+def _less(account: Account, dice: Dice) -> Account | None:
     """Something said is left out."""
-    first, second = sentence.first, sentence.second
-    which = [
-        Sentence(replace(first, size=None), second, sentence.relation) if first.size else None,
-        Sentence(first, replace(second, size=None), sentence.relation) if second.size else None,
-        Sentence(replace(first, colour=None), second, sentence.relation),
-        Sentence(first, replace(second, colour=None), sentence.relation),
-        Sentence(first, second, None) if sentence.relation else None,
+    ways = [
+        account.with_thing(replace(thing, **{name: None}))
+        for thing in account.things
+        for name in ATTRIBUTES
+        if getattr(thing, name)
     ]
-    return choose(rng, [one for one in which if one is not None])
+    if account.related:
+        ways.append(replace(account, related=None))
+    return dice.one_of(ways) if ways else None
 
 
-def _more(sentence: Sentence, facts: Facts, rng: np.random.Generator) -> Sentence | None:
+def _more(account: Account, dice: Dice) -> Account | None:
     """Something is said that the premise leaves open, true of the scene or not."""
-    first, second = sentence.first, sentence.second
-    sizes = list(SIZES)
-    which = [
-        Sentence(replace(first, size=choose(rng, sizes)), second, sentence.relation) if not first.size else None,
-        Sentence(first, replace(second, size=choose(rng, sizes)), sentence.relation) if not second.size else None,
-        None if sentence.relation else Sentence(first, second, choose(rng, list(INVERSE))),
+    ways = [(thing, name) for thing in account.things for name in ATTRIBUTES if not getattr(thing, name)]
+    if not ways:
+        return None
+    thing, name = dice.one_of(ways)
+    return account.with_thing(replace(thing, **{name: dice.one_of(VALUES[name])}))
+
+
+def _moved(account: Account, dice: Dice) -> Account | None:
+    """What is said of one thing alone is said of the other alone."""
+    ways = [
+        (name, one, other)
+        for name in ATTRIBUTES
+        for one, other in (account.things, account.things[::-1])
+        if getattr(one, name) and not getattr(other, name)
     ]
-    which = [one for one in which if one is not None]
-    return choose(rng, which) if which else None
+    if not ways:
+        return None
+    name, one, other = dice.one_of(ways)
+    return _with(account, name, (one, None), (other, getattr(one, name)))
 
 
-def _another(sentence: Sentence, facts: Facts, rng: np.random.Generator) -> Sentence | None:
-    """A third thing of the scene stands for one of the two."""
-    return facts.other and replace(sentence, second=facts.other)
-
-
-def _roles(sentence: Sentence, facts: Facts, rng: np.random.Generator) -> Sentence | None:
-    return Sentence(sentence.second, sentence.first, sentence.relation) if sentence.relation else None
-
-
-def _relation(sentence: Sentence, facts: Facts, rng: np.random.Generator) -> Sentence | None:
-    return replace(sentence, relation=INVERSE[sentence.relation]) if sentence.relation else None
-
-
-def _colours(sentence: Sentence, facts: Facts, rng: np.random.Generator) -> Sentence | None:
-    first, second = sentence.first, sentence.second
-    return Sentence(replace(first, colour=second.colour), replace(second, colour=first.colour), sentence.relation)
-
-
-def _size(sentence: Sentence, facts: Facts, rng: np.random.Generator) -> Sentence | None:
-    """A stated size is another one."""
-    first, second = sentence.first, sentence.second
-    if first.size:
-        return replace(sentence, first=replace(first, size=choose(rng, [s for s in SIZES if s != first.size])))
-    if second.size:
-        return replace(sentence, second=replace(second, size=choose(rng, [s for s in SIZES if s != second.size])))
+def _moved_other(account: Account, dice: Dice) -> Account | None:
+    """The same with another word, so that a word is new and one is gone, as in ``_other``."""
+    moved = _moved(account, dice)
+    if moved is None:
+        return None
+    for thing in moved.things:
+        before = account.of(thing.kind)
+        for name in ATTRIBUTES:
+            value = getattr(thing, name)
+            if value and not getattr(before, name):
+                return moved.with_thing(replace(thing, **{name: _another(name, value, dice)}))
     return None
 
 
-_FALSE: dict[str, Change] = {"roles": _roles, "relation": _relation, "colours": _colours, "size": _size}
-CHANGES: dict[PairKind, dict[str, dict[str, Change]]] = {
+def _relation(account: Account, dice: Dice) -> Account | None:
+    """The relation is the opposite one."""
+    if account.related is None:
+        return None
+    first, word, second = account.related
+    return replace(account, related=(first, INVERSE[word], second))
+
+
+def _roles(account: Account, dice: Dice) -> Account | None:
+    """The two exchange their roles."""
+    if account.related is None:
+        return None
+    first, word, second = account.related
+    return Account(account.things[::-1], (second, word, first))
+
+
+def _exchanged(account: Account, dice: Dice) -> Account | None:
+    """What is said of both is exchanged."""
+    one, other = account.things
+    names = [
+        name for name in ATTRIBUTES if None not in (a := (getattr(one, name), getattr(other, name))) and a[0] != a[1]
+    ]
+    if not names:
+        return None
+    name = dice.one_of(names)
+    return _with(account, name, (one, getattr(other, name)), (other, getattr(one, name)))
+
+
+def _other(account: Account, dice: Dice) -> Account | None:
+    """Another word for one colour or size."""
+    ways = [(thing, name) for thing in account.things for name in ATTRIBUTES if getattr(thing, name)]
+    if not ways:
+        return None
+    thing, name = dice.one_of(ways)
+    return account.with_thing(replace(thing, **{name: _another(name, getattr(thing, name), dice)}))
+
+
+def _another(name: str, value: str, dice: Dice) -> str:
+    return dice.one_of([other for other in VALUES[name] if other != value])
+
+
+def _with(account: Account, name: str, *values: tuple[Said, str | None]) -> Account:
+    for thing, value in values:
+        account = account.with_thing(replace(thing, **{name: value}))
+    return account
+
+
+CHANGES: dict[PairKind, dict[str, dict[str, tuple[float, Change]]]] = {
     "inference": {
-        "entailment": {"same": _same, "less": _less},
-        "neutral": {"more": _more, "another": _another},
-        "contradiction": _FALSE,
+        "entailment": {"same": (0.5, _same), "less": (0.5, _less)},
+        "neutral": {"moved": (0.45, _moved), "moved_other": (0.35, _moved_other), "more": (0.2, _more)},
+        "contradiction": {
+            "relation": (0.15, _relation),
+            "roles": (0.15, _roles),
+            "exchanged": (0.35, _exchanged),
+            "other": (0.35, _other),
+        },
     },
-    "paraphrase": {"different": _FALSE, "same": {"same": _same}},
+    "paraphrase": {
+        "different": {"relation": (0.4, _relation), "exchanged": (0.35, _exchanged), "moved": (0.25, _moved)},
+        "same": {"same": (1.0, _same)},
+    },
 }
-"""Kind of pairs -> label -> the changes that give it."""
+"""Kind of pairs -> label -> the changes that give it, each with its share of the tries."""

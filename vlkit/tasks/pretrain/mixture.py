@@ -1,4 +1,4 @@
-"""The mixture that the T5 base learns from: denoising, supervised text tasks, and captions of grids."""
+"""The mixture that the T5 base learns from: denoising, supervised text tasks, agreement, and captions of grids."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
 
+from vlkit.drawn.agreement import marked
 from vlkit.drawn.captions import caption
 from vlkit.drawn.dice import Dice
 from vlkit.drawn.samples import TRAIN, VALIDATION, scene_and_rng
 from vlkit.drawn.statements import TASKS, task_of
+from vlkit.tasks.pretrain.agreement import MarkedTexts, Marker, collate_marked
 from vlkit.tasks.pretrain.denoising import Denoising, padded
 from vlkit.tasks.pretrain.grids import Grids, GridWriter, collate_grids
 
@@ -28,6 +30,8 @@ class Shares:
 
     Attributes:
         supervised: share of the samples that are supervised text tasks (:mod:`vlkit.drawn.statements`).
+        agreement: share that are pairs of texts of which the encoder marks the statements
+            (:mod:`vlkit.drawn.agreement`).
         grids: share that are captions of grids.
         prefixes, rewrites: see :class:`vlkit.tasks.pretrain.denoising.Denoising`, of the samples that are left.
     """
@@ -36,6 +40,7 @@ class Shares:
     grids: float = 0.0
     prefixes: float = 0.0
     rewrites: float = 0.0
+    agreement: float = 0.0
 
 
 class Batch(NamedTuple):
@@ -43,6 +48,7 @@ class Batch(NamedTuple):
 
     texts: Texts | None
     grids: Grids | None
+    marked: MarkedTexts | None = None
 
 
 class Mixture(Dataset[Batch]):
@@ -75,6 +81,7 @@ class Mixture(Dataset[Batch]):
         self.count, self.first, self.task, self.late = count, first, task, late
         self.denoising = Denoising(tokenizer, shares.prefixes, shares.rewrites)
         self.supervised, self.gridded = round(size * shares.supervised), round(size * shares.grids)
+        self.marked = round(size * shares.agreement)
 
     def __len__(self) -> int:
         return self.count - self.first
@@ -83,7 +90,7 @@ class Mixture(Dataset[Batch]):
         """Batch ``first + index``."""
         start = (self.first + index) * self.size
         # Scenes are numbered like those of a run without tasks: the denoised ones come first.
-        plain = self.size - self.supervised - self.gridded
+        plain = self.size - self.supervised - self.marked - self.gridded
         scenes = [scene_and_rng(self.seed, self.split, start + i) for i in range(self.size)]
         texts = [(caption(scene, rng), caption(scene, rng)) for scene, rng in scenes[:plain]]
         pairs = self.denoising.pairs(texts) if texts else []
@@ -91,8 +98,12 @@ class Mixture(Dataset[Batch]):
         if tasks:
             ids = self.tokenizer([text for task in tasks for text in (task.source, task.target)]).input_ids
             pairs += list(zip(ids[::2], ids[1::2], strict=True))
-        grids = collate_grids(scenes[plain + self.supervised :], self.tokenizer, self.late) if self.gridded else None
-        return Batch(padded(pairs) if pairs else None, grids)
+        compared, drawn = scenes[plain + self.supervised :][: self.marked], scenes[self.size - self.gridded :]
+        grids = collate_grids(drawn, self.tokenizer, self.late) if drawn else None
+        pairs_marked = [marked(scene, Dice(rng)) for scene, rng in compared]
+        return Batch(
+            padded(pairs) if pairs else None, grids, collate_marked(pairs_marked, self.tokenizer) if compared else None
+        )
 
 
 def batches(dataset: Mixture, workers: int, device: torch.device) -> DataLoader:
@@ -108,15 +119,23 @@ class Losses:
 
     Args:
         model: a ``T5ForConditionalGeneration``.
+        tokenizer: of the T5.
         device: where it is.
     """
 
-    def __init__(self, model: Any, device: torch.device) -> None:
-        self.model, self.device, self.writer = model, device, GridWriter(model)
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerFast, device: torch.device) -> None:
+        self.model, self.device = model, device
+        self.writer, self.marker = GridWriter(model), Marker(model, tokenizer)
 
     def __call__(self, batch: Batch) -> Tensor:
-        parts = self.parts(batch)
-        return torch.cat([per_sample(*part) for part in parts]).mean()
+        found = [per_sample(*part) for part in self.parts(batch)]
+        if batch.marked is not None:
+            found.append(self.marker.losses(self.moved(batch.marked)))
+        return torch.cat(found).mean()
+
+    def moved(self, texts: MarkedTexts) -> MarkedTexts:
+        """The same on the model's device."""
+        return MarkedTexts(*(tensor.to(self.device, non_blocking=True) for tensor in texts))
 
     def parts(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """(logits [B, M, V], targets [B, M]) of the texts and of the grids, where there are any."""
@@ -146,6 +165,7 @@ OBJECTIVES: dict[str, tuple[Shares, str | None, int | None]] = {
     "rewriting": (Shares(rewrites=1.0), None, None),
     "grid": (Shares(grids=1.0), None, 0),
     "grid_late": (Shares(grids=1.0), None, 3),
+    "agreement": (Shares(agreement=1.0), None, None),
     **{name: (Shares(supervised=1.0), name, None) for name in TASKS},
 }
 """What is measured on held-out scenes."""
@@ -171,11 +191,16 @@ class Measure:
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
-        """``*_perplexity``, and ``*_accuracy`` of supervised tasks in percent (exact, greedy)."""
+        """``*_perplexity``, and ``*_accuracy`` in percent: of supervised tasks (exact, greedy), and of pairs of texts
+        in which all statements are marked right."""
         found = {}
         for name, batches in self.batches.items():
             loss = tokens = right = samples = 0.0
             for batch in batches:
+                if batch.marked is not None:
+                    marked_right = self.losses.marker.right(self.losses.moved(batch.marked))
+                    right, samples = right + marked_right.sum().item(), samples + len(marked_right)
+                    continue
                 ((logits, target),) = self.losses.parts(batch)
                 real = target >= 0
                 loss += token_losses(logits, target).sum().item()
@@ -183,8 +208,9 @@ class Measure:
                 # Where every token is the most probable one after the right ones, greedy search writes the target.
                 right += ((logits.argmax(-1) == target) | ~real).all(1).sum().item()
                 samples += len(target)
-            found[f"{name}_perplexity"] = float(torch.tensor(loss / tokens).exp())
-            if name in TASKS:
+            if tokens:
+                found[f"{name}_perplexity"] = float(torch.tensor(loss / tokens).exp())
+            if name in TASKS or name == "agreement":
                 found[f"{name}_accuracy"] = 100 * right / samples
         return found
 
