@@ -195,6 +195,18 @@ def test_timed_step_takes_forwards_without_gradient_in_turns():
     assert modes == [True] * 3 + [False, True, False, True, False]
 
 
+def test_a_slow_step_is_timed_once(monkeypatch):
+    monkeypatch.setattr("vlkit.memory.step.SLOW", 0.0)
+    model, x, steps = nn.Linear(8, 4), torch.randn(5, 8), []
+
+    def forward() -> torch.Tensor:
+        steps.append(torch.is_grad_enabled())
+        return model(x).sum()
+
+    memory = measure_step(model, forward, torch.optim.AdamW(model.parameters(), lr=0.0), timed=3)
+    assert memory.time_over_forward > 0 and steps == [True] * 3 + [False, True, False]
+
+
 def test_time_ratio_compares_in_turns():
     calls: list[str] = []
     assert time_ratio(lambda: calls.append("run"), lambda: calls.append("reference"), repeats=2) > 0

@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from vlkit.adapters.mix import set_side_mix, side_mix
+from vlkit.cli.show import Console
 from vlkit.engine.checkpoint import copy_trained, load_trained, save_adapter, unwrap
 from vlkit.engine.config import RunConfig
 from vlkit.engine.distributed import make_fabric
@@ -125,6 +126,8 @@ class Run:
 
 def step_memory(run: Run, model: nn.Module, loader: EpochLoader, loss_of: LossOf) -> StepMemory:
     """Memory and time of one training step, measured on the first batch. Weights and statistics are restored."""
+    if run.fabric.is_global_zero:
+        Console(stderr=True).print("measuring memory and time of a training step")
     core = unwrap(model)
     part = side_mix(core)
     set_side_mix(core, 1.0)  # a training step applies all of the adapter
