@@ -80,8 +80,10 @@ def pairs_of(scene: Scene, rng: np.random.Generator, kind: PairKind) -> list[Rec
     """
     dice = Dice(rng)
     found = _two_things(scene, dice)
+    if found is None:
+        return []
     records = []
-    for label in TASKS[kind].labels if found else ():
+    for label in TASKS[kind].labels:
         changes = CHANGES[kind][label]
         while True:
             # Each label has a premise of its own, so its form says nothing about the label.
