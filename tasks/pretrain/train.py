@@ -204,7 +204,8 @@ def styles_job(config: Config, device: torch.device) -> Job:
 def t5_job(config: Config, device: torch.device) -> Job:
     """Text to text: filling in removed spans, writing on, supervised tasks, and captions of grids."""
     tokenizer = tiny_t5_tokenizer()
-    model = new_tiny_t5(tokenizer).to(device)
+    model: Any = new_tiny_t5(tokenizer)
+    model.to(device)
     if config.matching and not config.start:
         matching_heads(model)
     losses = Losses(model, tokenizer, device)
