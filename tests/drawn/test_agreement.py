@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
-from vlkit.drawn.accounts import KINDS, Account, Said, statements
+from vlkit.drawn.accounts import Account, Said, statements
 from vlkit.drawn.agreement import AGREED, DENIED, OPEN, label_of, marked
 from vlkit.drawn.dice import Dice
+from vlkit.drawn.kinds import KINDS
 from vlkit.drawn.samples import TRAIN, scene_and_rng
 
 

@@ -46,6 +46,12 @@ def test_a_batch_depends_on_its_number_alone() -> None:
     assert len(one.texts[0]) == 4 and len(one.grids.targets) == 2
 
 
+def test_shares_that_round_up_together_fill_a_batch() -> None:
+    batch = Mixture(TOKENIZER, Shares(supervised=1 / 3, agreement=1 / 3, grids=1 / 3), 1, TRAIN, 32, 1)[0]
+    assert batch.texts is not None and batch.marked is not None and batch.grids is not None
+    assert [len(batch.texts[0]), len(batch.marked.ids), len(batch.grids.targets)] == [11, 10, 11]
+
+
 def test_without_tasks_the_samples_are_those_of_denoising() -> None:
     scenes = [scene_and_rng(1, TRAIN, 8 + i) for i in range(8)]
     expected = Denoising(TOKENIZER, 0.5)([(caption(scene, rng), caption(scene, rng)) for scene, rng in scenes])
@@ -141,9 +147,8 @@ def test_matching_heads_attend_to_the_equal_token() -> None:
     attention = model.encoder(input_ids=ids, output_attentions=True).attentions[0][0]  # [heads, L, L]
     half = len(attention) // 2
     assert (attention[:half, 2, 6] > 0.5).all() and (attention[:half, 6, 2] > 0.5).all()
-    assert (attention[half, range(1, 9), range(8)] > 0.3).all() and (
-        attention[half + 1, range(8), range(1, 9)] > 0.3
-    ).all()
+    assert (attention[half, range(1, 9), range(8)] > 0.3).all()
+    assert (attention[half + 1, range(8), range(1, 9)] > 0.3).all()
 
 
 def test_the_loss_falls_on_one_batch() -> None:

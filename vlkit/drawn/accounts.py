@@ -105,9 +105,11 @@ class Account:
         """What is said of the thing of a kind."""
         return next((thing for thing in self.things if thing.kind == kind), None)
 
-    def with_thing(self, thing: Said) -> Account:
-        """With another statement about the thing of this kind."""
-        return replace(self, things=tuple(thing if one.kind == thing.kind else one for one in self.things))
+    def with_value(self, kind: str, name: str, value: str | None) -> Account:
+        """With another value of an attribute of the thing of this kind; None = it is not said."""
+        return replace(
+            self, things=tuple(replace(one, **{name: value}) if one.kind == kind else one for one in self.things)
+        )
 
 
 def account_of(scene: Scene, dice: Dice, shares: tuple[float, float, float] = (0.15, 0.6, 0.25)) -> Account:
@@ -178,8 +180,13 @@ def retold(account: Account, dice: Dice) -> Account:
     things = tuple(dice.shuffled(account.things))
     related = account.related
     if related and dice.chance(0.5):
-        related = (related[2], INVERSE[related[1]], related[0])
+        related = turned(related)
     return Account(things, related, account.ground)
+
+
+def turned(related: tuple[str, str, str]) -> tuple[str, str, str]:
+    """A relation said from the other side."""
+    return related[2], INVERSE[related[1]], related[0]
 
 
 def less(account: Account, dice: Dice) -> Account | None:
@@ -221,7 +228,7 @@ def more(account: Account, known: Account, dice: Dice) -> Account | None:
         if not free:
             return None
         name = dice.one_of(free)
-        return account.with_thing(replace(thing, **{name: dice.one_of(VALUES[name])}))
+        return account.with_value(thing.kind, name, dice.one_of(VALUES[name]))
     if way == 1:
         told = {thing.kind for thing in (*account.things, *known.things)}
         kind = dice.one_of([kind for kind in KINDS if kind not in told])
@@ -247,29 +254,42 @@ def false(account: Account, dice: Dice) -> Account | None:
         first, word, second = account.related
         related = (second, word, first) if dice.chance(0.5) else (first, INVERSE[word], second)
         return replace(account, related=related)
-    if way == 1:  # what is said of two things is exchanged
-        options = [
-            (name, a, b)
-            for name in VALUES
-            for a in account.things
-            for b in account.things
-            if getattr(a, name) and getattr(b, name) and getattr(a, name) != getattr(b, name)
-        ]
-        if not options:
-            return None
-        name, a, b = options[dice.integer(len(options))]
-        changed = account.with_thing(replace(a, **{name: getattr(b, name)}))
-        return changed.with_thing(replace(b, **{name: getattr(a, name)}))
+    if way == 1:
+        return exchanged(account, dice)
     if way == 2:
-        said = [(name, thing) for thing in account.things for name in VALUES if getattr(thing, name)]
-        if not said:
-            return None
-        name, thing = said[dice.integer(len(said))]
-        other = dice.one_of([value for value in VALUES[name] if value != getattr(thing, name)])
-        return account.with_thing(replace(thing, **{name: other}))
+        return reworded(account, dice)
     if way == 3 and account.ground:
         return replace(account, ground=dice.one_of([c for c in FLAT_COLOURS if c and c != account.ground]))
     return None
+
+
+def exchanged(account: Account, dice: Dice, names: Iterable[str] = tuple(VALUES)) -> Account | None:
+    """What is said of two things is exchanged, in one of these attributes; None if no two differ in one."""
+    ways = [
+        (name, a, b)
+        for name in names
+        for a in account.things
+        for b in account.things
+        if getattr(a, name) and getattr(b, name) and getattr(a, name) != getattr(b, name)
+    ]
+    if not ways:
+        return None
+    name, a, b = dice.one_of(ways)
+    return account.with_value(a.kind, name, getattr(b, name)).with_value(b.kind, name, getattr(a, name))
+
+
+def reworded(account: Account, dice: Dice, names: Iterable[str] = tuple(VALUES)) -> Account | None:
+    """One of these attributes has another value where it is said; None if none is."""
+    ways = [(thing, name) for thing in account.things for name in names if getattr(thing, name)]
+    if not ways:
+        return None
+    thing, name = dice.one_of(ways)
+    return account.with_value(thing.kind, name, another(name, getattr(thing, name), dice))
+
+
+def another(name: str, value: str, dice: Dice) -> str:
+    """Another value of an attribute."""
+    return dice.one_of([other for other in VALUES[name] if other != value])
 
 
 def pair_of(scene: Scene, verdict: Verdict, dice: Dice) -> tuple[Account, Account]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -16,7 +17,19 @@ import numpy as np
 from vlkit.data.boxes import Record
 from vlkit.data.sources.prepare import Source
 from vlkit.data.text_task import TextTask
-from vlkit.drawn.accounts import INVERSE, VALUES, Account, Said, Verdict, verdict_of
+from vlkit.drawn.accounts import (
+    INVERSE,
+    VALUES,
+    VERDICTS,
+    Account,
+    Said,
+    Verdict,
+    another,
+    exchanged,
+    reworded,
+    turned,
+    verdict_of,
+)
 from vlkit.drawn.dice import Dice
 from vlkit.drawn.graph import Scene, relation
 from vlkit.drawn.world import COUNTS, Style, WorldSize, generator, sample_scenes
@@ -48,13 +61,7 @@ LABELS: dict[PairKind, dict[Verdict, str]] = {
         "open": "neutral",
         "false": "contradiction",
     },
-    "paraphrase": {
-        "equal": "same",
-        "less": "different",
-        "more": "different",
-        "open": "different",
-        "false": "different",
-    },
+    "paraphrase": {verdict: "same" if verdict == "equal" else "different" for verdict in VERDICTS},
 }
 """Kind of pairs -> what the second sentence says, measured by the first -> label."""
 Change = Callable[[Account, Dice], Account | None]
@@ -124,8 +131,7 @@ def _premise(scene: Scene, i: int, j: int, dice: Dice) -> Account:
 
 def _turned(account: Account) -> Account:
     """The same, said from the other thing."""
-    related = account.related and (account.related[2], INVERSE[account.related[1]], account.related[0])
-    return Account(account.things[::-1], related)
+    return Account(account.things[::-1], account.related and turned(account.related))
 
 
 # --- changes: an account -> another one, or None if it does not apply ------------------------------------------------
@@ -138,7 +144,7 @@ def _same(account: Account, dice: Dice) -> Account | None:
 def _less(account: Account, dice: Dice) -> Account | None:
     """Something said is left out."""
     ways = [
-        account.with_thing(replace(thing, **{name: None}))
+        account.with_value(thing.kind, name, None)
         for thing in account.things
         for name in ATTRIBUTES
         if getattr(thing, name)
@@ -154,10 +160,10 @@ def _more(account: Account, dice: Dice) -> Account | None:
     if not ways:
         return None
     thing, name = dice.one_of(ways)
-    return account.with_thing(replace(thing, **{name: dice.one_of(VALUES[name])}))
+    return account.with_value(thing.kind, name, dice.one_of(VALUES[name]))
 
 
-def _moved(account: Account, dice: Dice) -> Account | None:
+def _moved(account: Account, dice: Dice, other_word: bool = False) -> Account | None:
     """What is said of one thing alone is said of the other alone."""
     ways = [
         (name, one, other)
@@ -168,21 +174,9 @@ def _moved(account: Account, dice: Dice) -> Account | None:
     if not ways:
         return None
     name, one, other = dice.one_of(ways)
-    return _with(account, name, (one, None), (other, getattr(one, name)))
-
-
-def _moved_other(account: Account, dice: Dice) -> Account | None:
-    """The same with another word, so that a word is new and one is gone, as in ``_other``."""
-    moved = _moved(account, dice)
-    if moved is None:
-        return None
-    for thing in moved.things:
-        before = account.of(thing.kind)
-        for name in ATTRIBUTES:
-            value = getattr(thing, name)
-            if value and not getattr(before, name):
-                return moved.with_thing(replace(thing, **{name: _another(name, value, dice)}))
-    return None
+    value = getattr(one, name)
+    value = another(name, value, dice) if other_word else value
+    return account.with_value(one.kind, name, None).with_value(other.kind, name, value)
 
 
 def _relation(account: Account, dice: Dice) -> Account | None:
@@ -201,41 +195,17 @@ def _roles(account: Account, dice: Dice) -> Account | None:
     return Account(account.things[::-1], (second, word, first))
 
 
-def _exchanged(account: Account, dice: Dice) -> Account | None:
-    """What is said of both is exchanged."""
-    one, other = account.things
-    names = [
-        name for name in ATTRIBUTES if None not in (a := (getattr(one, name), getattr(other, name))) and a[0] != a[1]
-    ]
-    if not names:
-        return None
-    name = dice.one_of(names)
-    return _with(account, name, (one, getattr(other, name)), (other, getattr(one, name)))
-
-
-def _other(account: Account, dice: Dice) -> Account | None:
-    """Another word for one colour or size."""
-    ways = [(thing, name) for thing in account.things for name in ATTRIBUTES if getattr(thing, name)]
-    if not ways:
-        return None
-    thing, name = dice.one_of(ways)
-    return account.with_thing(replace(thing, **{name: _another(name, getattr(thing, name), dice)}))
-
-
-def _another(name: str, value: str, dice: Dice) -> str:
-    return dice.one_of([other for other in VALUES[name] if other != value])
-
-
-def _with(account: Account, name: str, *values: tuple[Said, str | None]) -> Account:
-    for thing, value in values:
-        account = account.with_thing(replace(thing, **{name: value}))
-    return account
-
-
+_moved_other: Change = partial(_moved, other_word=True)  # a word is new and one is gone, as in _other
+_exchanged: Change = partial(exchanged, names=ATTRIBUTES)
+_other: Change = partial(reworded, names=ATTRIBUTES)
 CHANGES: dict[PairKind, dict[str, dict[str, tuple[float, Change]]]] = {
     "inference": {
         "entailment": {"same": (0.5, _same), "less": (0.5, _less)},
-        "neutral": {"moved": (0.45, _moved), "moved_other": (0.35, _moved_other), "more": (0.2, _more)},
+        "neutral": {
+            "moved": (0.45, _moved),
+            "moved_other": (0.35, _moved_other),
+            "more": (0.2, _more),
+        },
         "contradiction": {
             "relation": (0.15, _relation),
             "roles": (0.15, _roles),
@@ -244,7 +214,11 @@ CHANGES: dict[PairKind, dict[str, dict[str, tuple[float, Change]]]] = {
         },
     },
     "paraphrase": {
-        "different": {"relation": (0.4, _relation), "exchanged": (0.35, _exchanged), "moved": (0.25, _moved)},
+        "different": {
+            "relation": (0.4, _relation),
+            "exchanged": (0.35, _exchanged),
+            "moved": (0.25, _moved),
+        },
         "same": {"same": (1.0, _same)},
     },
 }

@@ -27,6 +27,10 @@ class MarkedTexts(NamedTuple):
     labels: Tensor
     """[B, L] int64: the label at the last token of a statement's words, -100 elsewhere."""
 
+    def to(self, device: torch.device) -> MarkedTexts:
+        """The same on a device."""
+        return MarkedTexts(*(tensor.to(device, non_blocking=True) for tensor in self))
+
 
 def collate_marked(samples: list[Marked], tokenizer: PreTrainedTokenizerFast) -> MarkedTexts:
     """Tokens and labels of pairs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -80,8 +81,10 @@ class Mixture(Dataset[Batch]):
         self.tokenizer, self.seed, self.split, self.size = tokenizer, seed, split, size
         self.count, self.first, self.task, self.late = count, first, task, late
         self.denoising = Denoising(tokenizer, shares.prefixes, shares.rewrites)
-        self.supervised, self.gridded = round(size * shares.supervised), round(size * shares.grids)
-        self.marked = round(size * shares.agreement)
+        # Rounding the sums keeps the parts together at no more than a batch.
+        sums = itertools.accumulate((0.0, shares.supervised, shares.agreement, shares.grids))
+        ends = [round(size * part) for part in sums]
+        self.ends = [size - ends[-1] + end for end in ends]
 
     def __len__(self) -> int:
         return self.count - self.first
@@ -90,20 +93,17 @@ class Mixture(Dataset[Batch]):
         """Batch ``first + index``."""
         start = (self.first + index) * self.size
         # Scenes are numbered like those of a run without tasks: the denoised ones come first.
-        plain = self.size - self.supervised - self.marked - self.gridded
         scenes = [scene_and_rng(self.seed, self.split, start + i) for i in range(self.size)]
-        texts = [(caption(scene, rng), caption(scene, rng)) for scene, rng in scenes[:plain]]
+        told, supervised, compared, drawn = (scenes[i:j] for i, j in itertools.pairwise((0, *self.ends)))
+        texts = [(caption(scene, rng), caption(scene, rng)) for scene, rng in told]
         pairs = self.denoising.pairs(texts) if texts else []
-        tasks = [task_of(scene, Dice(rng), self.task) for scene, rng in scenes[plain : plain + self.supervised]]
+        tasks = [task_of(scene, Dice(rng), self.task) for scene, rng in supervised]
         if tasks:
             ids = self.tokenizer([text for task in tasks for text in (task.source, task.target)]).input_ids
             pairs += list(zip(ids[::2], ids[1::2], strict=True))
-        compared, drawn = scenes[plain + self.supervised :][: self.marked], scenes[self.size - self.gridded :]
         grids = collate_grids(drawn, self.tokenizer, self.late) if drawn else None
-        pairs_marked = [marked(scene, Dice(rng)) for scene, rng in compared]
-        return Batch(
-            padded(pairs) if pairs else None, grids, collate_marked(pairs_marked, self.tokenizer) if compared else None
-        )
+        marks = [marked(scene, Dice(rng)) for scene, rng in compared]
+        return Batch(padded(pairs) if pairs else None, grids, collate_marked(marks, self.tokenizer) if marks else None)
 
 
 def batches(dataset: Mixture, workers: int, device: torch.device) -> DataLoader:
@@ -130,12 +130,8 @@ class Losses:
     def __call__(self, batch: Batch) -> Tensor:
         found = [per_sample(*part) for part in self.parts(batch)]
         if batch.marked is not None:
-            found.append(self.marker.losses(self.moved(batch.marked)))
+            found.append(self.marker.losses(batch.marked.to(self.device)))
         return torch.cat(found).mean()
-
-    def moved(self, texts: MarkedTexts) -> MarkedTexts:
-        """The same on the model's device."""
-        return MarkedTexts(*(tensor.to(self.device, non_blocking=True) for tensor in texts))
 
     def parts(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """(logits [B, M, V], targets [B, M]) of the texts and of the grids, where there are any."""
@@ -165,7 +161,6 @@ OBJECTIVES: dict[str, tuple[Shares, str | None, int | None]] = {
     "rewriting": (Shares(rewrites=1.0), None, None),
     "grid": (Shares(grids=1.0), None, 0),
     "grid_late": (Shares(grids=1.0), None, 3),
-    "agreement": (Shares(agreement=1.0), None, None),
     **{name: (Shares(supervised=1.0), name, None) for name in TASKS},
 }
 """What is measured on held-out scenes."""
@@ -183,35 +178,33 @@ class Measure:
 
     def __init__(self, losses: Losses, tokenizer: PreTrainedTokenizerFast, seed: int, count: int) -> None:
         self.losses, size = losses, min(count, 200)
-        self.batches = {
-            name: [mixture[i] for i in range(len(mixture))]
-            for name, (shares, task, late) in OBJECTIVES.items()
-            for mixture in [Mixture(tokenizer, shares, seed, VALIDATION, size, -(-count // size), 0, task, late)]
-        }
+
+        def held_out(shares: Shares, task: str | None = None, late: int | None = None) -> list[Batch]:
+            mixture = Mixture(tokenizer, shares, seed, VALIDATION, size, -(-count // size), 0, task, late)
+            return [mixture[i] for i in range(len(mixture))]
+
+        self.batches = {name: held_out(*objective) for name, objective in OBJECTIVES.items()}
+        self.marked = [batch.marked for batch in held_out(Shares(agreement=1.0)) if batch.marked]
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
         """``*_perplexity``, and ``*_accuracy`` in percent: of supervised tasks (exact, greedy), and of pairs of texts
         in which all statements are marked right."""
-        found = {}
+        right = torch.cat([self.losses.marker.right(texts.to(self.losses.device)) for texts in self.marked])
+        found = {"agreement_accuracy": 100 * right.float().mean().item()}
         for name, batches in self.batches.items():
-            loss = tokens = right = samples = 0.0
+            loss = tokens = written = samples = 0.0
             for batch in batches:
-                if batch.marked is not None:
-                    marked_right = self.losses.marker.right(self.losses.moved(batch.marked))
-                    right, samples = right + marked_right.sum().item(), samples + len(marked_right)
-                    continue
                 ((logits, target),) = self.losses.parts(batch)
                 real = target >= 0
                 loss += token_losses(logits, target).sum().item()
                 tokens += real.sum().item()
                 # Where every token is the most probable one after the right ones, greedy search writes the target.
-                right += ((logits.argmax(-1) == target) | ~real).all(1).sum().item()
+                written += ((logits.argmax(-1) == target) | ~real).all(1).sum().item()
                 samples += len(target)
-            if tokens:
-                found[f"{name}_perplexity"] = float(torch.tensor(loss / tokens).exp())
-            if name in TASKS or name == "agreement":
-                found[f"{name}_accuracy"] = 100 * right / samples
+            found[f"{name}_perplexity"] = float(torch.tensor(loss / tokens).exp())
+            if name in TASKS:
+                found[f"{name}_accuracy"] = 100 * written / samples
         return found
 
 
