@@ -287,6 +287,28 @@ def reworded(account: Account, dice: Dice, names: Iterable[str] = tuple(VALUES))
     return account.with_value(thing.kind, name, another(name, getattr(thing, name), dice))
 
 
+def moved(
+    account: Account, dice: Dice, names: Iterable[str] = ("colour", "size", "pattern"), other_word: bool = False
+) -> Account | None:
+    """What is said of one thing alone is said of another thing alone, in one of these attributes; the words stay.
+
+    ``other_word`` changes the value too. None if no thing says what another one leaves unsaid.
+    """
+    ways = [
+        (name, one, other)
+        for name in names
+        for one in account.things
+        for other in account.things
+        if getattr(one, name) and not getattr(other, name)
+    ]
+    if not ways:
+        return None
+    name, one, other = dice.one_of(ways)
+    value = getattr(one, name)
+    value = another(name, value, dice) if other_word else value
+    return account.with_value(one.kind, name, None).with_value(other.kind, name, value)
+
+
 def another(name: str, value: str, dice: Dice) -> str:
     """Another value of an attribute."""
     return dice.one_of([other for other in VALUES[name] if other != value])
@@ -297,6 +319,8 @@ def pair_of(scene: Scene, verdict: Verdict, dice: Dice) -> tuple[Account, Accoun
     while True:
         first = account_of(scene, dice)
         second: Account | None = first
+        if verdict == "open" and dice.chance(0.4) and (found := moved(first, dice, other_word=dice.chance(0.4))):
+            return first, retold(found, dice)
         if verdict == "less" or verdict == "open" or (verdict == "false" and dice.chance(0.4)):
             second = less(first, dice)
         if verdict in ("more", "open") and second is not None:

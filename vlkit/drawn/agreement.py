@@ -6,10 +6,23 @@ Here every statement of both texts has a label of its own, as every token has on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from vlkit.drawn.accounts import Account, Key, account_of, false, less, made_up, more, retold, statements, written
+from vlkit.drawn.accounts import (
+    Account,
+    Key,
+    account_of,
+    false,
+    less,
+    made_up,
+    more,
+    moved,
+    retold,
+    statements,
+    written,
+)
 from vlkit.drawn.dice import Dice
 from vlkit.drawn.graph import Scene
 from vlkit.drawn.statements import fields
@@ -20,6 +33,15 @@ SHARES = (0.3, 0.5, 0.2)
 """How often an account is of one, two or three things: comparing begins with texts of one thing."""
 MADE_UP = 0.15
 """How often a kind has a made-up name: words that are equal agree whatever they mean."""
+
+Change = Callable[[Account, Account, Dice], Account | None]
+CHANGES: dict[str, tuple[float, Change]] = {
+    "less": (0.17, lambda second, first, dice: less(second, dice)),
+    "more": (0.2, more),
+    "moved": (0.13, lambda second, first, dice: moved(second, dice, other_word=dice.chance(0.3))),
+    "false": (0.5, lambda second, first, dice: false(second, dice)),
+}
+"""Change of the second text, given the first -> its share."""
 
 
 class Marked(NamedTuple):
@@ -34,9 +56,8 @@ def marked(scene: Scene, dice: Dice) -> Marked:
     first = account_of(scene, dice, SHARES)
     second = retold(first, dice)
     for _ in range(dice.integer(5)):
-        way = dice.weighted((0, 1, 2), (0.2, 0.25, 0.55))
-        found = less(second, dice) if way == 0 else more(second, first, dice) if way == 1 else false(second, dice)
-        second = found or second
+        way = dice.weighted(tuple(CHANGES), [share for share, _ in CHANGES.values()])
+        second = CHANGES[way][1](second, first, dice) or second
     names: dict[str, str] = {}
     for kind in dict.fromkeys(thing.kind for one in (first, second) for thing in one.things):
         if dice.chance(MADE_UP) and (name := made_up(dice)) not in names.values():

@@ -24,8 +24,8 @@ from vlkit.drawn.accounts import (
     Account,
     Said,
     Verdict,
-    another,
     exchanged,
+    moved,
     reworded,
     turned,
     verdict_of,
@@ -163,22 +163,6 @@ def _more(account: Account, dice: Dice) -> Account | None:
     return account.with_value(thing.kind, name, dice.one_of(VALUES[name]))
 
 
-def _moved(account: Account, dice: Dice, other_word: bool = False) -> Account | None:
-    """What is said of one thing alone is said of the other alone."""
-    ways = [
-        (name, one, other)
-        for name in ATTRIBUTES
-        for one, other in (account.things, account.things[::-1])
-        if getattr(one, name) and not getattr(other, name)
-    ]
-    if not ways:
-        return None
-    name, one, other = dice.one_of(ways)
-    value = getattr(one, name)
-    value = another(name, value, dice) if other_word else value
-    return account.with_value(one.kind, name, None).with_value(other.kind, name, value)
-
-
 def _relation(account: Account, dice: Dice) -> Account | None:
     """The relation is the opposite one."""
     if account.related is None:
@@ -195,7 +179,8 @@ def _roles(account: Account, dice: Dice) -> Account | None:
     return Account(account.things[::-1], (second, word, first))
 
 
-_moved_other: Change = partial(_moved, other_word=True)  # a word is new and one is gone, as in _other
+_moved: Change = partial(moved, names=ATTRIBUTES)
+_moved_other: Change = partial(moved, names=ATTRIBUTES, other_word=True)  # a word is new and one is gone, as in _other
 _exchanged: Change = partial(exchanged, names=ATTRIBUTES)
 _other: Change = partial(reworded, names=ATTRIBUTES)
 CHANGES: dict[PairKind, dict[str, dict[str, tuple[float, Change]]]] = {
