@@ -1,7 +1,4 @@
-"""NLVR2 -> a prepared dataset for visual question answering: is a sentence true of a pair of images?
-
-The two images of a pair are joined side by side, because the VQA models read one image.
-"""
+"""NLVR2 -> a prepared dataset for visual question answering: is a sentence true of a pair of images?"""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlkit.cli.config import run
-from vlkit.cli.show import Console, Progress
 from vlkit.data.sources import nlvr2
 from vlkit.data.sources.prepare import prepare
 
@@ -23,23 +19,14 @@ class Config:
     images: Path
     """Folder with the images (<pair>-img0.png and <pair>-img1.png, in the official sub-folders or without them)."""
     output: Path
-    """Folder to write the prepared dataset and the joined images to."""
+    """Folder to write the prepared dataset to."""
     partial: bool = False
-    """Skip pairs of which an image is missing, and list them in missing.txt, instead of stopping."""
+    """Leave out pairs of which an image is missing, and list these images in missing.txt, instead of stopping."""
 
 
 def main(config: Config) -> None:
     source = nlvr2.read(config.sentences)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("join images")
-        nlvr2.join_pairs(
-            source,
-            config.images,
-            config.output,
-            partial=config.partial,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    print(prepare(source, config.output, config.output / nlvr2.MEDIA, partial=config.partial).summary())
+    print(prepare(source, config.output, config.images, partial=config.partial).summary())
 
 
 if __name__ == "__main__":

@@ -51,6 +51,8 @@ class Config:
     """
     image: Path | None = None
     """Answer --question about this image instead."""
+    image2: Path | None = None
+    """The second image, for a model of pairs of images (NLVR2)."""
     question: str | None = None
     """Question about --image."""
     k: int = 5
@@ -63,6 +65,8 @@ def main(config: Config) -> None:
     if (config.image is None) != (config.question is None):
         missing = "--image FILE" if config.image is None else "--question TEXT"
         raise UserError(f"{missing} is missing: a single question needs both --image and --question")
+    if config.image2 is not None and config.image is None:
+        raise UserError("--image2: needs --image FILE, the first image of the pair")
     if config.image is not None:
         answer_one(config)
         return
@@ -80,7 +84,8 @@ def answer_one(config: Config) -> None:
     """Print the best answers to one question."""
     pipeline = load(config.model, config.device, task=TASK.name)
     try:
-        answers = pipeline.answer(config.image, config.question, config.k)
+        images = config.image if config.image2 is None else (config.image, config.image2)
+        answers = pipeline.answer(images, config.question, config.k)
     except MediaError as error:
         raise UserError(f"--image {error}") from None
     console = Console()

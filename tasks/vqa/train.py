@@ -47,6 +47,7 @@ from vlkit.tasks.vqa.data import (
     answered,
     answered_split,
     form_of,
+    images_per_question,
     read_vocabulary,
     warn_of_unlabelled,
 )
@@ -135,7 +136,8 @@ def main(config: Config) -> None:
     warn_of_cut_texts(text, examples.texts, "training questions")
 
     adapter = with_defaults_of(config.head, config.adapter)
-    answer_model = build_model(base, text, adapter, config.head, config.fusion, len(vocabulary))
+    images = images_per_question(dataset)
+    answer_model = build_model(base, text, adapter, config.head, config.fusion, len(vocabulary), images)
     model = run.fabric.setup_module(answer_model)
     collate = QuestionCollate(text.tokenize, targets_of(dataset, config.head, text, vocabulary))
     warn_of_answers(dataset, config, test, text, vocabulary)
@@ -162,11 +164,11 @@ def main(config: Config) -> None:
     run.finish(
         result,
         answer_model,
-        adapter_config(base, text, adapter, config.head, config.fusion, vocabulary, after),
+        adapter_config(base, text, adapter, config.head, config.fusion, vocabulary, after, images),
         split=test,
         before=before,
         memory=step_memory(run, answer_model, loader, loss_of),
-        data={"name": dataset.name, "train images": len(examples), "questions": sum(map(len, examples.groups))},
+        data={"name": dataset.name, "train images": examples.image_count, "questions": sum(map(len, examples.groups))},
         columns=columns_of(after),
         first_row="most frequent answer",
         note="blind" if config.head.blind else "",
@@ -220,7 +222,7 @@ def training_batches(
         return make_loader(examples, config, run.fabric, collate)
     given = (config.cache, config.cache_dtype, examples, model, base, text, run.fabric)
     cached = cached_images(*given, preprocess=base.preprocess.to_dict())
-    collate = QuestionCollate(cached.read, collate.targets, cached.stack)
+    collate = QuestionCollate(cached.read, collate.targets, cached.stack_several)
     return cached.loader(make_loader(cached, config, run.fabric, collate))
 
 

@@ -1,18 +1,19 @@
-"""NLVR2: official lines, pairs of images joined into one, and its metrics."""
+"""NLVR2: official lines, pairs of images, and its metrics."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.scripts import call, refuse
+from helpers.scripts import call, launch, refuse
 from vlkit.data.images import open_image
-from vlkit.data.manifest import Dataset
-from vlkit.data.sources.nlvr2 import SIDE, side_by_side
+from vlkit.data.manifest import Dataset, write_dataset
+from vlkit.data.records import each_medium
+from vlkit.errors import UserError
 from vlkit.tasks.vqa.evaluate import score
 
 SCRIPT = "data_prep/nlvr2.py"
@@ -44,38 +45,65 @@ def words(root: Path, *more: object) -> tuple:
     return (SCRIPT, *files, "--images", root / "files", "--output", root / "out", *more)
 
 
-def test_pairs_become_one_image_with_its_sentences(official, capsys):
+def test_a_sentence_has_both_images_of_its_pair(official):
     call(*words(official))
     found = Dataset.open(official / "out", "vqa")
     assert {split: entry["records"] for split, entry in found.splits.items()} == {"train": 2, "val": 2}
+    assert {split: entry["media"] for split, entry in found.splits.items()} == {"train": 4, "val": 2}
+    assert found.extra["images"] == 2
     first, second = found.records("val")
-    assert first["image"] == second["image"] == "dev-7-0.jpg" and second["question"] == "A dog 1."
+    assert (first["image"], first["image2"]) == ("dev/dev-7-0-img0.png", "dev/dev-7-0-img1.png")
+    assert second["image"] == first["image"] and second["question"] == "A dog 1."
     assert (first["answers"], second["answers"]) == (["true"] * 10, ["false"] * 10)
-    assert first["question_id"] == "dev-7-0-0" and "directory" not in found.records("train")[0]
-    image = np.asarray(open_image(found.path(first)))
-    assert image.shape == (SIDE, SIDE, 3)
-    np.testing.assert_allclose([image[224, 110], image[224, 334]], [[255, 0, 0], [0, 0, 255]], atol=8)
-    assert "joined side by side" in capsys.readouterr().out
+    assert first["question_id"] == "dev-7-0-0"
+    sizes = [open_image(found.path(each)).size for each in each_medium(found.records("train")[0], "vqa")]
+    assert sizes == [(40, 30), (10, 60)]
 
 
-def test_images_keep_their_shape_in_their_half():
-    joined = np.asarray(side_by_side(Image.new("RGB", (40, 30), "red"), Image.new("RGB", (10, 60), "blue")))
-    for channel, (rows, columns) in ((0, (165, 220)), (2, (448, 75))):
-        where = np.argwhere(joined[..., channel] > 128)
-        height, width = np.ptp(where, axis=0) + 1
-        assert abs(height - rows) <= 1 and abs(width - columns) <= 1
-        assert (where[:, 1].max() < 220) if channel == 0 else (where[:, 1].min() >= 228)
+@pytest.mark.parametrize("folder", ["", "train", "train/36", "images/train/36", "36"])
+def test_images_are_found_without_some_of_the_official_folders(folder, official, tmp_path):
+    copied = tmp_path / "copied" / folder
+    copied.mkdir(parents=True)
+    for file in sorted((official / "files").rglob("train-*.png")):
+        shutil.copy(file, copied)
+    call(SCRIPT, "--sentences", official / "train.json", "--images", tmp_path / "copied", "--output", tmp_path / "new")
+    assert len(Dataset.open(tmp_path / "new").records("train")) == 2
 
 
 def test_missing_images_stop_or_are_left_out(official):
     (official / "files" / "images" / "train" / "36" / "train-1-1-img1.png").unlink()
-    assert (
-        "1 of 3 pairs cannot be joined" in refuse(*words(official)) and not (official / "out" / "dataset.json").exists()
-    )
+    message = refuse(*words(official))
+    assert "1 of 6 images are not in" in message and "images/train/36/train-1-1-img1.png" in message
+    assert not (official / "out" / "dataset.json").exists()
     call(*words(official, "--partial"))
     found = Dataset.open(official / "out")
     assert [record["question_id"] for record in found.records("train")] == ["train-1-0-0"]
-    assert (official / "out" / "missing.txt").read_text() == "train-1-1.jpg\n"
+    assert (official / "out" / "missing.txt").read_text() == "images/train/36/train-1-1-img1.png\n"
+
+
+def test_the_check_opens_both_images(official):
+    call(*words(official))
+    (official / "files" / "dev" / "dev-7-0-img1.png").write_bytes(b"no image")
+    printed = launch("data_prep/check.py", official / "out").stdout
+    assert "4 records, 6 media opened, 2 problems" in printed and "val.jsonl:1: dev/dev-7-0-img1.png" in printed
+
+
+@pytest.mark.parametrize(
+    ("fields", "record", "part"),
+    [
+        ({"images": 2}, {}, 'record a: field "image2" is missing, and dataset.json says "images": 2'),
+        ({}, {"image2": "b.png"}, 'record a: field "image2" is there, and dataset.json does not say'),
+        ({"images": 3}, {}, 'field "images" is 3; expected is 1, or 2 for pairs'),
+        ({"images": 2}, {"image2": "../b.png"}, 'field "image2": \'../b.png\' leaves the media root'),
+    ],
+)
+def test_records_and_dataset_agree_on_pairs(fields, record, part, tmp_path):
+    records = [{"id": "a", "question_id": 1, "image": "a.png", "question": "So?", **record}]
+    with pytest.raises(UserError) as refused:
+        write_dataset(
+            tmp_path, name="p", task="vqa", splits={"train": records}, media_root=tmp_path, source="", extra=fields
+        )
+    assert part in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_a_predicted_step_is_that_of_the_adapters_own_model(models: Models):
         config = models.configs[task]["SHERL"]
         predicted = predicted_step_of(config, BATCH)
         if task == "vqa":
-            head, fusion, answers = vqa.head_options(config["head"])
+            head, fusion, answers, _ = vqa.head_options(config["head"])
             bench = VqaBench("tiny", head=head, fusion=fusion, answers=len(answers), **real)
         else:
             head, fusion = grounding.head_options(config["head"])

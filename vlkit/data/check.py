@@ -12,7 +12,7 @@ from vlkit.cli.show import Console, track
 from vlkit.data.boxes import file_problem
 from vlkit.data.images import MediaError, open_record
 from vlkit.data.manifest import Dataset, write_dataset
-from vlkit.data.records import RECORDS, Record
+from vlkit.data.records import RECORDS, Record, each_medium
 from vlkit.errors import UserError
 
 
@@ -67,7 +67,9 @@ def check_dataset(dataset: Dataset, *, workers: int) -> Report:
     scanned = {split: list(dataset.scan(split)) for split in dataset.splits}
     media_field = RECORDS[dataset.task].media
     good = (cast(Record, record) for lines in scanned.values() for _, record, problem in lines if problem is None)
-    media = {record[media_field]: record for record in good} if media_field else {}
+    media: dict[str, Record] = {}
+    if media_field:
+        media = {each[media_field]: each for record in good for each in each_medium(record, dataset.task)}
     opened = _open_all(dataset, dict(sorted(media.items())), workers)
     report.media = len(media)
     for split, lines in scanned.items():
@@ -77,8 +79,7 @@ def check_dataset(dataset: Dataset, *, workers: int) -> Report:
             report.records += line > 0
             path = record.get(media_field) if media_field and isinstance(record, dict) else None
             if problem is None and media_field:
-                record, medium = cast(Record, record), opened[cast(str, path)]
-                problem = medium.reason or _size_problem(record, medium.size)
+                problem, path = _first_problem(cast(Record, record), dataset.task, media_field, opened)
             if problem is None:
                 kept.append(cast(Record, record))
             else:
@@ -154,6 +155,16 @@ def _frame_problems(dataset: Dataset, good: dict[str, list[Record]]) -> list[Pro
     records = {record["id"]: record for records in good.values() for record in records}
     fix = "make it again with data_prep/frames.py, or remove it"
     return [Problem(file, 0, None, f"{why}; {fix}") for file, why in folder_problems(dataset, list(records.values()))]
+
+
+def _first_problem(record: Record, task: str, field: str, opened: dict[str, _Opened]) -> tuple[str | None, str]:
+    """The problem of the first bad medium of a record (None: all are good), and the path of that medium."""
+    for each in each_medium(record, task):
+        medium = opened[each[field]]
+        problem = medium.reason or _size_problem(each, medium.size)
+        if problem:
+            return problem, each[field]
+    return None, record[field]
 
 
 def _size_problem(record: Record, size: tuple[int, int] | None) -> str | None:

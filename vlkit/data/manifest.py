@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkit.data.media_folder import MediaFolder
-from vlkit.data.records import RECORDS, Record, path_problem, record_problem
+from vlkit.data.records import RECORDS, Record, media_fields, path_problem, record_problem
 from vlkit.errors import UserError, some
 from vlkit.files import read_json, whole_file
 
@@ -206,9 +206,8 @@ def _split_entry(split: str, records: list[Record], task: str, extra: dict[str, 
             label = record.get("id", number) if isinstance(record, dict) else number
             raise UserError(f'split "{split}", record {label}: {problem}')
     entry = {"file": f"{split}.jsonl", "records": len(records)}
-    media = RECORDS[task].media
-    if media is not None:
-        entry["media"] = len({record[media] for record in records})
+    if RECORDS[task].media is not None:
+        entry["media"] = len({record[name] for record in records for name in media_fields(record, task)})
     if "texts" in records[0]:
         entry["texts"] = sum(len(record["texts"]) for record in records)
     return entry

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vlkit.data.boxes import Record, all_boxes, box_problem
-from vlkit.data.tar_region import region_problem
+from vlkit.data.tar_region import FIELD, region_problem
 
 ANSWERS = 10  # the VQA metric is defined over ten human answers
+SECOND = "image2"
+"""Field of the second image where a question is about a pair of images; ``dataset.json`` then says ``"images": 2``."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,31 @@ def record_problem(record: Any, task: str) -> str | None:
     """Say what is wrong with a record of ``task``: one phrase with the field and the fix; None if it is good."""
     if not isinstance(record, dict):
         return "not a JSON object; write one {...} per line"
-    media = RECORDS[task].media
-    problem = _text_problem(record, "id") or (_text_problem(record, media) if media else None)
+    fields = media_fields(record, task)
+    problem = next(filter(None, (_text_problem(record, field) for field in ("id", *fields))), None)
     if problem:
         return problem
-    problem = path_problem(record[media]) if media else None
-    if problem:
-        return f'field "{media}": {record[media]!r} {problem}'
+    for field in fields:
+        problem = path_problem(record[field])
+        if problem:
+            return f'field "{field}": {record[field]!r} {problem}'
     problem = region_problem(record)
     if problem:
         return problem
     return RECORDS[task].problem(record)
+
+
+def media_fields(record: Mapping[str, Any], task: str) -> list[str]:
+    """The fields of a record that name media: two for a question about a pair of images, none for texts alone."""
+    first = RECORDS[task].media
+    return [] if first is None else [first, SECOND] if task == "vqa" and SECOND in record else [first]
+
+
+def each_medium(record: Record, task: str) -> list[Record]:
+    """A record for each medium of a record, for functions that open one: itself, and for a question about a pair of
+    images also a copy with the second in the place of the first.
+    """
+    return [record, *({**record, "image": record[name]} for name in media_fields(record, task)[1:])]
 
 
 def path_problem(path: str) -> str | None:
@@ -109,6 +125,8 @@ def _vqa_problem(record: Record) -> str | None:
         return 'field "question_id" is missing; add it'
     if isinstance(question_id, bool) or not isinstance(question_id, (int, str)) or question_id == "":
         return f'field "question_id" is {_shown(question_id)}; expected is a whole number or a text'
+    if SECOND in record and FIELD in record:
+        return f'field "{FIELD}": images of pairs are not read out of tars; unpack them'
     answers = record.get("answers")
     if answers is None:  # a test set whose answers are hidden
         return None
@@ -119,6 +137,24 @@ def _vqa_problem(record: Record) -> str | None:
         if not isinstance(answer, str):
             return f'field "answers[{index}]" is {_shown(answer)}; expected is a text'
     return None
+
+
+def _images_problem(fields: Mapping[str, Any]) -> str | None:
+    images = fields.get("images", 1)
+    return None if images in (1, 2) else f'field "images" is {_shown(images)}; expected is 1, or 2 for pairs of images'
+
+
+def _one_or_two(fields: Mapping[str, Any]) -> Callable[[Record], str | None]:
+    pairs = fields.get("images") == 2
+
+    def misfit(record: Record) -> str | None:
+        if (SECOND in record) == pairs:
+            return None
+        if pairs:
+            return f'field "{SECOND}" is missing, and dataset.json says "images": 2; add the second image'
+        return f'field "{SECOND}" is there, and dataset.json does not say "images": 2; correct one of them'
+
+    return misfit
 
 
 def _grounding_problem(record: Record) -> str | None:
@@ -250,7 +286,13 @@ def _shown(value: Any) -> str:
 RECORDS: dict[str, RecordKind] = {
     "retrieval": RecordKind("image", _texts_problem),
     "video_retrieval": RecordKind("video", _video_problem),
-    "vqa": RecordKind("image", _vqa_problem, unique=("id", "question_id")),
+    "vqa": RecordKind(
+        "image",
+        _vqa_problem,
+        unique=("id", "question_id"),
+        dataset_problem=_images_problem,
+        misfit=_one_or_two,
+    ),
     "moment_retrieval": RecordKind("video", _moment_problem),
     "grounding": RecordKind("image", _grounding_problem),
     "text": RecordKind(None, _pair_problem),

@@ -81,8 +81,8 @@ def _new_bench(given: dict[str, Any]) -> ContrastiveBench:
         return ClassifierBench(base, **cpu)
     cpu |= {"text_base": given["text_base"], "image_size": given["image_size"]}
     if task == "vqa":
-        head, fusion, _ = vqa.head_options({**given["head"], "answers": []})
-        return VqaBench(base, head=head, fusion=fusion, answers=given["answers"], **cpu)
+        head, fusion, _, images = vqa.head_options({**given["head"], "answers": []})
+        return VqaBench(base, head=head, fusion=fusion, answers=given["answers"], images=images, **cpu)
     if task == "grounding":
         head, fusion = grounding.head_options(given["head"])
         return GroundingBench(base, fusion=fusion, head=head, **cpu)

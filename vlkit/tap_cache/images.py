@@ -27,21 +27,26 @@ class ImagesWithTexts(Protocol):
 
     Attributes:
         texts: every text of the dataset; may contain duplicates.
+        image_count: number of images, as :meth:`identify` and :meth:`load` number them; examples have one each, in
+            order, or several.
     """
 
     texts: list[str]
+    image_count: int
 
     def __len__(self) -> int: ...
     def unopened(self, index: int) -> Any:
-        """Like ``dataset[index]``, but with ``index`` in place of pixels; draws the same random numbers."""
+        """Like ``dataset[index]``, but with the numbers of its images in place of pixels; draws the same random
+        numbers.
+        """
         ...
 
-    def identify(self, index: int) -> Any:
-        """JSON value that identifies the content of an example's image; equal for examples with the same image."""
+    def identify(self, number: int, /) -> Any:
+        """JSON value that identifies the content of an image; equal for equal images."""
         ...
 
-    def load(self, indices: list[int]) -> Tensor:
-        """Preprocessed images of examples, [n, 3, H, W]."""
+    def load(self, numbers: list[int], /) -> Tensor:
+        """Preprocessed images, [n, 3, H, W]."""
         ...
 
 
@@ -68,12 +73,16 @@ class CachedImages:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> Any:
-        """An example with its index in place of pixels."""
+        """An example with the numbers of its images in place of pixels."""
         return self.examples.unopened(index)
 
     def stack(self, numbers: list[int]) -> TapBatch | Tensor:
-        """Indices of P examples -> the rows of their images, or [P, 0] for a text-only model."""
+        """Numbers of P images -> their rows, or [P, 0] for a text-only model."""
         return torch.empty(len(numbers), 0) if self.images is None else self.images.look_up(numbers)
+
+    def stack_several(self, numbers: list[Tensor]) -> TapBatch | Tensor:
+        """As :meth:`stack`, of examples with several images each."""
+        return self.stack(torch.cat(numbers).tolist())
 
     def read(self, texts: list[str]) -> TapBatch:
         """B texts -> their rows."""
@@ -124,7 +133,7 @@ def cached_images(
         images = cache(
             name,
             cast(AdaptedEncoder, model.image),
-            [digest(examples.identify(index)) for index in range(len(examples))],
+            [digest(examples.identify(number)) for number in range(examples.image_count)],
             examples.load,
             key if sampling is None else {**key, "sampling": sampling},
             **options,

@@ -77,30 +77,33 @@ class ImageWriter(nn.Module):
         image: adapted vision tower; None = blind.
         reader, writer: as in :class:`Reformulator`.
         visual: the visual embedding.
+        images: I, images that a text is about; the embedding tells their cells apart.
     """
 
     text: Any
     decoder: Any
 
-    def __init__(self, image: nn.Module | None, reader: nn.Module, writer: nn.Module, visual: VisualEmbedding) -> None:
+    def __init__(
+        self, image: nn.Module | None, reader: nn.Module, writer: nn.Module, visual: VisualEmbedding, images: int = 1
+    ) -> None:
         super().__init__()
-        self.image, self.text, self.decoder = image, reader, writer
+        self.image, self.text, self.decoder, self.images = image, reader, writer, images
         self.visual = None if image is None else visual
 
     def memory(self, pixels: Tensor, ids: Tensor, owner: Tensor | None = None) -> Memory:
         """The decoder's memory.
 
         Args:
-            pixels: [P, 3, H, W].
+            pixels: [P * I, 3, H, W].
             ids: [B, L] int64, the texts.
-            owner: [B] int64, the image of each text; None: P = B, in the same order.
+            owner: [B] int64, the image (or pair) of each text; None: P = B, in the same order.
         """
         if self.image is None or self.visual is None:
             return self.text.read(ids)
         image = self.image(pixels)
         size = image.grid or (1, image.tokens.shape[1])
-        cells = image.tokens[:, -size[0] * size[1] :]
-        tokens = self.visual(cells, self.text.base.trunk.embed_tokens.weight, size)
+        cells = image.tokens[:, -size[0] * size[1] :].unflatten(0, (-1, self.images)).flatten(1, 2)
+        tokens = self.visual(cells, self.text.base.trunk.embed_tokens.weight, size, self.images)
         return self.text.read(ids, tokens if owner is None else tokens[owner])
 
     def decode(self, memory: Memory, start: Tensor, past: Past | None = None) -> Tensor:

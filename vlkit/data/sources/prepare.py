@@ -10,7 +10,7 @@ from typing import Any
 from vlkit.cli.show import visible
 from vlkit.data.manifest import Dataset, write_dataset
 from vlkit.data.media_folder import MediaFolder
-from vlkit.data.records import RECORDS, Record
+from vlkit.data.records import RECORDS, Record, media_fields
 from vlkit.errors import UserError, some
 from vlkit.files import write_text
 
@@ -183,28 +183,27 @@ def _clean(text: str) -> str:
 
 
 def _locate(source: Source, folder: MediaFolder) -> tuple[dict[str, list[Record]], list[str], int]:
-    """Return the records whose medium exists, the missing paths, and how many were found at another path."""
-    media = RECORDS[source.task].media
-    if media is None or source.located:
+    """Return the records whose media exist, the missing paths, and how many were found at another path."""
+    if RECORDS[source.task].media is None or source.located:
         return dict(source.splits), [], 0
     found: dict[str, str | None] = {}
     splits: dict[str, list[Record]] = {}
     for split, records in source.splits.items():
         kept = splits[split] = []
         for record in records:
-            stated = record[media]
-            if stated not in found:
-                paths = [stated, *(source.elsewhere(stated) if source.elsewhere else ())]
-                found[stated] = next(filter(None, map(folder.find, paths)), None)
-            if found[stated] is not None:
-                kept.append(record if found[stated] == stated else {**record, media: found[stated]})
+            fields = media_fields(record, source.task)
+            for stated in (record[name] for name in fields):
+                if stated not in found:
+                    paths = [stated, *(source.elsewhere(stated) if source.elsewhere else ())]
+                    found[stated] = next(filter(None, map(folder.find, paths)), None)
+            if all(found[record[name]] is not None for name in fields):
+                moved_to = {name: found[record[name]] for name in fields if found[record[name]] != record[name]}
+                kept.append({**record, **moved_to} if moved_to else record)
     missing = [path for path, actual in found.items() if actual is None]
     moved = sum(actual is not None and actual != path for path, actual in found.items())
     return splits, missing, moved
 
 
 def _distinct(source: Source) -> int:
-    media = RECORDS[source.task].media
-    if media is None:  # texts alone
-        return 0
-    return len({record[media] for records in source.splits.values() for record in records})
+    records = [record for records in source.splits.values() for record in records]
+    return len({record[name] for record in records for name in media_fields(record, source.task)})

@@ -232,6 +232,11 @@ class BoxedImages:
         return list(self.transform.boxes_alone(size, torch.cat(boxes)).split([len(own) for own in boxes]))
 
     @property
+    def image_count(self) -> int:
+        """One image per example."""
+        return len(self)
+
+    @property
     def texts(self) -> list[str]:
         """The texts of all examples."""
         return [record["text"] for records in self.examples for record in records]

@@ -147,6 +147,11 @@ class MomentExamples:
         return self.unopened(index)._replace(frames=self._latest[1])
 
     @property
+    def image_count(self) -> int:
+        """One video per example."""
+        return len(self)
+
+    @property
     def texts(self) -> list[str]:
         """The queries."""
         return [record["text"] for record in self.records]

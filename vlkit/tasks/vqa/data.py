@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlkit.data.images import identify_record, read_image
 from vlkit.data.manifest import Dataset
-from vlkit.data.records import Record
+from vlkit.data.records import Record, each_medium, media_fields
 from vlkit.errors import UserError
 from vlkit.files import read_json
 from vlkit.metrics.vqa import Form, build_vocabulary, soft_target
@@ -28,14 +28,19 @@ log = logging.getLogger(__name__)
 Example = tuple[Tensor, list[Record]]
 
 
+def images_per_question(dataset: Dataset) -> int:
+    """1, or 2 where questions are about pairs of images (NLVR2)."""
+    return dataset.extra.get("images", 1)
+
+
 class ImageQuestions:
-    """Examples of one image and its questions: the image is encoded once for all of them.
+    """Examples of one image (or pair of images) and its questions: the image is encoded once for all of them.
 
     Args:
-        dataset: a prepared dataset.
+        dataset: a prepared dataset; I is its :func:`images_per_question`.
         split: which split; every question must have answers.
         transform: image -> [3, H, W].
-        per_picture: most questions per image in an example, drawn anew on each access; 0 = all.
+        per_picture: most questions per image (or pair) in an example, drawn anew on each access; 0 = all.
 
     Raises:
         UserError: a question of the split has no answers.
@@ -44,36 +49,47 @@ class ImageQuestions:
     def __init__(self, dataset: Dataset, split: str, transform: Transform, per_picture: int = 0) -> None:
         self.dataset, self.transform, self.per_picture = dataset, transform, per_picture
         self.groups = by_image(answered(dataset, split))
+        self.images_each = images_per_question(dataset)
 
     def __len__(self) -> int:
         return len(self.groups)
 
     def __getitem__(self, index: int) -> Example:
-        """Pixels [3, H, W] and the records of the image's questions."""
-        _, group = self.unopened(index)
-        return self.transform(read_image(self.dataset, group[0])), group
+        """Pixels [I, 3, H, W] and the records of the questions."""
+        numbers, group = self.unopened(index)
+        return self.load(numbers.tolist()), group
 
     # --- for training with --cache: see vlkit.tap_cache.images.ImagesWithTexts ---
 
-    def unopened(self, index: int) -> tuple[int, list[Record]]:
-        """The example with its index in place of pixels."""
+    def unopened(self, index: int) -> Example:
+        """The example with the numbers of its images [I] int64 in place of pixels."""
         group = self.groups[index]
         if 0 < self.per_picture < len(group):
             group = random.sample(group, self.per_picture)
-        return index, group
+        first = index * self.images_each
+        return torch.arange(first, first + self.images_each), group
+
+    @property
+    def image_count(self) -> int:
+        """Number of images of all examples."""
+        return len(self.groups) * self.images_each
 
     @property
     def texts(self) -> list[str]:
         """The questions of all records."""
         return [record["question"] for group in self.groups for record in group]
 
-    def identify(self, index: int) -> list[Any]:
-        """A value that changes when the example's image does."""
-        return identify_record(self.dataset, self.groups[index][0])
+    def identify(self, number: int) -> list[Any]:
+        """A value that changes when the image of this number does."""
+        return identify_record(self.dataset, self._record(number))
 
-    def load(self, indices: list[int]) -> Tensor:
-        """Images of examples, [n, 3, H, W]; deterministic without augmentation."""
-        return torch.stack([self.transform(read_image(self.dataset, self.groups[index][0])) for index in indices])
+    def load(self, numbers: list[int]) -> Tensor:
+        """Images by number, [n, 3, H, W]; deterministic without augmentation."""
+        return torch.stack([self.transform(read_image(self.dataset, self._record(number))) for number in numbers])
+
+    def _record(self, number: int) -> Record:
+        index, place = divmod(number, self.images_each)
+        return each_medium(self.groups[index][0], "vqa")[place]
 
 
 def answered(dataset: Dataset, split: str) -> list[Record]:
@@ -106,22 +122,22 @@ def answered_split(dataset: Dataset, data: Splits) -> str:
 
 
 def by_image(records: Sequence[Record]) -> list[list[Record]]:
-    """Records grouped by image; images in the order of their first question."""
-    groups: dict[str, list[Record]] = {}
+    """Records grouped by image or pair of images, in the order of their first question."""
+    groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
-        groups.setdefault(record["image"], []).append(record)
+        groups.setdefault(tuple(record[name] for name in media_fields(record, "vqa")), []).append(record)
     return list(groups.values())
 
 
 class Batch(NamedTuple):
-    """P images and B questions of a training step."""
+    """P images (or pairs of images) and B questions of a training step."""
 
     pixels: Tensor | TapBatch
-    """[P, 3, H, W], or the cache rows of P images."""
+    """[P * I, 3, H, W], or the cache rows of P * I images; I is 1, or 2 for pairs."""
     ids: Tensor | TapBatch
     """[B, L] int64, the questions' tokens, or the cache rows of B questions."""
     owner: Tensor
-    """[B] int64, the image of each question."""
+    """[B] int64, the image or pair of each question."""
     targets: Tensor
     """[B, A] float soft targets of a classifier, or [B, T] int64 answer tokens of a decoder."""
 
@@ -132,14 +148,14 @@ class QuestionCollate:
     Args:
         tokenize: questions -> ids [B, L].
         targets: one list of ten answers per question -> [B, ...] (:class:`SoftTargets` or :class:`AnswerTokens`).
-        stack: the examples' pixels (or indices) -> the batch's ``pixels``.
+        stack: the examples' pixels (or numbers of images) -> the batch's ``pixels``.
     """
 
     def __init__(
         self,
         tokenize: Callable[[list[str]], Tensor | TapBatch],
         targets: Callable[[list[list[str]]], Tensor],
-        stack: Callable[[list[Any]], Tensor | TapBatch] = torch.stack,
+        stack: Callable[[list[Tensor]], Tensor | TapBatch] = torch.cat,
     ) -> None:
         self.tokenize, self.targets, self.stack = tokenize, targets, stack
 

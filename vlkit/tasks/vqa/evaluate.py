@@ -15,12 +15,13 @@ from torch import Tensor
 from vlkit.cli.show import Console, track
 from vlkit.data.images import image_batches, read_image
 from vlkit.data.manifest import Dataset
-from vlkit.data.records import Record
+from vlkit.data.records import Record, each_medium
 from vlkit.data.transforms import image_transform
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.text_side import TextSide
 from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.distributed import gather_objects, my_share
+from vlkit.errors import UserError
 from vlkit.metrics.gqa import binary_and_open
 from vlkit.metrics.nlvr2 import nlvr2_metrics
 from vlkit.metrics.vqa import Form, answer_scores, vqa_metrics
@@ -38,13 +39,13 @@ class Answerer:
     """Answers questions about images in batches, without gradient.
 
     Args:
-        model: the model on its device; run in eval mode, its mode is restored.
+        model: the model on its device; run in eval mode, its mode is restored. It reads I images per question.
         base: its contrastive base.
         text: the side that reads questions.
         head: options of the model's head.
         vocabulary: answers of the classifier, in label order.
         fabric: device and precision.
-        batch_size: images per batch.
+        batch_size: images (or pairs) per batch.
     """
 
     def __init__(
@@ -64,32 +65,34 @@ class Answerer:
     @torch.no_grad()
     def answer(
         self,
-        sources: Sequence[Any],
+        sources: Sequence[Sequence[Any]],
         questions: Sequence[Sequence[str]],
         open_one: Callable[[Any], Image.Image],
         k: int = 1,
         label: str = "questions",
     ) -> list[list[Answers]]:
-        """The k best answers to the questions about each image.
+        """The k best answers to the questions about each image or pair of images.
 
         Args:
-            sources: images in any form that ``open_one`` reads.
-            questions: questions about each image.
+            sources: the I images of each example, in any form that ``open_one`` reads.
+            questions: questions about each of them.
             open_one: source -> RGB image.
             k: answers per question (fewer if the vocabulary is smaller).
             label: label of the progress bar.
 
         Returns:
-            For each image and each of its questions the answers, best first.
+            For each example and each of its questions the answers, best first.
         """
         training = self.model.training
         self.model.eval()
         hidden = not self.fabric.is_global_zero or not sys.stderr.isatty()
-        images = image_batches(list(sources), lambda source: self.transform(open_one(source)), self.batch_size)
+        each = self.model.images
+        flat = [source for pair in sources for source in pair]
+        images = image_batches(flat, lambda source: self.transform(open_one(source)), self.batch_size * each)
         total = -(-len(sources) // self.batch_size)
         found: list[list[Answers]] = []
         for pixels in track(images, label, total, console=Console(stderr=True), transient=True, disable=hidden):
-            groups = questions[len(found) : len(found) + len(pixels)]
+            groups = questions[len(found) : len(found) + len(pixels) // each]
             found += self._answer_batch(pixels, groups, k)
         self.model.train(training)
         return found
@@ -140,7 +143,13 @@ def predict_records(answerer: Answerer, dataset: Dataset, records: Sequence[Reco
     groups = by_image(records)
     mine = [groups[i] for i in my_share(answerer.fabric, len(groups))]
     texts = [[record["question"] for record in group] for group in mine]
-    found = answerer.answer([group[0] for group in mine], texts, lambda r: read_image(dataset, r), label=label)
+    images = [each_medium(group[0], "vqa") for group in mine]
+    if images and len(images[0]) != answerer.model.images:
+        raise UserError(
+            f"{dataset.root}: {len(images[0])} image(s) per question, and the model was trained with "
+            f"{answerer.model.images}; give another dataset or model"
+        )
+    found = answerer.answer(images, texts, lambda r: read_image(dataset, r), label=label)
     pairs = [
         (record["question_id"], answers[0][0])
         for group, given in zip(mine, found, strict=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlkit.adapters.stacks import Memory, Past
 from vlkit.errors import UserError
 from vlkit.tasks.fusion import Fusion
+from vlkit.tasks.vqa.together import together
 
 
 @dataclass
@@ -69,13 +70,16 @@ class AnswerClassifier(nn.Module):
         fusion: fusion with one query.
         answers: A, size of the vocabulary.
         dropout: dropout rate before the last layer.
+        images: I, images that a question is about.
     """
 
-    def __init__(self, image: Any | None, text: Any, fusion: Fusion, answers: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, image: Any | None, text: Any, fusion: Fusion, answers: int, dropout: float = 0.0, images: int = 1
+    ) -> None:
         super().__init__()
-        self.image, self.text, self.fusion = image, text, fusion
+        self.image, self.text, self.fusion, self.images = image, text, fusion, images
         width = fusion.width
-        self.whole_image = None if image is None else _projection(image.base.out_dim, width)
+        self.whole_image = None if image is None else _projection(images * image.base.out_dim, width)
         self.whole_text = _projection(text.base.out_dim, width)
         self.classifier = nn.Sequential(
             nn.Linear((2 if image is None else 3) * width, 2 * width),
@@ -89,10 +93,10 @@ class AnswerClassifier(nn.Module):
         nn.init.constant_(cast(nn.Linear, self.classifier[-1]).bias, -math.log(max(1, answers)))
 
     def forward(self, pixels: Tensor, ids: Tensor, owner: Tensor) -> Tensor:
-        """Logits [B, A] float32 of images [P, 3, H, W], questions [B, L] int64 and the image of each question [B]
-        int64.
+        """Logits [B, A] float32 of images [P * I, 3, H, W], questions [B, L] int64 and the image (or pair) of each
+        question [B] int64.
         """
-        image = None if self.image is None else self.image(pixels)
+        image = None if self.image is None else together(self.image(pixels), self.images)
         text = self.text(ids)
         with self.fusion.compressed():
             whole = self.whole_text(text.pooled)
@@ -126,13 +130,17 @@ class AnswerGenerator(nn.Module):
         encoder: the adapted encoder, a :class:`vlkit.adapters.stacks.TextReader` whose memory has the base's width.
         decoder: the adapted decoder, a :class:`vlkit.adapters.stacks.TextWriter`.
         fusion: fusion whose queries become memory.
+        images: I, images that a question is about.
     """
 
     text: Any
     decoder: Any
 
-    def __init__(self, image: nn.Module | None, encoder: nn.Module, decoder: Any, fusion: Fusion) -> None:
+    def __init__(
+        self, image: nn.Module | None, encoder: nn.Module, decoder: Any, fusion: Fusion, images: int = 1
+    ) -> None:
         super().__init__()
+        self.images = images
         self.image, self.text, self.decoder, self.fusion = image, encoder, decoder, fusion
         width = decoder.base.token_dim
         self.to_memory = nn.Linear(fusion.width, width)
@@ -142,7 +150,7 @@ class AnswerGenerator(nn.Module):
     def memory(self, pixels: Tensor | None, ids: Tensor, owner: Tensor) -> Memory:
         """The decoder's memory: ``side`` is [B, L + Q, D], the question's tokens and the fused states."""
         text = self.text.read(ids)
-        image = None if self.image is None else self.image(pixels)
+        image = None if self.image is None else together(self.image(pixels), self.images)
         with self.fusion.compressed():
             fused = self.fusion(image, Words(text.side, text.mask), owner)[-1]
             return text.with_tokens(self.memory_norm(self.to_memory(fused)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 from vlkit.adapters.facts import MethodOptions
 from vlkit.encoders.bases import ClipBase
@@ -28,7 +28,13 @@ def with_defaults_of(head: HeadOptions, adapter: MethodOptions) -> MethodOptions
 
 
 def build_model(
-    base: ClipBase, text: TextSide, adapter: MethodOptions, head: HeadOptions, fusion: FusionOptions, answers: int
+    base: ClipBase,
+    text: TextSide,
+    adapter: MethodOptions,
+    head: HeadOptions,
+    fusion: FusionOptions,
+    answers: int,
+    images: int = 1,
 ) -> Model:
     """Apply the same adaptation method to both towers, and add fusion and answer head.
 
@@ -39,6 +45,7 @@ def build_model(
         head: options of one of :data:`vlkit.tasks.vqa.heads.VQA_HEADS`.
         fusion: options of the fusion.
         answers: size of the vocabulary; ignored by a generating head.
+        images: images that a question is about.
 
     Raises:
         UserError: the method does not fit a tower or the head.
@@ -46,14 +53,15 @@ def build_model(
     image, fusion = None if head.blind else adapter.build(base.image, "tokens"), fusion.beside(adapter)
     if isinstance(head, ClassifyOptions):
         encoder = adapter.build(text.encoder, "tokens")
-        return AnswerClassifier(image, encoder, Fusion(base.image, text.encoder, fusion), answers, head.dropout)
+        fused = Fusion(base.image, text.encoder, fusion)
+        return AnswerClassifier(image, encoder, fused, answers, head.dropout, images)
     if text.base is None or text.base.decoder is None:
         raise UserError(f"--head.kind generate: --text_base {text.name} has no decoder; give a T5, or classify")
     encoder, decoder = adapter.build_stacks(text.base.encoder, text.base.decoder)
     if adapter.joint_side_network:
         width = text.base.encoder.token_dim
-        return ImageWriter(image, encoder, decoder, VisualEmbedding(base.image.token_dim, width, head.cells))
-    return AnswerGenerator(image, encoder, decoder, Fusion(base.image, text.encoder, fusion, head.queries))
+        return ImageWriter(image, encoder, decoder, VisualEmbedding(base.image.token_dim, width, head.cells), images)
+    return AnswerGenerator(image, encoder, decoder, Fusion(base.image, text.encoder, fusion, head.queries), images)
 
 
 def identity_of(base: ClipBase, text: TextSide, head: HeadOptions) -> dict[str, dict[str, Any]]:
@@ -70,27 +78,44 @@ def adapter_config(
     fusion: FusionOptions,
     vocabulary: list[str],
     metrics: dict[str, float],
+    images: int = 1,
 ) -> dict[str, Any]:
     """Content of ``vlkit_adapter.json``: everything needed to rebuild this model on the same bases."""
     return {
         "task": "vqa",
         "base": identity_of(base, text, head),
         "adapters": {"image": asdict(adapter), "text": asdict(adapter)},
-        "head": {**asdict(head), "fusion": asdict(fusion), "answers": vocabulary},
+        "head": {
+            **asdict(head),
+            "fusion": asdict(fusion),
+            "answers": vocabulary,
+            **({"images": images} if images > 1 else {}),
+        },
         "preprocess": base.preprocess.to_dict(),
         "metrics": metrics,
     }
 
 
-def head_options(values: dict[str, Any]) -> tuple[HeadOptions, FusionOptions, list[str]]:
-    """Options of head and fusion, and the vocabulary, from the ``head`` of an adapter's config.
+class Head(NamedTuple):
+    """What an adapter's config says of its head."""
+
+    options: HeadOptions
+    fusion: FusionOptions
+    answers: list[str]
+    images: int
+    """Images that a question is about."""
+
+
+def head_options(values: dict[str, Any]) -> Head:
+    """Options of head and fusion, the vocabulary and the number of images, from the ``head`` of an adapter's config.
 
     Raises:
         UserError: a kind or an option that this vlkit does not know.
     """
     given = dict(values)
     try:
-        fusion, vocabulary = FusionOptions(**given.pop("fusion")), given.pop("answers")
-        return VQA_HEADS[given["kind"]](**given), fusion, vocabulary
+        fusion = FusionOptions(**given.pop("fusion"))
+        vocabulary, images = given.pop("answers"), given.pop("images", 1)
+        return Head(VQA_HEADS[given["kind"]](**given), fusion, vocabulary, images)
     except (KeyError, TypeError) as error:
         raise UserError(f"vlkit_adapter.json: the options of 'head' do not fit ({error}); update vlkit") from None

@@ -24,6 +24,8 @@ from vlkit.tasks.vqa.model import build_model, head_options, identity_of
 
 IMAGES_AT_ONCE = 32
 """Most images, from several callers, in one batch."""
+Images = ImageInput | tuple[ImageInput, ImageInput] | list[ImageInput]
+"""What a question is about."""
 
 
 class VqaPipeline:
@@ -44,19 +46,21 @@ class VqaPipeline:
         self.answerer, self.name, self.metrics = answerer, name, metrics
         self._together = Batching(self._answer_groups, IMAGES_AT_ONCE)
 
-    def answer(self, image: ImageInput, question: str, k: int = 5) -> Answers:
+    def answer(self, image: Images, question: str, k: int = 5) -> Answers:
         """The k best answers to a question about an image, as (answer, probability), best first.
+
+        A model that was trained on pairs (NLVR2) reads two images, ``(left, right)``.
 
         Raises:
             vlkit.data.images.MediaError: a file is not a readable image; names it and the reason.
-            UserError: the question is blank, or ``k`` is less than 1.
+            UserError: the question is blank, ``k`` is less than 1, or the model reads another number of images.
         """
         return self.answers([image], [question], k)[0]
 
-    def answers(self, images: Sequence[ImageInput], questions: Sequence[str], k: int = 5) -> list[Answers]:
-        """:meth:`answer` for pairs of an image and a question.
+    def answers(self, images: Sequence[Images], questions: Sequence[str], k: int = 5) -> list[Answers]:
+        """:meth:`answer` for several questions, each with its image (or two).
 
-        Consecutive pairs with the same image (object or path) encode it once.
+        Consecutive questions about the same image (object or path) encode it once.
 
         Raises:
             ValueError: the numbers of images and questions differ.
@@ -68,17 +72,25 @@ class VqaPipeline:
         if any(not question.strip() for question in questions):
             raise UserError("the question is blank; ask something")
         warn_of_cut_texts(self.answerer.text, questions, "questions")
-        distinct: list[ImageInput] = []
+        distinct: list[tuple[ImageInput, ...]] = []
         groups: list[list[str]] = []
-        for image, question in zip(images, questions, strict=True):
-            if not distinct or not (distinct[-1] is image or (isinstance(image, str | Path) and distinct[-1] == image)):
+        for given, question in zip(images, questions, strict=True):
+            image = self._images_of(given)
+            if not distinct or not all(map(_same, distinct[-1], image)):
                 distinct.append(image)
                 groups.append([])
             groups[-1].append(question)
         found = self._together([(image, group, k) for image, group in zip(distinct, groups, strict=True)])
         return [answers for group in found for answers in group]
 
-    def _answer_groups(self, asked: list[tuple[ImageInput, list[str], int]]) -> list[list[Answers]]:
+    def _images_of(self, given: Images) -> tuple[ImageInput, ...]:
+        images, expected = given if isinstance(given, tuple | list) else (given,), self.answerer.model.images
+        if len(images) != expected:
+            wanted = "a pair of images, (left, right)" if expected == 2 else "one image"
+            raise UserError(f"{self.name}: got {len(images)} image(s) for a question; the model reads {wanted}")
+        return tuple(images)
+
+    def _answer_groups(self, asked: list[tuple[tuple[ImageInput, ...], list[str], int]]) -> list[list[Answers]]:
         """Answers to the questions of each image; a decoder's beam size depends on ``k``, so each ``k`` runs alone."""
         found: dict[int, list[Answers]] = {}
         for k in {k for *_, k in asked}:
@@ -86,6 +98,10 @@ class VqaPipeline:
             images, groups = [asked[row][0] for row in rows], [asked[row][1] for row in rows]
             found |= zip(rows, self.answerer.answer(images, groups, as_rgb, k), strict=True)
         return [found[row] for row in range(len(asked))]
+
+
+def _same(one: ImageInput, other: ImageInput) -> bool:
+    return one is other or (isinstance(one, str | Path) and one == other)
 
 
 def open_adapter(
@@ -101,11 +117,11 @@ def open_adapter(
     base = base or load_base(image["load"], image_size=image.get("image_size"))
     text = text_side(config["base"]["text"]["load"], base, text_base)
     with built_for(tensors, folder):
-        head, fusion, vocabulary = head_options(config["head"])
+        head, fusion, vocabulary, images = head_options(config["head"])
     check_base(config, identity_of(base, text, head), folder)
     with built_for(tensors, folder, base.image.model, text.encoder.model):
         adapter = adapter_options(config["adapters"]["image"])
-        model = build_model(base, text, adapter, head, fusion, len(vocabulary))
+        model = build_model(base, text, adapter, head, fusion, len(vocabulary), images)
     load_trained(model, tensors, folder)
     fabric.setup_module(model.requires_grad_(False)).eval()
     answerer = Answerer(model, base, text, head, vocabulary, fabric)

@@ -25,21 +25,30 @@ class VqaBench(FusionBench):
         predicts: compute nothing: tensors have shapes but no values.
         head, fusion: their options.
         answers: size of the vocabulary.
+        images: images that a question is about.
         options: further arguments of the base class.
     """
 
     def __init__(
-        self, base: str, predicts: bool, head: HeadOptions, fusion: FusionOptions, answers: int, **options: Any
+        self,
+        base: str,
+        predicts: bool,
+        head: HeadOptions,
+        fusion: FusionOptions,
+        answers: int,
+        images: int = 1,
+        **options: Any,
     ) -> None:
         super().__init__(base, predicts, **options)
-        self.head, self.fusion, self.answers = head, fusion, answers
+        self.head, self.fusion, self.answers, self.images = head, fusion, answers, images
 
     def build(self, base: ClipBase, text: TextSide, options: Any) -> nn.Module:
         """Both towers with the method applied, fusion and answer head."""
-        return build_model(base, text, options, self.head, self.fusion, self.answers)
+        return build_model(base, text, options, self.head, self.fusion, self.answers, self.images)
 
     def loss(self, model: nn.Module, pixels: Tensor, ids: Tensor, owner: Tensor) -> Tensor:
         """The head's loss; a written answer is as long as allowed."""
+        pixels = pixels.repeat_interleave(self.images, dim=0)
         if isinstance(self.head, ClassifyOptions):
             loss = answer_bce if self.head.loss == "bce" else answer_softmax
             return loss(model(pixels, ids, owner), torch.ones(len(ids), self.answers, device=ids.device))
