@@ -94,7 +94,7 @@ def test_the_check_opens_both_images(official):
         ({"images": 2}, {}, 'record a: field "image2" is missing, and dataset.json says "images": 2'),
         ({}, {"image2": "b.png"}, 'record a: field "image2" is there, and dataset.json does not say'),
         ({"images": 3}, {}, 'field "images" is 3; expected is 1, or 2 for pairs'),
-        ({"images": 2}, {"image2": "../b.png"}, 'field "image2": \'../b.png\' leaves the media root'),
+        ({"images": 2}, {"image2": "../b.png"}, "field \"image2\": '../b.png' leaves the media root"),
     ],
 )
 def test_records_and_dataset_agree_on_pairs(fields, record, part, tmp_path):
