@@ -119,23 +119,45 @@ def test_only_late_blocks_read_the_grid(late: int) -> None:
 
 
 def test_labels_stand_at_the_last_token_of_their_words() -> None:
-    samples = [Marked("gal first: a red car second: a car", [(16, 1), (20, 0), (34, 0)])]
+    samples = [Marked("gal first: a red car second: a car", [(16, 1)], [(20, 1), (34, 1)], 1)]
     found = collate_marked(samples, TOKENIZER)
-    at = found.labels[0] >= 0
-    assert TOKENIZER.batch_decode(found.ids[0][at].unsqueeze(1)) == [" red", " car", " car"]
-    assert found.labels[0][at].tolist() == [1, 0, 0]
+    for labels, words in ((found.labels[0], [" red"]), (found.things[0], [" car", " car"])):
+        at = labels >= 0
+        assert TOKENIZER.batch_decode(found.ids[0][at].unsqueeze(1)) == words and labels[at].tolist() == [1] * len(
+            words
+        )
+    assert found.verdicts.tolist() == [1]
 
 
 def test_losses_of_marks_weigh_labels_and_skip_padding() -> None:
     marker = Marker(new_tiny_t5(TOKENIZER), TOKENIZER)
-    samples = [Marked("gal a: a red car b: a car", [(12, 1), (16, 0), (25, 0)]), Marked("gal a: a car b: a", [(12, 2)])]
+    samples = [
+        Marked("gal a: a small red car b: a car", [(14, 1), (18, 3)], [(22, 4), (31, 4)], 4),
+        Marked("gal a: a car b: a", [], [(12, 1)], 1),
+    ]
     together = collate_marked(samples, TOKENIZER)
     alone = torch.cat([marker.losses(collate_marked([sample], TOKENIZER)) for sample in samples])
     torch.testing.assert_close(marker.losses(together), alone, rtol=1e-4, atol=1e-5)
-    chances = marker.logits(together.ids)[0].log_softmax(-1)
-    (red, car, other) = (together.labels[0] >= 0).nonzero()[:, 0]
-    expected = -(1.0 * chances[red, 1] + 0.5 * chances[car, 0] + 0.5 * chances[other, 0]) / 2
+    labels, verdicts = (logits[0].log_softmax(-1) for logits in marker.logits(together.ids))
+    small, red = (together.labels[0] >= 0).nonzero()[:, 0]
+    car, other = (together.things[0] >= 0).nonzero()[:, 0]
+    end = (together.ids[0] != 0).sum() - 1
+    marks = -(1.0 * labels[small, 1] + 2.0 * labels[red, 3]) / 3
+    expected = (marks - (verdicts[car, 4] + verdicts[other, 4]) / 2 - verdicts[end, 4]) / 3
     torch.testing.assert_close(alone[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_marks_are_read_through_sentinels() -> None:
+    model = new_tiny_t5(TOKENIZER)
+    marker = Marker(model, TOKENIZER)
+    ids = TOKENIZER(["gal a: a car b: a"], return_tensors="pt").input_ids
+    states = model.encoder(input_ids=ids).last_hidden_state * model.config.d_model**-0.5
+    table = model.shared.weight[TOKENIZER.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(9)])]
+    labels, verdicts = marker.logits(ids)
+    torch.testing.assert_close(torch.cat([labels, verdicts], -1), states @ table.T, rtol=1e-4, atol=1e-5)
+    best = int(verdicts[0, -1].argmax())
+    texts = collate_marked([Marked("gal a: a car b: a", [], [(12, 0)], number) for number in range(5)], TOKENIZER)
+    assert marker.right(texts)[1].tolist() == [number == best for number in range(5)]
 
 
 def test_matching_heads_attend_to_the_equal_token() -> None:

@@ -165,11 +165,20 @@ def statements(account: Account) -> dict[Key, str]:
 
 def verdict_of(first: Account, second: Account) -> Verdict:
     """What the second says, measured by the first."""
-    known, said = statements(first), statements(second)
+    return verdict_on(statements(first), statements(second))
+
+
+def verdict_on(known: dict[Key, str], said: dict[Key, str]) -> Verdict:
+    """What the statements of a second text say, measured by those of a first."""
     if any(known.get(key, value) != value for key, value in said.items()):
         return "false"
     new, left = said.keys() - known.keys(), known.keys() - said.keys()
     return "open" if new and left else "more" if new else "less" if left else "equal"
+
+
+def about(kind: str, said: dict[Key, str]) -> dict[Key, str]:
+    """The statements on the thing of a kind, and on how it stands to others."""
+    return {key: value for key, value in said.items() if key[0] == kind or key[:2] == ("relation", kind)}
 
 
 # --- one account -> another one -------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
-"""Two texts, and for every word that states something whether the other text agrees, leaves it open, or denies it.
+"""Two texts, and for every word that states something whether the other text agrees, is silent, or denies it.
 
 An answer to "does the second follow?" is one label for a whole pair, and a small T5 learns to compare slowly from it.
 Here every statement of both texts has a label of its own, as every token has one in replaced-token detection (ELECTRA).
+Which text a statement is of counts: what the second leaves out still follows, what it adds does not. On the way to a
+verdict on the pair stand verdicts on its things.
 """
 
 from __future__ import annotations
@@ -11,26 +13,32 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from vlkit.drawn.accounts import (
+    VERDICTS,
     Account,
     Key,
+    about,
     account_of,
     false,
     less,
     made_up,
     more,
     moved,
+    pair_of,
     retold,
     statements,
+    verdict_on,
     written,
 )
 from vlkit.drawn.dice import Dice
 from vlkit.drawn.graph import Scene
 from vlkit.drawn.statements import fields
 
-AGREED, OPEN, DENIED = range(3)
-"""The other text says the same, does not say, or says otherwise."""
+AGREED, LEFT_OUT, ADDED, DENIED = range(4)
+"""The other text says the same; the second does not say what the first says; the first does not say what the second
+says; the other text says otherwise."""
 SHARES = (0.3, 0.5, 0.2)
 """How often an account is of one, two or three things: comparing begins with texts of one thing."""
+BACKGROUND: Key = ("background",)
 MADE_UP = 0.15
 """How often a kind has a made-up name: words that are equal agree whatever they mean."""
 
@@ -45,38 +53,58 @@ CHANGES: dict[str, tuple[float, Change]] = {
 
 
 class Marked(NamedTuple):
-    """A source of two texts, and its marks: where the words of a statement end in it, and one of the three labels."""
+    """A source of two texts, and what it says of them.
+
+    Attributes:
+        source: the texts.
+        marks: where the words of an attribute, a relation or a background end in it, and one of the four labels.
+        things: where the word of a kind ends, and the verdict on what the texts say of that thing.
+        verdict: the verdict on the pair. Verdicts are numbers in :data:`vlkit.drawn.accounts.VERDICTS`.
+    """
 
     source: str
     marks: list[tuple[int, int]]
+    things: list[tuple[int, int]]
+    verdict: int
 
 
 def marked(scene: Scene, dice: Dice) -> Marked:
-    """Two texts about a scene, the second with up to four changes, and the marks of both."""
-    first = account_of(scene, dice, SHARES)
-    second = retold(first, dice)
-    for _ in range(dice.integer(5)):
-        way = dice.weighted(tuple(CHANGES), [share for share, _ in CHANGES.values()])
-        second = CHANGES[way][1](second, first, dice) or second
+    """Two texts about a scene and the marks of both. Half of the pairs have a verdict drawn evenly, in the others the
+    second text has up to four changes.
+    """
+    if dice.chance(0.5):
+        first, second = pair_of(scene, dice.one_of(VERDICTS), dice)
+    else:
+        first = account_of(scene, dice, SHARES)
+        second = retold(first, dice)
+        for _ in range(dice.integer(5)):
+            way = dice.weighted(tuple(CHANGES), [share for share, _ in CHANGES.values()])
+            second = CHANGES[way][1](second, first, dice) or second
     names: dict[str, str] = {}
     for kind in dict.fromkeys(thing.kind for one in (first, second) for thing in one.things):
         if dice.chance(MADE_UP) and (name := made_up(dice)) not in names.values():
             names[kind] = name
     pair = [_renamed(one, names) for one in (first, second)]
-    source, marks = made_up(dice), []
+    source, marks, things = made_up(dice), [], []
     said = [statements(one) for one in pair]
-    for one, mine, other, field in zip(pair, said, said[::-1], fields(dice), strict=True):
+    silent = (LEFT_OUT, ADDED)
+    for one, mine, other, field, unsaid in zip(pair, said, said[::-1], fields(dice), silent, strict=True):
         text, ends = written(one.words(dice))
         source += f" {field} "
-        marks += [(len(source) + end, label_of(key, mine, other)) for end, key in ends]
+        for end, key in ends:
+            if len(key) == 1 and key != BACKGROUND:
+                verdict = verdict_on(*(about(key[0], each) for each in said))
+                things.append((len(source) + end, VERDICTS.index(verdict)))
+            else:
+                marks.append((len(source) + end, label_of(key, mine, other, unsaid)))
         source += text
-    return Marked(source, marks)
+    return Marked(source, marks, things, VERDICTS.index(verdict_on(*said)))
 
 
-def label_of(key: Key, mine: dict[Key, str], other: dict[Key, str]) -> int:
-    """What the statements of the other text say of one of mine."""
+def label_of(key: Key, mine: dict[Key, str], other: dict[Key, str], unsaid: int) -> int:
+    """What the statements of the other text say of one of mine; ``unsaid`` if nothing."""
     if key not in other:
-        return OPEN
+        return unsaid
     return AGREED if other[key] == mine[key] else DENIED
 
 

@@ -172,14 +172,14 @@ def _listed(account: Account, dice: Dice | None) -> str:
 
 
 TASKS: dict[str, tuple[float, Write]] = {
-    "compare": (0.26, compare),
-    "why": (0.14, why),
-    "follows": (0.18, follows),
-    "same": (0.12, same),
-    "correct": (0.1, correct),
-    "ask": (0.1, ask),
-    "tell": (0.06, tell),
-    "facts": (0.04, facts),
+    "compare": (0.3, compare),
+    "why": (0.1, why),
+    "follows": (0.24, follows),
+    "same": (0.18, same),
+    "correct": (0.06, correct),
+    "ask": (0.06, ask),
+    "tell": (0.04, tell),
+    "facts": (0.02, facts),
 }
 """Name -> its share, and what makes an example of a scene."""
 

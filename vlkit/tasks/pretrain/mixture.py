@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
@@ -17,7 +16,7 @@ from vlkit.drawn.captions import caption
 from vlkit.drawn.dice import Dice
 from vlkit.drawn.samples import TRAIN, VALIDATION, scene_and_rng
 from vlkit.drawn.statements import TASKS, task_of
-from vlkit.tasks.pretrain.agreement import MarkedTexts, Marker, collate_marked
+from vlkit.tasks.pretrain.agreement import MarkedTexts, Marker, collate_marked, token_losses
 from vlkit.tasks.pretrain.denoising import Denoising, padded
 from vlkit.tasks.pretrain.grids import Grids, GridWriter, collate_grids
 
@@ -145,11 +144,6 @@ class Losses:
         return found
 
 
-def token_losses(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of each token [B, M] float32, 0 at padding."""
-    return F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none").view_as(target)
-
-
 def per_sample(logits: Tensor, target: Tensor) -> Tensor:
     """Mean cross-entropy of each sample's tokens, [B] float32."""
     return token_losses(logits, target).sum(1) / (target >= 0).sum(1)
@@ -188,10 +182,14 @@ class Measure:
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
-        """``*_perplexity``, and ``*_accuracy`` in percent: of supervised tasks (exact, greedy), and of pairs of texts
-        in which all statements are marked right."""
-        right = torch.cat([self.losses.marker.right(texts.to(self.losses.device)) for texts in self.marked])
-        found = {"agreement_accuracy": 100 * right.float().mean().item()}
+        """``*_perplexity``, and ``*_accuracy`` in percent: of supervised tasks (exact, greedy), of pairs of texts in
+        which the encoder marks all statements right, and of its verdicts on pairs."""
+        marks = [self.losses.marker.right(texts.to(self.losses.device)) for texts in self.marked]
+        names = ("agreement_accuracy", "verdict_accuracy")
+        found = {
+            name: 100 * torch.cat(right).float().mean().item()
+            for name, right in zip(names, zip(*marks, strict=True), strict=True)
+        }
         for name, batches in self.batches.items():
             loss = tokens = written = samples = 0.0
             for batch in batches:
