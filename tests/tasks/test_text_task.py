@@ -169,7 +169,7 @@ def test_words_alone_hardly_decide_demo_pairs(kind: PairKind) -> None:
         for split, scenes in sample_scenes(0, {"train": 600, "val": 100, "test": 200}, "plain").items()
     }
     found = fit_bag_of_words(TASKS[kind], *splits.values())
-    assert found.test["accuracy"] < 100 / len(TASKS[kind].labels) + 25
+    assert found.test["accuracy"] < 100 / len(TASKS[kind].labels) + 19
 
 
 def test_demo_dataset_is_made_and_read(monkeypatch, tmp_path: Path) -> None:

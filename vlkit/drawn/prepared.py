@@ -36,6 +36,7 @@ class Recipe:
         write: for texts about scenes, which need no images: (seed, size, style) -> their records. Then nothing is
             drawn, and the fields above are not used.
         task: the task of the dataset; None = the recipe's key.
+        revision: counted up when only this dataset is made in another way, so that the world's images stay.
     """
 
     parts: tuple[str, ...] = ()
@@ -43,6 +44,7 @@ class Recipe:
     media: str = "."
     write: Callable[[int, WorldSize, Style], Source] | None = None
     task: str | None = None
+    revision: int = 1
 
 
 RECIPES: dict[str, Recipe] = {
@@ -53,8 +55,8 @@ RECIPES: dict[str, Recipe] = {
     "moment_retrieval": Recipe(("moments",), lambda world: qvhighlights.read(world / "moments"), "moments/videos"),
     "vqa": Recipe(("vqa",), lambda world: _read_vqa(world / "vqa")),
     "grounding": Recipe(("refcoco",), lambda world: refcoco.read_refs(world / "refcoco")),
-    "text": Recipe(write=partial(text_pairs.source_of, "inference")),
-    "paraphrase": Recipe(write=partial(text_pairs.source_of, "paraphrase"), task="text"),
+    "text": Recipe(write=partial(text_pairs.source_of, "inference"), revision=2),
+    "paraphrase": Recipe(write=partial(text_pairs.source_of, "paraphrase"), task="text", revision=2),
     "classification": Recipe(("kinds",), lambda world: _read_kinds(world / "kinds"), "kinds"),
     "dark": Recipe(
         ("dark_kinds",), lambda world: _read_kinds(world / "dark_kinds"), "dark_kinds", task="classification"
@@ -85,7 +87,7 @@ def demo_dataset(task: str, size: WorldSize = "medium", seed: int = 0, style: St
     suffix = "" if style == "drawn" else f"-{style}"
     variant = f"-{task}" if recipe.task else ""
     home = cache_folder().absolute() / "demo" / f"v{VERSION}-{size}-seed{seed}{suffix}"
-    world, output = home / "world", home / task
+    world, output = home / "world", home / (task if recipe.revision == 1 else f"{task}-{recipe.revision}")
     name = recipe.task or task
     if _is_ready(output, name):
         return output
