@@ -173,6 +173,33 @@ def test_matching_heads_attend_to_the_equal_token() -> None:
     assert (attention[half + 1, range(8), range(1, 9)] > 0.3).all()
 
 
+def test_what_stands_beside_equal_tokens_is_subtracted() -> None:
+    """Of "red car, blue cat" and "blue car, red cat" more is left at the things than of the same said twice."""
+    torch.manual_seed(0)
+    model = new_tiny_t5(TOKENIZER)
+    matching_heads(model)
+    first, second = model.encoder.block[0].layer[0].SelfAttention, model.encoder.block[1].layer[0]
+    space = first.o.weight[:, 3 * 32 : 4 * 32] / 2  # of the tokens before
+    torch.testing.assert_close(space.T @ space, torch.eye(32), rtol=1e-4, atol=1e-5)
+    left = []
+
+    def see(module: object, inputs: object, output: tuple[torch.Tensor, ...]) -> None:
+        left.append((output[0] @ space).norm(dim=-1))
+
+    second.register_forward_hook(see)
+    texts = (
+        "a red car and a blue cat . a red car and a blue cat",
+        "a red car and a blue cat . a blue car and a red cat",
+    )
+    for text in texts:
+        model.encoder(input_ids=TOKENIZER([text], return_tensors="pt").input_ids)
+    ids = TOKENIZER([texts[0]], return_tensors="pt").input_ids[0]
+    things = torch.isin(ids, torch.tensor(TOKENIZER.convert_tokens_to_ids(["Ġcar", "Ġcat"])))
+    assert things.sum() == 4
+    equal, exchanged = (found[0][things].mean() for found in left)
+    assert exchanged > 1.3 * equal
+
+
 def test_the_loss_falls_on_one_batch() -> None:
     torch.manual_seed(0)
     model = new_tiny_t5(TOKENIZER)

@@ -4,6 +4,10 @@ A transformer with random weights learns for long to find an equal token elsewhe
 begins with that. Queries that start as their keys let equal tokens attend to each other at once ("Mimetic
 initialization of self-attention layers", Trockman and Kolter 2023: products of query and key weights of trained
 transformers are close to the identity).
+
+Equal words are not enough: "a red car and a blue cat" and "a blue car and a red cat" have the same. So block 1 begins
+with a comparison, our own: block 0 writes what stands beside a token into a space of its own, and block 1 subtracts
+from it what stands beside the equal token elsewhere. Little is left where both texts say the same.
 """
 
 from __future__ import annotations
@@ -20,7 +24,8 @@ SELF, BEFORE, AFTER = 0, 1, 17
 def matching_heads(model: Any) -> None:
     """Change the random weights of a ``T5ForConditionalGeneration``: in half of the heads of every encoder block,
     queries equal keys and tokens do not attend to themselves; one head looks at the token before, one at the token
-    after.
+    after. The first two matching heads of block 1 subtract what these two have written in block 0 at the token that
+    they find.
 
     Raises:
         ValueError: the encoder has fewer than four heads or other than 32 buckets of relative positions.
@@ -39,3 +44,20 @@ def matching_heads(model: Any) -> None:
     bias[SELF, :half] = -8.0
     bias[BEFORE, half] = 4.0
     bias[AFTER, half + 1] = 4.0
+    if len(blocks) > 1:
+        _subtract(blocks[0].layer[0].SelfAttention, blocks[1].layer[0].SelfAttention, half)
+
+
+def _subtract(writes: Any, reads: Any, half: int) -> None:
+    """``writes``: heads ``half`` and ``half + 1`` write into two orthogonal subspaces of the residual stream;
+    ``reads``: heads 0 and 1 read them and write them back with the opposite sign.
+    """
+    width, size = writes.o.weight.shape[0], writes.key_value_proj_dim
+    axes = torch.linalg.qr(torch.randn(width, width))[0].to(writes.o.weight.device)
+    for number in (0, 1):
+        space = axes[:, number * size : (number + 1) * size]
+        there, here = (slice(head * size, (head + 1) * size) for head in (half + number, number))
+        # Twice as large as random weights would make it: beside a token's own embedding it must be seen.
+        writes.o.weight[:, there] = 2 * space
+        reads.v.weight[here] = space.T
+        reads.o.weight[:, here] = -space
