@@ -107,7 +107,9 @@ class Config:
     leaves it open, or denies it.
     """
     matching: bool = True
-    """Begin T5 with heads that find equal tokens (without `start`)."""
+    """Begin T5's encoder with heads that find equal tokens and compare what stands beside them (a new encoder)."""
+    new_encoder: bool = False
+    """With `start`: take embeddings and decoder from it, and begin with a new encoder."""
     grids: float = 0.0
     """Share of T5's samples that are captions of grids, which the decoder reads like a captioner's visual tokens."""
     start: Path | None = None
@@ -206,7 +208,7 @@ def t5_job(config: Config, device: torch.device) -> Job:
     tokenizer = tiny_t5_tokenizer()
     model: Any = new_tiny_t5(tokenizer)
     model.to(device)
-    if config.matching and not config.start:
+    if config.matching and (config.new_encoder or not config.start):
         matching_heads(model)
     losses = Losses(model, tokenizer, device)
     shares = Shares(config.supervised, config.grids, config.prefixes, config.rewrites, config.agreement)
@@ -243,10 +245,17 @@ def main(config: Config) -> None:
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=device.type == "cuda" or None)
     if config.start:
-        load_weights(config.start, job.model)
+        begin(config.start, job.model, "encoder.block." if config.new_encoder else None)
     done, seconds = resume(config, job, optimizer)
     train(config, job, optimizer, device, done, seconds)
     print(json.dumps(json.loads((config.output / "metrics.json").read_text(encoding="utf-8")), indent=2))
+
+
+def begin(start: Path, model: nn.Module, new: str | None) -> None:
+    """Load weights, but leave parameters whose names begin with ``new`` as they are."""
+    own = {name: value.clone() for name, value in model.state_dict().items() if new and name.startswith(new)}
+    load_weights(start, model)
+    model.load_state_dict(own, strict=False)
 
 
 def check(config: Config) -> None:
@@ -263,6 +272,8 @@ def check(config: Config) -> None:
         raise UserError(
             "--supervised, --agreement and --grids, and --prefixes and --rewrites, are shares: each sum is at most 1"
         )
+    if config.new_encoder and (config.model != "t5" or not config.start):
+        raise UserError("--new_encoder: needs --model t5 and --start FILE")
     if config.reuse < 1 or config.batch_size % config.reuse:
         raise UserError(f"--reuse {config.reuse}: give a divisor of --batch_size {config.batch_size}")
 
