@@ -84,8 +84,13 @@ def marked(scene: Scene, dice: Dice) -> Marked:
     for kind in dict.fromkeys(thing.kind for one in (first, second) for thing in one.things):
         if dice.chance(MADE_UP) and (name := made_up(dice)) not in names.values():
             names[kind] = name
-    pair = [_renamed(one, names) for one in (first, second)]
+    return marks_of(_renamed(first, names), _renamed(second, names), dice)
+
+
+def marks_of(first: Account, second: Account, dice: Dice) -> Marked:
+    """The marks of two texts, told and named at random."""
     source, marks, things = made_up(dice), [], []
+    pair = (first, second)
     said = [statements(one) for one in pair]
     silent = (LEFT_OUT, ADDED)
     for one, mine, other, field, unsaid in zip(pair, said, said[::-1], fields(dice), silent, strict=True):

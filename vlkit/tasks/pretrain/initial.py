@@ -21,11 +21,11 @@ SELF, BEFORE, AFTER = 0, 1, 17
 
 
 @torch.no_grad()
-def matching_heads(model: Any) -> None:
+def matching_heads(model: Any, subtract: bool = True) -> None:
     """Change the random weights of a ``T5ForConditionalGeneration``: in half of the heads of every encoder block,
     queries equal keys and tokens do not attend to themselves; one head looks at the token before, one at the token
     after. The first two matching heads of block 1 subtract what these two have written in block 0 at the token that
-    they find.
+    they find (``subtract``).
 
     Raises:
         ValueError: the encoder has fewer than four heads or other than 32 buckets of relative positions.
@@ -44,7 +44,7 @@ def matching_heads(model: Any) -> None:
     bias[SELF, :half] = -8.0
     bias[BEFORE, half] = 4.0
     bias[AFTER, half + 1] = 4.0
-    if len(blocks) > 1:
+    if subtract and len(blocks) > 1:
         _subtract(blocks[0].layer[0].SelfAttention, blocks[1].layer[0].SelfAttention, half)
 
 
