@@ -103,8 +103,8 @@ class Config:
     supervised: float = 0.0
     """Share of T5's samples that are supervised tasks: how two texts relate, questions, corrections, lists of facts."""
     agreement: float = 0.0
-    """Share of T5's samples that are pairs of texts whose every statement the encoder marks: the other text agrees,
-    leaves it open, or denies it.
+    """Share of T5's samples that are pairs of texts of which the encoder marks every statement (both texts agree, the second
+    leaves it out or adds it, or they contradict) and judges every thing and the pair.
     """
     matching: bool = True
     """Begin T5's encoder with heads that find equal tokens and compare what stands beside them (a new encoder)."""
