@@ -103,7 +103,7 @@ class Config:
     supervised: float = 0.0
     """Share of T5's samples that are supervised tasks: how two texts relate, questions, corrections, lists of facts."""
     agreement: float = 0.0
-    """Share of T5's samples that are pairs of texts of which the encoder marks every statement (both texts agree, the second
+    """Share of T5's samples that are pairs of texts of which the encoder marks every statement (both agree, the second
     leaves it out or adds it, or they contradict) and judges every thing and the pair.
     """
     matching: bool = True
