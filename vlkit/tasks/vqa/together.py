@@ -12,6 +12,7 @@ class Together:
     """Several encoded images as fusion and classifier read one image.
 
     Cells stand side by side, so a position code tells which image a cell is of; pooled embeddings are concatenated.
+    Tokens of a tower without a grid have no position codes: of these the pooled embeddings alone keep the order.
 
     Args:
         image: P * I encoded images, example after example.
