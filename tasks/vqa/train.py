@@ -49,6 +49,7 @@ from vlkit.tasks.vqa.data import (
     form_of,
     images_per_question,
     read_vocabulary,
+    two_answers,
     warn_of_unlabelled,
 )
 from vlkit.tasks.vqa.evaluate import Answerer, columns_of, evaluate_split, prior_metrics
@@ -130,7 +131,7 @@ def main(config: Config) -> None:
     if config.data.draft:
         dataset = replace(dataset, min_side=base.preprocess.draft_side)
     text = text_side(with_format(config.text_base, config.base_weights), base)
-    vocabulary = vocabulary_of(dataset, config)
+    vocabulary = vocabulary_of(dataset, config, text)
     transform = image_transform(base.preprocess, config.data.augment)
     examples = ImageQuestions(dataset, config.data.train, transform, config.data.per_picture)
     warn_of_cut_texts(text, examples.texts, "training questions")
@@ -179,11 +180,13 @@ def main(config: Config) -> None:
     )
 
 
-def vocabulary_of(dataset: Dataset, config: Config) -> list[str]:
-    """The classifier's answers, from a file or counted; empty for a generating head."""
+def vocabulary_of(dataset: Dataset, config: Config, text: TextSide) -> list[str]:
+    """The classifier's answers, from a file or counted. For a generating head the two answers of a dataset that has no
+    others, else empty.
+    """
     data = config.data
     if config.head.kind != "classify":
-        return []
+        return two_answers(dataset, [data.train, data.validation], text.tokenize)
     if data.answers is not None:
         return read_vocabulary(data.answers)
     return answer_vocabulary(dataset, [data.train, data.validation], data.min_questions)

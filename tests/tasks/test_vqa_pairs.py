@@ -15,7 +15,7 @@ from helpers.scripts import call, refuse
 from vlkit.adapters.base import Encoded
 from vlkit.data.manifest import Dataset, write_dataset
 from vlkit.errors import UserError
-from vlkit.tasks.vqa.data import ImageQuestions
+from vlkit.tasks.vqa.data import ImageQuestions, two_answers
 from vlkit.tasks.vqa.together import Together
 
 TRAIN, EVALUATE, PREDICT = (f"tasks/vqa/{name}.py" for name in ("train", "evaluate", "predict"))
@@ -134,5 +134,29 @@ def test_decoders_write_about_pairs(kind, dataset: Path, tmp_path: Path):
     call(TRAIN, *words, "--output", tmp_path / "run", *QUICK, "--epochs", 1)
     pair = (dataset / "red.png", dataset / "blue.png")
     model = vlkit.load(tmp_path / "run")
-    one, turned = (model.answer(images, "the left image is red")[0] for images in (pair, pair[::-1]))
-    assert one[1] != turned[1]
+    one, turned = (model.answer(images, "the left image is red") for images in (pair, pair[::-1]))
+    assert one[0][1] != turned[0][1]
+    # Nothing is written: the first logits of the two answers decide, so even an untrained decoder gives no other text.
+    answerer = model.answerer
+    pixels = torch.stack([answerer.transform(Image.open(path)) for path in pair])
+    ids, owner = answerer.text.tokenize(["the left image is red"]), torch.tensor([0])
+    with torch.no_grad():
+        logits = answerer.model(pixels, ids, owner, torch.tensor([[answerer.text.base.start_id]]))[0, 0]
+    odds = {answer: logits[answerer.text.base.tokenizer(answer).input_ids[0]].exp() for answer in ("true", "false")}
+    assert dict(one) == pytest.approx({answer: float(odds[answer] / sum(odds.values())) for answer in odds}, rel=1e-4)
+
+
+def test_a_decoder_compares_two_answers_alone(dataset: Path, tmp_path: Path):
+    def tokens(answers: list[str]) -> torch.Tensor:
+        return torch.tensor([[len(answer)] for answer in answers])
+
+    assert two_answers(Dataset.open(dataset), ["train", "val"], tokens) == ["false", "true"]
+    for answers in (["yes", "no", "two"], ["cat", "dog"]):  # more than two; the same first token
+        records = [
+            {"id": answer, "question_id": answer, "image": "red.png", "question": "Is it?", "answers": [answer] * 10}
+            for answer in answers
+        ]
+        write_dataset(
+            tmp_path / answers[0], name="own", task="vqa", splits={"train": records}, media_root=dataset, source=""
+        )
+        assert two_answers(Dataset.open(tmp_path / answers[0]), ["train"], tokens) == []

@@ -266,6 +266,24 @@ def answer_vocabulary(dataset: Dataset, splits: Sequence[str], min_questions: in
     return vocabulary
 
 
+def two_answers(dataset: Dataset, splits: Sequence[str], tokenize: Callable[[list[str]], Tensor]) -> list[str]:
+    """The two answers of a dataset that has no others, such as NLVR2's "true" and "false": a decoder's first logits
+    decide between them. Empty if there are more, or if their first tokens do not differ.
+
+    Args:
+        dataset: a prepared dataset.
+        splits: splits whose answers count.
+        tokenize: texts -> ids [B, T].
+    """
+    form = form_of(dataset)
+    found = {form(answer) for split in splits for record in answered(dataset, split) for answer in record["answers"]}
+    if len(found) != 2:
+        return []
+    answers = sorted(found)
+    first, second = tokenize(answers)[:, 0].tolist()
+    return answers if first != second else []
+
+
 def main_answer(record: Record, form: Form = answer_form) -> str:
     """The answer that represents the ten, in its form: the annotation's own choice, else the most frequent one."""
     stated = record.get("multiple_choice_answer")

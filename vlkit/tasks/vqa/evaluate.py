@@ -43,7 +43,8 @@ class Answerer:
         base: its contrastive base.
         text: the side that reads questions.
         head: options of the model's head.
-        vocabulary: answers of the classifier, in label order.
+        vocabulary: answers of the classifier, in label order; of a decoder, the answers to choose from (empty: any
+            text).
         fabric: device and precision.
         batch_size: images (or pairs) per batch.
     """
@@ -104,13 +105,27 @@ class Answerer:
         owner = torch.tensor([place for place, group in enumerate(groups) for _ in group])
         batch = [self.fabric.to_device(part) for part in (pixels, self.text.tokenize(texts), owner)]
         with self.fabric.autocast():
-            answers = self._choose(batch, k) if isinstance(self.model, AnswerClassifier) else self._write(batch, k)
+            if isinstance(self.model, AnswerClassifier):
+                answers = self._choose(batch, k)
+            else:
+                answers = self._compare(batch, k) if self.vocabulary else self._write(batch, k)
         rest = iter(answers)
         return [[next(rest) for _ in group] for group in groups]
 
     def _choose(self, batch: list[Tensor], k: int) -> list[Answers]:
         logits = self.model(*batch)
         probabilities = logits.softmax(1) if cast(ClassifyOptions, self.head).loss == "softmax" else logits.sigmoid()
+        return self._best(probabilities, k)
+
+    def _compare(self, batch: list[Tensor], k: int) -> list[Answers]:
+        """The decoder's first logits of the answers' first tokens, as VL-T5 judges the sentences of NLVR2."""
+        base, model = cast(TextBase, self.text.base), cast("AnswerGenerator | ImageWriter", self.model)
+        memory = model.memory(*batch)
+        start = torch.full((len(memory.side), 1), cast(int, base.start_id), device=memory.side.device)
+        first = base.tokenize(self.vocabulary)[:, 0].to(start.device)
+        return self._best(model.decode(memory, start)[:, -1, first].softmax(1), k)
+
+    def _best(self, probabilities: Tensor, k: int) -> list[Answers]:
         scores, labels = probabilities.topk(min(k, len(self.vocabulary)), dim=1)
         rows = zip(labels.tolist(), scores.tolist(), strict=True)
         return [[(self.vocabulary[i], score) for i, score in zip(*row, strict=True)] for row in rows]
