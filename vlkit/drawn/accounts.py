@@ -258,11 +258,9 @@ def more(account: Account, known: Account, dice: Dice) -> Account | None:
 
 def false(account: Account, dice: Dice) -> Account | None:
     """One thing of it is not so; exchanges keep the words. None if the try found nothing to change."""
-    way = dice.weighted((0, 1, 2, 3), (0.35, 0.35, 0.25, 0.05))
-    if way == 0 and account.related:
-        first, word, second = account.related
-        related = (second, word, first) if dice.chance(0.5) else (first, INVERSE[word], second)
-        return replace(account, related=related)
+    way = dice.weighted((0, 1, 2, 3), (0.45, 0.3, 0.2, 0.05))
+    if way == 0:
+        return misplaced(account, dice)
     if way == 1:
         return exchanged(account, dice)
     if way == 2:
@@ -270,6 +268,16 @@ def false(account: Account, dice: Dice) -> Account | None:
     if way == 3 and account.ground:
         return replace(account, ground=dice.one_of([c for c in FLAT_COLOURS if c and c != account.ground]))
     return None
+
+
+def misplaced(account: Account, dice: Dice) -> Account | None:
+    """Two things stand the other way round: they exchange their roles, or the relation is the opposite one. None if
+    nothing is said of how they stand.
+    """
+    if account.related is None:
+        return None
+    first, word, second = account.related
+    return replace(account, related=(second, word, first) if dice.chance(0.5) else (first, INVERSE[word], second))
 
 
 def exchanged(account: Account, dice: Dice, names: Iterable[str] = tuple(VALUES)) -> Account | None:

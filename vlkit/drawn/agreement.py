@@ -16,11 +16,13 @@ from vlkit.drawn.accounts import (
     VERDICTS,
     Account,
     Key,
+    Said,
     about,
     account_of,
     false,
     less,
     made_up,
+    misplaced,
     more,
     moved,
     pair_of,
@@ -41,6 +43,9 @@ SHARES = (0.3, 0.5, 0.2)
 BACKGROUND: Key = ("background",)
 MADE_UP = 0.15
 """How often a kind has a made-up name: words that are equal agree whatever they mean."""
+
+SORTS = {"verdict": 0.4, "changes": 0.4, "relation": 0.2}
+"""How pairs are made, and how often. Relations are learned last, so some pairs say little else."""
 
 Change = Callable[[Account, Account, Dice], Account | None]
 CHANGES: dict[str, tuple[float, Change]] = {
@@ -69,10 +74,13 @@ class Marked(NamedTuple):
 
 
 def marked(scene: Scene, dice: Dice) -> Marked:
-    """Two texts about a scene and the marks of both. Half of the pairs have a verdict drawn evenly, in the others the
-    second text has up to four changes.
+    """Two texts about a scene and the marks of both. Two fifths of the pairs have a verdict drawn evenly, in as many
+    the second text has up to four changes, and the rest are about how two things stand.
     """
-    if dice.chance(0.5):
+    sort = dice.weighted(tuple(SORTS), tuple(SORTS.values()))
+    if sort == "relation" and (found := related_pair(scene, dice)):
+        first, second = found
+    elif sort == "verdict":
         first, second = pair_of(scene, dice.one_of(VERDICTS), dice)
     else:
         first = account_of(scene, dice, SHARES)
@@ -85,6 +93,20 @@ def marked(scene: Scene, dice: Dice) -> Marked:
         if dice.chance(MADE_UP) and (name := made_up(dice)) not in names.values():
             names[kind] = name
     return marks_of(_renamed(first, names), _renamed(second, names), dice)
+
+
+def related_pair(scene: Scene, dice: Dice) -> tuple[Account, Account] | None:
+    """Two texts of how two things stand, with few other words; half of the second ones say otherwise. None if no two
+    things stand clearly.
+    """
+    for _ in range(4):
+        first = account_of(scene, dice, (0.0, 0.8, 0.2))
+        if first.related is not None:
+            things = tuple(thing if dice.chance(0.5) else Said(thing.kind) for thing in first.things)
+            first = replace(first, things=things)
+            second = retold(first, dice)
+            return first, misplaced(second, dice) if dice.chance(0.5) else second
+    return None
 
 
 def marks_of(first: Account, second: Account, dice: Dice) -> Marked:

@@ -102,7 +102,7 @@ def why(scene: Scene, dice: Dice) -> tuple[str, str]:
 
 def follows(scene: Scene, dice: Dice) -> tuple[str, str]:
     """Whether the second text follows: yes, no, or maybe."""
-    verdict = dice.weighted(VERDICTS, (0.14, 0.2, 0.12, 0.2, 0.34))
+    verdict = dice.weighted(VERDICTS, (0.14, 0.16, 0.1, 0.26, 0.34))
     answer = {"equal": "yes", "less": "yes", "more": "maybe", "open": "maybe", "false": "no"}[verdict]
     return _pair(scene, verdict, "follows", dice), answer
 
