@@ -32,7 +32,7 @@ from vlkit.adapters import MethodOptions
 from vlkit.cli.config import run
 from vlkit.cli.show import Console
 from vlkit.errors import UserError
-from vlkit.files import read_json, whole_file, write_text
+from vlkit.files import read_json, text_lines, whole_file, write_text
 from vlkit.tasks.registry import TASKS
 
 SCRIPTS = Path(__file__).parent
@@ -180,7 +180,7 @@ def main(config: Config) -> None:
 
 def validation_score(folder: Path, score: str) -> float | None:
     """The best value of a score on the validation split in a run's log; None if the run never evaluated it."""
-    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = text_lines((folder / "log.jsonl").read_text(encoding="utf-8"))
     values = [record[score] for record in map(json.loads, lines) if "split" in record and score in record]
     return max(values, default=None)
 

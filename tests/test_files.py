@@ -15,7 +15,7 @@ from PIL import Image
 from vlkit.data.manifest import Dataset, write_dataset
 from vlkit.data.sources import coco, flickr30k, flickr30k_entities, folder, gqa, msrvtt, msvd, refcoco, vqav2
 from vlkit.errors import UserError
-from vlkit.files import cache_folder, read_json, read_text
+from vlkit.files import cache_folder, read_json, read_text, text_lines
 from vlkit.tasks.vqa.data import read_vocabulary
 
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16")
@@ -23,6 +23,22 @@ ENCODINGS = ("utf-8", "utf-8-sig", "utf-16")
 TEXT = "na\u00efve \u2014 \U0001f415"
 IMAGES = {"images": [{"id": 123, "file_name": "000000000123.jpg", "width": 9, "height": 9}]}
 BOX = {"id": 5, "image_id": 123, "category_id": 1, "bbox": [0, 0, 4, 4]}
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("", []),
+        ("a", ["a"]),
+        ("a\n", ["a"]),
+        ("a\r\nb\r\n", ["a", "b"]),
+        ("a\rb\r", ["a", "b"]),
+        ("a\n\n", ["a", ""]),
+        ("a\u2028b\x85c\x0bd\x0ce\nf", ["a\u2028b\x85c\x0bd\x0ce", "f"]),
+    ],
+)
+def test_lines_end_with_line_feeds(text: str, lines: list[str]) -> None:
+    assert text_lines(text) == lines
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

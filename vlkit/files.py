@@ -93,6 +93,16 @@ def read_text(path: str | Path, fix: str = "is this the right file?") -> str:
     return decode_text(content, path)
 
 
+def text_lines(text: str) -> list[str]:
+    """Lines of a text without their ends; an end after the last line begins no other line.
+
+    A line ends with a line feed (and a carriage return before it), in a text without any with a carriage return. Unlike
+    for ``str.splitlines``, other characters such as U+2028 and U+0085 end no line: captions and JSON strings hold them.
+    """
+    lines = [line.removesuffix("\r") for line in text.split("\n")] if "\n" in text else text.split("\r")
+    return lines if lines[-1] else lines[:-1]
+
+
 def decode_text(content: bytes, where: str | Path) -> str:
     """Decode ``content`` without its byte order mark; see :func:`read_text`.
 

@@ -20,7 +20,7 @@ from vlkit.cli.show import Console
 from vlkit.data.images import MediaError, open_image
 from vlkit.data.scan import find_media
 from vlkit.errors import UserError
-from vlkit.files import read_text, write_json
+from vlkit.files import read_text, text_lines, write_json
 from vlkit.tasks.captioning.evaluate import caption_records
 from vlkit.tasks.captioning.task import TASK
 from vlkit.tasks.load import load
@@ -122,7 +122,7 @@ def already(output: Path) -> set[str]:
         return set()
     text, names = read_text(output), set()
     whole = text[: text.rfind("\n") + 1]
-    for number, line in enumerate(whole.splitlines(), start=1):
+    for number, line in enumerate(text_lines(whole), start=1):
         try:
             names.add(json.loads(line)["image"])
         except (ValueError, KeyError, TypeError):

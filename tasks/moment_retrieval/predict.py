@@ -18,7 +18,7 @@ from vlkit.adapters.adapter_files import AdapterFiles
 from vlkit.cli.config import about, run
 from vlkit.cli.show import Console, Table
 from vlkit.errors import UserError
-from vlkit.files import sha256_of, write_json, write_text
+from vlkit.files import sha256_of, text_lines, write_json, write_text
 from vlkit.tasks.load import load
 from vlkit.tasks.moment_retrieval.data import MomentExamples
 from vlkit.tasks.moment_retrieval.evaluate import answers, submission
@@ -143,7 +143,7 @@ def read_part(path: Path, key: dict[str, str]) -> dict[int, dict[str, Any]]:
     """Answers that an interrupted command left; none if it had another model or split. A cut last line is ignored."""
     if not path.exists():
         return {}
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = text_lines(path.read_text(encoding="utf-8"))
     found: dict[int, dict[str, Any]] = {}
     with contextlib.suppress(ValueError):
         if lines and json.loads(lines[0]) == key:

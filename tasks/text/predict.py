@@ -56,7 +56,11 @@ def main(config: Config) -> None:
     records = text_records(dataset, config.split, labelled=False)
     found = label_records(pipeline.labeller, records, config.split)
     if config.output.suffix == ".tsv":
-        rows = [f"{number}\t{submitted(pipeline.task, one)}" for number, one in enumerate(found)]
+        # GLUE counts the rows of its file; data_prep/glue.py keeps their numbers where it leaves out a row.
+        numbers = [str(record["id"]).rpartition("/")[2] for record in records]
+        if not all(map(str.isdecimal, numbers)) or len(set(numbers)) < len(numbers):
+            numbers = list(map(str, range(len(found))))
+        rows = [f"{number}\t{submitted(pipeline.task, one)}" for number, one in zip(numbers, found, strict=True)]
         write_text(config.output, "\n".join(["index\tprediction", *rows]) + "\n")
     else:
         pairs = zip(records, found, strict=True)

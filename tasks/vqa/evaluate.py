@@ -16,7 +16,7 @@ from vlkit.errors import UserError
 from vlkit.files import write_json
 from vlkit.tasks.after_training import AfterTraining, load_mixed, measure_others, other_datasets
 from vlkit.tasks.vqa.data import answered, form_of, warn_of_unlabelled
-from vlkit.tasks.vqa.evaluate import predict_records, score
+from vlkit.tasks.vqa.evaluate import by_question_type, predict_records, score
 from vlkit.tasks.vqa.gqa import official_gqa
 from vlkit.tasks.vqa.pipeline import VqaPipeline
 from vlkit.tasks.vqa.task import TASK
@@ -72,7 +72,9 @@ def main(config: Config) -> None:
     Console().print(table)
     also = measure_others(config.model, config, TASK, config.split, others, measure)
     if config.json:
-        write_json(config.json, {"model": str(config.model), "split": config.split, **metrics, **also})
+        types = by_question_type(records, predictions, form_of(dataset))
+        about = {"model": str(config.model), "split": config.split}
+        write_json(config.json, {**about, **metrics, **({"question_types": types} if types else {}), **also})
 
 
 def measure(pipeline: VqaPipeline, dataset: Dataset, split: str) -> dict[str, float]:

@@ -14,12 +14,13 @@ from vlkit.cli.config import run
 from vlkit.cli.show import Console
 from vlkit.data.images import MediaError
 from vlkit.errors import UserError
-from vlkit.files import write_json
+from vlkit.files import write_json, write_text
 from vlkit.tasks.load import load
 from vlkit.tasks.vqa.evaluate import predict_records
 from vlkit.tasks.vqa.task import TASK
 
 KEYS = {"vqa": ("question_id", "answer"), "gqa": ("questionId", "prediction")}
+"""Keys of a question and its answer in JSON; NLVR2 takes lines ``identifier,True`` instead."""
 
 
 @dataclass
@@ -45,9 +46,9 @@ class Config:
     """Split to answer."""
     json: Path = Path("answers.json")
     """Write the answers to this file."""
-    format: Literal["auto", "vqa", "gqa"] = "auto"
-    """Keys of the file: question_id and answer (vqa), questionId and prediction (gqa); auto: from the dataset's
-    name.
+    format: Literal["auto", "vqa", "gqa", "nlvr2"] = "auto"
+    """Form of the file: JSON with question_id and answer (vqa) or questionId and prediction (gqa), or lines
+    identifier,True (nlvr2); auto: from the dataset's name.
     """
     image: Path | None = None
     """Answer --question about this image instead."""
@@ -74,9 +75,14 @@ def main(config: Config) -> None:
     records = dataset.records(config.split)
     pipeline = load(config.model, config.device, task=TASK.name)
     answers = predict_records(pipeline.answerer, dataset, records, f"{config.split} questions")
-    name = config.format if config.format != "auto" else "gqa" if dataset.name == "gqa" else "vqa"
-    question_key, answer_key = KEYS[name]
-    write_json(config.json, [{question_key: number, answer_key: answer} for number, answer in answers.items()])
+    form = config.format
+    if form == "auto":
+        form = dataset.name if dataset.name in ("gqa", "nlvr2") else "vqa"
+    if form == "nlvr2":
+        write_text(config.json, "".join(f"{number},{answer == 'true'}\n" for number, answer in answers.items()))
+    else:
+        question_key, answer_key = KEYS[form]
+        write_json(config.json, [{question_key: number, answer_key: answer} for number, answer in answers.items()])
     Console().print(f"{len(answers)} answers: {config.json}")
 
 

@@ -35,7 +35,7 @@ from vlkit.errors import UserError
 from vlkit.tap_cache.images import cached_images
 from vlkit.tap_cache.maker import CachedLoader
 from vlkit.tasks.fusion import FusionOptions
-from vlkit.tasks.generation import shift_right, token_loss
+from vlkit.tasks.generation import shift_right
 from vlkit.tasks.splits import data_identity
 from vlkit.tasks.vqa.data import (
     AnswerTokens,
@@ -54,7 +54,7 @@ from vlkit.tasks.vqa.data import (
 )
 from vlkit.tasks.vqa.evaluate import Answerer, columns_of, evaluate_split, prior_metrics
 from vlkit.tasks.vqa.heads import VQA_HEADS
-from vlkit.tasks.vqa.losses import answer_bce, answer_softmax
+from vlkit.tasks.vqa.losses import answer_bce, answer_softmax, written_loss
 from vlkit.tasks.vqa.model import HeadOptions, Model, adapter_config, build_model, identity_of, with_defaults_of
 from vlkit.tasks.vqa.task import TASK
 
@@ -147,7 +147,8 @@ def main(config: Config) -> None:
     def loss_of(forward: Forward, batch: Batch, epoch: float) -> Tensor:
         if config.head.kind == "generate":
             start = shift_right(batch.targets, text.base.start_id)
-            return token_loss(forward(batch.pixels, batch.ids, batch.owner, start), batch.targets, text.pad_id)
+            logits = forward(batch.pixels, batch.ids, batch.owner, start)
+            return written_loss(logits, batch.targets, batch.scores, text.pad_id)
         loss = answer_bce if config.head.loss == "bce" else answer_softmax
         return loss(forward(batch.pixels, batch.ids, batch.owner), batch.targets)
 

@@ -122,6 +122,28 @@ def test_wrong_lines_are_named(official, text, part):
     assert part in refuse(*words(official))
 
 
+def test_odd_characters_end_no_line(official):
+    (official / "train.json").write_text(line("train-1-0-0", directory=36).replace("A dog", "A\u2028dog\x85") + "\n")
+    call(*words(official))
+    assert Dataset.open(official / "out").records("train")[0]["question"] == "A\u2028dog\x85 0."
+
+
+def test_preprocessed_lists_are_read(official):
+    rows = [json.loads(line) for line in (official / "dev.json").read_text().splitlines()]
+    call(*words(official))
+    expected = Dataset.open(official / "out").records("val")
+    listed = [
+        {"identifier": row["identifier"], "sent": row["sentence"], "label": int(row["label"] == "True"), "uid": "x"}
+        | {f"img{i}": f"dev-7-0-img{i}" for i in (0, 1)}
+        for row in rows
+    ]
+    (official / "dev.json").write_text(json.dumps(listed))
+    call(*words(official))
+    assert Dataset.open(official / "out").records("val") == expected
+    (official / "dev.json").write_text(json.dumps([{**listed[0], "label": 2}]))
+    assert 'dev.json: [0]: field "label" is 2; expected' in refuse(*words(official))
+
+
 def test_evaluation_adds_consistency():
     def record(name: str, label: str) -> dict:
         return {"id": f"nlvr2/{name}", "question_id": name, "answers": [label] * 10}

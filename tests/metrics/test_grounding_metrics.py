@@ -119,6 +119,12 @@ def test_entities_are_read_with_all_their_boxes(entities):
     assert phrases[1].boxes.tolist() == [[0, 0, 10, 10]]
 
 
+def test_odd_characters_end_no_sentence(entities):
+    path = entities / "Sentences/7.txt"
+    path.write_text(path.read_text().replace(" .", "\u2028.", 1))
+    assert [phrase.sentence for phrase in read_phrases(entities, "test")] == [0, 0, 2, 2]
+
+
 def test_predictions_by_sentence(entities):
     phrases = read_phrases(entities, "test")
     predictions = [

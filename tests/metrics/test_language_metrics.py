@@ -108,6 +108,7 @@ def test_words_of_a_caption():
         "roll",
     ]
     assert caption_words('two medium-sized balls -- (red) "3.5"') == ["two", "medium-sized", "balls", "red", "3.5"]
+    assert caption_words("I cannot, gonna gotta; d'you?") == ["i", "can", "not", "gon", "na", "got", "ta", "d'", "you"]
     assert caption_words("...") == []
 
 

@@ -121,6 +121,21 @@ def test_moment_precision_takes_a_target_once_and_ten_windows():
     assert moment_metrics(late, [[[0, 10]]])["map"] == 0
 
 
+def test_of_equally_near_targets_the_later_one_is_taken():
+    # The first window is as near to both targets; the second fits only one of them.
+    targets = [[[0, 10], [10, 20]]]
+    assert moment_metrics([[[0, 20, 0.9], [0, 10, 0.8]]], targets)["map@0.5"] == 100
+    assert moment_metrics([[[0, 20, 0.9], [10, 20, 0.8]]], targets)["map@0.5"] == 50
+
+
+def test_a_query_without_highlight_scores_has_zeros():
+    labels = [np.array([[4, 0], [0, 4]])]
+    assert highlight_metrics([[]], labels) == highlight_metrics([[]], labels) | {
+        "very_good_hit@1": 0.0,
+        "very_good_map": highlight_metrics([[0.0, 0.0]], labels)["very_good_map"],
+    }
+
+
 def test_moment_groups_filter_targets_only():
     predicted = [[[0, 40, 1.0]], [[0, 10, 1.0]]]
     groups = moment_metrics_by_length(predicted, [[[0, 10], [0, 40]], [[0, 10]]])

@@ -113,6 +113,8 @@ def test_glue_of_constant_predictions():
     assert glue.accuracy(constant, labels) == 50
     assert glue.f1(constant, labels) == pytest.approx(200 / 3)
     assert glue.f1([0, 0], [0, 0]) == 0
+    for same in ([0.1] * 3, [3.3] * 7, [1 / 3] * 5):  # the mean of these is not quite the value
+        assert glue.pearson(same, [1.1] * len(same)) == glue.pearson(same, list(range(len(same)))) == 0
     assert glue.matthews(constant, labels) == glue.pearson(constant, labels) == glue.spearman(constant, labels) == 0
     assert glue.spearman([1, 2, 2, 9], [10, 20, 20, 30]) == pytest.approx(100)
     assert glue.matthews([1, 1, 0, 0], [1, 0, 0, 0]) == pytest.approx(100 * 2 / (2 * 1 * 3 * 2) ** 0.5)

@@ -27,7 +27,7 @@ from vlkit.data.manifest import write_dataset
 from vlkit.data.sources import flickr30k_entities
 from vlkit.encoders.stage import stage_hf, stage_text, stage_vision
 from vlkit.errors import UserError
-from vlkit.metrics.grounding import grounding_metrics
+from vlkit.metrics.grounding import grounding_metrics, precision_at_k
 from vlkit.tasks.fusion import Fusion, FusionOptions, cell_codes
 from vlkit.tasks.grounding.evaluate import Found, metrics_of
 from vlkit.tasks.grounding.head import BoxHead, Grounder, Neck, Places, agreed_boxes
@@ -387,6 +387,15 @@ def test_phrases_with_several_boxes_are_measured_by_both_protocols():
     metrics = metrics_of(records, [single, single])
     assert metrics["any_box_r@1"] == metrics["any_box_r@1_people"] == 100 and metrics["merged_boxes_r@1"] == 0
     assert metrics["merged_boxes_r@5"] == metrics["p@5"] == 100 and metrics["acc@0.5"] == 0
+
+
+def test_of_equally_sure_boxes_the_one_further_right_counts():
+    records = [{"box": [20, 0, 30, 10]}]
+    tied = Found(np.array([[0, 0, 10, 10], [20, 0, 30, 10]], dtype=np.float32), np.array([0.5, 0.5]))
+    assert (
+        metrics_of(records, [tied])["acc@0.5"] == precision_at_k([tied.boxes], [tied.scores], [[20, 0, 30, 10]])["p@1"]
+    )
+    assert metrics_of(records, [tied])["acc@0.5"] == 100
 
 
 # --- Flickr30k Entities -----------------------------------------------------------------------------------------------

@@ -73,6 +73,7 @@ def test_train_evaluate_predict(trained: Path, mood: Path, tmp_path: Path, capsy
     call(PREDICT, "--model", trained, "--data.root", mood, "--split", "hidden", "--output", tmp_path / "out.tsv")
     lines = (tmp_path / "out.tsv").read_text().splitlines()
     assert lines[0] == "index\tprediction" and len(lines) == 9 and lines[1].split("\t")[1] in ("bad", "good")
+    assert [line.split("\t")[0] for line in lines[1:]] == [str(i) for i in range(8)]
     call(PREDICT, "--model", trained, "--data.root", mood, "--split", "hidden", "--output", tmp_path / "out.json")
     assert [row["id"] for row in json.loads((tmp_path / "out.json").read_text())] == [f"hidden/{i}" for i in range(8)]
     capsys.readouterr()

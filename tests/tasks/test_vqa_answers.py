@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from vlkit.tasks.vqa.data import (
     main_answer,
     warn_of_unlabelled,
 )
-from vlkit.tasks.vqa.evaluate import prior_metrics, score
+from vlkit.tasks.vqa.evaluate import by_question_type, prior_metrics, score
+from vlkit.tasks.vqa.losses import written_loss
 
 WRITTEN = {
     "yes": ["Yes", "yes", "YES.", " yes\n", "yes!", "Yes,"],
@@ -123,3 +125,31 @@ def test_what_a_decoder_learns_to_write_is_the_form() -> None:
     AnswerTokens(lambda texts: written.extend(texts) or torch.zeros(len(texts), 1))([["Two"] * 10, ["T-shirt"] * 10])
     AnswerTokens(lambda texts: written.extend(texts) or torch.zeros(len(texts), 1), str)([["Two"] * 10])
     assert written == ["2", "t shirt", "Two"]
+
+
+def test_a_decoder_draws_answers_by_their_soft_score() -> None:
+    answers = ["red"] * 6 + ["blue"] * 3 + ["Pink"]  # scores 1, 0.9 and 0.3
+    counts: Counter[tuple[int, float]] = Counter()
+    draw = AnswerTokens(lambda texts: torch.tensor([[len(text)] for text in texts]))
+    for _ in range(300):
+        tokens, scores = draw([answers] * 10)
+        counts.update(zip(tokens[:, 0].tolist(), (round(score, 4) for score in scores.tolist()), strict=True))
+    assert set(counts) == {(3, 1.0), (4, 0.9), (4, 0.3)}
+    assert [counts[key] / 3000 for key in ((3, 1.0), (4, 0.9), (4, 0.3))] == pytest.approx(
+        [1 / 2.2, 0.9 / 2.2, 0.3 / 2.2], abs=0.04
+    )
+
+
+def test_the_loss_of_a_written_answer_counts_each_question_by_its_score() -> None:
+    logits, targets = torch.randn(2, 3, 7), torch.tensor([[4, 1, 0], [2, 5, 1]])
+    logs = logits.log_softmax(-1)
+    first, second = -(logs[0, 0, 4] + logs[0, 1, 1]) / 2, -(logs[1, 0, 2] + logs[1, 1, 5] + logs[1, 2, 1]) / 3
+    found = written_loss(logits, targets, torch.tensor([0.3, 1.0]), 0)
+    assert found.item() == pytest.approx(((0.3 * first + second) / 2).item(), rel=1e-5)
+
+
+def test_accuracy_of_each_question_type() -> None:
+    records = [record(i, ["red"] * 10, question_type=kind) for i, kind in enumerate(("what is", "is it", "what is"))]
+    found = by_question_type(records, {0: "red", 1: "red", 2: "blue"})
+    assert found == {"is it": 100.0, "what is": 50.0}
+    assert by_question_type([*records, record(3, ["red"] * 10)], dict.fromkeys(range(4), "red")) == {}

@@ -120,6 +120,15 @@ def test_a_pair_of_files_is_answered(dataset: Path, trained: Path, capsys):
     assert capsys.readouterr().out.split()[1] == "true"
 
 
+def test_a_split_is_written_as_a_leaderboard_takes_it(dataset: Path, trained: Path, tmp_path: Path):
+    words = ("--model", trained, "--data.root", dataset, "--split", "val")
+    call(PREDICT, *words, "--json", tmp_path / "a.csv")  # the form that the name of the dataset says
+    call(PREDICT, *words, "--json", tmp_path / "a.json", "--format", "vqa")
+    answers = {row["question_id"]: row["answer"] for row in json.loads((tmp_path / "a.json").read_text())}
+    lines = [line.split(",") for line in (tmp_path / "a.csv").read_text().splitlines()]
+    assert lines == [[str(number), {"true": "True", "false": "False"}[answer]] for number, answer in answers.items()]
+
+
 def test_the_cache_trains_the_same(dataset: Path, tmp_path: Path):
     found = []
     for words in ((), ("--cache", tmp_path / "store")):

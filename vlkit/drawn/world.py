@@ -166,7 +166,7 @@ def read_world(folder: Path, seed: int, side: int, workers: int = 0) -> World:
         sentences: dict[int, list[str]] = {}
         for entry in read_json(folder / "annotations" / f"captions_{split_folder(split)}.json")["annotations"]:
             sentences.setdefault(entry["image_id"], []).append(entry["caption"])
-        lines = (folder / f"scenes_{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (folder / f"scenes_{split}.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
         images[split] = [_read_image(json.loads(line), split, sentences) for line in lines]
     return World(seed, side, workers, images)
 

@@ -27,7 +27,10 @@ def matthews(predictions: Array, labels: Array) -> float:
 
 def pearson(predictions: Array, labels: Array) -> float:
     """Pearson correlation times 100; 0 for constant predictions or labels."""
-    left, right = (values - values.mean() for values in _pair(predictions, labels))
+    pair = _pair(predictions, labels)
+    if not all(np.ptp(values) for values in pair):  # rounding of the mean would make noise of constants
+        return 0.0
+    left, right = (values - values.mean() for values in pair)
     scale = np.sqrt(np.sum(left**2) * np.sum(right**2))
     return 100 * float(np.sum(left * right) / scale) if scale > 0 else 0.0
 

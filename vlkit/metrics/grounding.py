@@ -60,7 +60,7 @@ def precision_at_k(
     """Percent of queries with a correct box among the k best scored ones: ``p@1``, ``p@5``, ``p@10``.
 
     Published MDETR-family figures threshold the generalised IoU, which is stricter: ``overlap="giou"``, keys
-    ``p@1_giou``, ... Equal scores are ordered by the larger x1, then y1, x2, y2, as in those evaluators.
+    ``p@1_giou``, ... Boxes are in the order of :func:`ranking`.
 
     Args:
         predicted: per query [Q, 4] boxes; Q may differ, and no box is a miss.
@@ -76,10 +76,16 @@ def precision_at_k(
         boxes, values = _boxes(boxes, f"predicted boxes of query {query}"), np.asarray(values)
         if values.shape != boxes.shape[:1] or np.isnan(values).any():
             raise ValueError(f"query {query} has {len(boxes)} boxes and scores {values.tolist()}")
-        order = np.lexsort((*boxes.T[::-1], values))[::-1]
-        first_hit[query] = _first_hit(measure(boxes[order], right) >= threshold)
+        first_hit[query] = _first_hit(measure(boxes[ranking(boxes, values)], right) >= threshold)
     suffix = "_giou" if overlap == "giou" else ""
     return {f"p@{k}{suffix}": _percent(first_hit < k) for k in RECALL_AT}
+
+
+def ranking(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Order of boxes [Q, 4] by falling score [Q]; equal scores by the larger x1, then y1, x2, y2, as in published
+    evaluators. int64 [Q].
+    """
+    return np.lexsort((*boxes.T[::-1], scores))[::-1]
 
 
 def phrase_recall(

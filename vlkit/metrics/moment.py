@@ -77,8 +77,8 @@ def highlight_metrics(predicted: Sequence[Sequence[float]], target: Sequence[np.
     """Highlight detection over the clips of a video.
 
     Args:
-        predicted: per query one score per clip. For average precision, long lists are cut and short ones are padded
-            with 0.
+        predicted: per query one score per clip. For average precision, long lists are cut and short ones (none at all
+            included) are padded with 0.
         target: per query int [clips, annotators], 0 ... 4; clips without annotation are 0.
 
     Returns:
@@ -92,9 +92,9 @@ def highlight_metrics(predicted: Sequence[Sequence[float]], target: Sequence[np.
         hits, precisions = [], []
         for scores, labels in zip(predicted, target, strict=True):
             scores, right = np.asarray(scores, dtype=np.float64), np.asarray(labels) >= minimum
-            if not len(scores) or np.isnan(scores).any():
-                raise UserError("highlight scores of a query are empty or hold NaN; the model's output is broken")
-            best = int(np.argmax(scores))
+            if np.isnan(scores).any():
+                raise UserError("highlight scores of a query hold NaN; the model's output is broken")
+            best = int(np.argmax(scores)) if len(scores) else len(right)
             hits.append(best < len(right) and bool(right[best].any()))
             fitted = np.zeros(len(right))
             fitted[: len(scores)] = scores[: len(right)]
@@ -178,8 +178,9 @@ def _average_precision(iou: np.ndarray, threshold: float) -> float:
     taken = np.zeros(iou.shape[1], dtype=bool)
     correct = np.zeros(len(iou))
     for rank, row in enumerate(iou):
-        # Targets in the order of their IoU; a target that an earlier window matched does not count again.
-        for target in np.argsort(-row, kind="stable"):
+        # Targets by falling IoU, of equal ones the later first, as in the published evaluator; a target that an earlier
+        # window matched does not count again.
+        for target in np.argsort(row, kind="stable")[::-1]:
             if row[target] >= threshold and not taken[target]:
                 taken[target] = True
                 correct[rank] = 1

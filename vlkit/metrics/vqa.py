@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from vlkit.errors import UserError, some
 from vlkit.metrics.vqa_text import normalize_answer, one_line
@@ -104,7 +105,10 @@ def build_vocabulary(
     return [answer for answer, having in questions.items() if len(having) >= min_questions]
 
 
-def soft_target(answers: Sequence[str], vocabulary: Mapping[str, int]) -> dict[int, float]:
+Label = TypeVar("Label")
+
+
+def soft_target(answers: Sequence[str], vocabulary: Mapping[str, Label]) -> dict[Label, float]:
     """Label -> score of one question, from its ten human answers, compared as they are given here.
 
     1, 2, 3, 4 or more equal answers score 0.3, 0.6, 0.9, 1. Answers outside the vocabulary are dropped; a question with

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlkit.errors import UserError, some
-from vlkit.files import read_text
+from vlkit.files import read_text, text_lines
 
 # Column names (or JSON fields) that other tools and hubs use. The first image column present is read, and all caption
 # columns are, also numbered ones: caption2, caption_2, caption.1, ...
@@ -226,7 +226,7 @@ def _first(names: list[str], known: tuple[str, ...]) -> int | None:
 def _from_table(path: Path, unread: _Unread) -> Iterator[Entry]:
     """Rows of a table with a header; the separator is the one that gives the header both columns."""
     text = read_text(path, FORMS)
-    lines = [line.removesuffix("\r") for line in text.split("\n")] if "\n" in text else text.split("\r")
+    lines = text_lines(text)
     for separator in (",", "\t", ";", "|"):
         header, used = _first_row(lines, 0, separator, lambda line: False) or (lines[0].split(separator), 1)
         names = [name.strip().strip('"').strip().lower() for name in header]

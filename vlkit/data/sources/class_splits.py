@@ -8,7 +8,7 @@ from typing import Any
 
 from vlkit.data.sources.labelled import Labelled
 from vlkit.errors import UserError, some
-from vlkit.files import read_json, read_text
+from vlkit.files import read_json, read_text, text_lines
 
 SPLIT_FORM = 'expected is {"train": [["path", label, "class name"], …], "val": …, "test": …}'
 LIST_FORM = "expected is an image path and a class number in each line"
@@ -131,7 +131,7 @@ def _list_files(paths: list[Path]) -> dict[str, Path]:
 def _lines(path: Path) -> Iterator[tuple[str, str, int]]:
     """(place, image, class number) of each line."""
     empty = True
-    for place, line in enumerate(read_text(path, LIST_FORM).splitlines(), start=1):
+    for place, line in enumerate(text_lines(read_text(path, LIST_FORM)), start=1):
         if not line.strip():
             continue
         image, _, number = line.strip().rpartition(" ")

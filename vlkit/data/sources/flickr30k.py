@@ -10,7 +10,7 @@ from pathlib import Path
 from vlkit.data.sources.karpathy import image_id, is_karpathy, read_karpathy
 from vlkit.data.sources.prepare import Counts, Source, add_record, compare_counts
 from vlkit.errors import UserError, some
-from vlkit.files import read_json, read_text
+from vlkit.files import read_json, read_text, text_lines
 
 KARPATHY_COUNTS: dict[str, Counts] = {
     "flickr30k": {"train": (29_000, 145_000), "val": (1_014, 5_070), "test": (1_000, 5_000)},
@@ -141,5 +141,4 @@ def _in_order(found: dict[str, list[tuple[int, str]]], path: Path) -> dict[str, 
 
 
 def _lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 text file, without line ends. Only line feeds end a line: captions hold odd characters."""
-    return [line.rstrip("\r") for line in read_text(path, "give the annotation file").split("\n")]
+    return text_lines(read_text(path, "give the annotation file"))

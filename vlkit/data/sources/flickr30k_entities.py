@@ -19,7 +19,7 @@ import numpy as np
 from vlkit.data.boxes import Record, box_problem
 from vlkit.data.sources.prepare import Source
 from vlkit.errors import UserError, some
-from vlkit.files import read_text
+from vlkit.files import read_text, text_lines
 
 SPLITS = ("train", "val", "test")
 
@@ -64,7 +64,7 @@ def read_phrases(folder: str | Path, split: str) -> list[Phrase]:
     for image in _read(folder / f"{split}.txt").split():
         boxes, size = _read_annotation(folder / "Annotations" / f"{image}.xml")
         path = folder / "Sentences" / f"{image}.txt"
-        for sentence, line in enumerate(_read(path).splitlines()):
+        for sentence, line in enumerate(text_lines(_read(path))):
             if line.count("[/EN#") != len(_PHRASE.findall(line)):
                 raise UserError(f"{path}: line {sentence + 1}: a phrase is not of the form [/EN#id/category words]")
             phrases += [

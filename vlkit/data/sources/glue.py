@@ -18,7 +18,7 @@ from vlkit.data.boxes import Record
 from vlkit.data.sources.prepare import Source
 from vlkit.data.text_task import TextTask
 from vlkit.errors import UserError, some
-from vlkit.files import read_json
+from vlkit.files import read_json, text_lines
 
 SEED = 42
 """Seed of the permutations: fixed, independent of any run's."""
@@ -281,7 +281,7 @@ def _read(path: Path, glue: Glue, layout: Layout, source: Source) -> list[Record
 
 
 def _lines(path: Path) -> list[str]:
-    """Lines of a TSV file. Only a line feed ends one: texts hold other characters that count as line ends elsewhere."""
+    """Lines of a TSV file, without empty ones at its end."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -289,7 +289,7 @@ def _lines(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise UserError(f"{path}:{line}: not UTF-8 text; give the official file") from None
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    lines = text_lines(text)
     while lines and not lines[-1]:
         lines.pop()
     if not lines:

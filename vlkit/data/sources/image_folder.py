@@ -12,7 +12,7 @@ from vlkit.cli.show import visible
 from vlkit.data.scan import find_media
 from vlkit.data.sources.labelled import SPLITS, Labelled, in_order
 from vlkit.errors import UserError, some
-from vlkit.files import read_text
+from vlkit.files import read_text, text_lines
 
 SPLIT_FOLDERS = {
     **{"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"},
@@ -163,7 +163,7 @@ def _name_of(folder: Path) -> str:
 
 def _rows(path: Path) -> Iterator[tuple[str, str, str, str | None]]:
     """(place, image, label, split or None) of each row."""
-    lines = read_text(path, FORM).splitlines()
+    lines = text_lines(read_text(path, FORM))
     header = lines[0] if lines else ""
     separator = max(",\t;", key=header.count)
     reader = csv.reader(lines, delimiter=separator, strict=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from vlkit.data.sources.prepare import Source
 from vlkit.errors import UserError, some
-from vlkit.files import read_text
+from vlkit.files import read_text, text_lines
 
 TASK = "classification"
 SPLITS = ("train", "val", "test")
@@ -109,7 +109,7 @@ def read_classes(path: str | Path) -> list[str]:
     Raises:
         UserError: the file cannot be read, is empty, or holds a name twice or a blank line between names.
     """
-    lines = read_text(path, "give a text file with one class name per line").strip("\r\n").splitlines()
+    lines = text_lines(read_text(path, "give a text file with one class name per line").strip("\r\n"))
     names: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         name = line.strip()
@@ -129,7 +129,7 @@ def read_templates(path: str | Path) -> list[str]:
     Raises:
         UserError: the file cannot be read, is empty, or a line has no ``{}``.
     """
-    lines = read_text(path, "give a text file with one template per line").splitlines()
+    lines = text_lines(read_text(path, "give a text file with one template per line"))
     templates = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():

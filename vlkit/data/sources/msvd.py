@@ -13,7 +13,7 @@ from vlkit.data.restricted_pickle import read_pickle
 from vlkit.data.sources.clip_files import other_clips
 from vlkit.data.sources.prepare import Counts, Source, add_record, compare_counts
 from vlkit.errors import UserError, some
-from vlkit.files import read_text
+from vlkit.files import read_text, text_lines
 
 OFFICIAL: Counts = {"train": (1_200, 48_774), "val": (100, 4_290), "test": (670, 27_763)}
 CAPTIONS = ("raw-captions.pkl", "AllVideoDescriptions.txt", "video_corpus.csv", "MSR Video Description Corpus.csv")
@@ -86,7 +86,7 @@ def _read_captions(path: Path) -> tuple[Captions, list[str]]:
 def _read_descriptions(path: Path) -> tuple[Captions, list[str]]:
     """``<id> <caption>`` lines; comments (``#``) and blank lines come before them."""
     captions: Captions = {}
-    for number, line in enumerate(read_text(path, _FIX).split("\n"), start=1):
+    for number, line in enumerate(text_lines(read_text(path, _FIX)), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         video_id, _, caption = line.strip().replace("\t", " ", 1).partition(" ")
@@ -134,7 +134,7 @@ def _read_list(path: Path) -> list[tuple[int, str]]:
     """(line, id) for each line that is not blank; empty if there is no such file."""
     if not path.exists():
         return []
-    lines = read_text(path, "give the folder with the lists by --lists").split("\n")
+    lines = text_lines(read_text(path, "give the folder with the lists by --lists"))
     return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
 
 

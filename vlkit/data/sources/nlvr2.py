@@ -1,4 +1,7 @@
-"""NLVR2: ``train.json``, ``dev.json``, ``test1.json``, an object a line; each sentence is about a pair of images."""
+"""NLVR2: ``train.json``, ``dev.json``, ``test1.json``, an object a line; each sentence is about a pair of images.
+
+The lists that LXMERT and VL-T5 made of them, with ``sent``, ``img0`` and labels 0 and 1, are read too.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from vlkit.data.records import ANSWERS, SECOND, Record
 from vlkit.data.sources.common import take
 from vlkit.data.sources.prepare import Source
 from vlkit.errors import UserError
-from vlkit.files import read_text
+from vlkit.files import read_json, read_text, text_lines
 
 SPLITS = {"train": "train", "dev": "val", "test1": "test", "test": "test", "test2": "test_unreleased"}
 """Name in a file and in its identifiers -> split."""
@@ -53,7 +56,10 @@ def read(files: Sequence[str | Path]) -> Source:
 
 def _lines(file: Path) -> Iterator[tuple[str, Any]]:
     text = read_text(file, "give NLVR2's train.json, dev.json or test1.json")
-    for number, line in enumerate(text.splitlines(), start=1):
+    if text.lstrip().startswith("["):
+        yield from _listed(file)
+        return
+    for number, line in enumerate(text_lines(text), start=1):
         where = f"{file}:{number}"
         if not line.strip():
             raise UserError(f"{where}: the line is empty; is this the official file?")
@@ -61,6 +67,16 @@ def _lines(file: Path) -> Iterator[tuple[str, Any]]:
             yield where, json.loads(line)
         except ValueError:
             raise UserError(f"{where}: not a JSON object; give NLVR2's official file, one object a line") from None
+
+
+def _listed(file: Path) -> Iterator[tuple[str, Any]]:
+    """Entries of a preprocessed list, with the official names of their fields."""
+    for number, entry in enumerate(read_json(file)):
+        where = f"{file}: [{number}]"
+        official = {"identifier": take(entry, "identifier", str, where), "sentence": take(entry, "sent", str, where)}
+        if "label" in entry:
+            official["label"] = {0: "False", 1: "True"}.get(entry["label"], entry["label"])
+        yield where, official
 
 
 def _record(identifier: str, entry: Any, where: str) -> tuple[str, Record]:

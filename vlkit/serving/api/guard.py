@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from vlkit.errors import UserError
-from vlkit.files import read_text
+from vlkit.files import read_text, text_lines
 from vlkit.serving.api.metrics import Metrics
 
 Message = MutableMapping[str, Any]
@@ -133,7 +133,7 @@ def read_keys(path: Path) -> list[str]:
     Raises:
         UserError: there is none, or one has a space in it.
     """
-    lines = [line.strip() for line in read_text(path, "give a file with one key per line").splitlines()]
+    lines = [line.strip() for line in text_lines(read_text(path, "give a file with one key per line"))]
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
         raise UserError(f"--api_keys {path}: holds no key; write one per line")

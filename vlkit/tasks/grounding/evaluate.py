@@ -23,7 +23,7 @@ from vlkit.encoders.text_side import TextSide
 from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.distributed import my_share
 from vlkit.metrics.coco import CocoForm, coco_form
-from vlkit.metrics.grounding import grounding_metrics, phrase_recall, precision_at_k
+from vlkit.metrics.grounding import grounding_metrics, phrase_recall, precision_at_k, ranking
 from vlkit.tasks.grounding.candidates import runners_up
 from vlkit.tasks.grounding.data import BoxTransform, Shape, in_their_files
 from vlkit.tasks.grounding.head import Grounder
@@ -216,7 +216,7 @@ def metrics_of(records: Sequence[dict[str, Any]], found: Sequence[Found]) -> dic
         with more than one split, ``acc@0.5`` of each as ``testA_acc@0.5``.
     """
     target = np.array([record["box"] for record in records], dtype=np.float32)
-    best = np.stack([one.boxes[0] for one in found])
+    best = np.stack([one.boxes[ranking(one.boxes, one.scores)[0]] for one in found])  # acc@0.5 is P@1
     boxes, scores = [one.boxes for one in found], [one.scores for one in found]
     metrics = grounding_metrics(best, target)
     metrics["acc@0.5_giou"] = precision_at_k(boxes, scores, target, "giou")["p@1_giou"]

@@ -140,6 +140,8 @@ class Batch(NamedTuple):
     """[B] int64, the image or pair of each question."""
     targets: Tensor
     """[B, A] float soft targets of a classifier, or [B, T] int64 answer tokens of a decoder."""
+    scores: Tensor | None = None
+    """[B] float32, the soft score of each answer that a decoder writes."""
 
 
 class QuestionCollate:
@@ -147,14 +149,15 @@ class QuestionCollate:
 
     Args:
         tokenize: questions -> ids [B, L].
-        targets: one list of ten answers per question -> [B, ...] (:class:`SoftTargets` or :class:`AnswerTokens`).
+        targets: one list of ten answers per question -> targets (:class:`SoftTargets`), or targets and scores
+            (:class:`AnswerTokens`).
         stack: the examples' pixels (or numbers of images) -> the batch's ``pixels``.
     """
 
     def __init__(
         self,
         tokenize: Callable[[list[str]], Tensor | TapBatch],
-        targets: Callable[[list[list[str]]], Tensor],
+        targets: Callable[[list[list[str]]], Tensor | tuple[Tensor, Tensor]],
         stack: Callable[[list[Tensor]], Tensor | TapBatch] = torch.cat,
     ) -> None:
         self.tokenize, self.targets, self.stack = tokenize, targets, stack
@@ -164,7 +167,8 @@ class QuestionCollate:
         owner = torch.tensor([place for place, (_, group) in enumerate(examples) for _ in group])
         records = [record for _, group in examples for record in group]
         ids = self.tokenize([record["question"] for record in records])
-        return Batch(pixels, ids, owner, self.targets([record["answers"] for record in records]))
+        found = self.targets([record["answers"] for record in records])
+        return Batch(pixels, ids, owner, *(found if isinstance(found, tuple) else (found,)))
 
 
 def form_of(dataset: Dataset) -> Form:
@@ -222,7 +226,9 @@ def warn_of_unlabelled(dataset: Dataset, splits: Sequence[str], vocabulary: Sequ
 
 
 class AnswerTokens:
-    """Ten answers of each question -> tokens [B, T] int64 of one of them, drawn on each call, end token included.
+    """Ten answers of each question -> tokens [B, T] int64 of one of them, end token included, and its soft score [B].
+
+    The answer is drawn on each call, with a probability in proportion to its score (VL-T5).
 
     Args:
         tokenize: texts -> ids [B, T], padded on the right.
@@ -232,8 +238,14 @@ class AnswerTokens:
     def __init__(self, tokenize: Callable[[list[str]], Tensor], form: Form = answer_form) -> None:
         self.tokenize, self.form = tokenize, form
 
-    def __call__(self, answers: list[list[str]]) -> Tensor:
-        return self.tokenize([self.form(random.choice(given)) for given in answers])
+    def __call__(self, answers: list[list[str]]) -> tuple[Tensor, Tensor]:
+        drawn = []
+        for given in answers:
+            forms = list(map(self.form, given))
+            scores = soft_target(forms, {form: form for form in forms})
+            drawn += random.choices(list(scores.items()), list(scores.values()))
+        texts, values = zip(*drawn, strict=True)
+        return self.tokenize(list(texts)), torch.tensor(values)
 
 
 def answer_vocabulary(dataset: Dataset, splits: Sequence[str], min_questions: int | None = None) -> list[str]:

@@ -24,7 +24,7 @@ from vlkit.engine.distributed import gather_objects, my_share
 from vlkit.errors import UserError
 from vlkit.metrics.gqa import binary_and_open
 from vlkit.metrics.nlvr2 import nlvr2_metrics
-from vlkit.metrics.vqa import Form, answer_scores, vqa_metrics
+from vlkit.metrics.vqa import Form, accuracy_by_group, answer_scores, vqa_metrics
 from vlkit.metrics.vqa_text import answer_form
 from vlkit.tasks.generation import ImageWriter, beam_search
 from vlkit.tasks.vqa.data import answered, by_image, form_of, main_answer
@@ -205,6 +205,17 @@ def score(records: Sequence[Record], predictions: dict[Any, str], form: Form = a
         judged = {name: form(predictions[name]) == "true" for name in references}
         metrics["consistency"] = nlvr2_metrics(judged, truth)["consistency"]
     return metrics | binary_and_open(answer_scores(predictions, references, form), types)
+
+
+def by_question_type(
+    records: Sequence[Record], predictions: Mapping[Any, str], form: Form = answer_form
+) -> dict[str, float]:
+    """Accuracy in percent of each question type; empty unless every record has one. Arguments as for :func:`score`."""
+    types = {record["question_id"]: record.get("question_type") for record in records}
+    if None in types.values():
+        return {}
+    references = {record["question_id"]: record["answers"] for record in records}
+    return accuracy_by_group(answer_scores(predictions, references, form), types)
 
 
 def columns_of(metrics: Mapping[str, float]) -> dict[str, str]:

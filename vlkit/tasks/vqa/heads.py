@@ -43,7 +43,7 @@ class GenerateOptions:
     """Number of fused states that the decoder attends to in addition to the question (not LST, which reads cells)."""
     cells: int = 6
     """Cells per side that an image is pooled to (LST only)."""
-    beams: int = 3
+    beams: int = 1
     """Beam size for writing an answer; 1 = greedy."""
     max_tokens: int = 8
     """Longest answer in tokens."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -26,3 +27,18 @@ def answer_softmax(logits: Tensor, targets: Tensor) -> Tensor:
     total = targets.sum(1)
     per_question = -(targets * logits.log_softmax(1)).sum(1) / total.clamp_min(1e-6)
     return per_question.sum() / (total > 0).sum().clamp_min(1)
+
+
+def written_loss(logits: Tensor, targets: Tensor, scores: Tensor, pad_id: int) -> Tensor:
+    """Cross-entropy of written answers: averaged over each answer's tokens, times its score, averaged over the
+    questions (VL-T5).
+
+    Args:
+        logits: [B, T, V].
+        targets: [B, T] int64, end token included.
+        scores: [B] in 0..1, the soft score of each answer.
+        pad_id: id of the padding.
+    """
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=pad_id, reduction="none")
+    tokens = (targets != pad_id).sum(1).clamp_min(1)
+    return torch.mean(scores * losses.view_as(targets).sum(1) / tokens)
