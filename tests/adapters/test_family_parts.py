@@ -141,7 +141,11 @@ def test_gates() -> None:
     assert torch.equal(plain.mix(side, projected)[0, :, 0], torch.tensor([4.0, 4.0, 1.0]))
 
     linear, inverse = Rung(4, 2, gate="linear", span=4), Rung(4, 2, gate="inverse", span=2)
-    shares = [(float(linear._mu()), float(inverse._mu())) for _ in range(6)]
+    shares = []
+    for step in range(6):
+        for rung in (linear, inverse):
+            rung.at_step(step)
+        shares.append((float(linear._mu()), float(inverse._mu())))
     assert [a for a, _ in shares] == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9, 0.9])
     assert [b for _, b in shares] == pytest.approx([0.9, 2 / 3, 1 / 2, 2 / 5, 1 / 3, 2 / 7])
     assert float(linear.eval()._mu()) == float(linear._mu()) == pytest.approx(0.9)

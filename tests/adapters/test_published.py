@@ -107,7 +107,8 @@ def test_every_flavour_is_covered() -> None:
         ("vqt_vit", {"queries": 2}),
         ("synqt_vit", {"queries": 3, "hidden": 6, "attention_hidden": 4, "init": "published"}),
         ("dtl_vit_plus", {"rank": 2}),
-        ("lst_t5_encoder", {"init": "published", "reduction": 2}),
+        ("lst_t5_encoder", {"init": "published", "reduction": 2, "keep": (1, 2, 3)}),
+        ("lst_clipvil_joint", {"init": "published", "reduction": 2, "keep": (0, 1, 2, 3), "bias": False}),
     ],
 )
 def test_options_follow_from_the_tensors(name: str, options: dict, tmp_path: Path) -> None:

@@ -89,11 +89,13 @@ def test_every_method_can_run_again_in_backward(kind: str, tower: str) -> None:
 
 
 @pytest.mark.parametrize("gate", ["linear", "inverse"])
-def test_counters_go_on_once_a_batch(gate: str) -> None:
-    """A scheduled gate counts steps in a buffer: neither chunks nor the second run may count again."""
+def test_a_scheduled_gate_moves_with_steps_and_not_with_forwards(gate: str) -> None:
     plain, lean, x = assert_lean_is_plain(LstOptions(gate=gate, gate_steps=4), "vit")
     for model in (plain, lean):
-        assert {int(b) for name, b in model.named_buffers() if name.endswith("steps")} == {1}
+        assert {int(b) for name, b in model.named_buffers() if name.endswith("steps")} == {0}
+        for module in model.modules():
+            if hasattr(module, "at_step"):
+                module.at_step(2)
     second = [run(model, lambda m=model: m(x).pooled) for model in (lean, plain)]
     assert_same(*second, 1e-9)
 

@@ -248,7 +248,7 @@ def test_options_that_do_not_apply_are_refused(changes: dict, reads: str, says: 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"late": 2}, {"taps": (0, 1)}, {"dropout": 0.1}, {"flavour": "gated"}, {"base_gate": True},
+        {"late": 2}, {"dropout": 0.1}, {"flavour": "gated"}, {"base_gate": True},
         {"handoff": "pooled"}, {"lean": False}, {"early_chunk": 4}, {"tap_dtype": "int8"}, {"keep": "all"},
     ],
 )  # fmt: skip
@@ -265,6 +265,19 @@ def test_an_encoder_decoder_takes_reduction_and_start() -> None:
     )
     assert [stack.adapter.aggregator.score.in_features for stack in stacks] == [4, 4]
     assert [stack.adapter.gate.offset for stack in stacks] == [0.0, 0.0]
+
+
+def test_an_encoder_decoder_taps_some_depths() -> None:
+    t5 = stage_hf(tiny.tiny_t5()), stage_t5_decoder(tiny.tiny_t5())
+    depth = t5[0].depth
+    stacks = SherlOptions(taps=(0, 2, depth)).build_stacks(*t5)
+    assert [stack.adapter.layers for stack in stacks] == [(0, 2, depth), (0, 2)]
+    default = SherlOptions().build_stacks(stage_hf(tiny.tiny_t5()), stage_t5_decoder(tiny.tiny_t5()))
+    assert [stack.adapter.layers for stack in default] == [tuple(range(depth + 1)), tuple(range(depth))]
+    wrong = (((0, depth), "the decoder has 1"), ((2,), "the encoder has 1"), ((0, 99), "ascending depths"))
+    for taps, message in wrong:
+        with pytest.raises(UserError, match=f"--adapter.taps .*{message}"):
+            SherlOptions(taps=taps).build_stacks(stage_hf(tiny.tiny_t5()), stage_t5_decoder(tiny.tiny_t5()))
 
 
 def test_cells_are_read_without_late_blocks_unless_asked_for() -> None:

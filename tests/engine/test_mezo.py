@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from helpers.toy_run import ToyConfig, main
 from vlkit.engine import checkpoint
 from vlkit.engine.mezo import Mezo, ZerothOptions, measure_zeroth_step
+from vlkit.engine.optim import make_optimizer
 from vlkit.errors import UserError
 from vlkit.memory import peak_bytes
 
@@ -72,6 +73,16 @@ def test_a_step_is_theta_minus_lr_times_slope_z_and_decay() -> None:
         torch.testing.assert_close(new, old - decay - 0.1 * mezo.slopes[0] * direction, rtol=0, atol=1e-12)
 
 
+def test_tables_of_biases_are_not_decayed() -> None:
+    # T5's relative position biases are a matrix.
+    named = {name: nn.Parameter(torch.ones(2, 2)) for name in ("q.weight", "relative_attention_bias.weight")}
+    optimizer(named, lr=0.1, decay=0.5).step(lambda: 0.0)
+    groups = make_optimizer(named, 0.1, 0.5).param_groups
+    assert [float(p.detach().mean()) for p in named.values()] == pytest.approx([0.95, 1.0])
+    assert [[p is one for one in named.values()].index(True) for group in groups for p in group["params"]] == [0, 1]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+
+
 def test_directions_belong_to_seed_step_and_name() -> None:
     named = parameters()
     mezo = optimizer(named)
@@ -92,6 +103,16 @@ def test_it_minimises_and_outliers_are_clipped() -> None:
 
 
 # --- DiZO ---
+
+
+def test_dizo_projects_the_tensors_of_lora_alone_where_there_are_any() -> None:
+    def projected(*names: str) -> list[str]:
+        named = {name: nn.Parameter(torch.ones(2, 2)) for name in names}
+        return list(optimizer(named, project_every=1)._start)
+
+    lora = ("image.base.q_proj.lora_a", "text.base.v_proj.lora_b")
+    assert projected(*lora, "head.weight", "logit_scale") == list(lora)
+    assert projected("side.up", "head.weight") == ["side.up", "head.weight"]
 
 
 @pytest.mark.parametrize("reach", [0.1, 0.3])

@@ -125,6 +125,29 @@ def test_visual_tokens_join_the_memory_at_its_scale(kind: str) -> None:
     torch.testing.assert_close(memory, louder, atol=1e-4, rtol=1e-4)
 
 
+def test_a_joint_side_network_reads_a_frozen_image_tower() -> None:
+    """CLIP-T5 with LST: the grid is that of a frozen tower; no ladder stands beside it."""
+    from vlkit.encoders.load import load_base
+    from vlkit.encoders.text_side import text_side
+    from vlkit.tasks.captioning.model import CaptionOptions
+    from vlkit.tasks.captioning.model import build_model as captioner
+    from vlkit.tasks.fusion import FusionOptions
+    from vlkit.tasks.vqa.heads import GenerateOptions
+    from vlkit.tasks.vqa.model import build_model as answerer
+
+    def trained(model: object) -> list[str]:
+        return [name for name, p in model.image.named_parameters() if p.requires_grad]
+
+    for kind, frozen in (("lst", True), ("sherl", False)):
+        base = load_base("tiny")
+        caption = captioner(base, text_side("tiny", base), ADAPTERS[kind](), CaptionOptions())
+        base = load_base("tiny")
+        answer = answerer(
+            base, text_side("tiny", base), ADAPTERS[kind](), GenerateOptions(), FusionOptions(32, 1, 2), 0
+        )
+        assert [not trained(model) for model in (caption, answer)] == [frozen, frozen]
+
+
 def test_visual_tokens_differ_by_content_at_the_start() -> None:
     torch.manual_seed(0)
     visual, table = VisualEmbedding(16, 64, side=6), torch.randn(50, 64)

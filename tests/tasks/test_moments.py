@@ -185,6 +185,10 @@ def test_windows_are_repaired() -> None:
 def test_saliency_of_each_kind_of_annotation() -> None:
     listed = {"windows": [[2, 6]], "clip_ids": [1, 2, 9], "saliency": [[4, 4, 4], [1, 1, 1], [4, 4, 4]]}
     assert saliency_of(listed, 4, 0.5)[0].tolist() == [0, 1, 0.25, 0]
+    # Annotators scored clips of two seconds; the model's may be shorter or longer.
+    assert saliency_of(listed, 8, 1.0)[0].tolist() == [0, 0, 1, 1, 0.25, 0.25, 0, 0]
+    assert saliency_of({"clip_ids": [10], "saliency": [[4, 4, 4]]}, 30, 1.0)[0].nonzero().flatten().tolist() == [20, 21]
+    assert saliency_of({"clip_ids": [3], "saliency": [[4, 4, 4]]}, 3, 0.25)[0].tolist() == [0, 1, 0]
     assert saliency_of({"windows": [[2.5, 5]]}, 4, 0.5)[0].tolist() == [0, 0, 1, 0]
     scores, kind = saliency_of({"scores": [[5] * 20, [1] * 20, [3] * 20]}, 3, 0.5)
     assert (scores.tolist(), kind) == ([1, 0, 0.5], "tvsum")

@@ -277,7 +277,17 @@ class SynqtOptions(MethodOptions):
         return AdaptedEncoder(encoder, adapter, Plain("auto"))
 
 
-FINAL_NORMS = ("ln_post", "ln_final", "trunk.norm", "final_layer_norm", "encoder.final_layer_norm", "norm")
+FINAL_NORMS = (
+    "ln_post",
+    "ln_final",
+    "trunk.norm",
+    "final_layer_norm",
+    "encoder.final_layer_norm",
+    "norm",
+    "vision_model.post_layernorm",
+    "text_model.final_layer_norm",
+    "post_layernorm",
+)
 """Paths to the norm after the last block in the towers' models."""
 
 

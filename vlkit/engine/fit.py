@@ -139,6 +139,7 @@ def take_step(training: Training, batches: Iterator[Any], loss_of: LossOf, stop:
 def end_step(training: Training, numbers: Mapping[str, float], began: float) -> None:
     """Count and log a finished step."""
     training.state.step += 1
+    training.tell_step()
     training.state.train_seconds += time.monotonic() - began
     training.log_step(numbers)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vlkit.engine.directions import seed_of
+from vlkit.engine.optim import is_decayed
 from vlkit.errors import UserError
 from vlkit.memory import StepMemory, peak_bytes, time_ratio
 
@@ -90,8 +91,9 @@ class Mezo(torch.optim.Optimizer):
     def remember_start(self) -> None:
         """DiZO: keep the current values of the tensors that it projects."""
         if self.options.project_every:
+            lora = [name for name in self._named if ".lora_" in name]
             named = [name for name in self._named if _KEY_VALUE.search(f".{name}") and ".base." in f".{name}"]
-            chosen = named if named and not any(".lora_" in name for name in self._named) else list(self._named)
+            chosen = lora or named or list(self._named)
             self._start = {name: self._named[name].detach().clone() for name in chosen}
 
     @property
@@ -124,7 +126,7 @@ class Mezo(torch.optim.Optimizer):
         for name, parameter in self._named.items():
             z = self._direction(step, name)
             parameter.add_(z, alpha=self.options.eps)
-            self._descend(parameter, z, slope, group["lr"], group["weight_decay"])
+            self._descend(name, parameter, z, slope, group["lr"], group["weight_decay"])
         self.slopes.append(slope)
 
     def cancel(self) -> None:
@@ -132,8 +134,8 @@ class Mezo(torch.optim.Optimizer):
         with torch.no_grad():
             self._move(self.options.eps)
 
-    def _descend(self, parameter: nn.Parameter, z: Tensor, slope: float, lr: float, decay: float) -> None:
-        if decay and parameter.ndim >= 2:
+    def _descend(self, name: str, parameter: nn.Parameter, z: Tensor, slope: float, lr: float, decay: float) -> None:
+        if decay and is_decayed(name, parameter):
             parameter.mul_(1 - lr * decay)
         parameter.add_(z, alpha=-lr * slope)
 

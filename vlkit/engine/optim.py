@@ -18,11 +18,16 @@ ScheduleKind = Literal["cosine", "linear", "constant"]
 def make_optimizer(
     parameters: Mapping[str, nn.Parameter], lr: float, weight_decay: float, kind: OptimizerKind = "adamw"
 ) -> torch.optim.Optimizer:
-    """An optimizer over ``parameters``; vectors and scalars (biases, norms, gates) are not decayed."""
-    decayed = [p for p in parameters.values() if p.ndim >= 2]
-    others = [p for p in parameters.values() if p.ndim < 2]
+    """An optimizer over ``parameters``; see :func:`is_decayed`."""
+    decayed = [p for name, p in parameters.items() if is_decayed(name, p)]
+    others = [p for name, p in parameters.items() if not is_decayed(name, p)]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return _OPTIMIZERS[kind]([group for group in groups if group["params"]], lr)
+
+
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: to matrices, and not to a table of biases (T5's ``relative_attention_bias``)."""
+    return parameter.ndim >= 2 and "bias" not in name
 
 
 # Fused: reads each weight once instead of five times, without temporary tensors of its size.

@@ -55,6 +55,7 @@ class Training:
         if not self._parameters:
             raise ValueError("nothing to train: no parameter of the model requires a gradient")
         self.trained = list(self._parameters.values())
+        self._stepped = [module for module in self.core.modules() if hasattr(module, "at_step")]
         self.buffers = [t for name, t in trained_state(self.core).items() if name not in self._parameters]
         config = run.config
         self.mezo: Mezo | None = None
@@ -142,6 +143,7 @@ class Training:
         trained, total = (sum(p.numel() for p in group) for group in (self.trained, self.core.parameters()))
         log.info("%s of %s parameters train", f"{trained:,}", f"{total:,}")
         self.model.train()
+        self.tell_step()
         self._reset_peak()
         return self.state
 
@@ -239,6 +241,15 @@ class Training:
         if self._snapshots is not None and self._snapshots.due(self.state.step):
             self._keep_peak()
             self._snapshots.take(self._whole_state())
+
+    def tell_step(self) -> None:
+        """Tell each module that has a method ``at_step(step)`` how many optimizer steps are done.
+
+        A module cannot count them itself: its forward runs several times in a step (accumulation, recomputation,
+        zeroth-order estimates).
+        """
+        for module in self._stepped:
+            module.at_step(self.state.step)
 
     def before_update(self) -> None:
         """The weights are about to change: a snapshot must have been copied."""

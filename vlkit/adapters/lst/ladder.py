@@ -52,12 +52,15 @@ class Rung(nn.Linear):
         mu = self._mu()
         return mu * side + (1 - mu) * projected
 
+    def at_step(self, step: int) -> None:
+        """``step`` optimizer steps are done; see :meth:`vlkit.engine.training.Training.tell_step`."""
+        if self.kind in SCHEDULED:
+            self.steps.fill_(step)
+
     def _mu(self) -> Tensor:
         if self.gate is not None:
             return torch.sigmoid(self.gate / TEMPERATURE)
         progress = self.steps.to(self.weight.dtype) / self.span
-        if self.training:
-            self.steps += 1
         mu = 0.1 + 0.8 * progress if self.kind == "linear" else 1 / (1 + progress)
         return mu.clamp(0.1, 0.9)
 

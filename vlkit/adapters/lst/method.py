@@ -92,6 +92,9 @@ class LstOptions(MethodOptions):
     """Length of the gate schedule in training steps: the whole run for linear, one epoch for inverse."""
     after: bool = False
     """Mix after the side block instead of before it."""
+    bias: bool = True
+    """Biases in the projections to and from the side network (published: yes for T5, which always has them; no for
+    CLIP-ViL)."""
     start: Literal["auto", "magnitude", "fisher", "random"] = "auto"
     """Initial weights of the side blocks: magnitude = the largest weights of the base; fisher = those with the largest
     squared gradients of the task's loss (published); random; auto = magnitude, or random for unsupported blocks."""
@@ -116,7 +119,7 @@ class LstOptions(MethodOptions):
                 ``start`` needs the weights inside its blocks and they are not known.
         """
         try:
-            ladder = make_ladder(encoder, self.keep, self.reduction, self.gate, self.after, self.gate_steps)
+            ladder = make_ladder(encoder, self.keep, self.reduction, self.gate, self.after, self.gate_steps, self.bias)
         except Opaque as error:
             raise self.refusal(str(error), "fits_any_tower") from None
         if self.start != "random":
@@ -126,14 +129,16 @@ class LstOptions(MethodOptions):
                 if self.start != "auto":
                     raise UserError(f"--adapter.start {self.start}: {error}; use --adapter.start random") from None
         width = encoder.widths[0]
-        return AdaptedEncoder(encoder, LstAdapter(ladder, width, width // self.reduction, init=self.init))
+        return AdaptedEncoder(encoder, LstAdapter(ladder, width, width // self.reduction, self.bias, self.init))
 
     def build_stacks(self, encoder: HfText, decoder: T5Decoder) -> tuple[LstT5Encoder, LstT5Decoder]:
         """Freeze both stacks and add a side encoder and a side decoder that attends to it.
 
         Raises:
-            UserError: ``keep`` or ``reduction`` do not fit the stacks.
+            UserError: ``keep`` or ``reduction`` do not fit the stacks, or ``bias`` is false.
         """
+        if not self.bias:
+            raise UserError("--adapter.bias false: the side stacks of a T5 have biases; leave it out")
         given = self.keep, self.reduction, self.gate, self.after, self.gate_steps
         stacks = LstT5Encoder(encoder, *given), LstT5Decoder(decoder, *given, init=self.init)
         if self.start != "random":

@@ -125,8 +125,15 @@ def _unipt(variant: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _lst(variant: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    first = next((tensor for name, tensor in tensors.items() if name.endswith("first.weight")), None)
-    return {"init": "published"} if first is None else {"init": "published", **_reduction(first.shape[1], len(first))}
+    found: dict[str, Any] = {"init": "published"}
+    first = next((name for name in tensors if name.endswith("first.weight")), None)
+    if first is not None:
+        narrow, wide = tensors[first].shape
+        found |= _reduction(wide, narrow)
+        if first.removesuffix("weight") + "bias" not in tensors:
+            found["bias"] = False
+    kept = {int(match[1]) for name in tensors if (match := re.match(r"(?:ladder\.)?blocks\.(\d+)\.", name))}
+    return {**found, "keep": tuple(sorted(kept))} if kept else found
 
 
 def _synqt(variant: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -42,7 +42,8 @@ class SherlOptions(TwoHandoffs):
     late: int | None = None
     """Number of last blocks that read the merged feature (tokens only; default 1)."""
     taps: tuple[int, ...] | None = None
-    """Depths to tap, 0 = embeddings, k = output of block k - 1; default: every depth of the early route."""
+    """Depths to tap, 0 = embeddings, k = output of block k - 1; default: every depth of the early route. On T5 of both
+    stacks; the published side layers 1,2,3,5,… of T5-base are the depths 0,2,3,4,6,7,8,10,11,12."""
     flavour: Literal["auto", "text", "gated", "mdetr"] = "auto"
     """Published variant for token towers (auto: text); convolutional towers always use the convolutional one."""
     reduction: int | None = None
@@ -105,12 +106,21 @@ class SherlOptions(TwoHandoffs):
             UserError: an option does not apply to T5.
         """
         for name in self.given(field.name for field in fields(self)):
-            if name not in ("reduction", "init") and (name, self.handoff) != ("handoff", "tokens"):
+            if name not in ("reduction", "init", "taps") and (name, self.handoff) != ("handoff", "tokens"):
                 raise UserError(f"--adapter.{name}: SHERL on a decoder only runs as published; leave it out")
         reduction = 4 if self.reduction is None else self.reduction
+        taps = self._layers(encoder, encoder.depth)
+        # The decoder's last block is its late route, so it is tapped no deeper than that block's input.
+        above = tuple(k for k in taps if k < decoder.depth)
+        for side, found in (("encoder", taps), ("decoder", above)):
+            if len(found) < 2:
+                raise UserError(
+                    f"--adapter.taps {list(taps)}: SHERL needs 2 taps or more, and the {side} has {len(found)}; give "
+                    f"depths from 0..{encoder.depth}, two of them below {decoder.depth}"
+                )
         return (
-            SherlT5Encoder(encoder, reduction=reduction, init=self.init),
-            SherlT5Decoder(decoder, reduction=reduction, init=self.init),
+            SherlT5Encoder(encoder, taps, reduction, init=self.init),
+            SherlT5Decoder(decoder, above, reduction, init=self.init),
         )
 
     def for_cells(self) -> SherlOptions:

@@ -19,6 +19,8 @@ RADIUS = 1.5
 """A point belongs to a moment if it lies within this many strides of the moment's centre."""
 SAME_LENGTH = 1e-3
 """Moments whose lengths differ by less, in clips, count as equally long."""
+LABEL_SECONDS = 2
+"""Length of the clips that annotators of moments scored."""
 HIGHEST = 12.0
 """Largest sum of the three annotators' scores of a clip."""
 
@@ -88,8 +90,9 @@ def repaired(windows: Sequence[Sequence[float]], clips: int, fps: float) -> tupl
 def saliency_of(record: Mapping[str, Any], clips: int, fps: float) -> tuple[Tensor, Annotation]:
     """Saliency of each clip in 0..1, float32 [T], and the kind of the record's annotation.
 
-    Moments: the sum of three scores / 12 at the listed clips, or 1 inside the windows; TVSum: (sum of 20 scores - 20)
-    / 80; YouTube Highlights: (match + 1) / 2. Annotations may be shorter or longer than the video.
+    Moments: the sum of three scores / 12 at the listed clips (which are of two seconds, whatever ``fps`` is), or 1
+    inside the windows; TVSum: (sum of 20 scores - 20) / 80; YouTube Highlights: (match + 1) / 2. Annotations may be
+    shorter or longer than the video.
     """
     values = torch.zeros(clips)
     if "scores" in record:
@@ -101,9 +104,10 @@ def saliency_of(record: Mapping[str, Any], clips: int, fps: float) -> tuple[Tens
         values[: len(found)] = found[:clips]
         return values, "youtube"
     if record.get("clip_ids") is not None:
-        for clip, scores in zip(record["clip_ids"], record["saliency"], strict=True):
-            if clip < clips:
-                values[clip] = sum(scores) / HIGHEST
+        per_label = fps * LABEL_SECONDS
+        for label, scores in zip(record["clip_ids"], record["saliency"], strict=True):
+            first = math.floor(label * per_label + 1e-6)
+            values[first : max(first + 1, math.floor((label + 1) * per_label + 1e-6))] = sum(scores) / HIGHEST
         return values, "moments"
     for start, end in repaired(record.get("windows") or [], clips, fps)[0]:
         values[math.ceil(start * fps - 1e-6) : math.ceil(end * fps - 1e-6)] = 1.0

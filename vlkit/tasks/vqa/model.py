@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from vlkit.adapters.facts import MethodOptions
+from vlkit.adapters.linear import LinearOptions
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.text_side import TextSide
 from vlkit.errors import UserError
@@ -36,7 +37,8 @@ def build_model(
     answers: int,
     images: int = 1,
 ) -> Model:
-    """Apply the same adaptation method to both towers, and add fusion and answer head.
+    """Apply the same adaptation method to both towers, and add fusion and answer head. A joint side network (CLIP-T5
+    with LST) reads a frozen image tower.
 
     Args:
         base: the loaded base; its vision tower becomes part of the model.
@@ -50,7 +52,9 @@ def build_model(
     Raises:
         UserError: the method does not fit a tower or the head.
     """
-    image, fusion = None if head.blind else adapter.build(base.image, "tokens"), fusion.beside(adapter)
+    joint = adapter.joint_side_network and isinstance(head, GenerateOptions)
+    image = None if head.blind else (LinearOptions() if joint else adapter).build(base.image, "tokens")
+    fusion = fusion.beside(adapter)
     if isinstance(head, ClassifyOptions):
         encoder = adapter.build(text.encoder, "tokens")
         fused = Fusion(base.image, text.encoder, fusion)
@@ -58,7 +62,7 @@ def build_model(
     if text.base is None or text.base.decoder is None:
         raise UserError(f"--head.kind generate: --text_base {text.name} has no decoder; give a T5, or classify")
     encoder, decoder = adapter.build_stacks(text.base.encoder, text.base.decoder)
-    if adapter.joint_side_network:
+    if joint:
         width = text.base.encoder.token_dim
         return ImageWriter(image, encoder, decoder, VisualEmbedding(base.image.token_dim, width, head.cells), images)
     return AnswerGenerator(image, encoder, decoder, Fusion(base.image, text.encoder, fusion, head.queries), images)
