@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+X = TypeVar("X")
 
 
 class UserError(Exception):
@@ -37,6 +40,21 @@ def needs(extra: str, what: str) -> Iterator[None]:
         raise UserError(
             f"{what}: {package} is not installed or too old ({reason}); pip install 'vlkit[{extra}]'"
         ) from None
+
+
+def listed(values: Iterable[X], what: str) -> list[X]:
+    """The values of a list, a generator or another collection.
+
+    Args:
+        values: as the caller gave them.
+        what: what they are, in the plural, for the message.
+
+    Raises:
+        UserError: one text, path or image in place of several: the letters of a text would be taken for them.
+    """
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise UserError(f"{what}: one {type(values).__name__} in place of a list of them; write [value]")
+    return list(values)
 
 
 def some(names: Sequence[object], limit: int = 5) -> str:

@@ -14,6 +14,7 @@ from tabs.asking import on_asking, on_page
 from tabs.common import Studio, chosen, endpoint, lead, no_model
 from tabs.examples import stored_examples, worked
 from tabs.timeline import LAYOUT, strip, timeline, write_strip
+from vlkit.data.images import MediaError
 from vlkit.data.video.clip_frames import duration_of
 from vlkit.errors import UserError
 from vlkit.serving import check_count, check_text
@@ -37,7 +38,10 @@ def build(studio: Studio) -> None:
     def answer(video: str | None, text: str, model: str | None) -> Found:
         if not video:
             raise UserError("There is no video; upload one, or choose an example.")
-        return chosen(models, model).answer(video, [check_text(text, "query")])[0]
+        try:
+            return chosen(models, model).answer(video, [check_text(text, "query")])[0]
+        except MediaError as error:  # its path is the server's
+            raise UserError(f"{Path(video).name}: cannot be used as a video ({error.reason}).") from None
 
     def parts_of(found: Found, seconds: float) -> list[tuple[float, float]]:
         """The parts of a summary."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import gradio as gr
@@ -20,6 +21,7 @@ from tabs.common import (
     status_of,
 )
 from tabs.own_images import build_adding
+from vlkit.data.images import MediaError
 from vlkit.errors import UserError
 from vlkit.index import Term, query_vector, text_terms
 from vlkit.serving import (
@@ -226,7 +228,12 @@ def _gallery(name: str) -> gr.Gallery:
 
 
 def _shots(found: list[Found]) -> list[tuple[Image.Image, str]]:
-    return [(f.thumbnail(), f"{f.score:.3f} {f.name}") for f in found]
+    """Thumbnails with their captions; files that have gone or were damaged since they were indexed are left out."""
+    shown = []
+    for one in found:
+        with contextlib.suppress(MediaError, OSError):
+            shown.append((one.thumbnail(), f"{one.score:.3f} {one.name}"))
+    return shown
 
 
 def _answer(rows: dict[str, list[Found]]) -> dict[str, Any]:

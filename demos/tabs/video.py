@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -21,7 +22,9 @@ from tabs.common import (
     show_progress,
     status_of,
 )
+from vlkit.data.images import MediaError
 from vlkit.drawn.album import AlbumClip
+from vlkit.errors import UserError
 from vlkit.index import query_vector, text_terms
 from vlkit.serving import FoundClip, check_count, check_text, search_clips
 from vlkit.serving.clips import cut_clip, still_of
@@ -79,8 +82,13 @@ def build(studio: Studio) -> None:
         return search_clips(library, name, query_vector(text_terms(query), pipeline), k)[0]
 
     def show(text: str, count: float, model: str | None) -> tuple[Any, ...]:
-        clips = find(text, count, model)
-        shots = [(still_of(clip), f"{clip.score:.3f} {clip.name}, {range_of(clip)}") for clip in clips]
+        clips, shots = [], []
+        for clip in find(text, count, model):
+            with contextlib.suppress(MediaError):  # gone or damaged since it was indexed
+                shots.append((still_of(clip), f"{clip.score:.3f} {clip.name}, {range_of(clip)}"))
+                clips.append(clip)
+        if not clips:
+            raise UserError("The videos that were found are no longer there; start the demo again to index the folder.")
         return clips, gr.Gallery(shots, visible=True), play(clips[0])
 
     def pick(clips: list[FoundClip], event: gr.SelectData) -> Any:

@@ -83,6 +83,8 @@ def main(config: Config) -> None:
     tower = open_tower(config.model, config.base, config.device, config.draft)
     source = {"model": _absolute(config.model), "base": config.base, "images": _folder(config.input, shards)}
     parts = Parts.open(config.output, tower.identity, tower.dim, source)
+    if shards[0].files and (share is None or share.rank == 0):
+        parts.forget_slices(shards, source)
     mine = shards if share is None or config.runner == "ray" else share.take(shards)
     began = time.monotonic()
     done = _embed(config, mine, tower, parts)

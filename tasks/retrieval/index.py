@@ -18,12 +18,13 @@ from vlkit.cli.show import Console, Progress, Table
 from vlkit.data.images import open_image
 from vlkit.errors import UserError
 from vlkit.extract import Parts
-from vlkit.files import sha256_of, write_json
+from vlkit.files import write_json
 from vlkit.index import IndexWriter, VectorIndex
 from vlkit.index.approximate import auto_factory
 from vlkit.index.disk import index_embeddings
 from vlkit.index.duplicates import duplicate_groups
-from vlkit.index.media import image_items
+from vlkit.index.files import DISK_POINTER
+from vlkit.index.media import image_items, media_digest
 from vlkit.index.source import IndexSource, wanted
 from vlkit.index.update import describe_items, update_index
 from vlkit.tasks.load import load
@@ -81,6 +82,8 @@ class Config:
             raise UserError("give either --model DIR (a saved adapter) or --base NAME")
         if self.duplicates is not False and not 0 < self.duplicates <= 1:
             raise UserError(f"--duplicates {self.duplicates}: a cosine above 0, at most 1; near-duplicates have {NEAR}")
+        if self.duplicates is not False and self.embeddings is not None:
+            raise UserError("--duplicates: compares an index of --images; leave --embeddings out")
         if self.captions is not None and self.images is None:
             raise UserError("--captions: give --images too, the folder whose images are captioned")
         if self.json is not None and self.duplicates is False:
@@ -129,7 +132,7 @@ def update(config: Config, images: Path) -> None:
                 image_items(found),
                 read=lambda item: pipeline.transform(images / item.id, config.draft),
                 embed=pipeline.embed_pixels,
-                digest=lambda item: sha256_of(images / item.id),
+                digest=lambda item: media_digest(images / item.id),
                 strict=config.strict,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
@@ -187,6 +190,8 @@ def threshold(config: Config, pipeline: RetrievalPipeline) -> float | None:
 
 def show_duplicates(config: Config, threshold: float) -> None:
     """Print the groups of near-identical images, and write them to ``--json``."""
+    if (config.index / DISK_POINTER).exists():
+        raise UserError(f"--duplicates: {config.index} is an index on disk (of embeddings); give one of --images")
     with about("--index"):
         folder = IndexSource.read(config.index, "images").folder
         index = VectorIndex.open(config.index)

@@ -154,6 +154,7 @@ def test_own_texts(tmp_path: Path) -> None:
     ("name", "content", "named"),
     [
         ("a.csv", "text,label\na,x\n,y\n", "a.csv:3: column 'text' holds no text"),
+        ("a.csv", "text,label\na,x\nb,\nc,y\n", "a.csv:3: has no label, and other rows of split"),
         ("a.csv", "text,label\na\n", "a.csv:2: 1 columns, the header has 2"),
         ("a.csv", "text,label\n\na,x\n", "a.csv:2: the line is empty"),
         ("a.tsv", 'text\tlabel\n"a\tx\nb\tx\n', "every label is 'x'"),

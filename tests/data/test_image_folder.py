@@ -106,6 +106,15 @@ def test_a_table_with_splits(tmp_path):
     assert labels(dataset, "val") == [("3 a.png", "red dog")] and list(dataset.splits) == ["train", "val", "test"]
 
 
+def test_cells_of_a_table_may_hold_line_ends_and_paths_dots(tmp_path):
+    folder = images(tmp_path / "f", "1.png", "2.png", "sub/3.png")
+    (tmp_path / "t.csv").write_text(
+        'image,label,split\n./1.png,"big\ndog",val\n2.png,cat,val\nsub/../sub/3.png,cat,val\n'
+    )
+    dataset = prepared(tmp_path, folder, "--labels", tmp_path / "t.csv")
+    assert labels(dataset, "val") == [("1.png", "big dog"), ("2.png", "cat"), ("sub/3.png", "cat")]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -6,6 +6,7 @@ import base64
 import pickle
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image, ImageFile, ImageOps, PngImagePlugin, features
 from vlkit.data.images import (
     IMAGE_SUFFIXES,
     MediaError,
+    as_rgb,
     formats,
     identify_record,
     image_size,
@@ -28,6 +30,7 @@ from vlkit.data.manifest import Dataset
 from vlkit.data.scan import find_media
 from vlkit.data.transforms import image_transform
 from vlkit.encoders.bases import Preprocess
+from vlkit.errors import UserError
 
 
 def blocks(width: int = 48, height: int = 32) -> Image.Image:
@@ -357,6 +360,33 @@ def test_min_side_decodes_a_smaller_jpeg(tmp_path):
     assert open_image(tmp_path / "a.jpg", min_side=224).size == (400, 240)
     assert open_image(tmp_path / "a.jpg", min_side=2000).size == (1600, 960)
     assert open_image(tmp_path / "a.png", min_side=224).size == (1600, 960)
+
+
+def test_threads_may_share_an_image_that_was_opened_lazily(tmp_path):
+    Image.radial_gradient("L").resize((1500, 1500)).convert("RGB").save(tmp_path / "a.png")
+    expected = np.asarray(open_image(tmp_path / "a.png"))
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            lazy = Image.open(tmp_path / "a.png")
+            for found in pool.map(as_rgb, [lazy] * 8):
+                assert np.array_equal(np.asarray(found), expected)
+
+
+def test_what_is_no_usable_image_in_memory_is_said(tmp_path):
+    for given in (b"bytes", np.zeros((4, 4, 3), np.uint8), None, 3):
+        with pytest.raises(UserError, match=f"an image is a {type(given).__name__}; give a path or a Pillow image"):
+            as_rgb(given)
+    for image, reason in (
+        (Image.new("F", (4, 4)), "unsupported 32-bit pixels"),
+        (Image.new("I", (4, 4)), "unsupported 32-bit pixels"),
+        (Image.new("RGB", (0, 4)), r"has no pixels \(0 x 4\)"),
+    ):
+        with pytest.raises(MediaError, match=f"an image in memory: {reason}"):
+            as_rgb(image)
+    Image.new("RGB", (64, 64)).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:-30])
+    with pytest.raises(MediaError, match=r"cut\.png: "):
+        as_rgb(Image.open(tmp_path / "cut.png"))
 
 
 def test_error_survives_a_worker_process(tmp_path):

@@ -122,6 +122,11 @@ def test_wrong_columns_and_names_are_explained(words, part, tmp_path):
 def test_columns_are_guessed_from_types_and_names():
     features = {"Image": datasets.Value("binary"), "thumb": datasets.Image(), "TEXT": datasets.Value("string")}
     assert Columns.of("", features, "retrieval") == Columns("thumb", ["TEXT"])
+    text = datasets.Value("string")
+    divided = {"image": datasets.Image(), "text": text, "Split": text}
+    assert Columns.of("", divided, "retrieval").split == "Split"
+    assert Columns.of("", divided, "retrieval", divided=True).split is None  # the table has splits itself
+    assert Columns.of("texts=Split", divided, "retrieval").split is None
     with pytest.raises(UserError, match="no column for image"):
         Columns.of("", {"a": datasets.Value("string"), "caption": datasets.Value("string")}, "retrieval")
 

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
+from helpers.scripts import call
 from helpers.shards import FlatModel, image_bytes, make_tars
 from vlkit.data.images import decode_image
 from vlkit.data.shards import find_shards
@@ -179,10 +180,34 @@ def test_damaged_and_outdated_parts_are_made_again(tmp_path):
     assert len(Parts.read(tmp_path / "out").part("002.tar").vectors) == 3
 
 
+def test_a_folder_that_shrinks_or_moves_leaves_no_old_images(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        (tmp_path / "in" / f"{number}.png").write_bytes(image_bytes(number))
+
+    def found(folder: str) -> list[str]:
+        words = ("--base", "tiny", "--input", tmp_path / folder, "--output", tmp_path / "out", "--shard_size", 2)
+        call("tasks/retrieval/embed.py", *words)
+        return [name for part in Parts.read(tmp_path / "out") for name in part.ids()]
+
+    assert found("in") == ["0.png", "1.png", "2.png", "3.png"]
+    (tmp_path / "in" / "0.png").unlink()
+    (tmp_path / "in" / "3.png").unlink()
+    (tmp_path / "in" / "1.png").rename(tmp_path / "in" / "new.png")
+    assert found("in") == ["2.png", "new.png"]
+    assert "1 of 1 parts are whole (1 new, 0 skipped)" in capsys.readouterr().out
+    (tmp_path / "in").rename(tmp_path / "moved")
+    assert found("moved") == ["2.png", "new.png"]
+    assert Parts.read(tmp_path / "out").about["source"]["images"] == str(tmp_path / "moved")
+
+
 def test_embeddings_of_another_model_are_refused(tmp_path):
     Parts.open(tmp_path / "out", "model a", 8)
     with pytest.raises(UserError, match="holds embeddings of model a, not of model b"):
         Parts.open(tmp_path / "out", "model b", 8)
+    name = "{} on tiny (0123456789abcdef)"
+    Parts.open(tmp_path / "named", name.format("mine"), 8)
+    Parts.open(tmp_path / "named", name.format("renamed"), 8)  # the same weights
     with pytest.raises(UserError, match="no embeddings here"):
         Parts.read(tmp_path)
 

@@ -199,5 +199,15 @@ def test_from_images_to_hits_by_the_scripts(tmp_path, capsys):
     )
     results = json.loads((tmp_path / "hits.json").read_text())["results"]
     assert results[0]["image"] == str(tmp_path / "in" / "4.png") and results[0]["score"] == pytest.approx(1, abs=2e-3)
+    same = ("--embeddings", tmp_path / "emb", "--index", tmp_path / "idx")
+    assert "leave --embeddings out" in refuse("tasks/retrieval/index.py", *same, "--duplicates")
+    assert "is an index on disk" in refuse("tasks/retrieval/index.py", "--index", tmp_path / "idx", "--duplicates")
+    # Other images under the same numbers: the old names would stand beside the new vectors.
+    (tmp_path / "in" / "4.png").rename(tmp_path / "in" / "9.png")
+    call("tasks/retrieval/embed.py", "--base", "tiny", "--input", tmp_path / "in", "--output", tmp_path / "emb")
+    query = ("--index", tmp_path / "idx", "--text", "a car")
+    assert "have changed; run index.py --embeddings again" in refuse("tasks/retrieval/search.py", *query)
+    call("tasks/retrieval/index.py", *same)
+    call("tasks/retrieval/search.py", *query)
     said = refuse("tasks/retrieval/index.py", "--embeddings", tmp_path / "none", "--index", tmp_path / "idx")
     assert "no embeddings here" in said

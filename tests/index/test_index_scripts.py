@@ -15,7 +15,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from helpers.films import film
 from helpers.scripts import ROOT, call, refuse
 from vlkit.data.images import open_image
-from vlkit.index import VectorIndex
+from vlkit.index import VectorIndex, media
 from vlkit.tasks.retrieval.pipeline import load_zero_shot
 
 SCRIPTS = {"images": "tasks/retrieval", "videos": "tasks/video_retrieval"}
@@ -131,6 +131,36 @@ def test_an_index_of_which_no_file_can_be_read(media, tmp_path, capsys):
     index(media, folder, to)
     search(media, "--index", to, "--text", "x")
     assert "x (0 " in capsys.readouterr().out
+
+
+def test_files_that_may_not_be_read_are_left_out(tmp_path, capsys, monkeypatch):
+    folder, to = tmp_path / "images", tmp_path / "idx"
+    for number, name in enumerate("abc"):
+        put(folder, "images", name, number)
+    index("images", folder, to)
+
+    def refused(path: Path) -> None:
+        if path.stem in "ab":
+            raise PermissionError(13, "Permission denied")
+
+    as_is, state = media.sha256_of, media.os.stat
+    monkeypatch.setattr(media, "sha256_of", lambda path: refused(path) or as_is(path))
+    os.utime(folder / "a.png", ns=(1, 1))  # its content has to be compared
+    monkeypatch.setattr(
+        media, "stamp_of", lambda path: refused(path) if path.stem == "b" else str(state(path).st_mtime)
+    )
+    index("images", folder, to)
+    out = capsys.readouterr()
+    assert "1 images (0 new, 1 changed, 0 unchanged, 0 removed, 2 unreadable)" in out.out
+    assert all(f"{name}.png: cannot be read (Permission denied)" in out.err for name in "ab")
+
+
+def test_an_image_index_does_not_hide_behind_one_on_disk(tmp_path):
+    put(tmp_path / "images", "images", "a")
+    words = ("--images", tmp_path / "images", "--index", tmp_path / "idx", "--base", "tiny")
+    (tmp_path / "idx").mkdir()
+    (tmp_path / "idx" / "disk.json").write_text("{}")
+    assert "holds an index on disk (of embeddings); use another folder" in refuse("tasks/retrieval/index.py", *words)
 
 
 @MEDIA

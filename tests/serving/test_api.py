@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import multiprocessing
 import os
 import re
@@ -28,6 +29,7 @@ from vlkit.tasks.retrieval.pipeline import RetrievalPipeline, load_zero_shot
 pytest.importorskip("prometheus_client")
 
 from vlkit.serving.api import Limits, Service, listen, make_app
+from vlkit.serving.api.inputs import SearchRequest
 from vlkit.serving.api.server import DrainingServer
 
 KEY = {"Authorization": "Bearer k-1"}
@@ -106,6 +108,15 @@ def test_search_by_image_and_text(server, pipeline):
     assert hits[0]["score"] == pytest.approx(1, abs=1e-4)
     assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
     assert len(server.post("/search", json={"text": "a dog"}).json()["results"]) == 8
+
+
+def test_names_that_are_not_utf8_are_answered(pipeline, tmp_path):
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
+    with IndexWriter.open(tmp_path, pipeline.dim, pipeline.identity) as writer:
+        writer.add([Item(name, metadata={"video": name})], pipeline.embed_texts(["a dog"]))
+    (hit,) = Service(pipeline, VectorIndex.open(tmp_path)).search(SearchRequest(text="a dog"))
+    json.dumps(hit, ensure_ascii=False).encode()  # as a response is written
+    assert hit["id"] == hit["metadata"]["video"] and hit["id"].startswith("caf")
 
 
 @pytest.mark.parametrize(

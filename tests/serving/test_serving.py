@@ -242,6 +242,22 @@ def test_added_images_are_found_by_those_who_added_them_alone(folder: Path):
     assert [hit.name for hit in search_images(library, "colour", query, 1)[0]] == ["red.png"]
 
 
+def test_an_empty_folder_takes_models_and_a_visitors_images(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("VLKIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "empty").mkdir()
+    pipeline = ColourPipeline()
+    library = Library(images_in(tmp_path / "empty"), {"colour": pipeline})
+    library.start()
+    library._thread.join()
+    library.add("trained", pipeline)
+    added = AddedImages().plus("crimson", Image.new("RGB", (9, 9), (230, 0, 0)), library.models)
+    query = np.array([[1, 0, 0]], dtype=np.float32)
+    for model in ("colour", "trained"):
+        assert [hit.name for hit in search_images(library, model, query, 2, added)[0]] == ["crimson"]
+    with pytest.raises(UserError, match="no images there"):
+        search_images(library, "colour", query, 2)
+
+
 def test_texts_are_ranked_for_a_image():
     ranked = rank_texts(ColourPipeline(), Image.new("RGB", (9, 9), (10, 250, 10)), ["blue", "green", "red"])
     assert ranked[0][0] == "green" and ranked[0][1] > ranked[1][1]

@@ -89,6 +89,12 @@ def test_the_threshold_of_search_is_calibrated_on_the_validation_split(trained, 
     found = json.loads((trained / "vlkit_adapter.json").read_text())["search"]
     assert (found["data"], found["split"], found["images"]) == ("drawn", "val", 6)
     pipeline = vlkit.load(trained, device="cpu")
+    texts = ["a red house", "a blue fish"]
+    assert np.array_equal(pipeline.embed_texts(text for text in texts), pipeline.embed_texts(texts))
+    with pytest.raises(UserError, match=r"texts: one str in place of a list"):  # not its letters
+        pipeline.embed_texts("a dog")
+    with pytest.raises(UserError, match=r"images: one str in place of a list"):
+        pipeline.embed_images("dog.png")
     assert pipeline.min_score == found["min_score"]
     assert vlkit.load(trained, device="cpu", mix=0.5).min_score is None
     records = [json.loads(line) for line in (dataset / "val.jsonl").read_text().splitlines()]

@@ -27,6 +27,8 @@ SLICE = 4096
 """Images of a folder per shard."""
 LARGEST_FILE = 2**28
 """Bytes of an image file inside a shard; larger ones are not read into memory."""
+SLICE_NAME = re.compile(r"\d{6,}")
+"""Name of a shard that is a slice of a folder."""
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _ROWS = 64  # of a parquet file, read at once
 
@@ -63,12 +65,13 @@ class Shard:
     column: str = "image"
 
     def stamp(self) -> str:
-        """Sizes and modification times of the files; equal stamps mean "unchanged"."""
+        """Names (in a folder), sizes and modification times of the files; equal stamps mean "unchanged"."""
         paths = [self.path / name for name in self.files] or [self.path]
         states = [os.stat(path) if path.exists() else None for path in paths]
         total = sum(state.st_size for state in states if state)
         newest = max((state.st_mtime_ns for state in states if state), default=0)
-        return f"{len(paths)} files, {total} bytes, {newest}"
+        names = f", names {zlib.crc32(chr(0).join(self.files).encode()):08x}" if self.files else ""
+        return f"{len(paths)} files, {total} bytes, {newest}{names}"
 
     def entries(self) -> Iterator[Entry]:
         """The image files in order. Damage ends the shard with an entry that says where."""

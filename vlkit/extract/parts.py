@@ -10,6 +10,7 @@ that has one is whole. It holds the shard's stamp: a shard that has changed sinc
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from vlkit.data.shards import Shard
+from vlkit.data.shards import SLICE_NAME, Shard
 from vlkit.errors import UserError
+from vlkit.extract.identity import model_key
 from vlkit.files import read_json, whole_file, write_json
 
 FORMAT, FORMAT_VERSION = "vlkit-embeddings", 1
@@ -97,7 +99,7 @@ class Parts:
         about["source"] = source or {}
         if (path / ABOUT).exists():
             found = cls.read(path)
-            if (found.about["model_id"], found.about["dim"]) != (model_id, dim):
+            if (model_key(found.about["model_id"]), found.about["dim"]) != (model_key(model_id), dim):
                 raise UserError(
                     f"{path}: holds embeddings of {found.about['model_id']}, not of {model_id}; use another folder"
                 )
@@ -127,18 +129,47 @@ class Parts:
         """The names of the whole parts, sorted."""
         return sorted(file.name[len("part-") : -len(".parquet")] for file in self.path.glob("part-*.parquet"))
 
-    def holds(self, shard: Shard) -> bool:
-        """Whether the part of a shard is whole and the shard unchanged."""
+    def forget_slices(self, shards: Sequence[Shard], source: dict[str, str | None]) -> None:
+        """Delete the parts of slices that a folder no longer has, and note ``source``, where the folder is now.
+
+        Args:
+            shards: all slices of the folder.
+            source: as given to :meth:`open`.
+        """
+        kept = {shard.name for shard in shards}
+        for name in self.names():
+            if SLICE_NAME.fullmatch(name) and name not in kept:
+                for file in reversed(self._files(name)):  # the rows first: a part is whole if it has them
+                    file.unlink(missing_ok=True)
+        if self.about["source"] != source:
+            self.about = {**self.about, "source": source}
+            write_json(self.path / ABOUT, self.about)
+
+    def stamp(self, name: str) -> str:
+        """The stamp of the shard that a part was made of; "" if the part is missing or damaged."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        vectors, rows = self._files(shard.name)
         try:
-            metadata = pq.read_schema(rows).metadata or {}
-            np.load(vectors, mmap_mode="r", allow_pickle=False)
-        except (pa.ArrowException, OSError, ValueError, EOFError):  # missing, or damaged by the disk
+            return ((pq.read_schema(self._files(name)[1]).metadata or {}).get(_STAMP) or b"").decode()
+        except (pa.ArrowException, OSError, ValueError):
+            return ""
+
+    def state(self, name: str) -> str:
+        """Size and modification time of a part's rows; "" if they are missing. Equal states mean an equal stamp."""
+        try:
+            found = os.stat(self._files(name)[1])
+        except OSError:
+            return ""
+        return f"{found.st_size}-{found.st_mtime_ns}"
+
+    def holds(self, shard: Shard) -> bool:
+        """Whether the part of a shard is whole and the shard unchanged."""
+        try:
+            np.load(self._files(shard.name)[0], mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):  # missing, or damaged by the disk
             return False
-        return metadata.get(_STAMP, b"").decode() == shard.stamp()
+        return self.stamp(shard.name) == shard.stamp()
 
     def write(self, shard: Shard, rows: Sequence[Row], vectors: np.ndarray) -> None:
         """Write the part of a shard.

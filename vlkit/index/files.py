@@ -26,28 +26,19 @@ import faiss
 import numpy as np
 
 from vlkit.errors import UserError
+from vlkit.extract.identity import model_key
 from vlkit.files import read_json, sha256_of, whole_file, write_json, write_text
 
 FORMAT, FORMAT_VERSION = "vlkit-index", 1
 POINTER = "index.json"
+DISK_POINTER = "disk.json"
+"""The pointer of an index on disk (:mod:`vlkit.index.disk`), which cannot share a folder with this one."""
 EXACT = "Flat"
 _faiss_limits = threading.Lock()  # FAISS has them once for the whole process
 _OWN_FILES = re.compile(r"\d{6}\.(npy|jsonl|faiss)|\.(\d{6}\.\w+|index\.json)\..*\.part")
 
 
-# A pipeline's identity: NAME on ARCH:WEIGHTS (hash of the base's weights and the adapter's).
-_IDENTITY = re.compile(r".* on ([^\s:]+)(?::.*)? \(([0-9a-f]{16})\)", re.DOTALL)
 _SEGMENT_NAME = re.compile(r"\d{6,}")
-
-
-def model_key(model_id: str) -> str:
-    """The part of a model's identity that determines its vectors: architecture and fingerprint.
-
-    A renamed adapter folder, or weights in another place, are still the same model. The architecture is included
-    because the weights do not contain its activation functions. An identity of another form is compared as a whole.
-    """
-    found = _IDENTITY.fullmatch(model_id)
-    return f"{found[1]} {found[2]}" if found else model_id
 
 
 def pointer_problem(pointer: dict[str, Any]) -> str | None:

@@ -27,7 +27,23 @@ def image_items(found: Scan) -> list[Item]:
             items.append(Item(name, stamp_of(path)))
         except FileNotFoundError:  # removed since the folder was searched
             continue
+        except OSError:  # in a folder that may not be entered: reading it says so
+            items.append(Item(name, ""))
     return items
+
+
+def media_digest(path: Path) -> str:
+    """Hash of a file's content.
+
+    Raises:
+        MediaError: it cannot be read.
+    """
+    try:
+        return sha256_of(path)
+    except FileNotFoundError:
+        raise MediaError(path, "missing") from None
+    except OSError as error:
+        raise MediaError(path, f"cannot be read ({error.strerror or error})") from None
 
 
 def stamp_of(path: Path) -> str:
@@ -80,7 +96,7 @@ class VideoWindows:
         self._known: dict[str, list[Item]] = defaultdict(list)
         for item in known:
             self._known[Window.of(item).video].append(item)
-        self._sha256 = lru_cache(maxsize=256)(sha256_of)
+        self._sha256 = lru_cache(maxsize=256)(media_digest)
 
     def items_of(self, path: Path) -> list[Item]:
         """The windows of a video.

@@ -18,8 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from vlkit.errors import UserError
+from vlkit.extract.identity import model_key
 from vlkit.index.disk import DiskIndex
-from vlkit.index.files import Item, model_key
+from vlkit.index.files import Item
 from vlkit.index.reader import VectorIndex
 
 BATCH = 1024

@@ -10,9 +10,10 @@ from typing import cast
 import filelock
 import numpy as np
 
+from vlkit.data.images import MediaError
 from vlkit.errors import UserError, some
 from vlkit.index.approximate import new_index, trained_index
-from vlkit.index.files import EXACT, POINTER, IndexFolder, Item, living
+from vlkit.index.files import DISK_POINTER, EXACT, POINTER, IndexFolder, Item, living
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ class IndexWriter:
             commit_every: number of added items after which they are saved.
 
         Raises:
-            UserError: another model made the index, ``factory`` is not understood, or another process writes.
+            UserError: another model made the index, ``factory`` is not understood, the folder holds an index on disk,
+                or another process writes.
         """
         path = Path(path)
         if factory is not None:
@@ -84,6 +86,8 @@ class IndexWriter:
         except filelock.Timeout:
             raise UserError(f"{path}: another process is writing this index; wait until it has finished") from None
         try:
+            if (path / DISK_POINTER).exists():
+                raise UserError(f"{path}: holds an index on disk (of embeddings); use another folder")
             if not (path / POINTER).exists():
                 IndexFolder.create(path, model_id, dim, factory or EXACT)
             folder = IndexFolder.read(path, model_id)
@@ -243,7 +247,12 @@ class IndexWriter:
 
     def _same_content(self, row: int, item: Item, digest: Callable[[Item], str] | None) -> bool:
         known = cast(Item, self._rows[row])  # its id is in _row_of
-        if digest is None or not known.digest or digest(item) != known.digest:
+        if digest is None or not known.digest:
+            return False
+        try:
+            if digest(item) != known.digest:
+                return False
+        except MediaError:  # whoever reads it next says why
             return False
         self._rows[row] = replace(known, stamp=item.stamp)
         self._restamped = True

@@ -15,9 +15,9 @@ from PIL import Image
 from vlkit.cli.show import visible
 from vlkit.data.images import MediaError, open_image
 from vlkit.data.scan import find_media
-from vlkit.files import sha256_of
+from vlkit.errors import UserError
 from vlkit.index.files import Item
-from vlkit.index.media import image_items
+from vlkit.index.media import image_items, media_digest
 from vlkit.serving.library import Library, Medium
 from vlkit.tasks.retrieval.pipeline import RetrievalPipeline
 
@@ -41,7 +41,7 @@ def images_in(folder: Path) -> Medium:
         find=find,
         read=lambda pipeline, item: pipeline.transform(folder / item.id, draft=True),
         embed=lambda pipeline, images: pipeline.embed_pixels(images),
-        digest=lambda item: sha256_of(folder / item.id),
+        digest=lambda item: media_digest(folder / item.id),
     )
 
 
@@ -118,10 +118,14 @@ def search_images(
     Raises:
         UserError: nothing is indexed yet, or the folder could not be indexed.
     """
-    rows = [
-        [Found(hit.score, visible(hit.item.id), library.folder / hit.item.id) for hit in hits]
-        for hits in library.search(model, queries, k)
-    ]
+    has_own = added is not None and model in added.vectors
+    try:
+        found = library.search(model, queries, k)
+    except UserError:
+        if not has_own or not (library.finished or library.error):
+            raise
+        found = [[] for _ in queries]  # an empty folder: only the visitor's images are there
+    rows = [[Found(hit.score, visible(hit.item.id), library.folder / hit.item.id) for hit in hits] for hits in found]
     if added is None or model not in added.vectors:
         return rows
     scores = queries @ added.vectors[model].T

@@ -17,10 +17,11 @@ import numpy as np
 
 from vlkit.cli.show import visible
 from vlkit.data.images import MediaError
-from vlkit.errors import UserError
+from vlkit.errors import NothingThereError, UserError
+from vlkit.extract.identity import model_key
 from vlkit.files import cache_folder
 from vlkit.index import IndexWriter, VectorIndex
-from vlkit.index.files import Item, model_key
+from vlkit.index.files import Item
 from vlkit.index.reader import Hit
 from vlkit.index.update import update_index
 
@@ -140,7 +141,11 @@ class Library:
                 raise _Stopped
             progress(done, total)
 
-        index, _ = self._index(pipeline, self._medium.find()[0], show)
+        try:
+            items = self._medium.find()[0]
+        except NothingThereError:  # a visitor's own files can be searched all the same
+            items = []
+        index, _ = self._index(pipeline, items, show)
         # The model comes last: whoever sees it finds its index.
         self._indexes[name] = index
         self._finished.add(name)

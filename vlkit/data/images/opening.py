@@ -23,6 +23,7 @@ ImageInput = str | Path | Image.Image
 MAX_PIXELS = 89_478_485
 _CUT_SHORT = ("truncated", "not large enough", "reached eof", "unexpected end")
 _header_lock = threading.Lock()
+_load_locks = tuple(threading.Lock() for _ in range(64))  # for an image in memory, by its id
 
 
 class MediaError(UserError):
@@ -83,10 +84,31 @@ def _draft(image: ImageFile.ImageFile, min_side: int | None) -> ImageFile.ImageF
 def as_rgb(image: ImageInput, min_side: int | None = None) -> Image.Image:
     """An upright RGB image: the file is opened (``min_side`` as for :func:`open_image`), an image in memory converted.
 
+    Several threads may pass the same image.
+
     Raises:
-        MediaError: as :func:`open_image`.
+        MediaError: as :func:`open_image`, also for an image in memory that was opened lazily or has odd pixels.
+        UserError: neither a path nor a Pillow image.
     """
-    return to_rgb(image) if isinstance(image, Image.Image) else open_image(image, min_side=min_side)
+    if isinstance(image, str | Path):
+        return open_image(image, min_side=min_side)
+    if not isinstance(image, Image.Image):
+        raise UserError(
+            f"an image is a {type(image).__name__}; give a path or a Pillow image (Image.fromarray(array), "
+            "Image.open(io.BytesIO(content)))"
+        )
+    name = getattr(image, "filename", "") or "an image in memory"
+    if not all(image.size):
+        raise MediaError(name, f"has no pixels ({image.size[0]} x {image.size[1]})")
+    try:
+        # Pillow decodes a file that was opened lazily on its first use, and two threads would do so at once.
+        with _load_locks[id(image) % len(_load_locks)]:
+            image.load()
+        return to_rgb(image)
+    except (MemoryError, MediaError):
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged input
+        raise MediaError(name, _reason(error)) from error
 
 
 def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:

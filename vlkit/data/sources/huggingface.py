@@ -66,7 +66,7 @@ def read(
         first = next(iter(splits.values()), None)
         if first is None or not sum(map(len, splits.values())):
             raise UserError(f"{name}: holds no rows")
-        chosen = Columns.of(columns, first.features, task)
+        chosen = Columns.of(columns, first.features, task, divided=len(splits) > 1)
         title = re.sub(r"[^\w.-]+", "-", place.name.partition("@")[0].partition(":")[0]).strip("-.") or "rows"
         inputs = {"rows": name if not place.exists() else f"{PREFIX}{place.resolve()}", "columns": vars(chosen)}
         source = Source(title, task, {}, inputs)

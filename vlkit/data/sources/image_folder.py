@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import posixpath
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -166,7 +167,8 @@ def _rows(path: Path) -> Iterator[tuple[str, str, str, str | None]]:
     lines = text_lines(read_text(path, FORM))
     header = lines[0] if lines else ""
     separator = max(",\t;", key=header.count)
-    reader = csv.reader(lines, delimiter=separator, strict=True)
+    # With their ends: a quoted cell may hold one.
+    reader = csv.reader((f"{line}\n" for line in lines), delimiter=separator, strict=True)
     names = [name.strip().lower() for name in next(reader, [])]
     image, label = (_column(names, known) for known in (IMAGE_COLUMNS, LABEL_COLUMNS))
     split = _column(names, SPLIT_COLUMNS)
@@ -183,11 +185,12 @@ def _rows(path: Path) -> Iterator[tuple[str, str, str, str | None]]:
                 raise UserError(
                     f"{where}: {len(row)} columns where the header has {len(names)}; quote cells with a comma"
                 )
-            cells = [cell.strip() for cell in row]
+            cells = [" ".join(cell.split("\n")).strip() for cell in row]
             for column in (image, label, *([] if split is None else [split])):
                 if not cells[column]:
                     raise UserError(f'{where}: column "{names[column]}" is empty; give every image a value')
-            yield where, cells[image].replace("\\", "/"), cells[label], None if split is None else _split(cells[split])
+            named = posixpath.normpath(cells[image].replace("\\", "/"))
+            yield where, named, cells[label], None if split is None else _split(cells[split])
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num}: not a row of a table ({error}); {FORM}") from None
 

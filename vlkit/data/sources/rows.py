@@ -63,8 +63,9 @@ class Columns:
     id: str | None = None
 
     @classmethod
-    def of(cls, given: str, features: Mapping[str, Any], task: str) -> Columns:
+    def of(cls, given: str, features: Mapping[str, Any], task: str, divided: bool = False) -> Columns:
         """The columns that ``given`` names (``image=img,texts=caption``), and guesses from names and types for others.
+        A column called split says the split of each row, unless the table is ``divided`` into splits itself.
 
         Raises:
             UserError: a column or key is unknown, or one that the task needs can be neither found nor guessed.
@@ -80,6 +81,9 @@ class Columns:
         for key in ("image", "texts" if task == "retrieval" else "label"):
             if key not in named:
                 named[key] = [_guess(key, features)]
+        own = next((name for name in features if name.lower() == "split"), None)
+        if own and not divided and "split" not in named and all(own not in columns for columns in named.values()):
+            named["split"] = [own]
         if repeated := [key for key, columns in named.items() if len(columns) > 1 and key != "texts"]:
             raise UserError(f"columns: {repeated[0]} is given twice; only texts may have several columns")
         one = {key: columns[0] for key, columns in named.items() if key != "texts"}

@@ -62,6 +62,7 @@ def read(
     source = Source(word, "text", {}, {"files": {split: str(Path(path).resolve()) for split, path in files.items()}})
     divide = list(files) == ["train"]
     names: tuple[str, ...] = ()
+    blank: dict[str, str] = {}
     for split, path in files.items():
         for where, row in _rows(Path(path)):
             text, text2, label = _chosen(row, columns, where)
@@ -76,8 +77,13 @@ def read(
             if divide:
                 key = json.dumps([record["text"], record.get("text2")])
                 own = str(row.get(SPLIT) or split_of(key, val=val, test=test, seed=seed))
+            if "label" not in record and label is not None:
+                blank.setdefault(own, where)
             records = source.splits.setdefault(own, [])
             records.append({"id": f"{own}/{len(records)}", **record})
+    for split, where in blank.items():
+        if any("label" in record for record in source.splits[split]):
+            raise UserError(f'{where}: has no label, and other rows of split "{split}" have one; label it or remove it')
     source.extra = {"text": _task(source, word, names, kind).to_dict()}
     return source
 

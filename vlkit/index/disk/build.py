@@ -85,6 +85,8 @@ def index_embeddings(
                 "embeddings": str(parts.path.absolute()),
                 "made_in": str(path.absolute()),
                 "parts": names,
+                "stamps": {part: parts.stamp(part) for part in names},
+                "states": {part: parts.state(part) for part in names},
             }
             _write_items(parts, names, path / f"items-{name}.arrow")
             if factory != EXACT:

@@ -10,14 +10,21 @@ import numpy as np
 
 from vlkit.errors import UserError
 from vlkit.extract import Parts
+from vlkit.extract.identity import model_key
 from vlkit.files import read_json
 from vlkit.index.disk.breadth import FACTORS, Breadth, search_lists
 from vlkit.index.disk.matrix import PartsMatrix
-from vlkit.index.files import EXACT, Item, model_key
+from vlkit.index.files import DISK_POINTER, EXACT, Item
 from vlkit.index.reader import Hit, VectorIndex
 
 FORMAT, FORMAT_VERSION = "vlkit-disk-index", 1
-POINTER = "disk.json"
+POINTER = DISK_POINTER
+
+
+def _changed(parts: Parts, pointer: dict[str, Any]) -> bool:
+    """Whether parts were written anew from other images since the index was made; further parts do not matter."""
+    stamps, states = pointer.get("stamps", {}), pointer.get("states", {})
+    return any(parts.state(name) != states[name] and parts.stamp(name) != stamp for name, stamp in stamps.items())
 
 
 class DiskIndex:
@@ -39,7 +46,7 @@ class DiskIndex:
         self._matrix = PartsMatrix(parts, pointer["parts"])
         name = pointer["name"]
         self._items: Any = pa.ipc.open_file(pa.memory_map(str(path / f"items-{name}.arrow"))).read_all()
-        if not len(self._items) == len(self._matrix) == pointer["count"]:
+        if not len(self._items) == len(self._matrix) == pointer["count"] or _changed(parts, pointer):
             raise UserError(f"{path}: the embeddings in {parts.path} have changed; run index.py --embeddings again")
         self._faiss: faiss.Index | None = None
         if self.factory != EXACT:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from vlkit.cli.config import about
+from vlkit.cli.show import visible
 from vlkit.data.images import MediaError, decode_image
 from vlkit.errors import UserError
 from vlkit.index import VectorIndex
@@ -87,7 +88,14 @@ class Service:
             raise UserError("this server has no index; start it with --index IDX")
         vectors, _ = self.embed([Input(text=request.text, image=request.image)])
         hits = self.index.search(vectors, request.k)[0]
-        return [{"id": hit.item.id, "score": hit.score, "metadata": hit.item.metadata} for hit in hits]
+        # Names of files may hold bytes that are no UTF-8, which JSON cannot say.
+        return [
+            {"id": visible(hit.item.id), "score": hit.score, "metadata": _sayable(hit.item.metadata)} for hit in hits
+        ]
+
+
+def _sayable(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: visible(value) if isinstance(value, str) else value for key, value in metadata.items()}
 
 
 def encoded(vector: np.ndarray, form: Literal["float", "base64"]) -> list[float] | str:

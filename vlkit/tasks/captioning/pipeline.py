@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from vlkit.encoders.load import load_base
 from vlkit.encoders.text_side import text_side
 from vlkit.engine.checkpoint import check_base, load_trained
 from vlkit.engine.foreign import built_for
-from vlkit.errors import UserError
+from vlkit.errors import UserError, listed
 from vlkit.tasks.batching import Batching
 from vlkit.tasks.captioning.evaluate import Captioner, Captions
 from vlkit.tasks.captioning.model import build_model, head_options, identity_of
@@ -62,9 +62,13 @@ class CaptioningPipeline:
             raise UserError(f"k={k}: must be at least 1")
         return self._together([(image, k)])[0]
 
-    def caption_all(self, images: Sequence[ImageInput]) -> list[str]:
-        """The best caption of each image."""
-        return [found[0][0] for found in self._together([(image, 1) for image in images])]
+    def caption_all(self, images: Iterable[ImageInput]) -> list[str]:
+        """The best caption of each image.
+
+        Raises:
+            UserError: one image in place of several.
+        """
+        return [found[0][0] for found in self._together([(image, 1) for image in listed(images, "images")])]
 
     def _caption(self, asked: list[tuple[ImageInput, int]]) -> list[Captions]:
         """The beam depends on ``k``, so each ``k`` runs alone."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from vlkit.encoders.load import load_base
 from vlkit.engine.checkpoint import check_base, load_trained
 from vlkit.engine.distributed import make_fabric
 from vlkit.engine.foreign import built_for
-from vlkit.errors import UserError
+from vlkit.errors import UserError, listed
 from vlkit.metrics.classification import probabilities
 from vlkit.tasks.batching import Batching
 from vlkit.tasks.classification.evaluate import Labeller
@@ -75,10 +75,11 @@ class ClassificationPipeline:
         return self.classify_many([image], classes, k)[0]
 
     def classify_many(
-        self, images: Sequence[ImageInput], classes: Sequence[str] | None = None, k: int | None = None
+        self, images: Iterable[ImageInput], classes: Sequence[str] | None = None, k: int | None = None
     ) -> list[list[tuple[str, float]]]:
         """The result of :meth:`classify` for each image."""
         refuse_count(k)
+        images = listed(images, "images")
         prompts = self.prompts if classes is None else self.prompts.of(classes)
         weights = None if classes is None else self._weights(tuple(prompts.classes))
         found = []

@@ -18,7 +18,7 @@ from vlkit.data.manifest import Dataset
 from vlkit.data.sources.labelled import PLACEHOLDER, read_templates
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.tokenizer import warn_of_cut_texts
-from vlkit.errors import UserError, some
+from vlkit.errors import UserError, listed, some
 from vlkit.files import read_json
 
 BATCH = 64
@@ -83,7 +83,7 @@ class Prompts:
         Raises:
             UserError: no class, a blank name, or one that is there twice.
         """
-        names = [name.strip() for name in classes]
+        names = [name.strip() for name in listed(classes, "class names")]
         if not names or not all(names):
             raise UserError("class names: give at least one, and none that is blank")
         if twice := {name for name in names if names.count(name) > 1}:

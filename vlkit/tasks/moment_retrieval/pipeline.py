@@ -18,7 +18,7 @@ from vlkit.encoders.text_side import text_side
 from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.checkpoint import check_base, load_trained
 from vlkit.engine.foreign import built_for
-from vlkit.errors import UserError
+from vlkit.errors import UserError, listed
 from vlkit.tasks.moment_retrieval.data import ClipsReader
 from vlkit.tasks.moment_retrieval.evaluate import Found, MomentFinder
 from vlkit.tasks.moment_retrieval.head import MomentOptions
@@ -98,9 +98,10 @@ class MomentPipeline:
 
     def answer(self, video: str | Path, texts: Sequence[str]) -> list[Found]:
         """Windows and saliency for several queries about one video, which is read once."""
+        texts = listed(texts, "texts")
         if not texts or any(not text.strip() for text in texts):
             raise UserError("the text is blank; say what to find in the video")
-        warn_of_cut_texts(self.finder.text, list(texts), "texts")
+        warn_of_cut_texts(self.finder.text, texts, "texts")
         line = self.reader.timeline(video)
         with self._lock:
             return self.finder.find(

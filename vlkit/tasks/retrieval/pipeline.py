@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.checkpoint import check_base, load_trained
 from vlkit.engine.distributed import make_fabric
 from vlkit.engine.foreign import built_for
-from vlkit.errors import UserError
+from vlkit.errors import UserError, listed
 from vlkit.files import sha256_of
 from vlkit.tasks.batching import Batching
 from vlkit.tasks.retrieval.evaluate import Embedder
@@ -71,12 +71,14 @@ class RetrievalPipeline:
         """Width E of the joint space."""
         return self.embedder.model.out_dim
 
-    def embed_images(self, images: Sequence[ImageInput]) -> np.ndarray:
+    def embed_images(self, images: Iterable[ImageInput]) -> np.ndarray:
         """Paths or PIL images -> float32 [n, E], unit norm.
 
         Raises:
             vlkit.data.images.MediaError: a file is not a readable image; names it and the reason.
+            UserError: one image in place of several.
         """
+        images = listed(images, "images")
         found = [self.embed_pixels(pixels) for _, pixels in batches_ahead(images, self.transform, BATCH)]
         return np.concatenate(found) if found else np.empty((0, self.dim), dtype=np.float32)
 
@@ -97,8 +99,13 @@ class RetrievalPipeline:
         """Transformed images, [3, H, W] each -> float32 [n, E], unit norm."""
         return np.stack(self._images(images))
 
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts -> float32 [n, E], unit norm."""
+    def embed_texts(self, texts: Iterable[str]) -> np.ndarray:
+        """Texts -> float32 [n, E], unit norm.
+
+        Raises:
+            UserError: one text in place of several.
+        """
+        texts = listed(texts, "texts")
         if not texts:
             return np.empty((0, self.dim), dtype=np.float32)
         warn_of_cut_texts(self.embedder.base.tokenize, texts, "texts")

@@ -18,6 +18,7 @@ from vlkit.encoders.load import load_base
 from vlkit.engine.checkpoint import check_base, load_trained
 from vlkit.engine.distributed import make_fabric
 from vlkit.engine.foreign import built_for
+from vlkit.errors import listed
 from vlkit.files import sha256_of
 from vlkit.tasks.retrieval.pipeline import RetrievalPipeline, check_joint_space, model_identity
 from vlkit.tasks.video_retrieval.data import ClipReader
@@ -45,7 +46,7 @@ class VideoRetrievalPipeline(RetrievalPipeline):
         Raises:
             vlkit.data.images.MediaError: a file is not a readable video; names it and the reason.
         """
-        clips = [as_clip(video) for video in videos]
+        clips = [as_clip(video) for video in listed(videos, "videos")]
         with self._lock:
             return self.embedder.videos(clips, self.embedder.reader).numpy()
 

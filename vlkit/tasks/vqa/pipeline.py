@@ -17,7 +17,7 @@ from vlkit.encoders.text_side import text_side
 from vlkit.encoders.tokenizer import warn_of_cut_texts
 from vlkit.engine.checkpoint import check_base, load_trained
 from vlkit.engine.foreign import built_for
-from vlkit.errors import UserError
+from vlkit.errors import UserError, listed
 from vlkit.tasks.batching import Batching
 from vlkit.tasks.vqa.evaluate import Answerer, Answers
 from vlkit.tasks.vqa.model import build_model, head_options, identity_of
@@ -65,6 +65,7 @@ class VqaPipeline:
         Raises:
             ValueError: the numbers of images and questions differ.
         """
+        images, questions = listed(images, "images"), listed(questions, "questions")
         if len(images) != len(questions):
             raise ValueError(f"{len(images)} images and {len(questions)} questions; give one image per question")
         if k < 1:
