@@ -99,17 +99,17 @@ def test_classes_are_numbers_by_value_then_names():
 
 def test_a_table_with_splits(tmp_path):
     folder = images(tmp_path / "f", "1.png", "2.png", "3 a.png")
-    rows = ("image,label,split", './1.png,"big\ndog",val', "2.png,cat,val", "sub/../sub/3.png,cat,val")
-    (tmp_path / "t.csv").write_text("\n".join(rows))
+    (tmp_path / "t.csv").write_text(
+        '﻿Image;Class;Split\n1.png;cat;train\n\n"3 a.png";red dog;validation\n2.png;cat;test\n'
+    )
     dataset = prepared(tmp_path, folder, "--labels", tmp_path / "t.csv")
     assert labels(dataset, "val") == [("3 a.png", "red dog")] and list(dataset.splits) == ["train", "val", "test"]
 
 
 def test_cells_of_a_table_may_hold_line_ends_and_paths_dots(tmp_path):
     folder = images(tmp_path / "f", "1.png", "2.png", "sub/3.png")
-    (tmp_path / "t.csv").write_text(
-        'image,label,split\n./1.png,"big\ndog",val\n2.png,cat,val\nsub/../sub/3.png,cat,val\n'
-    )
+    rows = ("image,label,split", './1.png,"big\ndog",val', "2.png,cat,val", "sub/../sub/3.png,cat,val")
+    (tmp_path / "t.csv").write_text("\n".join(rows))
     dataset = prepared(tmp_path, folder, "--labels", tmp_path / "t.csv")
     assert labels(dataset, "val") == [("1.png", "big dog"), ("2.png", "cat"), ("sub/3.png", "cat")]
 
