@@ -36,10 +36,15 @@ class Config:
     """Format. onnx: both adapted towers, in the layout of immich; sentence-transformers: a folder for its
     SentenceTransformer; open_clip: the base with the adapter merged in (linear, bitfit, lora, full); peft: a folder
     for its PeftModel (lora)."""
+    mix: float = 1.0
+    """How much of the adapter to write: 0 = the base, 1 = as trained."""
+    mix_beta: float = 0.0
+    """Added to --mix in proportion to the depth of a block, for methods that train the base (LiNeS): --mix 0.3
+    --mix_beta 0.7 scales the first block's update by 0.3 and keeps the last one's."""
 
 
 def main(config: Config) -> None:
-    source, console = open_source(config.model), Console()
+    source, console = open_source(config.model, config.mix, config.mix_beta), Console()
     writers = {
         "sentence-transformers": export_sentence_transformers,
         "open_clip": export_open_clip,

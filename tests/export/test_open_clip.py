@@ -7,6 +7,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from helpers.contrastive import save_contrastive
 from helpers.export import ARCH, add_small_architecture, saved_adapter
@@ -41,6 +42,28 @@ def test_open_clip_gives_the_adapters_embeddings(kind: str, options: dict, tmp_p
         torch.testing.assert_close(model.logit_scale.exp(), scale)
     whole = open_clip.create_model(f"local-dir:{tmp_path / 'out'}").eval()
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+def test_a_part_of_the_adapter_is_written(tmp_path: Path) -> None:
+    """LiNeS: the first block's update is scaled by 0.3, the last one's stays."""
+    run = saved_adapter(tmp_path / "run", ARCH, "bitfit")
+
+    def written(name: str, *words: object) -> dict[str, torch.Tensor]:
+        call("tasks/export.py", "--model", run, "--to", "open_clip", "--output", tmp_path / name, *words)
+        return load_file(tmp_path / name / "open_clip_model.safetensors")
+
+    base, whole, part = (
+        written(name, *words)
+        for name, words in (("base", ("--mix", 0)), ("whole", ()), ("part", ("--mix", 0.3, "--mix_beta", 0.7)))
+    )
+    blocks = sorted(name for name in whole if "transformer.resblocks" in name and name.endswith("mlp.c_proj.bias"))
+    assert len(blocks) >= 4
+    for tower in ("visual.transformer", "transformer"):
+        own = [name for name in blocks if name.startswith(tower + ".")]
+        for name, factor in ((own[0], 0.3), (own[-1], 1.0)):
+            torch.testing.assert_close(
+                part[name] - base[name], factor * (whole[name] - base[name]), atol=1e-6, rtol=1e-4
+            )
 
 
 def test_a_method_with_modules_beside_the_base_is_refused(tmp_path: Path) -> None:

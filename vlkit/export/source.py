@@ -48,11 +48,12 @@ class Source:
     head: HeadOptions
 
 
-def open_source(folder: str | Path) -> Source:
+def open_source(folder: str | Path, mix: float = 1.0, mix_beta: float = 0.0) -> Source:
     """Load an adapter for export.
 
     Args:
         folder: a run or adapter folder, or an adapter on the hub.
+        mix, mix_beta: see :func:`vlkit.tasks.load.load`.
 
     Raises:
         UserError: it is no retrieval adapter, or its base cannot be loaded.
@@ -60,7 +61,7 @@ def open_source(folder: str | Path) -> Source:
     if is_repository(folder):
         folder = download(str(folder))
     folder = Path(folder)
-    pipeline = load(folder, "cpu", task=TASK)
+    pipeline = load(folder, "cpu", task=TASK, mix=mix, mix_beta=mix_beta)
     config, _ = load_adapter(folder)
     options, head = adapter_options(config["adapters"]["image"]), HeadOptions(**config["head"])
     model = in_one_piece(pipeline.embedder.model, pipeline.embedder.base, options, head)
