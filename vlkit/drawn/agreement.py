@@ -105,7 +105,7 @@ def related_pair(scene: Scene, dice: Dice) -> tuple[Account, Account] | None:
             things = tuple(thing if dice.chance(0.5) else Said(thing.kind) for thing in first.things)
             first = replace(first, things=things)
             second = retold(first, dice)
-            return first, misplaced(second, dice) if dice.chance(0.5) else second
+            return first, (misplaced(second, dice) if dice.chance(0.5) else None) or second
     return None
 
 

@@ -55,7 +55,7 @@ class Training:
         if not self._parameters:
             raise ValueError("nothing to train: no parameter of the model requires a gradient")
         self.trained = list(self._parameters.values())
-        self._stepped = [module for module in self.core.modules() if hasattr(module, "at_step")]
+        self._stepped: list[Any] = [module for module in self.core.modules() if hasattr(module, "at_step")]
         self.buffers = [t for name, t in trained_state(self.core).items() if name not in self._parameters]
         config = run.config
         self.mezo: Mezo | None = None

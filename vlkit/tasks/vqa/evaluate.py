@@ -211,9 +211,9 @@ def by_question_type(
     records: Sequence[Record], predictions: Mapping[Any, str], form: Form = answer_form
 ) -> dict[str, float]:
     """Accuracy in percent of each question type; empty unless every record has one. Arguments as for :func:`score`."""
-    types = {record["question_id"]: record.get("question_type") for record in records}
-    if None in types.values():
+    if any("question_type" not in record for record in records):
         return {}
+    types: dict[Any, str] = {record["question_id"]: record["question_type"] for record in records}
     references = {record["question_id"]: record["answers"] for record in records}
     return accuracy_by_group(answer_scores(predictions, references, form), types)
 
