@@ -73,7 +73,13 @@ DECODER = f"use {one_of(kinds_with('feeds_decoder'))}"
 REFUSED = {
     **{
         (kind, "*", images, "*"): ANY_TOWER
-        for kind in ("lst", "vqt", "synqt", "side_attention")
+        for kind in ("vqt", "synqt", "side_attention")
+        for images in ("resnet", PAIR)
+    },
+    # Not for a written answer: there, as published, LST reads the grid of a frozen tower, which may be a ResNet.
+    **{
+        ("lst", task, images, "*"): ANY_TOWER
+        for task in (*TWO_TOWER, LABELS, "classify", "grounding")
         for images in ("resnet", PAIR)
     },
     ("dtl", "*", PAIR, "*"): "use sherl or unipt",  # its side network writes into blocks that keep their width
@@ -242,7 +248,8 @@ def test_takes_a_step_and_loads_again(kind: str, task: str, images: str, texts: 
         name: any(p.grad is not None and p.grad.count_nonzero() for p in tower.parameters() if p.requires_grad)
         for name, tower in towers.items()
     }
-    assert moved == dict.fromkeys(towers, kind != "linear")
+    reads_frozen_image = ADAPTERS[kind].joint_side_network and task == "generate"
+    assert moved == {name: kind != "linear" and not (name == "image" and reads_frozen_image) for name in towers}
     optimizer.step()
     if not ADAPTERS[kind].trains_base:
         assert not any(p.requires_grad for tower in towers.values() for p in tower.base.parameters())

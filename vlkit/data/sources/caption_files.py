@@ -226,7 +226,7 @@ def _first(names: list[str], known: tuple[str, ...]) -> int | None:
 def _from_table(path: Path, unread: _Unread) -> Iterator[Entry]:
     """Rows of a table with a header; the separator is the one that gives the header both columns."""
     text = read_text(path, FORMS)
-    lines = text_lines(text)
+    lines = text_lines(text) or [""]
     for separator in (",", "\t", ";", "|"):
         header, used = _first_row(lines, 0, separator, lambda line: False) or (lines[0].split(separator), 1)
         names = [name.strip().strip('"').strip().lower() for name in header]
