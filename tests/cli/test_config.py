@@ -13,6 +13,7 @@ import pytest
 from vlkit.cli.config import about, kinds, parse, positional, repeated, run, to_yaml
 from vlkit.data.images import MediaError
 from vlkit.errors import UserError
+from vlkit.files import write_json
 
 
 @dataclass
@@ -380,6 +381,23 @@ def exit_of(main: Any, *words: str) -> int:
 def test_wrong_flag_is_one_line_and_2(capsys):
     assert exit_of(lambda config: None, "--bogus", "3") == 2
     assert capsys.readouterr().err == "error: --bogus: unknown key; --help lists every flag\n"
+
+
+def test_places_that_cannot_be_written_are_one_line_and_2(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for place, reason in ((tmp_path, "Is a directory"), (tmp_path / "file" / "x", "File exists")):
+        assert exit_of(lambda config, place=place: write_json(place, {})) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and str(tmp_path) in said and reason in said
+
+    @dataclass
+    class Written:
+        json: Path
+
+    with pytest.raises(SystemExit) as caught:
+        run(lambda config: pytest.fail("the work began"), Written, ["--json", str(tmp_path)])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"error: --json {tmp_path}: is a folder; give a file\n"
 
 
 def test_wrong_input_is_one_line_and_2(capsys):

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -281,6 +282,19 @@ def test_continuing_a_finished_run_reports_it_again(reference, caplog):
 def test_a_run_is_not_overwritten(reference):
     with pytest.raises(UserError, match=r"already holds a run; add --resume"):
         call(reference)
+
+
+def test_an_adapter_without_a_checkpoint_is_not_overwritten(reference, tmp_path):
+    copy = shutil.copytree(reference, tmp_path / "copy")
+    (copy / "vlkit_adapter.json").write_text("{}")
+    shutil.rmtree(copy / "checkpoint")
+    with pytest.raises(UserError, match="holds an adapter and no checkpoint to continue from"):
+        call(copy, "--resume")
+    for content in (b"{", b"x", b"\xff\xfe\xff"):
+        damaged = shutil.copytree(reference, tmp_path / content.hex())
+        (damaged / "config.yaml").write_bytes(content)
+        with pytest.raises(UserError, match=r"config\.yaml.*(damaged|not valid|not UTF)"):
+            call(damaged, "--resume")
 
 
 def test_changed_config_is_named(reference):

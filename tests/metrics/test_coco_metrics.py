@@ -36,6 +36,8 @@ def test_the_box_around_a_mask() -> None:
     corners = [[10, 5, 20, 5, 20, 20, 10, 20], [20, 5, 30, 5, 30, 20, 20, 20]]
     for form in (packed, {**packed, "counts": packed["counts"].decode()}, plain, corners):
         assert box_of_mask(form, 60, 40, "x.json") == [10, 5, 20, 15]
-    for wrong in ("text", [], {"size": [40, 60]}, [[1, 2]], {"size": [4, 4], "counts": [16]}):
+    # Sizes of 0 and values that are not finite end the process inside the library.
+    fatal = ({"size": [0, 60], "counts": [100, 10]}, [[1, float("nan"), 3, 4, 5, 6]], [[float("inf")] * 6])
+    for wrong in ("text", [], {"size": [40, 60]}, [[1, 2]], {"size": [4, 4], "counts": [16]}, *fatal):
         with pytest.raises(UserError, match=r'x\.json: annotations\[0\]: field "segmentation" is'):
             box_of_mask(wrong, 60, 40, "x.json: annotations[0]")

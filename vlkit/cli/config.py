@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import signal
@@ -67,9 +68,17 @@ def run(main: Callable[[C], Any], config_class: type[C], argv: Sequence[str] | N
     in_main_thread = threading.current_thread() is threading.main_thread()
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) if in_main_thread else None
     try:
-        main(parse(config_class, argv))
+        config = parse(config_class, argv)
+        check_files(config)
+        main(config)
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in REFUSED_PLACES or error.filename is None:
+            raise
+        place = one_line(f"{error.filename2 or error.filename}: {error.strerror}")
+        print(f"error: {place}; give another place, or change its permissions", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -77,6 +86,24 @@ def run(main: Callable[[C], Any], config_class: type[C], argv: Sequence[str] | N
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
+
+
+REFUSED_PLACES = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENAMETOOLONG),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),  # a file where a folder should be, or the other way round
+)
+"""Errors of the file system that say that a path of the user's cannot be used."""
+
+
+def check_files(config: Any) -> None:
+    """Refuse a folder where a file is to be written, before the work whose result it would hold.
+
+    Raises:
+        UserError: ``--json`` is a folder.
+    """
+    value = getattr(config, "json", None)
+    if isinstance(value, Path) and value.is_dir():
+        raise UserError(f"--json {value}: is a folder; give a file")
 
 
 class _Visible(logging.Formatter):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from pycocotools import mask as _mask
@@ -9,6 +10,12 @@ from pycocotools import mask as _mask
 from vlkit.errors import UserError
 
 mask: Any = _mask  # its types promise less than it takes
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_finite, value))
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def box_of_mask(segmentation: Any, width: float, height: float, where: str) -> list[float]:
@@ -23,6 +30,13 @@ def box_of_mask(segmentation: Any, width: float, height: float, where: str) -> l
     Raises:
         UserError: it is neither, or the mask is empty.
     """
+    # The library does not check these: it would end the whole process.
+    size = [int(height), int(width)]
+    if isinstance(segmentation, dict) and segmentation.get("size") != size:
+        stated = f"{segmentation.get('size')}, the image {size} (height, width)"
+        raise UserError(f'{where}: field "segmentation" is of the size {stated}; correct the file')
+    if isinstance(segmentation, list) and not _finite(segmentation):
+        raise UserError(f'{where}: field "segmentation" is no list of polygons of finite numbers; correct the file')
     try:
         codes: Any = segmentation
         if not isinstance(codes, dict) or isinstance(codes["counts"], list):

@@ -23,7 +23,7 @@ from vlkit.engine.distributed import gather_objects, node_count
 from vlkit.engine.report import Report, finite, model_card
 from vlkit.engine.trackers import flat
 from vlkit.errors import UserError, some
-from vlkit.files import write_json, write_text
+from vlkit.files import read_text, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -121,8 +121,10 @@ def open_run(config: Any, task: str, fabric: Any, free: Set[str] = FREE_FLAGS) -
     holds_run = (path / "config.yaml").exists() and (folder.checkpoint / STATE_FILE).exists()
     if (holds_run or AdapterFiles.find(path).config.exists()) and not resume:
         raise UserError(f"--output {path}: already holds a run; add --resume to continue it or choose another folder")
+    if AdapterFiles.find(path).config.exists() and not holds_run:
+        raise UserError(f"--resume: {path} holds an adapter and no checkpoint to continue from; choose another folder")
     if holds_run:
-        changed = changed_keys((path / "config.yaml").read_text(encoding="utf-8"), to_yaml(config), free)
+        changed = changed_keys(read_config(path / "config.yaml"), to_yaml(config), free)
         if changed:
             raise UserError(
                 f"--resume: {some(changed, 12)} in {path / 'config.yaml'}; give the same flags or another --output"
@@ -169,6 +171,22 @@ def _new_folder(task: str) -> str:
     name = f"runs/{task}/{time.strftime('%Y%m%d-%H%M%S')}"
     candidates = (name if n == 1 else f"{name}-{n}" for n in itertools.count(1))
     return next(candidate for candidate in candidates if not Path(candidate).exists())
+
+
+def read_config(path: Path) -> str:
+    """The config of the run to continue, as YAML.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    text = read_text(path, "the run cannot be continued; choose another --output")
+    try:
+        whole = isinstance(yaml.safe_load(text), dict)
+    except yaml.YAMLError:
+        whole = False
+    if not whole:
+        raise UserError(f"--resume: {path} is damaged, so the run cannot be continued; choose another --output")
+    return text
 
 
 def changed_keys(old: str, new: str, free: Set[str] = FREE_FLAGS) -> list[str]:
