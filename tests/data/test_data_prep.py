@@ -218,6 +218,13 @@ def test_wrong_caption_files_are_named(captions, tmp_path):
         coco.read(captions)
 
 
+@pytest.mark.parametrize("annotations", [[None], {"1": "a dog"}, True])
+def test_captions_of_another_form_are_named(annotations, tmp_path):
+    (tmp_path / "captions_train2014.json").write_text(json.dumps({"images": [], "annotations": annotations}))
+    with pytest.raises(UserError, match=r"captions_train2014\.json: holds other annotations, give captions_"):
+        coco.read(tmp_path)
+
+
 def test_counts_are_compared_with_the_official_ones_only_for_the_official_file(karpathy):
     source = coco.read(karpathy)
     assert source.counts == {"train": (2, 10), "val": (1, 5), "test": (2, 12)}

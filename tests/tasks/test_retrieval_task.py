@@ -23,6 +23,7 @@ from helpers.scripts import ROOT, call, command, refuse
 from vlkit.adapters import ADAPTERS
 from vlkit.engine import choose_mix
 from vlkit.errors import UserError
+from vlkit.tasks.two_tower import HeadOptions
 
 TRAIN, EVALUATE = "tasks/retrieval/train.py", "tasks/retrieval/evaluate.py"
 INDEX, SEARCH = "tasks/retrieval/index.py", "tasks/retrieval/search.py"
@@ -95,6 +96,8 @@ def test_the_threshold_of_search_is_calibrated_on_the_validation_split(trained, 
         pipeline.embed_texts("a dog")
     with pytest.raises(UserError, match=r"images: one str in place of a list"):
         pipeline.embed_images("dog.png")
+    with pytest.raises(UserError, match=r"--head.dim -3"):
+        HeadOptions(dim=-3)
     assert pipeline.min_score == found["min_score"]
     assert vlkit.load(trained, device="cpu", mix=0.5).min_score is None
     records = [json.loads(line) for line in (dataset / "val.jsonl").read_text().splitlines()]

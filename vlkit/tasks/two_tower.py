@@ -30,6 +30,10 @@ class HeadOptions:
     dim: int = 0
     """Width of the joint space for pool gpo and mean, and for a pair of encoders; 0 = the base's (512 for a pair)."""
 
+    def __post_init__(self) -> None:
+        if self.dim < 0:
+            raise UserError(f"--head.dim {self.dim}: must be 0 (the base's) or a width")
+
 
 class EmbeddingHead(nn.Module):
     """Pool and project: :class:`Encoded` -> [B, E], unit norm.

@@ -100,8 +100,9 @@ def _read_captions(content: Any, path: Path, split: str, folder: str, source: So
     """Official layout: captions are in any order; group them by image and sort by their id."""
     images = take(content, "images", list, f"{path}")
     annotations = content.get("annotations")
-    if not isinstance(annotations, list) or (annotations and "caption" not in annotations[0]):
-        kind = "instances" if annotations and "bbox" in annotations[0] else "other annotations"
+    first = annotations[0] if isinstance(annotations, list) and annotations else {}
+    if not isinstance(annotations, list) or (annotations and not (isinstance(first, dict) and "caption" in first)):
+        kind = "instances" if isinstance(first, dict) and "bbox" in first else "other annotations"
         raise UserError(f"{path}: holds {kind if annotations is not None else 'no annotations'}, give captions_*.json")
     texts: dict[int, list[tuple[int, str]]] = {}
     for index, annotation in enumerate(annotations):

@@ -135,7 +135,7 @@ class _Instances:
                 where = f"{path}: {field}[{index}]"
                 target[take_id(entry, "id", where)] = (where, entry)
         self.categories = {
-            take_id(entry, "id", f"{path}: categories"): entry.get("name") for entry in content.get("categories", [])
+            take_id(entry, "id", f"{path}: categories"): entry.get("name") for entry in content.get("categories") or []
         }
 
     def find(self, field: str, number: int, where: str) -> tuple[str, dict[str, Any]]:
