@@ -1,6 +1,6 @@
 """Write a saved retrieval adapter in the format of another library.
 
-    python tasks/export.py runs/retrieval/… --to onnx --output exported
+    python tasks/export.py --model runs/retrieval/… --to onnx --output exported
 
 onnx: both adapted towers, in the folder layout that immich reads, checked with onnxruntime. sentence-transformers: a
 folder for ``SentenceTransformer(folder, trust_remote_code=True)``. open_clip: the base with the adapter merged into its
@@ -20,12 +20,13 @@ from vlkit.export.open_clip import export_open_clip
 from vlkit.export.peft import export_peft
 from vlkit.export.sentence_transformers import export_sentence_transformers
 from vlkit.export.source import open_source
+from vlkit.tasks.after_training import Mixed
 
 Format = Literal["onnx", "sentence-transformers", "open_clip", "peft"]
 
 
-@dataclass
-class Config:
+@dataclass(kw_only=True)
+class Config(Mixed):
     """Write a saved retrieval adapter in the format of another library."""
 
     model: str
@@ -36,11 +37,6 @@ class Config:
     """Format. onnx: both adapted towers, in the layout of immich; sentence-transformers: a folder for its
     SentenceTransformer; open_clip: the base with the adapter merged in (linear, bitfit, lora, full); peft: a folder
     for its PeftModel (lora)."""
-    mix: float = 1.0
-    """How much of the adapter to write: 0 = the base, 1 = as trained."""
-    mix_beta: float = 0.0
-    """Added to --mix in proportion to the depth of a block, for methods that train the base (LiNeS): --mix 0.3
-    --mix_beta 0.7 scales the first block's update by 0.3 and keeps the last one's."""
 
 
 def main(config: Config) -> None:

@@ -118,17 +118,17 @@ def search_images(
     Raises:
         UserError: nothing is indexed yet, or the folder could not be indexed.
     """
-    has_own = added is not None and model in added.vectors
+    own_vectors = None if added is None else added.vectors.get(model)
     try:
         found = library.search(model, queries, k)
     except UserError:
-        if not has_own or not (library.finished or library.error):
+        if own_vectors is None or not (library.finished or library.error):
             raise
         found = [[] for _ in queries]  # an empty folder: only the visitor's images are there
     rows = [[Found(hit.score, visible(hit.item.id), library.folder / hit.item.id) for hit in hits] for hits in found]
-    if added is None or model not in added.vectors:
+    if added is None or own_vectors is None:
         return rows
-    scores = queries @ added.vectors[model].T
+    scores = queries @ own_vectors.T
     own = [
         [Found(float(s), name, image) for s, name, image in zip(row, added.names, added.thumbnails, strict=True)]
         for row in scores

@@ -18,14 +18,20 @@ Measure = Callable[[Any, Dataset, str], Mapping[str, float]]
 
 
 @dataclass(kw_only=True)
-class AfterTraining:
-    """Flags of the evaluation scripts."""
+class Mixed:
+    """Flags of scripts that apply part of an adapter."""
 
     mix: float = 1.0
     """How much of the adapter to apply: 0 = the base with the trained head, 1 = the adapter as trained."""
     mix_beta: float = 0.0
     """Added to --mix in proportion to the depth of a block, for methods that train the base (LiNeS): --mix 0.3
     --mix_beta 0.7 scales the first block's update by 0.3 and keeps the last one's."""
+
+
+@dataclass(kw_only=True)
+class AfterTraining(Mixed):
+    """Flags of the evaluation scripts."""
+
     also: list[Path] = field(default_factory=list)
     """Also measure on these prepared datasets of the same task, without and with the adapter: what it gained or forgot
     on data that the run never saw."""

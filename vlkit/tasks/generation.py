@@ -10,8 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import NoRepeatNGramLogitsProcessor
 
+from vlkit.adapters.facts import MethodOptions
+from vlkit.adapters.linear import LinearOptions
 from vlkit.adapters.stacks import Memory, Past
 from vlkit.tasks.visual_embedding import VisualEmbedding
+
+
+def image_side(adapter: MethodOptions) -> MethodOptions:
+    """The method of a writer's image tower: a joint side network (CLIP-T5 with LST) reads a frozen one."""
+    return LinearOptions() if adapter.joint_side_network else adapter
 
 
 def shift_right(targets: Tensor, start_id: int) -> Tensor:

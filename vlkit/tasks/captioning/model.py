@@ -6,11 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vlkit.adapters.facts import MethodOptions
-from vlkit.adapters.linear import LinearOptions
 from vlkit.encoders.bases import ClipBase, TextBase
 from vlkit.encoders.text_side import TextSide
 from vlkit.errors import UserError
-from vlkit.tasks.generation import ImageWriter
+from vlkit.tasks.generation import ImageWriter, image_side
 from vlkit.tasks.visual_embedding import VisualEmbedding
 
 
@@ -55,8 +54,7 @@ def writing_base(text: TextSide) -> TextBase:
 
 
 def build_model(base: ClipBase, text: TextSide, adapter: MethodOptions, head: CaptionOptions) -> ImageWriter:
-    """Apply the same adaptation method to the vision tower and to both stacks of the T5. A joint side network (CLIP-T5
-    with LST) reads a frozen tower.
+    """Apply the same adaptation method to the vision tower (:func:`image_side`) and to both stacks of the T5.
 
     Args:
         base: the loaded base; its vision tower becomes part of the model.
@@ -69,8 +67,7 @@ def build_model(base: ClipBase, text: TextSide, adapter: MethodOptions, head: Ca
     """
     t5 = writing_base(text)
     reader, writer = adapter.build_stacks(t5.encoder, t5.decoder)
-    tower = LinearOptions() if adapter.joint_side_network else adapter.for_cells()
-    image = None if head.blind else tower.build(base.image, "tokens")
+    image = None if head.blind else image_side(adapter.for_cells()).build(base.image, "tokens")
     visual = VisualEmbedding(base.image.token_dim, t5.encoder.token_dim, head.cells)
     if not adapter.joint_side_network:
         visual.start_with_content()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vlkit.cli.show import Console, track
 from vlkit.data.records import Record
+from vlkit.data.sources.moment_lines import CLIP_SECONDS
 from vlkit.data.video.frame_batch import Frames
 from vlkit.encoders.text_side import TextSide
 from vlkit.encoders.tokenizer import warn_of_cut_texts
@@ -25,8 +26,6 @@ from vlkit.tasks.moment_retrieval.data import MOST_CLIPS, MomentExamples, Timeli
 from vlkit.tasks.moment_retrieval.model import MomentModel
 from vlkit.tasks.moment_retrieval.windows import KEPT, post_process, saliency_scores, windows_of
 
-LABEL_SECONDS = 2.0
-"""Length of the clips that saliency annotations of QVHighlights count."""
 ReadPart = Callable[[int, int], Frames]
 """(first clip, end) -> frames of that part of one video, or their cached taps."""
 
@@ -244,7 +243,7 @@ def _target(record: Record) -> list[list[float]]:
 def saliency_labels(record: Mapping[str, Any], timeline: Timeline) -> np.ndarray:
     """Scores of the annotators for every clip of two seconds, int [clips, annotators]; 0 where none is listed."""
     seconds = record.get("duration") or timeline.duration
-    labels = np.zeros((max(1, int(seconds / LABEL_SECONDS)), len(record["saliency"][0])), dtype=np.int64)
+    labels = np.zeros((max(1, int(seconds / CLIP_SECONDS)), len(record["saliency"][0])), dtype=np.int64)
     for clip, scores in zip(record["clip_ids"], record["saliency"], strict=True):
         if clip < len(labels):
             labels[clip] = scores
@@ -253,7 +252,7 @@ def saliency_labels(record: Mapping[str, Any], timeline: Timeline) -> np.ndarray
 
 def at_label_clips(found: Found, count: int) -> list[float]:
     """The saliency scores at ``count`` clips of two seconds: that of the model's clip in their middle."""
-    middle = (np.arange(count) + 0.5) * LABEL_SECONDS
+    middle = (np.arange(count) + 0.5) * CLIP_SECONDS
     places = np.minimum((middle * found.timeline.fps).astype(int), len(found.saliency) - 1)
     return found.saliency[places].tolist()
 
@@ -266,5 +265,5 @@ def submission(record: Mapping[str, Any], found: Found) -> dict[str, Any]:
         "query": record["text"],
         "vid": record.get("vid", record["video"].rpartition(".")[0] or record["video"]),
         "pred_relevant_windows": [[round(v, 4) for v in window] for window in found.windows.tolist()],
-        "pred_saliency_scores": [round(v, 4) for v in at_label_clips(found, max(1, int(seconds / LABEL_SECONDS)))],
+        "pred_saliency_scores": [round(v, 4) for v in at_label_clips(found, max(1, int(seconds / CLIP_SECONDS)))],
     }

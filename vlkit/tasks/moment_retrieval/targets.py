@@ -14,13 +14,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from vlkit.data.sources.moment_lines import CLIP_SECONDS
+
 Annotation = Literal["moments", "tvsum", "youtube"]
 RADIUS = 1.5
 """A point belongs to a moment if it lies within this many strides of the moment's centre."""
 SAME_LENGTH = 1e-3
 """Moments whose lengths differ by less, in clips, count as equally long."""
-LABEL_SECONDS = 2
-"""Length of the clips that annotators of moments scored."""
 HIGHEST = 12.0
 """Largest sum of the three annotators' scores of a clip."""
 
@@ -104,7 +104,7 @@ def saliency_of(record: Mapping[str, Any], clips: int, fps: float) -> tuple[Tens
         values[: len(found)] = found[:clips]
         return values, "youtube"
     if record.get("clip_ids") is not None:
-        per_label = fps * LABEL_SECONDS
+        per_label = fps * CLIP_SECONDS
         for label, scores in zip(record["clip_ids"], record["saliency"], strict=True):
             first = math.floor(label * per_label + 1e-6)
             values[first : max(first + 1, math.floor((label + 1) * per_label + 1e-6))] = sum(scores) / HIGHEST

@@ -6,12 +6,11 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from vlkit.adapters.facts import MethodOptions
-from vlkit.adapters.linear import LinearOptions
 from vlkit.encoders.bases import ClipBase
 from vlkit.encoders.text_side import TextSide
 from vlkit.errors import UserError
 from vlkit.tasks.fusion import Fusion, FusionOptions
-from vlkit.tasks.generation import ImageWriter
+from vlkit.tasks.generation import ImageWriter, image_side
 from vlkit.tasks.visual_embedding import VisualEmbedding
 from vlkit.tasks.vqa.heads import VQA_HEADS, AnswerClassifier, AnswerGenerator, ClassifyOptions, GenerateOptions
 
@@ -37,8 +36,8 @@ def build_model(
     answers: int,
     images: int = 1,
 ) -> Model:
-    """Apply the same adaptation method to both towers, and add fusion and answer head. A joint side network (CLIP-T5
-    with LST) reads a frozen image tower.
+    """Apply the same adaptation method to both towers, and add fusion and answer head. The image tower of a writer is
+    that of :func:`vlkit.tasks.generation.image_side`.
 
     Args:
         base: the loaded base; its vision tower becomes part of the model.
@@ -52,8 +51,8 @@ def build_model(
     Raises:
         UserError: the method does not fit a tower or the head.
     """
-    joint = adapter.joint_side_network and isinstance(head, GenerateOptions)
-    image = None if head.blind else (LinearOptions() if joint else adapter).build(base.image, "tokens")
+    tower = adapter if isinstance(head, ClassifyOptions) else image_side(adapter)
+    image = None if head.blind else tower.build(base.image, "tokens")
     fusion = fusion.beside(adapter)
     if isinstance(head, ClassifyOptions):
         encoder = adapter.build(text.encoder, "tokens")
@@ -62,7 +61,7 @@ def build_model(
     if text.base is None or text.base.decoder is None:
         raise UserError(f"--head.kind generate: --text_base {text.name} has no decoder; give a T5, or classify")
     encoder, decoder = adapter.build_stacks(text.base.encoder, text.base.decoder)
-    if joint:
+    if adapter.joint_side_network:
         width = text.base.encoder.token_dim
         return ImageWriter(image, encoder, decoder, VisualEmbedding(base.image.token_dim, width, head.cells), images)
     return AnswerGenerator(image, encoder, decoder, Fusion(base.image, text.encoder, fusion, head.queries), images)
