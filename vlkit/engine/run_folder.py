@@ -63,6 +63,13 @@ class RunFolder:
                 log.warning("%s: a damaged line was left out", path)
         return found
 
+    def was_solved(self) -> bool:
+        """Whether the log is that of a run without a training step (a head in closed form), which has no checkpoint and
+        is soon made again.
+        """
+        lines = self.read_log()
+        return bool(lines) and not any("loss" in line for line in lines)
+
     def rewind_log(self, step: int, evaluated: int) -> None:
         """Drop the lines of steps and evaluations after the checkpoint, so that none appears twice."""
         if self.writes:
@@ -119,9 +126,10 @@ def open_run(config: Any, task: str, fabric: Any, free: Set[str] = FREE_FLAGS) -
     folder = RunFolder(path, writes=fabric.is_global_zero)
     # A run that was refused before its first checkpoint left only a config.
     holds_run = (path / "config.yaml").exists() and (folder.checkpoint / STATE_FILE).exists()
-    if (holds_run or AdapterFiles.find(path).config.exists()) and not resume:
+    holds_adapter = AdapterFiles.find(path).config.exists()
+    if (holds_run or holds_adapter) and not resume:
         raise UserError(f"--output {path}: already holds a run; add --resume to continue it or choose another folder")
-    if AdapterFiles.find(path).config.exists() and not holds_run:
+    if holds_adapter and not holds_run and not folder.was_solved():
         raise UserError(f"--resume: {path} holds an adapter and no checkpoint to continue from; choose another folder")
     if holds_run:
         changed = changed_keys(read_config(path / "config.yaml"), to_yaml(config), free)
