@@ -155,11 +155,11 @@ def test_own_texts(tmp_path: Path) -> None:
     [
         ("a.csv", "text,label\na,x\n,y\n", "a.csv:3: column 'text' holds no text"),
         ("a.csv", "text,label\na,x\nb,\nc,y\n", "a.csv:3: has no label, and other rows of split"),
-        ("a.csv", "text,label\na\n", "a.csv:2: 1 columns, the header has 2"),
+        ("a.csv", "text,label\na\n", "a.csv:2: 1 columns where the header has 2"),
         ("a.csv", "text,label\n\na,x\n", "a.csv:2: the line is empty"),
         ("a.tsv", 'text\tlabel\n"a\tx\nb\tx\n', "every label is 'x'"),
         ("a.jsonl", '{"text": "a", "label": "x"}\n{"text"\n', "a.jsonl:2: not valid JSON"),
-        ("a.jsonl", '["a"]\n', "a.jsonl:1: expected an object"),
+        ("a.jsonl", '["a"]\n', "a.jsonl:1: not a JSON object"),
         ("a.json", '{"text": "a"}', "not a list of objects"),
         ("a.csv", "words,label\na,x\n", "no column for the text; name it with --text, there are words, label"),
         ("a.csv", "text\na\nb\n", "no label in"),

@@ -119,7 +119,7 @@ def test_cells_of_a_table_may_hold_line_ends_and_paths_dots(tmp_path):
     [
         ("image,text\n1.png,cat\n", "t.csv:1: the header 'image,text' has no column for the label"),
         ("a,label\n1.png,cat\n", "no column for the image"),
-        ("", "no column for the image"),
+        ("", "t.csv: is empty"),
         ("image,label\n", "holds a header but no row"),
         ("image,label\n1.png,cat\n1.png,dog\n", 't.csv:3: 1.png has class "dog" here and "cat" in train'),
         ("image,label\n1.png, \n", 't.csv:2: column "label" is empty'),

@@ -188,7 +188,7 @@ def test_own_moments(tmp_path: Path) -> None:
         ("video,start,text\n", 'no column "end"'),
         ("video,start,end,text\n", "holds no rows"),
         ("video,start,end,text\na.mp4,0,1,\n", 'csv:2: column "text" is empty'),
-        ("video,start,end,text\na.mp4,0,1,x,y\n", "csv:2: more columns"),
+        ("video,start,end,text\na.mp4,0,1,x,y\n", "csv:2: 5 columns where the header has 4"),
         ("video,start,end,text\na.mp4,zero,1,x\n", 'csv:2: field "start"'),
         ("video,start,end,text,split\na.mp4,0,1,x,val\na.mp4,0,1,y,test\n", "csv:3: .* use one split"),
     ],

@@ -247,7 +247,11 @@ def test_wrong_json_names_record_and_field(official: Path, change: Callable[[dic
         ("MSRVTT_train.9k.csv", b"video_id\n\xff\n", r"train.9k.csv: not UTF-8"),
         ("MSRVTT_JSFUSION_test.csv", "key,vid_key,video_id\nret0,msr4,video4\n", r'no column "sentence"'),
         ("MSRVTT_JSFUSION_test.csv", "key,vid_key,video_id,sentence\nr,m,video4,\n", r':2: column "sentence" is empty'),
-        ("MSRVTT_JSFUSION_test.csv", "key,vid_key,video_id,sentence\nr,m,video4,a,b\n", r":2: more columns"),
+        (
+            "MSRVTT_JSFUSION_test.csv",
+            "key,vid_key,video_id,sentence\nr,m,video4,a,b\n",
+            r":2: 5 columns where the header has 4",
+        ),
     ],
 )
 def test_wrong_list_names_file_and_line(official: Path, name: str, text: str | bytes | None, message: str) -> None:

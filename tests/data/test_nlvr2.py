@@ -109,8 +109,8 @@ def test_records_and_dataset_agree_on_pairs(fields, record, part, tmp_path):
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("{", "train.json:1: not a JSON object"),
-        (line("train-1-0-0") + "\n\n", "train.json:2: the line is empty"),
+        ("{", "train.json:1: not valid JSON"),
+        (line("train-1-0-0") + "\n\n" + line("train-1-1-0"), "train.json:2: the line is empty"),
         (line("train-1-0"), "has not the form split-set-pair-sentence"),
         (line("train-1-0-0", "maybe"), "field \"label\" is 'maybe'"),
         (line("train-1-0-0") + "\n" + line("train-1-0-0"), "train.json:2: identifier train-1-0-0 is already in"),

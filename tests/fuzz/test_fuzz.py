@@ -8,55 +8,27 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from helpers.memory import at_most
-from helpers.mutate import ODD_VALUES, damaged, odd_json
+from helpers.mutate import ODD_VALUES, damaged, examples, odd_json, survives
 from helpers.scripts import ROOT
 from vlkit.data.check import check_dataset
 from vlkit.data.images import open_image
 from vlkit.data.manifest import Dataset, write_dataset
 from vlkit.data.sources import folder as own_folder
 from vlkit.data.sources.prepare import prepare
-from vlkit.errors import UserError
 from vlkit.index import IndexWriter, Item, VectorIndex
 from vlkit.index.source import IndexSource
 from vlkit.tasks.load import load
-
-MORE = int(os.environ.get("VLKIT_FUZZ", "0"))
-LEAST_MIB = 400
-"""Any input may take this much memory: the largest image that is decoded has 256 MiB as RGB."""
-
-
-def examples(count: int) -> Callable[[Any], Any]:
-    """Settings of a test that looks at ``count`` examples, always the same ones unless more are asked for."""
-    return settings(
-        max_examples=MORE or count,
-        derandomize=not MORE,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
-
-
-def survives(body: Callable[[], Any]) -> None:
-    """The body ends, or refuses its input in one line that can be printed; within the memory that is allowed."""
-    with at_most(LEAST_MIB):
-        try:
-            body()
-        except UserError as error:
-            assert str(error) and "Traceback" not in str(error)
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,41 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import re
+from collections.abc import Callable
 from typing import Any
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+
+from helpers.memory import at_most
+from vlkit.errors import UserError
+
+MORE = int(os.environ.get("VLKIT_FUZZ", "0"))
+LEAST_MIB = 400
+"""Any input may take this much memory: the largest image that is decoded has 256 MiB as RGB."""
+
+
+def examples(count: int) -> Callable[[Any], Any]:
+    """Settings of a test that looks at ``count`` examples, always the same ones unless more are asked for."""
+    return settings(
+        max_examples=MORE or count,
+        derandomize=not MORE,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def survives(body: Callable[[], Any]) -> None:
+    """The body ends, or refuses its input in one line that can be printed; within the memory that is allowed."""
+    with at_most(LEAST_MIB):
+        try:
+            body()
+        except UserError as error:
+            assert str(error) and "Traceback" not in str(error)
+
 
 ODD_VALUES = st.one_of(
     st.none(),
@@ -69,3 +101,33 @@ def _places(value: Any) -> Any:
     for key, inner in list(pairs):
         yield value, key
         yield from _places(inner)
+
+
+ODD_CELLS = (
+    "",
+    " ",
+    "-1",
+    "0",
+    "nan",
+    "inf",
+    "1e400",
+    "9" * 40,
+    "1e308",
+    '"',
+    'a"b',
+    "\u2028",
+    "x" * 140_000,
+    "a\0b",
+    "#",
+)
+"""What a cell or word of a table may hold that should hold something else."""
+
+
+@st.composite
+def odd_table(draw: st.DrawFn, text: str) -> bytes:
+    """A table or list in which one to three cells or words hold something odd."""
+    for _ in range(draw(st.integers(1, 3))):
+        cells = re.split(r"([,;|\t\n #]+)", text)
+        cells[2 * draw(st.integers(0, (len(cells) - 1) // 2))] = draw(st.sampled_from(ODD_CELLS))
+        text = "".join(cells)
+    return text.encode()

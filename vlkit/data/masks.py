@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from pycocotools import mask as _mask
@@ -12,10 +11,8 @@ from vlkit.errors import UserError
 mask: Any = _mask  # its types promise less than it takes
 
 
-def _finite(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(map(_finite, value))
-    return isinstance(value, int | float) and math.isfinite(value)
+_LARGEST = 2**16
+"""Pixels of an image's side and values of a coordinate. The library draws in memory of that order."""
 
 
 def box_of_mask(segmentation: Any, width: float, height: float, where: str) -> list[float]:
@@ -30,13 +27,9 @@ def box_of_mask(segmentation: Any, width: float, height: float, where: str) -> l
     Raises:
         UserError: it is neither, or the mask is empty.
     """
-    # The library does not check these: it would end the whole process.
-    size = [int(height), int(width)]
-    if isinstance(segmentation, dict) and segmentation.get("size") != size:
-        stated = f"{segmentation.get('size')}, the image {size} (height, width)"
-        raise UserError(f'{where}: field "segmentation" is of the size {stated}; correct the file')
-    if isinstance(segmentation, list) and not _finite(segmentation):
-        raise UserError(f'{where}: field "segmentation" is no list of polygons of finite numbers; correct the file')
+    problem = _problem(segmentation, height, width)
+    if problem:
+        raise UserError(f'{where}: field "segmentation" {problem}; correct the file')
     try:
         codes: Any = segmentation
         if not isinstance(codes, dict) or isinstance(codes["counts"], list):
@@ -50,3 +43,30 @@ def box_of_mask(segmentation: Any, width: float, height: float, where: str) -> l
     if len(box) != 4 or min(box[2:]) <= 0:
         raise UserError(f'{where}: field "segmentation" is an empty mask; remove the annotation')
     return box
+
+
+def _problem(segmentation: Any, height: float, width: float) -> str | None:
+    """What would end the whole process, because the library does not check it."""
+    if not (1 <= height <= _LARGEST and 1 <= width <= _LARGEST):
+        return f"is of an image of {width} x {height} pixels"
+    size = [int(height), int(width)]
+    if isinstance(segmentation, list):
+        return None if _is_near(segmentation) else "is no list of polygons of finite numbers near the image"
+    if not isinstance(segmentation, dict) or segmentation.get("size") != size:
+        stated = segmentation.get("size") if isinstance(segmentation, dict) else str(segmentation)[:40]
+        return f"is of the size {stated}, the image {size} (height, width)"
+    counts = segmentation.get("counts")
+    if isinstance(counts, list):
+        whole = all(isinstance(count, int) and count >= 0 for count in counts)
+        return None if whole and sum(counts) == size[0] * size[1] else "has counts that do not add up to the image"
+    # Six bits to a character, the highest of them set if the number goes on.
+    codes = [ord(character) - 48 for character in counts] if isinstance(counts, str) else []
+    if not codes or not all(0 <= code < 64 for code in codes) or codes[-1] & 32:
+        return "has counts that are no run-length code"
+    return None
+
+
+def _is_near(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_near, value))
+    return isinstance(value, int | float) and abs(value) <= _LARGEST

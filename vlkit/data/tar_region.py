@@ -16,7 +16,7 @@ FIELD = "tar"
 def region_problem(record: Mapping[str, Any]) -> str | None:
     """What is wrong with the field :data:`FIELD` of a record: one phrase; None if it is good or not there."""
     region = record.get(FIELD)
-    if region is None:
+    if FIELD not in record:
         return None
     if not isinstance(region, dict) or not isinstance(region.get("file"), str):
         return f'field "{FIELD}": expected are the keys file, offset and bytes; prepare the dataset again'

@@ -96,7 +96,7 @@ def read_caption_file(path: Path) -> tuple[list[Entry], list[str]]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(read_text(path, FORMS).split("\n"), start=1):
+    for number, line in enumerate(text_lines(read_text(path, FORMS)), start=1):
         if line.strip():
             where = f"{path}:{number}"
             yield where, _parse(line, where, "write one object per line")

@@ -6,16 +6,15 @@ in the same folder. Some windows end after their video; they are kept, because r
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
 from vlkit.data.records import Record
 from vlkit.data.sources.clip_files import other_clips
 from vlkit.data.sources.moment_lines import clean, find_files, seconds, windows_problem
 from vlkit.data.sources.prepare import Counts, Source, compare_counts
+from vlkit.data.sources.table import table_rows
 from vlkit.errors import UserError
-from vlkit.files import read_text
+from vlkit.files import read_text, text_lines
 
 OFFICIAL: Counts = {"train": (5_338, 12_408), "test": (1_334, 3_720)}
 NAMES = {split: (f"charades_sta_{split}.txt",) for split in OFFICIAL}
@@ -38,7 +37,7 @@ def read(annotations: str | Path) -> Source:
     beyond = 0
     for split, path in files.items():
         records = source.splits[split] = []
-        for number, line in enumerate(read_text(path, f"lines {_FORM}").split("\n"), start=1):
+        for number, line in enumerate(text_lines(read_text(path, f"lines {_FORM}")), start=1):
             if line.strip():
                 record = _record(line, f"{path}:{number}", f"{split}/{number}", lengths)
                 problem = windows_problem(record)
@@ -72,9 +71,8 @@ def _lengths(folder: Path) -> dict[str, float]:
     """Video -> seconds, from the tables that are there."""
     found: dict[str, float] = {}
     for path in sorted(folder.glob("Charades_v1_*.csv")):
-        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
-        if not {"id", "length"} <= set(reader.fieldnames or ()):
-            continue  # a table of classes
-        for row in reader:
-            found[row["id"]] = seconds(row["length"], "length", f"{path}:{reader.line_num}")
+        for where, row in table_rows(path, "replace it by the official file"):
+            if "id" not in row or "length" not in row:
+                break  # a table of classes
+            found[row["id"]] = seconds(row["length"], "length", where)
     return found

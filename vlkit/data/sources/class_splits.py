@@ -14,6 +14,8 @@ SPLIT_FORM = 'expected is {"train": [["path", label, "class name"], …], "val":
 LIST_FORM = "expected is an image path and a class number in each line"
 LISTS = {"train800": "train", "val200": "val", "train800val200": "trainval"}
 """Stem of a VTAB-1k list -> split; other stems are the split's name."""
+MOST_CLASSES = 1_000_000
+"""A larger class number is a mistake, such as a path or an id in its place."""
 
 
 # --- split files ------------------------------------------------------------------------------------------------------
@@ -70,8 +72,10 @@ def _items(path: Path, content: dict[str, Any]) -> Iterator[tuple[str, str, str,
             image, number, name = item
             if not isinstance(image, str) or not image.strip():
                 raise UserError(f"{where}: the path is {image!r}; expected is a text")
-            if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-                raise UserError(f"{where}: the label is {number!r}; expected is a whole number of at least 0")
+            if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < MOST_CLASSES:
+                raise UserError(
+                    f"{where}: the label is {number!r}; expected is a whole number of 0..{MOST_CLASSES - 1}"
+                )
             if not isinstance(name, str) or not name.strip():
                 raise UserError(f"{where}: the class name is {name!r}; expected is a text that is not empty")
             yield where, split, image, number, name.strip()
@@ -135,7 +139,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str, int]]:
         if not line.strip():
             continue
         image, _, number = line.strip().rpartition(" ")
-        if not image.strip() or not (number.isascii() and number.isdigit()) or len(number) > 9:
+        if not image.strip() or not (number.isascii() and number.isdigit()) or int(number[:9]) >= MOST_CLASSES:
             raise UserError(f"{path}:{place}: {line.strip()[:60]!r}; {LIST_FORM}")
         empty = False
         yield f"{path}:{place}", image.strip().removeprefix("./"), int(number)

@@ -5,7 +5,6 @@ A released file holds videos with clips, each with annotations and their queries
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from vlkit.data.sources.common import take
 from vlkit.data.sources.moment_lines import SPLITS, add_lines, clean, find_files, seconds, windows_problem
 from vlkit.data.sources.prepare import Source
 from vlkit.errors import UserError
-from vlkit.files import read_text
+from vlkit.files import read_json
 
 NAMES = {
     split: (f"nlq_{split}.json", f"nlq_{split}.jsonl", f"{split}.jsonl", f"nlq_{split}_unannotated.json")
@@ -45,22 +44,20 @@ def read(annotations: str | Path) -> Source:
 
 
 def _add_released(source: Source, split: str, path: Path) -> None:
-    try:
-        content = json.loads(read_text(path))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); is the download complete?") from None
+    content = read_json(path)
     records = source.splits.setdefault(split, [])
     empty = 0
     for where, clip, annotation, number, query in _queries(content, path):
-        if not clean(str(query.get("query") or "")):
+        text = clean("" if query.get("query") is None else take(query, "query", str, where))
+        if not text:
             empty += 1  # the release has a few queries without a text
             continue
         name = f"{clip['clip_uid']}_{annotation.get('annotation_uid', '')}_{number}"
         record: Record = {"id": f"ego4d_nlq/{name}", "qid": name, "video": f"{clip['clip_uid']}.mp4"}
-        record |= {"vid": clip["clip_uid"], "text": clean(query["query"])}
-        if "clip_start_sec" in query:
+        record |= {"vid": clip["clip_uid"], "text": text}
+        if "clip_start_sec" in query or "clip_end_sec" in query:
             record["windows"] = [
-                [seconds(query[f"clip_{end}_sec"], f"clip_{end}_sec", where) for end in ("start", "end")]
+                [seconds(query.get(f"clip_{end}_sec"), f"clip_{end}_sec", where) for end in ("start", "end")]
             ]
         if "video_start_sec" in clip and "video_end_sec" in clip:
             first, last = (seconds(clip[f"video_{end}_sec"], f"video_{end}_sec", where) for end in ("start", "end"))
@@ -76,8 +73,8 @@ def _add_released(source: Source, split: str, path: Path) -> None:
 
 def _queries(content: Any, path: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], int, dict[str, Any]]]:
     """(place, clip, annotation, number, query) of every query."""
-    for video in take(content, "videos", list, str(path)):
-        for clip in take(video, "clips", list, f"{path}: video {video.get('video_uid')}"):
+    for index, video in enumerate(take(content, "videos", list, str(path))):
+        for clip in take(video, "clips", list, f"{path}: videos[{index}]"):
             where = f"{path}: clip {clip.get('clip_uid') if isinstance(clip, dict) else clip}"
             take(clip, "clip_uid", str, where)
             for annotation in take(clip, "annotations", list, where):

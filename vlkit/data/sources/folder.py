@@ -12,9 +12,10 @@ from vlkit.cli.show import visible
 from vlkit.data.media_folder import MediaFolder
 from vlkit.data.scan import find_media
 from vlkit.data.sources.caption_files import FORMS, read_caption_file
+from vlkit.data.sources.named_splits import plain_split
 from vlkit.data.sources.prepare import Source, add_record
 from vlkit.errors import UserError, some
-from vlkit.files import read_text
+from vlkit.files import read_text, text_lines
 
 CAPTION_FILES = tuple(
     f"{stem}.{ending}" for stem in ("captions", "metadata") for ending in ("csv", "tsv", "jsonl", "json")
@@ -67,7 +68,7 @@ def read(
         rows, notes = _read_table(Path(captions), folder)
         source.notes += [*notes, *_passed_over(folder, images, Path(captions))]
     for path, row in rows.items():
-        split = row.split or split_of(path, val=val, test=test, seed=seed)
+        split = plain_split(row.split) if row.split else split_of(path, val=val, test=test, seed=seed)
         add_record(source, split, {"id": f"{name}/{path}", "image": path}, row.texts)
     source.splits = {split: source.splits[split] for split in sorted(source.splits, key=_split_order)}
     if "train" not in source.splits:
@@ -96,7 +97,7 @@ def _read_side_texts(folder: Path, images: list[str]) -> dict[str, _Row]:
         rows[path] = _Row()
         text_file = files.find(posixpath.splitext(path)[0] + ".txt")
         if text_file is not None:
-            rows[path].texts = [line for line in read_text(folder / text_file, FORMS).split("\n") if line.strip()]
+            rows[path].texts = [line for line in text_lines(read_text(folder / text_file, FORMS)) if line.strip()]
     if not any(row.texts for row in rows.values()):
         raise UserError(f"{folder}: {len(images)} images but no captions; {FORMS}")
     return rows

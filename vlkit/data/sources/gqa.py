@@ -108,7 +108,8 @@ def _entries(file: Path) -> Iterator[tuple[str, str, Any]]:
         fields = {"imageId": take(entry, "img_id", (str, int), where), "question": take(entry, "sent", str, where)}
         label = entry.get("label")
         if isinstance(label, dict) and label:
-            fields["answer"] = max(label, key=label.__getitem__)
+            scores = {answer: take(label, answer, (int, float), f"{where}: label") for answer in label}
+            fields["answer"] = max(scores, key=scores.__getitem__)
         yield where, str(question_id), fields
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import posixpath
@@ -12,8 +11,9 @@ from pathlib import Path
 from vlkit.cli.show import visible
 from vlkit.data.scan import find_media
 from vlkit.data.sources.labelled import SPLITS, Labelled, in_order
+from vlkit.data.sources.named_splits import plain_split
+from vlkit.data.sources.table import table_rows
 from vlkit.errors import UserError, some
-from vlkit.files import read_text, text_lines
 
 SPLIT_FOLDERS = {
     **{"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"},
@@ -164,43 +164,29 @@ def _name_of(folder: Path) -> str:
 
 def _rows(path: Path) -> Iterator[tuple[str, str, str, str | None]]:
     """(place, image, label, split or None) of each row."""
-    lines = text_lines(read_text(path, FORM))
-    header = lines[0] if lines else ""
-    separator = max(",\t;", key=header.count)
-    # With their ends: a quoted cell may hold one.
-    reader = csv.reader((f"{line}\n" for line in lines), delimiter=separator, strict=True)
-    names = [name.strip().lower() for name in next(reader, [])]
-    image, label = (_column(names, known) for known in (IMAGE_COLUMNS, LABEL_COLUMNS))
-    split = _column(names, SPLIT_COLUMNS)
+    columns: list[str] = []
+    for where, row in table_rows(path, FORM, separators=",\t;", lower=True):
+        columns = columns or _columns(list(row), path)
+        cells = {name: " ".join(cell.split("\n")).strip() for name, cell in row.items()}
+        for name in columns:
+            if not cells[name]:
+                raise UserError(f'{where}: column "{name}" is empty; give every image a value')
+        image, label, *split = (cells[name] for name in columns)
+        yield where, posixpath.normpath(image.replace("\\", "/")), label, plain_split(split[0]) if split else None
+
+
+def _columns(names: list[str], path: Path) -> list[str]:
+    """The columns of image and label, and of the split if there is one."""
+    image, label, split = (
+        next((name for name in known if name in names), None) for known in (IMAGE_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS)
+    )
     if image is None or label is None:
-        lacking = "image" if image is None else "label"
-        known = some(list(IMAGE_COLUMNS if image is None else LABEL_COLUMNS), 6)
-        raise UserError(f"{path}:1: the header {header[:60]!r} has no column for the {lacking} ({known}); {FORM}")
-    try:
-        for row in reader:
-            where = f"{path}:{reader.line_num}"
-            if not any(cell.strip() for cell in row):
-                continue
-            if len(row) != len(names):
-                raise UserError(
-                    f"{where}: {len(row)} columns where the header has {len(names)}; quote cells with a comma"
-                )
-            cells = [" ".join(cell.split("\n")).strip() for cell in row]
-            for column in (image, label, *([] if split is None else [split])):
-                if not cells[column]:
-                    raise UserError(f'{where}: column "{names[column]}" is empty; give every image a value')
-            named = posixpath.normpath(cells[image].replace("\\", "/"))
-            yield where, named, cells[label], None if split is None else _split(cells[split])
-    except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: not a row of a table ({error}); {FORM}") from None
-
-
-def _split(name: str) -> str:
-    return SPLIT_FOLDERS.get(name.lower(), name)
-
-
-def _column(names: list[str], known: Sequence[str]) -> int | None:
-    return next((names.index(name) for name in known if name in names), None)
+        lacking, known = ("image", IMAGE_COLUMNS) if image is None else ("label", LABEL_COLUMNS)
+        header = ",".join(names)[:60]
+        raise UserError(
+            f"{path}:1: the header {header!r} has no column for the {lacking} ({some(list(known), 6)}); {FORM}"
+        )
+    return [image, label] if split is None else [image, label, split]
 
 
 assert set(SPLIT_FOLDERS.values()) == set(SPLITS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 from vlkit.data.records import Record
 from vlkit.data.sources.common import take, whole_number
 from vlkit.data.sources.prepare import Source
+from vlkit.data.sources.table import json_rows
 from vlkit.errors import UserError
-from vlkit.files import read_text
 
 SPLITS = ("train", "val", "test")
 CLIP_SECONDS = 2
@@ -26,19 +25,9 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         UserError: the file is missing or empty, or a line is not a JSON object.
     """
     found = False
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        found, where = True, f"{path}:{number}"
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"{where}: not valid JSON ({getattr(error, 'msg', error)}); one object {FORM} a line"
-            ) from None
-        if not isinstance(value, dict):
-            raise UserError(f"{where}: not a JSON object; expected is {FORM}")
-        yield where, value
+    for row in json_rows(path, FORM):
+        found = True
+        yield row
     if not found:
         raise UserError(f"{path}: holds no lines; is the download complete?")
 

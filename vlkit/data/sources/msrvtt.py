@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv as csv_format
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +9,9 @@ from typing import Any, Literal
 from vlkit.data.sources.clip_files import other_clips
 from vlkit.data.sources.common import take, take_id
 from vlkit.data.sources.prepare import Counts, Source, add_record, compare_counts
+from vlkit.data.sources.table import table_rows
 from vlkit.errors import UserError, some
-from vlkit.files import read_json, read_text
+from vlkit.files import read_json
 
 Split = Literal["9k", "7k", "full"]
 TEST_LIST = "MSRVTT_JSFUSION_test.csv"
@@ -132,27 +131,14 @@ def _read_lists(folder: Path, split: str, clips: dict[str, _Clip], annotations: 
 def _read_rows(path: Path, clips: dict[str, _Clip], annotations: Path) -> dict[str, dict[str, str]]:
     """Rows of a list by ``video_id``, in file order; the test list has the column ``sentence`` as well."""
     needed = ("video_id", "sentence") if path.name == TEST_LIST else ("video_id",)
-    reader = csv_format.DictReader(io.StringIO(read_text(path, _FIX), newline=""), strict=True)
     rows: dict[str, dict[str, str]] = {}
-    try:
-        header = reader.fieldnames or ()
-        lacking = [name for name in needed if name not in header]
-        if lacking:
-            raise UserError(f'{path}:1: the header has no column "{lacking[0]}"; is this the official file?')
-        for row in reader:
-            where = f"{path}:{reader.line_num}"
-            empty = [name for name in needed if not (row[name] or "").strip()]
-            if empty or None in row:
-                reason = f'column "{empty[0]}" is empty' if empty else "more columns than the header"
-                raise UserError(f"{where}: {reason}; quote sentences that hold commas")
-            video_id = row["video_id"].strip()
-            if video_id not in clips:
-                raise UserError(f'{where}: column "video_id": no video "{video_id}" in {annotations}')
-            if video_id in rows:
-                raise UserError(f'{where}: column "video_id": "{video_id}" occurs twice; remove one')
-            rows[video_id] = row
-    except csv_format.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: not a readable table ({error}); save it as CSV") from None
+    for where, row in table_rows(path, _FIX, filled=needed):
+        video_id = row["video_id"].strip()
+        if video_id not in clips:
+            raise UserError(f'{where}: column "video_id": no video "{video_id}" in {annotations}')
+        if video_id in rows:
+            raise UserError(f'{where}: column "video_id": "{video_id}" occurs twice; remove one')
+        rows[video_id] = row
     if not rows:
         raise UserError(f"{path}: holds no videos; is the download complete?")
     return rows

@@ -4,14 +4,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
 from vlkit.data.restricted_pickle import read_pickle
 from vlkit.data.sources.clip_files import other_clips
 from vlkit.data.sources.prepare import Counts, Source, add_record, compare_counts
+from vlkit.data.sources.table import table_rows
 from vlkit.errors import UserError, some
 from vlkit.files import read_text, text_lines
 
@@ -98,25 +97,16 @@ def _read_descriptions(path: Path) -> tuple[Captions, list[str]]:
 
 def _read_corpus(path: Path) -> tuple[Captions, list[str]]:
     """A row per caption, in many languages; the clip is ``<VideoID>_<Start>_<End>``."""
-    reader = csv.DictReader(io.StringIO(read_text(path, _FIX), newline=""), strict=True)
     captions: Captions = {}
     others: dict[str, int] = {}
-    try:
-        lacking = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
-        if lacking:
-            raise UserError(f'{path}:1: the header has no column "{lacking[0]}"; {_FIX}')
-        for row in reader:
-            empty = [name for name in _COLUMNS[:4] if not (row[name] or "").strip()]
-            if empty or None in row:
-                reason = f'column "{empty[0]}" is empty' if empty else "more columns than the header"
-                raise UserError(f"{path}:{reader.line_num}: {reason}; is the file complete?")
-            video, start, end, language = (row[name].strip() for name in _COLUMNS[:4])
-            if language.lower() == LANGUAGE.lower():
-                captions.setdefault(f"{video}_{start}_{end}", []).append(row["Description"] or "")
-            else:
-                others[language] = others.get(language, 0) + 1
-    except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: not a readable table ({error}); is the file complete?") from None
+    for where, row in table_rows(path, _FIX, filled=_COLUMNS[:4]):
+        if _COLUMNS[4] not in row:
+            raise UserError(f'{where}: the header has no column "{_COLUMNS[4]}"; {_FIX}')
+        video, start, end, language = (row[name].strip() for name in _COLUMNS[:4])
+        if language.lower() == LANGUAGE.lower():
+            captions.setdefault(f"{video}_{start}_{end}", []).append(row[_COLUMNS[4]])
+        else:
+            others[language] = others.get(language, 0) + 1
     count = sum(others.values())
     notes = [f"{count:,} captions are not {LANGUAGE} and were left out: {some(sorted(others))}"] if count else []
     return captions, notes

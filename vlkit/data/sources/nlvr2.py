@@ -6,7 +6,6 @@ The lists that LXMERT and VL-T5 made of them, with ``sent``, ``img0`` and labels
 from __future__ import annotations
 
 import itertools
-import json
 import posixpath
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,11 +14,13 @@ from typing import Any
 from vlkit.data.records import ANSWERS, SECOND, Record
 from vlkit.data.sources.common import take
 from vlkit.data.sources.prepare import Source
+from vlkit.data.sources.table import json_rows
 from vlkit.errors import UserError
-from vlkit.files import read_json, read_text, text_lines
+from vlkit.files import read_json, read_text
 
 SPLITS = {"train": "train", "dev": "val", "test1": "test", "test": "test", "test2": "test_unreleased"}
 """Name in a file and in its identifiers -> split."""
+FORM = '{"identifier": …, "sentence": …, "label": …}'
 OFFICIAL = {"train": 86_373, "val": 6_982, "test": 6_967, "test_unreleased": 6_970}
 
 
@@ -59,14 +60,7 @@ def _lines(file: Path) -> Iterator[tuple[str, Any]]:
     if text.lstrip().startswith("["):
         yield from _listed(file)
         return
-    for number, line in enumerate(text_lines(text), start=1):
-        where = f"{file}:{number}"
-        if not line.strip():
-            raise UserError(f"{where}: the line is empty; is this the official file?")
-        try:
-            yield where, json.loads(line)
-        except ValueError:
-            raise UserError(f"{where}: not a JSON object; give NLVR2's official file, one object a line") from None
+    yield from json_rows(file, FORM, blank_rows="refuse")
 
 
 def _listed(file: Path) -> Iterator[tuple[str, Any]]:
@@ -75,7 +69,7 @@ def _listed(file: Path) -> Iterator[tuple[str, Any]]:
         where = f"{file}: [{number}]"
         official = {"identifier": take(entry, "identifier", str, where), "sentence": take(entry, "sent", str, where)}
         if "label" in entry:
-            official["label"] = {0: "False", 1: "True"}.get(entry["label"], entry["label"])
+            official["label"] = ("False", "True")[int(entry["label"])] if entry["label"] in (0, 1) else entry["label"]
         yield where, official
 
 

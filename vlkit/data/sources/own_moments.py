@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from pathlib import Path
 
 from vlkit.data.records import Record
 from vlkit.data.sources.moment_lines import clean, seconds
+from vlkit.data.sources.named_splits import plain_split
 from vlkit.data.sources.prepare import Source
+from vlkit.data.sources.table import table_rows
 from vlkit.errors import UserError
-from vlkit.files import read_text
 
 COLUMNS = ("video", "start", "end", "text")
 SHARES = {"val": 0.1, "test": 0.1}
@@ -30,19 +29,10 @@ def read(annotations: str | Path) -> Source:
     """
     path = Path(annotations)
     source = Source("own_moments", "moment_retrieval", {}, {"annotations": str(path.resolve()), "fps": 0.5})
-    reader = csv.DictReader(io.StringIO(read_text(path, _FIX), newline=""), strict=True)
-    header = [name.strip().lower() for name in reader.fieldnames or ()]
-    lacking = [name for name in COLUMNS if name not in header]
-    if lacking:
-        raise UserError(f'{path}:1: the header has no column "{lacking[0]}"; {_FIX}')
-    reader.fieldnames = header
     found: dict[tuple[str, str], Record] = {}
     splits: dict[str, str] = {}
-    try:
-        for row in reader:
-            _add(source, found, splits, row, f"{path}:{reader.line_num}")
-    except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: not a readable table ({error}); save it as CSV") from None
+    for where, row in table_rows(path, _FIX, filled=COLUMNS, lower=True):
+        _add(source, found, splits, row, where)
     if not found:
         raise UserError(f"{path}: holds no rows; {_FIX}")
     _distribute(source, list(found.values()), splits)
@@ -52,16 +42,13 @@ def read(annotations: str | Path) -> Source:
 def _add(
     source: Source, found: dict[tuple[str, str], Record], splits: dict[str, str], row: dict[str, str], where: str
 ) -> None:
-    empty = [name for name in COLUMNS if not (row.get(name) or "").strip()]
-    if empty or None in row:  # type: ignore[comparison-overlap]
-        reason = f'column "{empty[0]}" is empty' if empty else "more columns than the header"
-        raise UserError(f"{where}: {reason}; quote texts that hold commas")
     video, text = row["video"].strip(), clean(row["text"])
     start, end = seconds(row["start"], "start", where), seconds(row["end"], "end", where)
     if start < 0 or end <= start:
         source.wrong.append(f"{where}: start {start:g} and end {end:g}: start must be 0 or more and before the end")
         return
     split = (row.get("split") or "").strip()
+    split = plain_split(split) if split else ""
     if split and splits.setdefault(video, split) != split:
         raise UserError(f'{where}: "{video}" is in split {splits[video]!r} and in {split!r}; use one split for a video')
     number = len(found)

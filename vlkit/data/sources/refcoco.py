@@ -134,9 +134,8 @@ class _Instances:
             for index, entry in enumerate(take(content, field, list, f"{path}")):
                 where = f"{path}: {field}[{index}]"
                 target[take_id(entry, "id", where)] = (where, entry)
-        self.categories = {
-            take_id(entry, "id", f"{path}: categories"): entry.get("name") for entry in content.get("categories") or []
-        }
+        named = take(content, "categories", list, f"{path}") if content.get("categories") is not None else []
+        self.categories = {take_id(entry, "id", f"{path}: categories"): entry.get("name") for entry in named}
 
     def find(self, field: str, number: int, where: str) -> tuple[str, dict[str, Any]]:
         """Place and content of the image or annotation that the reference at ``where`` names."""
@@ -168,7 +167,8 @@ def _sentences(ref: Any, instances: _Instances, where: str) -> Iterator[tuple[st
     box, wrong = _box(annotation, image, box_where)
     for index, sentence in enumerate(take(ref, "sentences", list, where)):
         at = f"{where}.sentences[{index}]"
-        text = _clean(take(sentence, "sent" if "sent" in sentence else "raw", str, at))
+        field = "raw" if isinstance(sentence, dict) and "sent" not in sentence else "sent"
+        text = _clean(take(sentence, field, str, at))
         record = {"id": f"ref/{take_id(sentence, 'sent_id', at)}", **image, "text": text, "box": box, **common}
         yield split, record, wrong
 

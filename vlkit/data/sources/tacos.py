@@ -5,7 +5,6 @@ The latter maps a video to ``{"timestamps": [[first, last], ...], "sentences": [
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from vlkit.data.sources.common import take
 from vlkit.data.sources.moment_lines import SPLITS, add_lines, clean, find_files, seconds, windows_problem
 from vlkit.data.sources.prepare import Source
 from vlkit.errors import UserError
-from vlkit.files import read_text
+from vlkit.files import read_json
 
 NAMES = {split: (f"{split}.jsonl", f"tacos_{split}.jsonl", f"{split}.json", f"tacos_{split}.json") for split in SPLITS}
 SETTINGS = {"fps": 0.5, "unit": 0.0, "nms": "linear"}
@@ -49,10 +48,7 @@ def _elsewhere(path: str) -> Any:
 
 def _add_frames(source: Source, split: str, path: Path) -> None:
     """Records of a file with times in frames."""
-    try:
-        content = json.loads(read_text(path))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); is the download complete?") from None
+    content = read_json(path)
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path}: expected is an object {{video: timestamps and sentences}}")
     records = source.splits.setdefault(split, [])

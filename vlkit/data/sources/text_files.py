@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -12,16 +11,19 @@ from typing import Any, Literal
 
 from vlkit.data.boxes import Record
 from vlkit.data.sources.folder import split_of
+from vlkit.data.sources.named_splits import plain_split
 from vlkit.data.sources.prepare import Source
+from vlkit.data.sources.table import json_rows, table_rows
 from vlkit.data.text_task import TextTask
 from vlkit.errors import UserError, some
-from vlkit.files import read_json, read_text
+from vlkit.files import read_json
 
 FORMS = "give a CSV or TSV with a header line, JSONL, or a JSON list of objects"
 FIRST = ("text", "sentence", "sentence1", "text1", "premise", "question", "question1")
 SECOND = ("text2", "sentence2", "hypothesis", "question2", "answer")
 LABELS = ("label", "labels", "class", "score", "target")
 SPLIT = "split"
+EXAMPLE = '{"text": "fine", "label": "good"}'
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ def read(
             own = split
             if divide:
                 key = json.dumps([record["text"], record.get("text2")])
-                own = str(row.get(SPLIT) or split_of(key, val=val, test=test, seed=seed))
+                stated = row.get(SPLIT)
+                own = plain_split(str(stated)) if stated else split_of(key, val=val, test=test, seed=seed)
             if "label" not in record and label is not None:
                 blank.setdefault(own, where)
             records = source.splits.setdefault(own, [])
@@ -117,12 +120,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where each row stands, and its fields."""
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".ndjson"):
-        lines = read_text(path, FORMS).split("\n")
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield f"{path}:{number}", _object(_parse(line, f"{path}:{number}"), f"{path}:{number}")
-            elif any(rest.strip() for rest in lines[number:]):
-                raise UserError(f"{path}:{number}: the line is empty; remove it")
+        yield from json_rows(path, EXAMPLE, blank_rows="refuse")
     elif suffix == ".json":
         content = read_json(path, FORMS)
         if not isinstance(content, list):
@@ -130,46 +128,16 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for index, value in enumerate(content):
             yield f"{path}: [{index}]", _object(value, f"{path}: [{index}]")
     elif suffix in (".csv", ".tsv"):
-        yield from _table(path, "\t" if suffix == ".tsv" else ",")
+        # A TSV has no quoting, as in GLUE: a quotation mark is part of a sentence.
+        tabs = suffix == ".tsv"
+        yield from table_rows(path, FORMS, separators="\t" if tabs else ",", quotes=not tabs, blank_rows="refuse")
     else:
         raise UserError(f"{path}: unknown ending {suffix!r}; {FORMS}")
 
 
-def _table(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    # A TSV has no quoting, as in GLUE: a quotation mark is part of a sentence.
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    lines = read_text(path, FORMS).split("\n")
-    reader = csv.reader((line + "\n" for line in lines), delimiter=delimiter, quoting=quoting, strict=True)
-    header: list[str] | None = None
-    try:
-        for cells in reader:
-            where = f"{path}:{reader.line_num}"
-            if not any(cell.strip() for cell in cells):
-                if any(line.strip() for line in lines[reader.line_num :]):
-                    raise UserError(f"{where}: the line is empty; remove it")
-                return
-            if header is None:
-                header = [cell.strip() for cell in cells]
-                continue
-            if len(cells) != len(header):
-                raise UserError(f"{where}: {len(cells)} columns, the header has {len(header)}; correct the line")
-            yield where, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: {error}; correct the quotation marks") from None
-
-
-def _parse(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{where}: not valid JSON ({getattr(error, 'msg', error)}); write one object per line"
-        ) from None
-
-
 def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f'{where}: expected an object such as {{"text": "fine", "label": "good"}}')
+        raise UserError(f"{where}: not a JSON object; expected is {EXAMPLE}")
     return value
 
 

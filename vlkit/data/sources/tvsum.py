@@ -6,7 +6,6 @@ fifth: every domain has splits ``train_<domain>`` and ``val_<domain>`` beside ``
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from vlkit.data.sources.common import take
 from vlkit.data.sources.moment_lines import clean
 from vlkit.data.sources.prepare import Source
 from vlkit.errors import UserError
-from vlkit.files import read_text
+from vlkit.files import read_json
 
 ANNOTATORS, LOWEST, HIGHEST = 20, 1, 5
 DOMAINS: dict[str, str] = {
@@ -69,10 +68,7 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing or holds something else.
     """
-    try:
-        content = json.loads(read_text(path))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); is the download complete?") from None
+    content = read_json(path)
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path}: expected is an object {{video: annotations}}; is this the official file?")
     return content

@@ -94,5 +94,8 @@ def _record(video: str, entry: Any, where: str) -> Record:
     record |= {"text": clean(info[QUERY]), "match": [int(value) for value in match]}
     frames, fps = entry.get("frames"), entry.get("fps")
     if frames and fps:
-        record["duration"] = seconds(frames, "frames", where) / seconds(fps, "fps", where)
+        rate = seconds(fps, "fps", where)
+        if rate <= 0:
+            raise UserError(f'{where}: field "fps" is {fps!r}, not above 0; correct the file')
+        record["duration"] = seconds(frames, "frames", where) / rate
     return record
