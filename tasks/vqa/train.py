@@ -53,7 +53,7 @@ from vlkit.tasks.vqa.data import (
     warn_of_unlabelled,
 )
 from vlkit.tasks.vqa.evaluate import Answerer, columns_of, evaluate_split, prior_metrics
-from vlkit.tasks.vqa.heads import VQA_HEADS
+from vlkit.tasks.vqa.heads import VQA_HEADS, prompt_of
 from vlkit.tasks.vqa.losses import answer_bce, answer_softmax, written_loss
 from vlkit.tasks.vqa.model import HeadOptions, Model, adapter_config, build_model, identity_of, with_defaults_of
 from vlkit.tasks.vqa.task import TASK
@@ -130,7 +130,7 @@ def main(config: Config) -> None:
     base = load_base(with_format(config.base, config.base_weights), image_size=config.image_size)
     if config.data.draft:
         dataset = replace(dataset, min_side=base.preprocess.draft_side)
-    text = text_side(with_format(config.text_base, config.base_weights), base)
+    text = text_side(with_format(config.text_base, config.base_weights), base, prompt=prompt_of(config.head))
     vocabulary = vocabulary_of(dataset, config, text)
     transform = image_transform(base.preprocess, config.data.augment)
     examples = ImageQuestions(dataset, config.data.train, transform, config.data.per_picture)
@@ -187,7 +187,8 @@ def vocabulary_of(dataset: Dataset, config: Config, text: TextSide) -> list[str]
     """
     data = config.data
     if config.head.kind != "classify":
-        return two_answers(dataset, [data.train, data.validation], text.tokenize)
+        # build_model refuses a text base without a decoder.
+        return two_answers(dataset, [data.train, data.validation], text.base.tokenize) if text.base else []
     if data.answers is not None:
         return read_vocabulary(data.answers)
     return answer_vocabulary(dataset, [data.train, data.validation], data.min_questions)

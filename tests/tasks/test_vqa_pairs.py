@@ -139,7 +139,7 @@ def test_the_cache_trains_the_same(dataset: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("kind", ["sherl", "lst"])
 def test_decoders_write_about_pairs(kind, dataset: Path, tmp_path: Path):
-    words = ("--head.kind", "generate", "--head.beams", 1, "--adapter.kind", kind, "--data.root", dataset)
+    words = ("--head.kind", "generate", "--head.prompt", "nlvr:", "--adapter.kind", kind, "--data.root", dataset)
     call(TRAIN, *words, "--output", tmp_path / "run", *QUICK, "--epochs", 1)
     pair = (dataset / "red.png", dataset / "blue.png")
     model = vlkit.load(tmp_path / "run")
@@ -147,8 +147,10 @@ def test_decoders_write_about_pairs(kind, dataset: Path, tmp_path: Path):
     assert one[0][1] != turned[0][1]
     # Nothing is written: the first logits of the two answers decide, so even an untrained decoder gives no other text.
     answerer = model.answerer
+    asked = answerer.text.tokenize(["the left image is red"])
+    assert asked.equal(answerer.text.base.tokenize(["nlvr: the left image is red"]))
     pixels = torch.stack([answerer.transform(Image.open(path)) for path in pair])
-    ids, owner = answerer.text.tokenize(["the left image is red"]), torch.tensor([0])
+    ids, owner = asked, torch.tensor([0])
     with torch.no_grad():
         logits = answerer.model(pixels, ids, owner, torch.tensor([[answerer.text.base.start_id]]))[0, 0]
     odds = {answer: logits[answerer.text.base.tokenizer(answer).input_ids[0]].exp() for answer in ("true", "false")}

@@ -28,6 +28,7 @@ class TextSide:
         identity: identity per tower: ``text``, and ``decoder`` for a T5.
         base: the text base; None for ``clip``.
         clip_tokenize: CLIP's tokenizer; None for a text base.
+        prompt: words that are read before every text, such as ``vqa:``.
     """
 
     name: str
@@ -35,9 +36,11 @@ class TextSide:
     identity: dict[str, dict[str, Any]]
     base: TextBase | None = None
     clip_tokenize: Callable[[list[str]], Tensor] | None = None
+    prompt: str = ""
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """Questions -> ids [B, L] int64, padded to the longest question."""
+        texts = self._prompted(texts)
         if self.base is None:
             assert self.clip_tokenize is not None  # one of the two is there
             return self.encoder.trim(self.clip_tokenize(texts))
@@ -52,9 +55,13 @@ class TextSide:
 
     def lengths(self, texts: list[str]) -> list[int]:
         """Number of tokens of each untruncated text, including start and end."""
+        texts = self._prompted(texts)
         if self.base is not None:
             return self.base.lengths(texts)
         return self.clip_tokenize.lengths(texts) if isinstance(self.clip_tokenize, CountsTokens) else [0] * len(texts)
+
+    def _prompted(self, texts: list[str]) -> list[str]:
+        return [f"{self.prompt} {text}" for text in texts] if self.prompt else texts
 
     @property
     def pad_id(self) -> int:
@@ -63,18 +70,19 @@ class TextSide:
         return self.base.tokenizer.pad_token_id
 
 
-def text_side(name: str, base: ClipBase, text_base: TextBase | None = None) -> TextSide:
+def text_side(name: str, base: ClipBase, text_base: TextBase | None = None, prompt: str = "") -> TextSide:
     """Load the text encoder of a task.
 
     Args:
         name: ``clip`` (the text tower of ``base``) or a name for :func:`vlkit.encoders.load.load_text_base`.
         base: the contrastive base.
         text_base: the text base of that name, if it is already loaded.
+        prompt: see :class:`TextSide`.
     """
     if named_format(name)[0] == "clip":  # stored as the rest of the base
         identity = {"text": {**base.identity["text"], "load": "clip"}}
-        return TextSide("clip", base.text, identity, clip_tokenize=base.tokenize)
+        return TextSide("clip", base.text, identity, clip_tokenize=base.tokenize, prompt=prompt)
     text_base = text_base or load_text_base(name)
     towers = {{"encoder": "text"}.get(tower, tower): who for tower, who in text_base.identity.items()}
     identity = {tower: {**who, "load": name} for tower, who in towers.items()}
-    return TextSide(name, text_base.encoder, identity, text_base)
+    return TextSide(name, text_base.encoder, identity, text_base, prompt=prompt)

@@ -47,15 +47,24 @@ class GenerateOptions:
     """Beam size for writing an answer; 1 = greedy."""
     max_tokens: int = 8
     """Longest answer in tokens."""
+    prompt: str = ""
+    """Words before every question. VL-T5 and LST write vqa:, gpa: (for GQA, so spelt) and nlvr:, as T5 knows its tasks by
+    their first words."""
 
     def __post_init__(self) -> None:
         for name in ("queries", "cells", "beams", "max_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"--head.{name} {getattr(self, name)}: must be at least 1")
+        self.prompt = self.prompt.strip()
 
 
 VQA_HEADS = {"classify": ClassifyOptions, "generate": GenerateOptions}
 """Name for ``--head.kind`` -> its options."""
+
+
+def prompt_of(head: ClassifyOptions | GenerateOptions) -> str:
+    """The words before every question; a classifier reads the question alone."""
+    return head.prompt if isinstance(head, GenerateOptions) else ""
 
 
 class AnswerClassifier(nn.Module):

@@ -20,6 +20,7 @@ from vlkit.engine.foreign import built_for
 from vlkit.errors import UserError, listed
 from vlkit.tasks.batching import Batching
 from vlkit.tasks.vqa.evaluate import Answerer, Answers
+from vlkit.tasks.vqa.heads import prompt_of
 from vlkit.tasks.vqa.model import build_model, head_options, identity_of
 
 IMAGES_AT_ONCE = 32
@@ -116,9 +117,9 @@ def open_adapter(
     """Attach a saved adapter to its bases; see :func:`vlkit.tasks.load.load`."""
     image = config["base"]["image"]
     base = base or load_base(image["load"], image_size=image.get("image_size"))
-    text = text_side(config["base"]["text"]["load"], base, text_base)
     with built_for(tensors, folder):
         head, fusion, vocabulary, images = head_options(config["head"])
+    text = text_side(config["base"]["text"]["load"], base, text_base, prompt_of(head))
     check_base(config, identity_of(base, text, head), folder)
     with built_for(tensors, folder, base.image.model, text.encoder.model):
         adapter = adapter_options(config["adapters"]["image"])
