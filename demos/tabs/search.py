@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -49,6 +51,34 @@ DEMO_QUERIES = [
 QUERIES = ["people outdoors", "food on a table", "an animal", "a street at night", "something red"]
 
 
+@dataclass
+class _Asking:
+    """One way to ask: what the visitor gives, and what starts the search."""
+
+    tab: gr.Tab
+    given: Any
+    button: gr.Button
+    examples: gr.Examples
+
+
+@dataclass
+class _Results:
+    """What every search shows, and the settings it reads (count, adapters, before / after, added images)."""
+
+    whole: gr.Column
+    library: gr.Gallery
+    galleries: list[gr.Gallery]
+    status: gr.HTML
+    settings: list[Any]
+    adding: gr.Column
+
+    def rows(self, found: dict[str, list[Found]]) -> list[Any]:
+        """Updates of ``library`` and ``galleries``."""
+        full = [gr.Gallery(_shots(hits), label=name, visible=True) for name, hits in found.items()]
+        rest = [gr.Gallery(visible=False)] * (len(self.galleries) - len(full))
+        return [gr.Gallery(visible=False), *full, *rest]
+
+
 def build(studio: Studio) -> None:
     """Lay out the tab; call it within a ``gr.Tab``."""
     lead(
@@ -56,25 +86,45 @@ def build(studio: Studio) -> None:
         "texts; double quotes protect a sign."
     )
     added = gr.State(AddedImages(), time_to_live=3600)
-    names = list(studio.models.adapters)
     with gr.Tabs():
-        with gr.Tab("By words") as words_tab:
-            with gr.Row():
-                text = gr.Textbox(
-                    label="What are you looking for?", max_lines=2, scale=5, elem_id="search-text", min_width=220
-                )
-                by_words = gr.Button("Search", variant="primary", scale=0, min_width=120, elem_id="search-button")
-            word_examples = gr.Examples(
-                QUERIES if studio.own_images else DEMO_QUERIES, text, api_visibility="private", label="Try"
-            )
-        with gr.Tab("By image") as image_tab, gr.Row():
-            image = image_input("Find images like this one", height=240, elem_id="search-image")
-            with gr.Column():
-                image_examples = gr.Examples(_images(studio), image, api_visibility="private", label="Try")
-                by_image = gr.Button("Search", variant="primary", elem_id="search-image-button")
+        by_words, by_image = _lay_out_words(studio), _lay_out_image(studio)
         with gr.Tab("Image to text") as captions_tab:
             _build_words(studio)
-    with gr.Column() as results:
+    results = _lay_out_results(studio, added)
+    for tab in (by_words.tab, by_image.tab, captions_tab):
+        visible = tab is not captions_tab
+        tab.select(lambda visible=visible: gr.Column(visible=visible), None, results.whole, api_visibility="private")
+    asked = _wire(studio, by_words, by_image, results)
+    with results.adding:
+        build_adding(studio, by_words.given, asked, added, results.status, partial(_status, studio))
+    _build_endpoints(studio, by_words, by_image, count=results.settings[0])
+    show_progress(studio.library, results.status, lambda added: _status(studio, added), [added])
+
+
+def _lay_out_words(studio: Studio) -> _Asking:
+    with gr.Tab("By words") as tab:
+        with gr.Row():
+            text = gr.Textbox(
+                label="What are you looking for?", max_lines=2, scale=5, elem_id="search-text", min_width=220
+            )
+            button = gr.Button("Search", variant="primary", scale=0, min_width=120, elem_id="search-button")
+        queries = QUERIES if studio.own_images else DEMO_QUERIES
+        examples = gr.Examples(queries, text, api_visibility="private", label="Try")
+    return _Asking(tab, text, button, examples)
+
+
+def _lay_out_image(studio: Studio) -> _Asking:
+    with gr.Tab("By image") as tab, gr.Row():
+        image = image_input("Find images like this one", height=240, elem_id="search-image")
+        with gr.Column():
+            examples = gr.Examples(_images(studio), image, api_visibility="private", label="Try")
+            button = gr.Button("Search", variant="primary", elem_id="search-image-button")
+    return _Asking(tab, image, button, examples)
+
+
+def _lay_out_results(studio: Studio, added: gr.State) -> _Results:
+    names = list(studio.models.adapters)
+    with gr.Column() as whole:
         before = gr.Checkbox(
             bool(studio.models.zero_shot),
             label="Before / after: also show the base without adapter",
@@ -96,39 +146,39 @@ def build(studio: Studio) -> None:
             count = gr.Slider(1, MOST_RESULTS, value=6, step=1, label="Results")
             shown = gr.CheckboxGroup(names, value=names, label="Adapters", visible=len(names) > 1)
             arrivals().follow(shown, lambda: _choice_of_adapters(studio, names))
-        settings = [count, shown, before, added]
         adding = gr.Column()
-    for tab in (words_tab, image_tab, captions_tab):
-        visible = tab is not captions_tab
-        tab.select(lambda visible=visible: gr.Column(visible=visible), None, results, api_visibility="private")
+    return _Results(whole, library, galleries, status, [count, shown, before, added], adding)
 
-    outputs = [library, *galleries]
 
-    def show(rows: dict[str, list[Found]]) -> list[Any]:
-        found = [gr.Gallery(_shots(hits), label=name, visible=True) for name, hits in rows.items()]
-        return [gr.Gallery(visible=False), *found, *[gr.Gallery(visible=False)] * (len(galleries) - len(found))]
+def _wire(studio: Studio, by_words: _Asking, by_image: _Asking, results: _Results) -> Any:
+    """Let both ways to ask fill the results; returns what starts a search by words."""
+    outputs = [results.library, *results.galleries]
 
     def search_words(text: str, count: int, shown: list[str], before: bool, added: AddedImages) -> list[Any]:
-        return show(find(studio, check_text(text, "query"), count, wanted(studio, shown, before), added))
+        found = find(studio, check_text(text, "query"), count, wanted(studio, shown, before), added)
+        return results.rows(found)
 
     def search_image(
         image: Image.Image | None, count: int, shown: list[str], before: bool, added: AddedImages
     ) -> list[Any]:
-        return show(find(studio, given(image), count, wanted(studio, shown, before), added))
+        return results.rows(find(studio, given(image), count, wanted(studio, shown, before), added))
 
     def linked(request: gr.Request) -> list[Any]:
         """Ask for what a link that ends in ``?q=TEXT`` asks; without one, nothing changes."""
         query = request.query_params.get("q", "").strip()
         return [query or gr.skip(), now() if query and studio.library.finished else gr.skip()]
 
-    by, after = [by_words.click, text.submit], [word_examples.load_input_event]
-    words = on_asking(search_words, [text, *settings], outputs, by, after)
-    on_opening(linked, [text, words.asked])
-    by, after = [by_image.click], [image_examples.load_input_event]
+    by, after = [by_words.button.click, by_words.given.submit], [by_words.examples.load_input_event]
+    words = on_asking(search_words, [by_words.given, *results.settings], outputs, by, after)
+    on_opening(linked, [by_words.given, words.asked])
+    by, after = [by_image.button.click], [by_image.examples.load_input_event]
     # Both set the same galleries: a search by image takes the place of one by words that is on its way.
-    on_asking(search_image, [image, *settings], outputs, by, after, cancels=[words.event])
-    with adding:
-        build_adding(studio, text, words.asked, added, status, lambda added, notes: _status(studio, added, notes))
+    on_asking(search_image, [by_image.given, *results.settings], outputs, by, after, cancels=[words.event])
+    return words.asked
+
+
+def _build_endpoints(studio: Studio, by_words: _Asking, by_image: _Asking, count: gr.Slider) -> None:
+    """Both searches for programs."""
     model = gr.Textbox(visible=False, label="Model")
 
     def search(text: str, count: int = 6, model: str | None = None) -> dict[str, Any]:
@@ -139,11 +189,10 @@ def build(studio: Studio) -> None:
         """Images like an image; same format as search."""
         return _answer(find(studio, given(image), count, _one(studio, model)))
 
-    with words_tab:
-        endpoint("search", search, [text, count, model], concurrency_limit=16)
-    with image_tab:
-        endpoint("search_by_picture", search_by_picture, [image, count, model])
-    show_progress(studio.library, status, lambda added: _status(studio, added), [added])
+    with by_words.tab:
+        endpoint("search", search, [by_words.given, count, model], concurrency_limit=16)
+    with by_image.tab:
+        endpoint("search_by_picture", search_by_picture, [by_image.given, count, model])
 
 
 def preview(studio: Studio) -> list[tuple[Image.Image, str]]:

@@ -64,6 +64,10 @@ class Config:
     def __post_init__(self) -> None:
         if self.image is not None and self.images is not None:
             raise UserError("--image and --images: give one of the two")
+        wrong, right = (".json", ".jsonl") if self.images is not None else (".jsonl", ".json")
+        if self.image is None and self.output is not None and self.output.suffix == wrong:
+            what = "a folder is written as a line per image" if self.images is not None else "a split as COCO results"
+            raise UserError(f"--output {self.output}: {what}; name it {self.output.stem}{right}")
         if self.k < 1:
             raise UserError(f"--k {self.k}: must be at least 1")
 

@@ -48,8 +48,8 @@ class GenerateOptions:
     max_tokens: int = 8
     """Longest answer in tokens."""
     prompt: str = ""
-    """Words before every question. VL-T5 and LST write vqa:, gpa: (for GQA, so spelt) and nlvr:, as T5 knows its tasks by
-    their first words."""
+    """Words before every question. VL-T5 and LST write vqa:, gpa: (for GQA, so spelt) and nlvr:, because a T5 knows its
+    tasks by their first words."""
 
     def __post_init__(self) -> None:
         for name in ("queries", "cells", "beams", "max_tokens"):
