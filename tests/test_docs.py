@@ -103,10 +103,11 @@ def test_the_dataset_of_the_page_is_read(workplace):
     code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
     names: dict = {}
     exec(compile(code, "add-a-dataset.md", "exec"), names)
-    Path("list.tsv").write_text("0.png\ttrain\ta red square\n0.png\ttrain\ta square\n1.png\ttest\ta green square\n")
-    dataset = prepare(names["read"]("list.tsv"), "data/scenes", "images").dataset
+    rows = ("image,split,caption", "0.png,train,a red square", "0.png,train,a square", "1.png,test,a green square")
+    Path("list.csv").write_text("\n".join(rows))
+    dataset = prepare(names["read"]("list.csv"), "data/scenes", "images").dataset
     assert [record["texts"] for record in dataset.records("train")] == [["a red square", "a square"]]
     assert [record["image"] for record in dataset.records("test")] == ["1.png"]
-    Path("list.tsv").write_text("0.png\ttrain\n")
-    with pytest.raises(UserError, match=r"list.tsv:1: 2 columns"):
-        names["read"]("list.tsv")
+    Path("list.csv").write_text("image,split,caption\n0.png,train\n")
+    with pytest.raises(UserError, match=r"list.csv:2: 2 columns"):
+        names["read"]("list.csv")
