@@ -124,6 +124,8 @@ def test_folder_of_images_goes_on_after_an_interruption(trained: Path, dataset: 
     call(PREDICT, *words)
     said = capsys.readouterr()
     assert "3 captions written, 0 kept, 1 images unreadable" in said.out and "broken.jpg" in said.err
+    refused = refuse(PREDICT, *words[:-1], tmp_path / "captions.json")
+    assert "a folder is written as a line per image; name it captions.jsonl" in refused
     lines = output.read_text().splitlines()
     assert {json.loads(line)["image"] for line in lines} == {"a.png", "sub/b.png", "c.png"}
     output.write_text(lines[0] + "\n" + lines[1][:9])  # killed in the middle of a line
