@@ -35,7 +35,8 @@ def test_the_separator_is_that_of_the_header(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("", "t.csv: is empty; write a header"),
-        ("\n \n", r"t.csv:1: the header has no column \"a\""),
+        ("\n \n", "t.csv: is empty; write a header"),
+        ("\n\nb\n", 't.csv:3: the header has no column "a"'),
         ("a,a\n", 't.csv:1: two columns are named "a"'),
         ("b\n1\n", 't.csv:1: the header has no column "a"; write a header'),
         ("a,b\n1,2\n3\n", "t.csv:3: 1 columns where the header has 2"),

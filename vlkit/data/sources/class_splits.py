@@ -139,7 +139,8 @@ def _lines(path: Path) -> Iterator[tuple[str, str, int]]:
         if not line.strip():
             continue
         image, _, number = line.strip().rpartition(" ")
-        if not image.strip() or not (number.isascii() and number.isdigit()) or int(number[:9]) >= MOST_CLASSES:
+        digits = number.isascii() and number.isdigit() and len(number) < 10
+        if not image.strip() or not digits or int(number) >= MOST_CLASSES:
             raise UserError(f"{path}:{place}: {line.strip()[:60]!r}; {LIST_FORM}")
         empty = False
         yield f"{path}:{place}", image.strip().removeprefix("./"), int(number)

@@ -43,15 +43,15 @@ def table_rows(
             the header, an empty cell that must be filled, or quotes that do not fit; the message names file and line.
     """
     lines = text_lines(read_text(path, fix))
-    separator = max(separators, key=(lines[0] if lines else "").count)
+    separator = max(separators, key=next(filter(str.strip, lines), "").count)
     quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
     reader = csv.reader((f"{line}\n" for line in lines), delimiter=separator, quoting=quoting, strict=True)
     names, first = None, 1
     try:
         for cells in reader:
             where, first = f"{path}:{first}", reader.line_num + 1
-            if not any(cell.strip() for cell in cells) and names is not None:
-                if blank_rows == "refuse" and any(line.strip() for line in lines[first - 1 :]):
+            if not any(cell.strip() for cell in cells):
+                if names and blank_rows == "refuse" and any(line.strip() for line in lines[first - 1 :]):
                     raise UserError(f"{where}: the line is empty; remove it")
                 continue
             if names is None:
