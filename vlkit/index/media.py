@@ -43,7 +43,7 @@ def media_digest(path: Path) -> str:
     except FileNotFoundError:
         raise MediaError(path, "missing") from None
     except OSError as error:
-        raise MediaError(path, f"cannot be read ({error.strerror or error})") from None
+        raise MediaError.unreadable(path, error) from None
 
 
 def stamp_of(path: Path) -> str:
@@ -107,7 +107,7 @@ class VideoWindows:
         try:
             stamp = f"{stamp_of(path)}-{self._cut}"
         except OSError as error:
-            raise MediaError(path, f"cannot be read ({error.strerror or error})") from None
+            raise MediaError.unreadable(path, error) from None
         name = path.relative_to(self.folder).as_posix()
         known = self._known.get(name, [])
         if known and all(item.stamp == stamp and item.metadata.get("parts") == len(known) for item in known):

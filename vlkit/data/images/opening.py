@@ -17,9 +17,9 @@ from vlkit.data.images.formats import HEADER_BYTES, looks_like_image, readable_f
 from vlkit.data.images.pixels import joined_depth, low_bytes_tile, orientation_of, to_rgb
 from vlkit.errors import UserError
 
-# Maximum number of pixels, checked before decoding: 256 MiB as RGB. Larger sizes are errors or decompression bombs.
 ImageInput = str | Path | Image.Image
 """An image as users give it: a file, or an image in memory."""
+# Maximum number of pixels, checked before decoding: 256 MiB as RGB. Larger sizes are errors or decompression bombs.
 MAX_PIXELS = 89_478_485
 _CUT_SHORT = ("truncated", "not large enough", "reached eof", "unexpected end")
 _header_lock = threading.Lock()
@@ -39,6 +39,11 @@ class MediaError(UserError):
         super().__init__(str(path), reason)
         self.path = str(path)
         self.reason = reason
+
+    @classmethod
+    def unreadable(cls, path: str | Path, error: OSError) -> MediaError:
+        """The system refuses to read the file: permissions, a broken disk."""
+        return cls(path, f"cannot be read ({error.strerror or error})")
 
     def __str__(self) -> str:
         path = visible(self.path)
@@ -151,7 +156,7 @@ def _opened(path: str | Path, max_pixels: int) -> Iterator[tuple[BinaryIO, Image
     except PermissionError:
         raise MediaError(path, "no permission to read it") from None
     except OSError as error:
-        raise MediaError(path, f"cannot be read ({error.strerror or error})") from error
+        raise MediaError.unreadable(path, error) from error
 
 
 @contextlib.contextmanager

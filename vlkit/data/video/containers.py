@@ -78,7 +78,7 @@ def _read_start(path: str | Path) -> bytes:
     except PermissionError:
         raise MediaError(path, "no permission to read it") from None
     except OSError as error:
-        raise MediaError(path, f"cannot be read ({error.strerror or error})") from error
+        raise MediaError.unreadable(path, error) from error
     if not start:
         raise MediaError(path, "empty file")
     return start
