@@ -96,7 +96,7 @@ def test_a_place_in_a_tar_that_is_null_is_named() -> None:
         ([[1, 1, 20, 1, 20, 20]], (10**9, 10**9), "is of an image of"),
         ({"size": [80, 100], "counts": [7000, 10]}, (80, 100), "do not add up"),
         ({"size": [80, 100], "counts": [-1, 8001]}, (80, 100), "do not add up"),
-        ({"size": [80, 100], "counts": "Zo"}, (80, 100), "no run-length code"),
+        ({"size": [80, 100], "counts": "Zo"}, (80, 100), "are no run-length code"),
         ({"size": [80, 100]}, (80, 100), "no run-length code"),
         (7, (80, 100), "is of the size 7"),
     ],

@@ -20,7 +20,7 @@ def box_of_mask(segmentation: Any, width: float, height: float, where: str) -> l
 
     Args:
         segmentation: polygons (lists of x and y), or a run-length code: ``{"size": [height, width], "counts": …}`` with
-            counts as numbers or as COCO's compressed text.
+            counts as numbers or as COCO's compressed text, str or bytes.
         width, height: of the image, pixels.
         where: file and field, for the message.
 
@@ -58,11 +58,14 @@ def _problem(segmentation: Any, height: float, width: float) -> str | None:
     counts = segmentation.get("counts")
     if isinstance(counts, list):
         whole = all(isinstance(count, int) and count >= 0 for count in counts)
-        return None if whole and sum(counts) == size[0] * size[1] else "has counts that do not add up to the image"
+        return (
+            None if whole and sum(counts) == size[0] * size[1] else "is no mask: its counts do not add up to the image"
+        )
     # Six bits to a character, the highest of them set if the number goes on.
-    codes = [ord(character) - 48 for character in counts] if isinstance(counts, str) else []
+    packed = counts.encode(errors="replace") if isinstance(counts, str) else counts
+    codes = [byte - 48 for byte in packed] if isinstance(packed, bytes) else []
     if not codes or not all(0 <= code < 64 for code in codes) or codes[-1] & 32:
-        return "has counts that are no run-length code"
+        return "is no mask: its counts are no run-length code"
     return None
 
 
