@@ -24,6 +24,7 @@ from vlkit.data.sources import (
     glue,
     gqa,
     image_folder,
+    mdetr_phrases,
     msrvtt,
     msvd,
     nlvr2,
@@ -105,6 +106,16 @@ FORMATS = {
             }
         },
         lambda folder: refcoco.read_mdetr([folder / "finetune_refcoco_train.json"]),
+        "grounding",
+    ),
+    "mdetr_phrases": Format(
+        {
+            "final_flickr_separateGT_train.json": {
+                "images": [{**IMAGE, "caption": "a dog", "sentence_id": 0, "tokens_positive_eval": [[[0, 5]]]}],
+                "annotations": [{**BOX, "image_id": 123, "tokens_positive": [[0, 5]]}],
+            }
+        },
+        lambda folder: mdetr_phrases.read([folder / "final_flickr_separateGT_train.json"]),
         "grounding",
     ),
     "ego4d": Format(

@@ -164,7 +164,7 @@ def _sentences(ref: Any, instances: _Instances, where: str) -> Iterator[tuple[st
     if category is not None:
         common["category"] = category
     image = _image(image, image_where, ref.get("file_name"))
-    box, wrong = _box(annotation, image, box_where)
+    box, wrong = annotated_box(annotation, image, box_where)
     for index, sentence in enumerate(take(ref, "sentences", list, where)):
         at = f"{where}.sentences[{index}]"
         field = "raw" if isinstance(sentence, dict) and "sent" not in sentence else "sent"
@@ -188,7 +188,7 @@ def _expressions(content: Any, path: str) -> Iterator[tuple[Record, str | None]]
         box_where, annotation = own[0]
         caption = take(image, "caption", str, where)
         record = {"id": f"ref/{number}", **_image(image, where), "text": _clean(caption)}
-        record["box"], wrong = _box(annotation, record, box_where)
+        record["box"], wrong = annotated_box(annotation, record, box_where)
         if "original_id" in annotation:
             record["ann_id"] = take_id(annotation, "original_id", box_where)
         if (
@@ -212,7 +212,7 @@ def _image(image: dict[str, Any], where: str, file_name: Any = None) -> dict[str
     return {"image": with_folder(name), **size}
 
 
-def _box(annotation: dict[str, Any], image: dict[str, Any], where: str) -> tuple[list[float], str | None]:
+def annotated_box(annotation: dict[str, Any], image: dict[str, Any], where: str) -> tuple[list[float], str | None]:
     """``bbox`` (xywh) as xyxy, and what is wrong with it. Nothing is clipped, because the metric uses boxes as
     annotated. An annotation that has only a mask gets the box around it.
     """
