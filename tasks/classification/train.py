@@ -118,6 +118,7 @@ class Config(CachedRunConfig):
             raise UserError(f"--init {self.init}: a head {self.head.kind} is solved, not trained; leave it out")
         if self.data.augment != "none":
             self.refuse_cache(f"--data.augment {self.data.augment}", "each image is different")
+        self.choose_cache(self.data.root is None and self.adapter.has_early_route)
 
 
 def main(config: Config) -> None:

@@ -90,6 +90,7 @@ class Config(CachedRunConfig):
     fusion: FusionOptions = field(default_factory=lambda: FusionOptions(layers=2, neck=2, dropout=0.0, match=True))
     head: GroundingOptions = field(default_factory=GroundingOptions)
     loss: BoxLoss = field(default_factory=BoxLoss)
+    cache: bool | Path | None = None
     epochs: int = 12
     batch_size: int = 16
     """Images per step with their texts, all processes together."""
@@ -101,6 +102,7 @@ class Config(CachedRunConfig):
             self.refuse_cache(f"--data.augment {self.data.augment}", "each image is different")
         if self.data.flip:
             self.refuse_cache("--data.flip true", "each image is different")
+        self.choose_cache(self.data.root is None and self.adapter.has_early_route)
 
 
 def main(config: Config) -> None:

@@ -79,9 +79,9 @@ class Config(CachedRunConfig):
     head: MomentOptions = field(default_factory=lambda: MomentOptions(hidden=64, match=True))
     loss: MomentLoss = field(default_factory=MomentLoss)
     windows: WindowOptions = field(default_factory=WindowOptions)
-    cache: bool | Path = True
+    cache: bool | Path | None = None
     """Store the states of the frozen towers for each video on disk, in this folder or (true) in vlkit's cache folder;
-    its size is logged first. Methods that train inside the base run without."""
+    its size is logged first. Default: true if the method has an early route, else false."""
     before: bool = True
     """Measure fixed windows, ranked by the base alone, on the test split before training, too; false starts sooner."""
     epochs: int = 4
@@ -100,11 +100,7 @@ class Config(CachedRunConfig):
             raise UserError(f"--fps {self.fps}: must be above 0 and at most 60 clips a second")
         if self.queries_per_video < 1:
             raise UserError(f"--queries_per_video {self.queries_per_video}: must be at least 1")
-
-    @property
-    def uses_cache(self) -> bool:
-        """Whether states are cached: not by default for methods that train inside the base."""
-        return bool(self.cache) and (self.cache is not True or self.adapter.has_early_route)
+        self.choose_cache(self.adapter.has_early_route)
 
 
 def main(config: Config) -> None:
@@ -121,7 +117,7 @@ def main(config: Config) -> None:
     post = resolved(config.windows, dataset.source)
     measured = (base, run.fabric, splits[config.data.validation], splits[test], post)
     # A method without cache may change the base's own modules: then the base is measured before it is built.
-    control = baseline_metrics(*measured) if config.before and not config.uses_cache else None
+    control = baseline_metrics(*measured) if config.before and not config.cache else None
 
     finder_model = build_model(base, config.adapter, config.head, has_moments)
     model = run.fabric.setup_module(finder_model)
@@ -181,7 +177,7 @@ def open_cache(
     run: Run, config: Config, examples: MomentExamples, model: MomentModel, base: ClipBase, text: TextSide
 ) -> CachedImages | None:
     """The caches of the states of both towers for a split; None without ``--cache``."""
-    if not config.uses_cache:
+    if not config.cache:
         return None
     mean = sum(line.clips for line in examples.timelines) / len(examples)
 

@@ -112,6 +112,7 @@ class Config(CachedRunConfig):
             raise UserError("--cache_test: needs --cache; give both")
         if self.data.augment != "none":
             self.refuse_cache(f"--data.augment {self.data.augment}", "each image is different")
+        self.choose_cache(self.data.root is None and self.adapter.has_early_route)
 
 
 def main(config: Config) -> None:

@@ -95,6 +95,7 @@ class Config(CachedRunConfig):
     adapter: Any = kinds(ADAPTERS, "sherl")
     head: VideoHeadOptions = field(default_factory=VideoHeadOptions)
     loss: Loss = field(default_factory=Loss)
+    cache: bool | Path | None = None
     before: bool = True
     """Measure the base alone on the test split before training, too; false starts sooner."""
     epochs: int = 10
@@ -109,6 +110,7 @@ class Config(CachedRunConfig):
         self.head.check_frames(self.frames)
         if self.sampling != "uniform":
             self.refuse_cache(f"--sampling {self.sampling}", "a clip gives different frames")
+        self.choose_cache(self.data.root is None and self.adapter.has_early_route)
 
 
 def main(config: Config) -> None:

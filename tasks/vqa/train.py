@@ -105,6 +105,7 @@ class Config(CachedRunConfig):
     adapter: Any = kinds(ADAPTERS, "sherl")
     head: Any = kinds(VQA_HEADS, "classify")
     fusion: FusionOptions = field(default_factory=lambda: FusionOptions(layers=2, dropout=0.0, match=True))
+    cache: bool | Path | None = None
     epochs: int = 5
     batch_size: int = 32
     """Images per step with their questions, all processes together."""
@@ -121,6 +122,7 @@ class Config(CachedRunConfig):
                 f"--cache: with --head.kind {self.head.kind} every step needs T5's encoder and decoder; drop --cache "
                 "or use --head.kind classify"
             )
+        self.choose_cache(self.data.root is None and self.head.kind == "classify" and self.adapter.has_early_route)
 
 
 def main(config: Config) -> None:

@@ -110,14 +110,15 @@ class RunConfig:
 class CachedRunConfig(RunConfig):
     """Flags of a script that can train from the tap cache (:mod:`vlkit.tap_cache.maker`)."""
 
-    cache: bool | Path = False
+    cache: bool | Path | None = False
     """Store the output of the frozen early route for each training example on disk, in this folder or (true) in vlkit's
-    cache folder: from the second epoch on, and in later runs, nothing is decoded and the early route does not run."""
+    cache folder: from the second epoch on, and in later runs, nothing is decoded and the early route does not run. Its
+    size is logged first. null: true on the demo data if the method has an early route, else false."""
     cache_dtype: NumberFormat = "bf16"
     """Number format of the cache; int8 stores one scale per 64 values."""
 
     def refuse_cache(self, flag: str, what: str) -> None:
-        """Refuse ``--cache`` where the taps change from epoch to epoch.
+        """Train without the cache where the taps change from epoch to epoch.
 
         Args:
             flag: the flag that changes them, as the user wrote it.
@@ -130,3 +131,9 @@ class CachedRunConfig(RunConfig):
             raise UserError(
                 f"--cache: with {flag} {what} in each epoch, so taps cannot be stored; drop one of the two flags"
             )
+        self.cache = False
+
+    def choose_cache(self, wanted: bool) -> None:
+        """Where ``--cache`` was not given (None), set it to ``wanted``; the run folder's config then states it."""
+        if self.cache is None:
+            self.cache = wanted

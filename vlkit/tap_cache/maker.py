@@ -255,7 +255,8 @@ def check_room(caches: Sequence[TapCache]) -> None:
     if missing and missing + RESERVE > free:
         raise UserError(
             f"--cache {store.root}: needs {size_text(missing)} more and the disk has {size_text(free)} free; remove "
-            "old keys (`vlkit cache`), give another folder, or save bytes: --cache_dtype int8, fewer --adapter.taps"
+            "old keys (`vlkit cache`), give another folder, save bytes (--cache_dtype int8, fewer --adapter.taps) or "
+            "train without the cache (--cache false)"
         )
 
 
