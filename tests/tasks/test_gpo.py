@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -10,7 +12,10 @@ from torch import Tensor, nn
 
 from helpers.parity_file import read_golden
 from vlkit.adapters.published.names import import_published
+from vlkit.errors import UserError
 from vlkit.tasks.gpo import GeneralizedPooling
+from vlkit.tasks.two_tower import EmbeddingHead, HeadOptions, some_of
+from vlkit.tasks.video_retrieval.model import VideoHeadOptions
 from vlkit.tasks.video_retrieval.temporal import mean_frames
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden" / "head_gpo.safetensors"
@@ -130,3 +135,48 @@ def test_a_video_without_frames_is_zero() -> None:
 
     assert torch.equal(video, torch.zeros(1, 4, dtype=torch.float64))
     assert frames.grad.isfinite().all()
+
+
+def test_any_tokens_may_be_left_out() -> None:
+    module, x = head(), tokens(2, 6, 5)
+    mask = torch.tensor([[0, 1, 0, 1, 1, 0], [1, 0, 0, 0, 0, 1]], dtype=torch.bool)
+    for row, kept in enumerate(mask):
+        torch.testing.assert_close(module(x, mask)[row], module(x[row : row + 1, kept])[0], rtol=1e-12, atol=1e-12)
+
+
+def test_dropped_tokens_are_a_share_of_the_real_ones() -> None:
+    mask = mask_of([50, 20, 1], 50)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        kept = torch.stack([some_of(tokens(3, 50, 1), mask, 0.2) for _ in range(200)])
+    assert not (kept & ~mask).any() and kept.any(2).all()
+    shares = kept.double().mean(0)
+    assert shares[:2][mask[:2]].mean() == pytest.approx(0.8, abs=0.01) and kept[:, 2, 0].all()
+    assert not torch.equal(kept[0], kept[1]) and not torch.equal(kept[0, 0], kept[1, 0])
+    assert some_of(tokens(2, 3, 1), None, 0.999).any(1).all()
+
+
+@pytest.mark.parametrize("pool", ["gpo", "mean"])
+def test_tokens_are_dropped_in_training_alone(pool: Literal["gpo", "mean"]) -> None:
+    class Tower:
+        out_dim = token_dim = 8
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = EmbeddingHead(cast(Any, Tower()), HeadOptions(pool=pool, dim=4, drop_tokens=0.4))
+        seen = cast(Any, SimpleNamespace(tokens=torch.randn(2, 9, 8), mask=None))
+        assert not torch.equal(module(seen), module(seen))
+        whole = module.eval()(seen)
+        assert torch.equal(whole, module(seen))
+        plain = EmbeddingHead(cast(Any, Tower()), HeadOptions(pool=pool, dim=4))
+    plain.load_state_dict(module.state_dict())
+    assert torch.equal(plain(seen), whole)
+
+
+def test_only_pooled_tokens_can_be_dropped() -> None:
+    with pytest.raises(UserError, match=r"--head\.drop_tokens: the base's own pooling reads every token"):
+        HeadOptions(drop_tokens=0.2)
+    with pytest.raises(UserError, match=r"--head\.drop_tokens 1\.0: must be at least 0 and less than 1"):
+        HeadOptions(pool="gpo", drop_tokens=1.0)
+    with pytest.raises(UserError, match=r"--head\.dim -1"):
+        VideoHeadOptions(dim=-1)

@@ -34,7 +34,7 @@ class GeneralizedPooling(nn.Module):
 
         Args:
             tokens: [B, L, D] float.
-            mask: [B, L] bool, True = real token; real tokens come first. None = all real.
+            mask: [B, L] bool, True = token to pool, at least one in each row; None = all.
 
         Returns:
             [B, D].
@@ -44,7 +44,8 @@ class GeneralizedPooling(nn.Module):
         lengths = mask.sum(1)
         weights = self.weights(lengths, tokens.shape[1], tokens.dtype)  # [B, L]
         ordered = tokens.masked_fill(~mask.unsqueeze(-1), self.masked_value).sort(dim=1, descending=True).values
-        return (ordered.masked_fill(~mask.unsqueeze(-1), 0) * weights.unsqueeze(-1)).sum(1)
+        beyond = torch.arange(tokens.shape[1], device=tokens.device) >= lengths.unsqueeze(1)
+        return (ordered.masked_fill(beyond.unsqueeze(-1), 0) * weights.unsqueeze(-1)).sum(1)
 
     def weights(self, lengths: Tensor, longest: int, dtype: torch.dtype) -> Tensor:
         """Weight of each rank, [B, longest]; rows sum to 1 over their real positions; ``lengths`` is [B] int64."""

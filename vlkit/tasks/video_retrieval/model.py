@@ -40,6 +40,7 @@ class VideoHeadOptions(HeadOptions):
     """Factor on the cosine in the loss: that of the base (published for SHERL), or trained."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.temporal_layers is not None and (self.temporal == "mean" or self.temporal_layers < 1):
             fix = "temporal mean has no layers; leave it out" if self.temporal == "mean" else "must be at least 1"
             raise UserError(f"--head.temporal_layers {self.temporal_layers}: {fix}")
