@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -284,7 +285,14 @@ def test_cells_are_read_without_late_blocks_unless_asked_for() -> None:
     assert SherlOptions().for_cells() == SherlOptions(late=0)
     for asked in (SherlOptions(late=2), SherlOptions(handoff="pooled"), SherlOptions(base_gate=True)):
         assert asked.for_cells() is asked
-    assert SherlOptions(flavour="gated").for_fusion() == SherlOptions(flavour="gated", late=0, reduction=8)
+    text, gated = SherlOptions(late=0, reduction=8, dropout=0.0), SherlOptions(flavour="gated", late=0, reduction=8)
+    assert SherlOptions().for_fusion() == text
+    assert SherlOptions(flavour="gated").for_fusion() == gated
+    assert SherlOptions().for_answers() == SherlOptions(flavour="gated").for_answers() == gated
+    assert SherlOptions(flavour="text").for_answers() == replace(text, flavour="text")
+    # A dropout that flavour gated does not have.
+    assert SherlOptions(dropout=0.2).for_answers() == replace(text, dropout=0.2)
+    assert SherlOptions(handoff="pooled").for_answers() == SherlOptions(handoff="pooled")
     assert SherlOptions(handoff="pooled").for_fusion() == SherlOptions(handoff="pooled")
 
 

@@ -336,7 +336,7 @@ def test_a_new_classifier_is_narrow_and_merges_behind_the_last_block_and_an_old_
     from vlkit.tasks.vqa.heads import ClassifyOptions, GenerateOptions
     from vlkit.tasks.vqa.model import with_defaults_of
 
-    assert with_defaults_of(ClassifyOptions(), SherlOptions()) == SherlOptions(late=0, reduction=8, dropout=0)
+    assert with_defaults_of(ClassifyOptions(), SherlOptions()) == SherlOptions(flavour="gated", late=0, reduction=8)
     assert with_defaults_of(ClassifyOptions(), SherlOptions(late=2, reduction=4, dropout=0.2)) == SherlOptions(
         late=2, reduction=4, dropout=0.2
     )

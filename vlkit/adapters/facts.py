@@ -88,6 +88,10 @@ class MethodOptions:
         """The same for a head with a transformer of its own over the patches and words of two towers."""
         return self.for_cells()
 
+    def for_answers(self) -> MethodOptions:
+        """The same for such a head that classifies answers to questions."""
+        return self.for_fusion()
+
     @property
     def examples_wanted(self) -> int:
         """Number of training examples that :meth:`prepare` reads before the first step; 0 = nothing to prepare."""

@@ -24,7 +24,7 @@ def with_defaults_of(head: HeadOptions, adapter: MethodOptions) -> MethodOptions
 
     An adapter folder records them, so that a folder from before keeps the options that it was trained with.
     """
-    return adapter.for_fusion() if isinstance(head, ClassifyOptions) else adapter
+    return adapter.for_answers() if isinstance(head, ClassifyOptions) else adapter
 
 
 def build_model(
