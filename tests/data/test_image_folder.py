@@ -53,10 +53,10 @@ def test_a_folder_per_class(tmp_path, capsys):
 
 
 def test_folders_of_splits(tmp_path, capsys):
-    folder = images(tmp_path / "f", "train/cat/1.png", "train/dog/1.png", "valid/cat/2.png", "Test/dog/1.png")
+    folder = images(tmp_path / "f", "train/cat/1.png", "train/dog/1.png", "dev/cat/2.png", "Test/dog/1.png")
     dataset = prepared(tmp_path, folder)
     assert labels(dataset, "test") == [("Test/dog/1.png", "dog")] and labels(dataset, "val") == [
-        ("valid/cat/2.png", "cat")
+        ("dev/cat/2.png", "cat")
     ]
     images(folder, "test/bird/1.png")
     prepared(tmp_path, folder)

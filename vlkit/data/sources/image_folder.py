@@ -10,16 +10,11 @@ from pathlib import Path
 
 from vlkit.cli.show import visible
 from vlkit.data.scan import find_media
-from vlkit.data.sources.labelled import SPLITS, Labelled, in_order
-from vlkit.data.sources.named_splits import plain_split
+from vlkit.data.sources.labelled import Labelled, in_order
+from vlkit.data.sources.named_splits import CALLED, plain_split
 from vlkit.data.sources.table import table_rows
 from vlkit.errors import UserError, some
 
-SPLIT_FOLDERS = {
-    **{"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"},
-    **{"test": "test", "testing": "test"},
-}
-"""Folder name, in lower case -> split."""
 IMAGE_COLUMNS = ("image", "file", "file_name", "filename", "path", "image_path")
 LABEL_COLUMNS = ("label", "class", "class_name", "category", "target")
 SPLIT_COLUMNS = ("split", "set", "subset")
@@ -46,7 +41,7 @@ def read_folder(
     folder = Path(folder)
     found = find_media(folder, "images", "--folder", utf8_only=True)
     tops = {name.split("/")[0] for name in found.names if "/" in name}
-    divided = bool(tops) and all(top.lower() in SPLIT_FOLDERS for top in tops)
+    divided = bool(tops) and all(top.lower() in CALLED for top in tops)
     depth = 2 if divided else 1
     loose = [name for name in found.names if name.count("/") < depth]
     inside = [name for name in found.names if name.count("/") >= depth]
@@ -64,7 +59,7 @@ def read_folder(
     if empty:
         labelled.notes.append(f"folders without images, which are no classes: {some(empty)}")
     if divided:
-        split_of = {name: SPLIT_FOLDERS[name.split("/")[0].lower()] for name in inside}
+        split_of = {name: CALLED[name.split("/")[0].lower()] for name in inside}
     else:
         split_of = split_classes(label_of, val=val, test=test, seed=seed)
     for name in inside:
@@ -187,6 +182,3 @@ def _columns(names: list[str], path: Path) -> list[str]:
             f"{path}:1: the header {header!r} has no column for the {lacking} ({some(list(known), 6)}); {FORM}"
         )
     return [image, label] if split is None else [image, label, split]
-
-
-assert set(SPLIT_FOLDERS.values()) == set(SPLITS)
