@@ -31,6 +31,7 @@ from matplotlib.figure import Figure
 from vlkit.adapters import MethodOptions
 from vlkit.cli.config import run
 from vlkit.cli.show import Console
+from vlkit.engine.run_folder import new_folder
 from vlkit.errors import UserError
 from vlkit.files import read_json, text_lines, whole_file, write_text
 from vlkit.tasks.registry import TASKS
@@ -59,8 +60,9 @@ Metrics = Mapping[str, Any]  # a run's metrics.json
 class Config:
     """Compare adaptation methods."""
 
-    output: Path
-    """Folder of the comparison; each run gets a folder in it."""
+    output: Path | None = None
+    """Folder of the comparison; each run gets a folder in it (default: runs/compare/<time>). Given again, the runs that
+    are missing are made."""
     task: str = "retrieval"
     """Task to compare on, such as retrieval, video_retrieval, vqa, grounding, classification, moment_retrieval,
     captioning or text."""
@@ -116,7 +118,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    task = TASKS[config.task]
+    task, output = TASKS[config.task], Path(config.output or new_folder("compare"))
     known = [*task.controls, *task.methods]
     methods = known if config.kinds == "all" else config.kinds.split(",")
     unknown = [m for m in methods if m.split(":")[0] not in known]
@@ -131,7 +133,7 @@ def main(config: Config) -> None:
         """The folder of the finished run; None if it failed."""
         own = config.search_flags if search else []
         tried = (f"-lr{rate}" if rate else "") + ("-search" if own else "")
-        folder = config.output / f"{method.replace(':', '-').replace('=', '-')}{tried}-seed{seed}"
+        folder = output / f"{method.replace(':', '-').replace('=', '-')}{tried}-seed{seed}"
         if not (folder / "metrics.json").exists():
             try:
                 train(config, method, seed, folder, rate, own)
@@ -164,16 +166,17 @@ def main(config: Config) -> None:
         tried = dict(zip(trials, pool.map(trial, trials), strict=True))
         best.update(best_rates(tried))
         if tried:
-            write_text(config.output / "rates.md", rates_table(config.rates, tried, main_score))
+            write_text(output / "rates.md", rates_table(config.rates, tried, main_score))
         found = dict(zip(cells, pool.map(cell, cells), strict=True))
     done = {place: metrics for place, metrics in found.items() if metrics is not None}
     if done:
         methods = [method for method in methods if any(place[0] == method for place in done)]
-        write_csv(config.output / "results.csv", config.task, done)
+        write_csv(output / "results.csv", config.task, done)
         table = markdown(config.task, methods, done)
-        write_text(config.output / "results.md", table)
-        draw(config.output / "pareto.png", config.task, methods, done)
+        write_text(output / "results.md", table)
+        draw(output / "pareto.png", config.task, methods, done)
         print(table)
+        console.print(f"results: {output}", highlight=False, soft_wrap=True)
     if failed:
         raise UserError(f"{len(failed)} of {len(cells)} runs failed: {next(iter(failed.values()))}")
 

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from helpers.films import film
-from helpers.scripts import ROOT, call
+from helpers.scripts import ROOT, call, load_script
+from vlkit.cli.config import parse
 from vlkit.data.sources.prepare import prepare
 from vlkit.errors import UserError
 
@@ -111,3 +112,24 @@ def test_the_dataset_of_the_page_is_read(workplace):
     Path("list.csv").write_text("image,split,caption\n0.png,train\n")
     with pytest.raises(UserError, match=r"list.csv:2: 2 columns"):
         names["read"]("list.csv")
+
+
+def commands(page: Path) -> list[str]:
+    """The scripts' commands in the code blocks of a page, each on one line."""
+    blocks = re.findall(r"```\w*\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = [line.strip().removesuffix(" &") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if re.match(r"python (tasks|data_prep)/\S+\.py", line)]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+def test_every_command_of_a_page_has_flags_that_exist(page):
+    for command in commands(page):
+        _, script, *words = shlex.split(command, comments=True)
+        assert (ROOT / script).exists(), command
+        if re.search(r"…|\bKIND\b", command):  # a placeholder that is no value
+            continue
+        module = load_script(script)
+        try:
+            parse(module.Config, words)
+        except UserError as error:
+            pytest.fail(f"{command}: {error}")

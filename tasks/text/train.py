@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -26,6 +26,7 @@ from vlkit.encoders.tokenizer import Shorter, warn_of_cut_texts
 from vlkit.engine.config import RunConfig
 from vlkit.engine.fit import fit
 from vlkit.engine.loader import make_loader
+from vlkit.engine.optim import ScheduleKind
 from vlkit.engine.prepare import prepare
 from vlkit.engine.run import Forward, Run, step_memory
 from vlkit.tasks.generation import shift_right, token_loss
@@ -50,7 +51,7 @@ class Config(RunConfig):
     batch_size: int = 100
     lr: float = 3e-3
     weight_decay: float = 0.0
-    schedule: Literal["cosine", "linear", "constant"] = "linear"
+    schedule: ScheduleKind = "linear"
 
 
 def main(config: Config) -> None:

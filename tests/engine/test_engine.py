@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -464,6 +465,14 @@ def test_schedule():
     assert lr_factor("cosine", 0, 1, 0) == 1.0 and lr_factor("cosine", 0, 1, 1) == 1.0
     assert [lr_factor("linear", step, 10, 2) for step in (0, 1, 2, 6, 10)] == [0.5, 1.0, 1.0, 0.5, 0.0]
     assert [lr_factor("constant", step, 10, 2) for step in (0, 1, 2, 9)] == [0.5, 1.0, 1.0, 1.0]
+    steps = [lr_factor("step", step, 25, 1, (0.6, 0.8)) for step in (0, 1, 14, 15, 19, 20, 24)]
+    assert steps == pytest.approx([1, 1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 15.0, math.nan])
+def test_decay_is_at_shares_of_the_run(share):
+    with pytest.raises(UserError, match=r"--decay_at .* give shares of the run"):
+        ToyConfig(schedule="step", decay_at=(0.5, share))
 
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])

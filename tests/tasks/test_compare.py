@@ -94,6 +94,22 @@ def test_a_search_may_have_a_smaller_budget_than_the_runs_it_serves(tmp_path, mo
     }
 
 
+def test_a_comparison_without_a_folder_gets_one(tmp_path, monkeypatch, capsys):
+    module = load_script(COMPARE)
+
+    def train(words: list[str], **options: object) -> SimpleNamespace:
+        folder = Path(next(word for word in words if word.startswith("--output=")).partition("=")[2])
+        finished(folder, 2**20, 50.0)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module.subprocess, "run", train)
+    module.main(parse(module.Config, ["--kinds", "linear", "--seeds", "1"]))
+    (folder,) = (tmp_path / "runs" / "compare").iterdir()
+    assert (folder / "linear-seed0").is_dir() and (folder / "results.csv").exists()
+    assert f"results: runs/compare/{folder.name}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -39,7 +39,9 @@ class RunConfig:
     inference; it needs 10 to 100 times as many steps, at about a hundredth of the learning rate)."""
     zeroth: ZerothOptions = field(default_factory=ZerothOptions)
     schedule: ScheduleKind = "cosine"
-    """How the learning rate falls after the warm-up: along a cosine, along a line, or not at all."""
+    """How the learning rate falls after the warm-up: along a cosine, along a line, in steps, or not at all."""
+    decay_at: tuple[float, ...] = (0.6,)
+    """Shares of the run after which --schedule step divides the learning rate by ten (0.6: after epoch 15 of 25)."""
     warmup: float = 0.1
     """Share of all steps in which the learning rate rises to its peak."""
     clip: float = 1.0
@@ -102,6 +104,8 @@ class RunConfig:
             )
         if self.optimizer == "mezo" and self.snapshot_every:
             raise UserError("--snapshot_every: a checkpoint of mezo is a number per step; use --checkpoint_every 1")
+        if not all(0 < share < 1 for share in self.decay_at):
+            raise UserError(f"--decay_at {list(self.decay_at)}: give shares of the run, between 0 and 1")
         if not 0 <= self.warmup <= 1:
             raise UserError(f"--warmup {self.warmup}: must be a share between 0 and 1")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 from vlkit.engine.library_optimizers import adamw_8bit, apollo
 
 OptimizerKind = Literal["adamw", "sgd", "adamw8bit", "apollo", "mezo"]
-ScheduleKind = Literal["cosine", "linear", "constant"]
+ScheduleKind = Literal["cosine", "linear", "step", "constant"]
 
 
 def make_optimizer(
@@ -45,10 +45,15 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def lr_factor(kind: ScheduleKind, step: int, steps: int, warmup: int) -> float:
-    """Factor on the peak learning rate in ``step`` (0-based): linear warm-up over ``warmup`` steps, then ``kind``."""
+def lr_factor(kind: ScheduleKind, step: int, steps: int, warmup: int, decay_at: Sequence[float] = ()) -> float:
+    """Factor on the peak learning rate in ``step`` (0-based): linear warm-up over ``warmup`` steps, then ``kind``.
+
+    With kind ``step``, each share of all ``steps`` in ``decay_at`` that is over divides the rate by ten.
+    """
     if step < warmup:
         return (step + 1) / warmup
+    if kind == "step":
+        return 0.1 ** sum(step >= round(share * steps) for share in decay_at)
     return _SCHEDULES[kind](step - warmup, max(1, steps - warmup))
 
 

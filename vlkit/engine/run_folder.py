@@ -120,7 +120,7 @@ def open_run(config: Any, task: str, fabric: Any, free: Set[str] = FREE_FLAGS) -
         raise UserError("torchrun --max-restarts needs --output DIR: a run that starts again must find its folder")
     # A node that replaces a lost one counts no restart, but the others do.
     resume = config.resume or any(gather_objects(fabric, int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0))
-    path = Path(config.output or fabric.broadcast(_new_folder(task)))
+    path = Path(config.output or fabric.broadcast(new_folder(task)))
     if path.exists() and not path.is_dir():
         raise UserError(f"--output {path}: is a file; give a folder")
     folder = RunFolder(path, writes=fabric.is_global_zero)
@@ -174,7 +174,7 @@ def _require_shared(path: Path, fabric: Any) -> None:
         )
 
 
-def _new_folder(task: str) -> str:
+def new_folder(task: str) -> str:
     """``runs/<task>/<time>``, with a number appended if two runs start in the same second."""
     name = f"runs/{task}/{time.strftime('%Y%m%d-%H%M%S')}"
     candidates = (name if n == 1 else f"{name}-{n}" for n in itertools.count(1))

@@ -91,7 +91,8 @@ class Training:
     def lr_of(self, step: int) -> float:
         """Learning rate of 0-based ``step``."""
         config = self.run.config
-        return config.lr * lr_factor(config.schedule, step, self.steps, round(config.warmup * self.steps))
+        warmup = round(config.warmup * self.steps)
+        return config.lr * lr_factor(config.schedule, step, self.steps, warmup, config.decay_at)
 
     @property
     def loss_is_scaled(self) -> bool:
