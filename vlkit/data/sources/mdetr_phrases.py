@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from vlkit.data.boxes import Record
+from vlkit.data.sources.annotated_boxes import Placed, annotated_box, annotations_by_image, refuse_strays
 from vlkit.data.sources.common import take, take_id
 from vlkit.data.sources.prepare import Source
-from vlkit.data.sources.refcoco import annotated_box
 from vlkit.errors import UserError
 from vlkit.files import read_json
 
@@ -59,21 +59,14 @@ def read(files: Sequence[str | Path]) -> Source:
 
 def _phrases(content: Any, path: str) -> Iterator[tuple[Record, str | None]]:
     """Record of every phrase, and what is wrong with one of its boxes."""
-    found: dict[int, list[tuple[str, dict[str, Any]]]] = {}
-    for index, annotation in enumerate(take(content, "annotations", list, path)):
-        where = f"{path}: annotations[{index}]"
-        found.setdefault(take_id(annotation, "image_id", where), []).append((where, annotation))
+    found = annotations_by_image(content, path)
     for index, sentence in enumerate(take(content, "images", list, path)):
         where = f"{path}: images[{index}]"
         yield from _of_sentence(sentence, found.pop(take_id(sentence, "id", where), []), where)
-    if found:
-        where = next(iter(found.values()))[0][0]
-        raise UserError(f'{where}: field "image_id": no such image in {path}; is the file complete?')
+    refuse_strays(found, path)
 
 
-def _of_sentence(
-    sentence: Any, annotations: list[tuple[str, dict[str, Any]]], where: str
-) -> Iterator[tuple[Record, str | None]]:
+def _of_sentence(sentence: Any, annotations: list[Placed], where: str) -> Iterator[tuple[Record, str | None]]:
     text = take(sentence, "caption", str, where)
     size = {side: take(sentence, side, (int, float), where) for side in ("width", "height")}
     image, number = take(sentence, "file_name", str, where), take_id(sentence, "sentence_id", where)

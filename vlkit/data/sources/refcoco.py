@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from vlkit.data.boxes import Record, box_problem, corners_of
-from vlkit.data.masks import box_of_mask
+from vlkit.data.boxes import Record
 from vlkit.data.restricted_pickle import read_pickle
+from vlkit.data.sources.annotated_boxes import annotated_box, annotations_by_image, refuse_strays
 from vlkit.data.sources.common import take, take_id, whole_number
 from vlkit.data.sources.ids import other_places, with_folder
 from vlkit.data.sources.prepare import Counts, Source, compare_counts
@@ -175,10 +175,7 @@ def _sentences(ref: Any, instances: _Instances, where: str) -> Iterator[tuple[st
 
 def _expressions(content: Any, path: str) -> Iterator[tuple[Record, str | None]]:
     """Record of every expression of an MDETR file, and what is wrong with its box."""
-    boxes: dict[int, list[tuple[str, dict[str, Any]]]] = {}
-    for index, annotation in enumerate(take(content, "annotations", list, path)):
-        where = f"{path}: annotations[{index}]"
-        boxes.setdefault(take_id(annotation, "image_id", where), []).append((where, annotation))
+    boxes = annotations_by_image(content, path)
     for index, image in enumerate(take(content, "images", list, path)):
         where = f"{path}: images[{index}]"
         number = take_id(image, "id", where)
@@ -196,9 +193,7 @@ def _expressions(content: Any, path: str) -> Iterator[tuple[Record, str | None]]
         ):  # else the positions are not those of the text
             record["tokens_positive"] = annotation["tokens_positive"]
         yield record, wrong
-    if boxes:
-        where = next(iter(boxes.values()))[0][0]
-        raise UserError(f'{where}: field "image_id": no such image in {path}; is the file complete?')
+    refuse_strays(boxes, path)
 
 
 def _image(image: dict[str, Any], where: str, file_name: Any = None) -> dict[str, Any]:
@@ -210,20 +205,6 @@ def _image(image: dict[str, Any], where: str, file_name: Any = None) -> dict[str
         name = posixpath.join(posixpath.dirname(file_name), posixpath.basename(_SUFFIX.sub("", file_name)))
     size = {field: take(image, field, (int, float), where) for field in ("width", "height")}
     return {"image": with_folder(name), **size}
-
-
-def annotated_box(annotation: dict[str, Any], image: dict[str, Any], where: str) -> tuple[list[float], str | None]:
-    """``bbox`` (xywh) as xyxy, and what is wrong with it. Nothing is clipped, because the metric uses boxes as
-    annotated. An annotation that has only a mask gets the box around it.
-    """
-    if "bbox" not in annotation and "segmentation" in annotation:
-        annotation = {"bbox": box_of_mask(annotation["segmentation"], image["width"], image["height"], where)}
-    bbox = take(annotation, "bbox", list, where)
-    if len(bbox) != 4 or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in bbox):
-        raise UserError(f'{where}: field "bbox" is {str(bbox)[:60]}; expected are four numbers [x, y, width, height]')
-    box = corners_of(bbox)
-    problem = box_problem(box, image["width"], image["height"])
-    return box, f"{where}: bbox {bbox} (xywh) gives {problem}" if problem else None
 
 
 def _clean(text: str) -> str:
