@@ -72,8 +72,7 @@ def _of_sentence(sentence: Any, annotations: list[Placed], where: str) -> Iterat
     image, number = take(sentence, "file_name", str, where), take_id(sentence, "sentence_id", where)
     boxes = [(_spans(a, "tokens_positive", text, at), annotated_box(a, size, at), at) for at, a in annotations]
     if sentence.get("tokens_positive_eval") is None:
-        phrases = list(dict.fromkeys((span,) for spans, _, _ in boxes for span in spans))
-        phrases.sort()
+        phrases = sorted({(span,) for spans, _, _ in boxes for span in spans})
     else:
         listed = take(sentence, "tokens_positive_eval", list, where)
         named = [{"tokens_positive_eval": spans} for spans in listed]
